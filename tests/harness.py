@@ -1,0 +1,173 @@
+"""One way to test a converter: a row of a table, converted, built, run, and held against eager torch.
+
+    from harness import B, S, case, check_case, ints, parametrize
+
+    CASES = [case(F.leaky_relu, [(B, 3, 5)], 0.2)]
+
+    @parametrize(CASES)
+    def test_activation(row, mode, device):
+        check_case(row, mode, device)
+
+`B` and `S` are dynamic dimensions. Each row runs `static` (their `opt` size) and `dynamic` (one engine, three sizes).
+"""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from torch2rt import torch2rt
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A dimension that is dynamic in the dynamic run of a row."""
+
+    name: str
+    min: int
+    opt: int
+    max: int
+
+    def __mul__(self, factor: int) -> Size:
+        return Size(f"{factor}{self.name}", self.min * factor, self.opt * factor, self.max * factor)
+
+
+B = Size("B", 1, 2, 4)
+S = Size("S", 4, 7, 12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """How to make one input: a shape of ints and `Size`s, a dtype, and a range of values."""
+
+    shape: tuple[Any, ...]
+    dtype: torch.dtype = torch.float32
+    low: float | None = None
+    high: float | None = None
+
+    def at(self, which: str) -> tuple[int, ...]:
+        return tuple(getattr(s, which) if isinstance(s, Size) else s for s in self.shape)
+
+    def make(self, which: str) -> torch.Tensor:
+        shape = self.at(which)
+        if self.dtype is torch.bool:
+            return torch.rand(shape) > 0.5
+        if not self.dtype.is_floating_point:
+            return torch.randint(-9 if self.low is None else int(self.low), 10 if self.high is None else int(self.high), shape, dtype=self.dtype)
+        if self.low is None:
+            return torch.randn(shape).to(self.dtype)
+        assert self.high is not None
+        return (torch.rand(shape) * (self.high - self.low) + self.low).to(self.dtype)
+
+
+def ints(*shape: Any, low: int = -9, high: int = 10, dtype: torch.dtype = torch.int64) -> Data:
+    """Random integers from `low` up to but not including `high`."""
+    return Data(shape, dtype, low, high)
+
+
+def bools(*shape: Any) -> Data:
+    return Data(shape, torch.bool)
+
+
+def floats(*shape: Any, low: float = 0.1, high: float = 2.0, dtype: torch.dtype = torch.float32) -> Data:
+    """Random floats from `low` to `high`."""
+    return Data(shape, dtype, low, high)
+
+
+def half(*shape: Any) -> Data:
+    return Data(shape, torch.float16)
+
+
+@dataclasses.dataclass
+class Case:
+    """One row: `function(*inputs, *args, **kwargs)`; a module is called, a callable wrapped in one."""
+
+    function: Callable[..., Any]
+    inputs: list[Data]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    id: str
+    rtol: float | None
+    atol: float | None
+    modes: tuple[str, ...]
+
+
+def case(
+    function: Callable[..., Any], inputs: Sequence[Any], *args: Any, id: str | None = None, rtol: float | None = None,
+    atol: float | None = None, modes: tuple[str, ...] = ("static", "dynamic"), **kwargs: Any,
+) -> Case:  # fmt: skip
+    """A row. `inputs` are shapes (float32) or `Data`; the rest is passed on. `modes` narrows how it runs."""
+    data = [i if isinstance(i, Data) else Data(tuple(i)) for i in inputs]
+    name = id or _name(function, data, args, kwargs)
+    return Case(function, data, args, kwargs, name, rtol, atol, modes)
+
+
+def _name(function: Any, data: Any, args: Any, kwargs: Any) -> str:
+    name = getattr(function, "__name__", type(function).__name__)
+    shapes = [f"{str(d.dtype)[6:] if d.dtype != torch.float32 else ''}({','.join(getattr(s, 'name', str(s)) for s in d.shape)})" for d in data]
+    return "-".join([name, *shapes, *map(str, args), *(f"{k}={v}" for k, v in kwargs.items())]).replace(" ", "")
+
+
+def parametrize(cases: Sequence[Case]) -> Any:
+    """Every row in each of its modes."""
+    rows = [(row, mode) for row in cases for mode in row.modes]
+    return pytest.mark.parametrize(("row", "mode"), rows, ids=[f"{row.id}-{mode}" for row, mode in rows])
+
+
+class Call(torch.nn.Module):
+    """A callable and its constant arguments as a module."""
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None):
+        super().__init__()
+        self.function, self.args, self.kwargs = function, args, kwargs or {}
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*inputs, *self.args, **self.kwargs)
+
+
+TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
+
+
+def check_case(row: Case, mode: str, device: torch.device) -> Any:
+    """Convert one row, run it at one size or at three, compare with eager; returns the `TRTModule`."""
+    module = row.function if isinstance(row.function, torch.nn.Module) else Call(row.function, row.args, row.kwargs)
+    module = module.eval().to(device)
+    shapes = {}
+    if mode == "dynamic":
+        shapes = {f"{which}_shapes": [d.at(which) for d in row.inputs] for which in ("min", "opt", "max")}
+    example = [d.make("opt").to(device) for d in row.inputs]
+    model_trt = torch2rt(module, example, tf32=False, **shapes)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for which in ("opt", "min", "max") if mode == "dynamic" else ("opt",):
+        inputs = [d.make(which).to(device) for d in row.inputs]
+        with torch.no_grad():
+            expected = module(*[i.clone() for i in inputs])
+        compare(run(*inputs), expected, row.rtol, row.atol)
+    return model_trt
+
+
+def compare(actual: Any, expected: Any, rtol: float | None = None, atol: float | None = None) -> None:
+    """Structure, then shape and dtype, then values."""
+    if isinstance(expected, torch.Tensor):
+        assert isinstance(actual, torch.Tensor), f"{type(actual)} for a tensor"
+        assert actual.shape == expected.shape, f"{actual.shape} for {expected.shape}"
+        assert actual.dtype == expected.dtype, f"{actual.dtype} for {expected.dtype}"
+        default = TOLERANCES.get(expected.dtype, (0.0, 0.0))
+        torch.testing.assert_close(
+            actual, expected, rtol=default[0] if rtol is None else rtol, atol=default[1] if atol is None else atol,
+            equal_nan=True, check_stride=False,
+        )  # fmt: skip
+    elif isinstance(expected, dict):
+        assert list(actual) == list(expected)
+        for key in expected:
+            compare(actual[key], expected[key], rtol, atol)
+    elif isinstance(expected, (tuple, list)):
+        assert type(actual) is type(expected) or isinstance(expected, tuple) and isinstance(actual, tuple)
+        assert len(actual) == len(expected)
+        for ours, theirs in zip(actual, expected, strict=True):
+            compare(ours, theirs, rtol, atol)
+    else:
+        assert actual == expected

@@ -1,0 +1,46 @@
+"""torch2rt: a PyTorch module in, a TensorRT engine that is still an `nn.Module` out.
+
+>>> from torch2rt import torch2rt
+>>> model_trt = torch2rt(model, [x])      # trace, lower, build, wrap       # doctest: +SKIP
+>>> y = model_trt(x)                      # torch CUDA tensors in and out   # doctest: +SKIP
+"""
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch2rt.building import build as build
+    from torch2rt.convert import torch2rt as torch2rt
+    from torch2rt.errors import BuildError as BuildError
+    from torch2rt.errors import ConversionError as ConversionError
+    from torch2rt.errors import EngineError as EngineError
+    from torch2rt.errors import InputError as InputError
+    from torch2rt.errors import Torch2RTError as Torch2RTError
+    from torch2rt.errors import TraceError as TraceError
+    from torch2rt.errors import UnsupportedError as UnsupportedError
+    from torch2rt.lowering import lower as lower
+    from torch2rt.module import TRTModule as TRTModule
+    from torch2rt.registry import converter as converter
+    from torch2rt.tracing import trace as trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "torch2rt": "convert", "trace": "tracing", "lower": "lowering", "build": "building", "TRTModule": "module",
+    "converter": "registry",
+    **dict.fromkeys(
+        ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "InputError", "EngineError"],
+        "errors",
+    ),
+}  # fmt: skip
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `torch2rt doctor` can speak where TensorRT is missing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'torch2rt' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"torch2rt.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

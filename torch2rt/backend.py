@@ -1,0 +1,147 @@
+"""The one seam to TensorRT: which package is installed, and where 10.x, 11.x and TensorRT for RTX differ.
+
+Everyone else imports `trt` from here and takes enums by name. Capabilities are asked of the bindings themselves, never
+of a version string: the 1.x numbers of TensorRT for RTX mean nothing next to 10 and 11.
+"""
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+ENVIRONMENT = "TORCH2RT_TENSORRT"
+_HINT = (
+    "torch2rt needs NVIDIA TensorRT and found none. Install one of\n"
+    "    pip install 'torch2rt[rtx]'        # TensorRT for RTX: builds engines without a GPU, runs on RTX GPUs\n"
+    "    pip install 'torch2rt[tensorrt]'   # TensorRT 10.x or 11.x\n"
+    "and run `torch2rt doctor` to see what is there."
+)
+
+
+def installed() -> list[str]:
+    """The TensorRT packages that can be imported here, in order of preference."""
+    return [name for name in PACKAGES if importlib.util.find_spec(name) is not None]
+
+
+def _import() -> Any:
+    asked = os.environ.get(ENVIRONMENT)
+    if asked and asked not in PACKAGES:
+        raise ImportError(f"{ENVIRONMENT}={asked!r} is not one of {', '.join(PACKAGES)}.")
+    names = [asked] if asked else installed()
+    failures = []
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            failures.append(f"{name}: {error}")
+    raise ImportError("\n".join([_HINT, *failures]))
+
+
+trt = _import()
+FLAVOUR: str = trt.__name__.split(".")[0]
+VERSION: str = trt.__version__
+IS_RTX = FLAVOUR == "tensorrt_rtx"
+
+DTYPES: dict[torch.dtype, Any] = {
+    torch.float32: trt.DataType.FLOAT,
+    torch.float16: trt.DataType.HALF,
+    torch.bfloat16: trt.DataType.BF16,
+    torch.int64: trt.DataType.INT64,
+    torch.int32: trt.DataType.INT32,
+    torch.int8: trt.DataType.INT8,
+    torch.uint8: trt.DataType.UINT8,
+    torch.bool: trt.DataType.BOOL,
+}
+TORCH_DTYPES: dict[Any, torch.dtype] = {value: key for key, value in DTYPES.items()}
+
+
+class Log(trt.ILogger):
+    """The process's one TensorRT logger: prints from `level` up, and hands errors to whoever is capturing in this thread.
+
+    TensorRT may log from threads of its own; such lines go to every capture that is open.
+    """
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self.level = int(trt.ILogger.Severity.ERROR)
+        self._captures: dict[int, list[tuple[int, list[str]]]] = {}
+        self._lock = threading.Lock()
+
+    def log(self, severity: Any, message: str) -> None:
+        if int(severity) > int(trt.ILogger.Severity.WARNING):
+            if int(severity) <= self.level:
+                print(f"[TensorRT] {message}")
+            return
+        with self._lock:
+            mine = self._captures.get(threading.get_ident())
+            open_captures = [mine] if mine else list(self._captures.values())
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                for stack in open_captures:
+                    stack[-1][1].append(message)
+            shown = max((stack[-1][0] for stack in open_captures), default=self.level)
+        if int(severity) <= shown and not (open_captures and int(severity) <= int(trt.ILogger.Severity.ERROR)):
+            print(f"[TensorRT] {message}")
+
+    @contextmanager
+    def capture(self, level: Any = None) -> Iterator[list[str]]:
+        """Collect the errors logged while the context is open, without printing them."""
+        errors: list[str] = []
+        ident = threading.get_ident()
+        with self._lock:
+            self._captures.setdefault(ident, []).append((self.level if level is None else int(level), errors))
+        try:
+            yield errors
+        finally:
+            with self._lock:
+                self._captures[ident].pop()
+                if not self._captures[ident]:
+                    del self._captures[ident]
+
+
+LOG = Log()
+
+
+def create_builder() -> Any:
+    """A builder on the process's logger."""
+    return trt.Builder(LOG)
+
+
+def create_network(builder: Any) -> Any:
+    """An empty, strongly typed network."""
+    return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def add_normalization(network: Any, input: Any, scale: Any, bias: Any, axes: int) -> Any:
+    """The newest normalization layer there is; without groups both versions mean the same."""
+    add = getattr(network, "add_normalization_v2", None) or network.add_normalization
+    return add(input, scale, bias, axes)
+
+
+def has_attention() -> bool:
+    """Whether networks have a fused attention layer (TensorRT 10.14 and later, and every TensorRT for RTX)."""
+    return hasattr(trt.INetworkDefinition, "add_attention") or hasattr(trt.INetworkDefinition, "add_attention_v2")
+
+
+def can_slice_axes() -> bool:
+    """Whether a slice layer can name the axes it works on and leave the others alone."""
+    return hasattr(trt.ISliceLayer, "axes")
+
+
+def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
+    """Ask TensorRT for RTX for engines that run on these GPUs, given as `"current"` or `"8.9"`; none means all it can."""
+    names = [c.upper() if c.lower() == "current" else "SM" + c.replace(".", "") for c in capabilities]
+    known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM") or name == "CURRENT"}
+    for asked, name in zip(capabilities, names, strict=True):
+        if name not in known:
+            choices = sorted(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
+            raise ValueError(f"compute_capabilities={asked!r}: this TensorRT for RTX knows 'current', {', '.join(choices)}.")
+    config.num_compute_capabilities = len(names)
+    for index, name in enumerate(names):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name), index)

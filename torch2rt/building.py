@@ -1,0 +1,151 @@
+"""Build: turn a network into the bytes of an engine."""
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from torch2rt.backend import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
+from torch2rt.errors import BuildError, InputError
+from torch2rt.interface import Interface
+from torch2rt.lowering import Network
+
+MATMULS = ("MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
+CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
+
+
+def build(
+    network: Network,
+    *,
+    max_workspace_size: int | None = None,
+    compute_capabilities: Sequence[str] | None = None,
+    optimization_level: int | None = None,
+    tf32: bool | None = None,
+    progress: bool | None = None,
+    log_level: Any = None,
+    configure: Callable[[Any], None] | None = None,
+) -> bytes:
+    """Build the serialized engine of a network from `torch2rt.lower`.
+
+    - `max_workspace_size`: bytes of scratch memory that a layer may use; TensorRT's own limit if not given.
+    - `compute_capabilities`: for TensorRT for RTX, the GPUs to build for, such as `["8.6", "8.9"]` or `["current"]`.
+      The present GPU if there is one, otherwise every GPU one engine can serve (`[]`).
+    - `optimization_level`: 0 (quick to build) to 5 (thorough); TensorRT's default is 3.
+    - `tf32`: whether float32 convolutions and matrix products may round their inputs to TF32. By default as torch is set
+      (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`): only if every kind that the network
+      has may.
+    - `progress`: show a progress bar; by default where stderr is a terminal.
+    - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
+    - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+
+    Raises `BuildError` with TensorRT's log.
+
+    >>> from torch2rt import build, lower, trace
+    >>> type(build(lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)]))))
+    <class 'bytes'>
+    """
+    builder, definition = network.builder, network.definition
+    config = builder.create_builder_config()
+    if max_workspace_size is not None:
+        if max_workspace_size < 0:
+            raise InputError(f"{max_workspace_size=} must not be negative.")
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max_workspace_size)
+    if optimization_level is not None:
+        if not 0 <= optimization_level <= 5:
+            raise InputError(f"{optimization_level=} must be 0 to 5.")
+        config.builder_optimization_level = optimization_level
+    _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
+    if IS_RTX:
+        if compute_capabilities is None:
+            compute_capabilities = ["current"] if torch.cuda.is_available() else []
+        try:
+            set_compute_capabilities(config, compute_capabilities)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    elif compute_capabilities:
+        raise InputError(f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose.")
+    _add_profile(builder, config, network.interface)
+    if configure is not None:
+        configure(config)
+    with LOG.capture(log_level) as log, _progress(config, progress):
+        plan = builder.build_serialized_network(definition, config)
+    if plan is None:
+        said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
+        raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
+    return bytes(plan)
+
+
+def _set_flag(config: Any, flag: Any, value: bool) -> None:
+    (config.set_flag if value else config.clear_flag)(flag)
+
+
+def _torch_allows_tf32(definition: Any) -> bool:
+    kinds = {definition.get_layer(i).type for i in range(definition.num_layers)}
+    has = lambda names: any(getattr(trt.LayerType, n, None) in kinds for n in names)  # noqa: E731
+    return (not has(MATMULS) or torch.backends.cuda.matmul.allow_tf32) and (
+        not has(CONVOLUTIONS) or torch.backends.cudnn.allow_tf32
+    )
+
+
+def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
+    if not any(spec.dynamic for spec in interface.inputs):
+        return
+    profile = builder.create_optimization_profile()
+    for spec in interface.inputs:
+        profile.set_shape(spec.name, spec.min, spec.opt, spec.max)
+    with LOG.capture() as log:
+        index = config.add_optimization_profile(profile)
+    if index < 0:
+        raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
+
+
+@contextmanager
+def _progress(config: Any, show: bool | None) -> Iterator[None]:
+    if show is None:
+        show = sys.stderr.isatty()
+    if not show or not hasattr(trt, "IProgressMonitor"):
+        yield
+        return
+    monitor = _Monitor()
+    config.progress_monitor = monitor
+    try:
+        yield
+    finally:
+        monitor.close()
+
+
+if hasattr(trt, "IProgressMonitor"):
+
+    class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """One tqdm bar per nested phase of a build; TensorRT calls it from its own threads."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._bars: dict[str, Any] = {}
+            self._lock = threading.Lock()
+            self._interrupted = False
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            from tqdm import tqdm
+
+            with self._lock:
+                self._bars[name] = tqdm(total=steps, desc=name, position=len(self._bars), leave=False, file=sys.stderr)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            with self._lock:
+                if (bar := self._bars.get(name)) is not None:
+                    bar.update(step + 1 - bar.n)
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            with self._lock:
+                if (bar := self._bars.pop(name, None)) is not None:
+                    bar.close()
+
+        def close(self) -> None:
+            for name in list(self._bars):
+                self.phase_finish(name)

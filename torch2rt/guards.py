@@ -1,0 +1,135 @@
+"""What a trace decided about dynamic sizes, and whether it holds for every size the engine serves.
+
+While a module runs, Python asks symbolic sizes for plain answers (`if x.shape[0] > 2`). Each answer is a claim. Before
+an engine is built from the trace, every claim is checked against the served ranges: one that fails for some size is an
+error naming the dimension and the line; an equality that ties dimensions together, and what can be neither proven nor
+refuted, becomes a constraint that every call is checked against.
+"""
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import sympy
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from torch2rt.errors import TraceError
+from torch2rt.interface import Interface
+from torch2rt.source import Places
+from torch2rt.symbolic import Dim, Symbols, counterexample, describe, to_json
+
+
+@dataclasses.dataclass
+class Decision:
+    """One claim about sizes and the place that made it."""
+
+    claim: sympy.Basic
+    place: str
+    internal: bool
+
+
+class Decisions:
+    """The claims of one trace, and the shape environment that they are made to."""
+
+    def __init__(self, symbols: Symbols, places: Places) -> None:
+        self.symbols = symbols
+        self.places = places
+        self.made: dict[sympy.Basic, Decision] = {}
+        self.shape_env = _ShapeEnv(self)
+        self._depth = 0
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Mark what happens in the context as torch's own doing, not the user's Python."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def note(self, expr: sympy.Basic, answer: Any, guarded: bool) -> None:
+        """Take down the answer to one question.
+
+        torch's own code takes every dynamic size for larger than 1, which changes strides but no value, and its answers
+        that rest on that alone add no guard. The user's Python is held to the real range.
+        """
+        internal = self._depth > 0
+        if (internal and not guarded) or not (expr.free_symbols & set(self.symbols)):
+            return
+        if answer in (sympy.true, True):
+            claim = expr
+        elif answer in (sympy.false, False):
+            claim = sympy.Not(expr)
+        else:
+            claim = sympy.Eq(expr, answer)
+        known = self.made.get(claim)
+        if known is None or (known.internal and not internal):
+            if internal and _is_kernel_choice():
+                return
+            self.made[claim] = Decision(claim, self.places.here(), internal)
+
+    def check(self, interface: Interface) -> None:
+        """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface."""
+        ties = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq) and len(d.claim.free_symbols) > 1]
+        tied = self._tied_ranges(ties)
+        for decision in self.made.values():
+            wrong = counterexample(decision.claim, tied)
+            if wrong is None:
+                continue
+            text = describe(decision.claim, self.symbols)
+            if decision in ties or wrong is True:
+                interface.constraints.append((to_json(decision.claim, self.symbols), text))
+                continue
+            sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
+            ranges = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]
+            raise TraceError(
+                f"{decision.place}: the module only does the same for every size if {text}, which is false for {sizes}. "
+                f"Asked for: {ranges}. Narrow the range, make the dimension static, or build one engine for each side."
+            )
+
+    def _tied_ranges(self, ties: list[Decision]) -> dict[sympy.Symbol, Dim]:
+        """The ranges of the symbols, each narrowed to those of the dimensions it must equal."""
+        ranges = dict(self.symbols)
+        for _ in ties:
+            for tie in ties:
+                if all(isinstance(arg, sympy.Symbol) and arg in ranges for arg in tie.claim.args):
+                    left, right = (ranges[arg] for arg in tie.claim.args)
+                    low, high = max(left.min, right.min), min(left.max, right.max)
+                    if low > high:
+                        raise TraceError(
+                            f"{tie.place}: {left} and {right} must be equal, their ranges {left.min} to {left.max} and "
+                            f"{right.min} to {right.max} have nothing in common."
+                        )
+                    for arg in tie.claim.args:
+                        ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
+        return ranges
+
+
+class _ShapeEnv(ShapeEnv):
+    """torch's shape environment, telling `Decisions` about every question and its answer."""
+
+    def __init__(self, decisions: Decisions) -> None:
+        super().__init__(duck_shape=False)
+        self._decisions = decisions
+
+    def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
+        before = len(self.guards)
+        answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
+            self._decisions.note(orig_expr, answer, len(self.guards) > before)
+        return answer
+
+
+_TRANSPARENT = ("guards.py", "symbolic_shapes.py", "sym_node.py", "recording.py", "contextlib.py", "torch/__init__.py")
+
+
+def _is_kernel_choice() -> bool:
+    """Whether torch is choosing among kernels that compute the same, as oneDNN's convolutions do by batch size."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.endswith(_TRANSPARENT):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "conv" and frame.f_code.co_filename.endswith("fake_impls.py")

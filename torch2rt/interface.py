@@ -1,0 +1,213 @@
+"""What goes into an engine and what comes out: names, types, ranges, and the shape of the Python values around them."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.errors import InputError
+from torch2rt.structure import Spec, flatten, unflatten
+from torch2rt.symbolic import evaluate_json
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Input:
+    """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`)."""
+
+    name: str
+    dtype: torch.dtype
+    min: Shape
+    opt: Shape
+    max: Shape
+
+    @property
+    def dynamic(self) -> list[int]:
+        """The axes whose size may vary."""
+        return [axis for axis, (low, high) in enumerate(zip(self.min, self.max, strict=True)) if low != high]
+
+    def describe(self) -> str:
+        """Such as `float32[1..4, 3, 224, 224]`."""
+        sizes = (str(low) if low == high else f"{low}..{high}" for low, high in zip(self.min, self.max, strict=True))
+        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+
+
+@dataclasses.dataclass
+class Interface:
+    """The calling convention of a converted module.
+
+    `arguments` describes `(args, kwargs)` and `result` the returned value, both as `structure.flatten` does;
+    `leaves` says for each leaf of the result which output it is (`{"output": 0}`) or which size (`{"size": [...]}`);
+    `constraints` are relations between sizes that every call must satisfy, each with its text.
+    """
+
+    inputs: list[Input]
+    arguments: Spec
+    parameters: list[str] = dataclasses.field(default_factory=list)
+    outputs: list[str] = dataclasses.field(default_factory=list)
+    result: Spec = None
+    leaves: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    constraints: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+
+    def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""
+        leaves, spec = flatten(self._arrange(args, kwargs), torch.is_tensor, "arguments")
+        if spec != self.arguments:
+            raise InputError(f"The call does not have the form it was converted with: {_difference(self.arguments, spec)}")
+        return leaves
+
+    def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Move arguments between position and keyword to where they stood in the conversion."""
+        positional, keywords = self.arguments["tuple"]
+        count, names = len(positional["tuple"]), keywords["dict"]
+        values = {**dict(zip(self.parameters[count:], args[count:])), **kwargs}  # noqa: B905  (the shorter one ends it)
+        head = list(args[:count])
+        while len(head) < count and len(head) < len(self.parameters) and self.parameters[len(head)] in values:
+            head.append(values.pop(self.parameters[len(head)]))
+        extra = args[max(count, len(self.parameters)) :]
+        if extra:
+            head.extend(extra)
+        return tuple(head), {name: values[name] for name in [*names, *values] if name in values}
+
+    def check(self, shapes: list[Shape], dtypes: Sequence[torch.dtype]) -> None:
+        """Raise `InputError` naming the input, the dimension and the range of what does not fit."""
+        for spec, shape, dtype in zip(self.inputs, shapes, dtypes, strict=True):
+            if dtype != spec.dtype:
+                raise InputError(f"Input '{spec.name}' is {dtype}, the engine takes {spec.dtype}: {spec.describe()}.")
+            if len(shape) != len(spec.min):
+                raise InputError(
+                    f"Input '{spec.name}' has {len(shape)} dimensions {tuple(shape)}, the engine takes {spec.describe()}."
+                )
+            for axis, (size, low, high) in enumerate(zip(shape, spec.min, spec.max, strict=True)):
+                if not low <= size <= high:
+                    served = f"{low}" if low == high else f"{low} to {high}"
+                    raise InputError(
+                        f"Input '{spec.name}' has size {size} in dimension {axis}, the engine serves {served}: "
+                        f"got {tuple(shape)}, {spec.describe()}."
+                    )
+        for relation, text in self.constraints:
+            if not evaluate_json(relation, shapes):
+                got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
+                raise InputError(f"The model needs {text}, got {got}.")
+
+    def wrap(self, outputs: Sequence[torch.Tensor], shapes: list[Shape]) -> Any:
+        """Put the engine's outputs into the value that the module returns."""
+        leaves = [
+            outputs[leaf["output"]] if "output" in leaf else evaluate_json(leaf["size"], shapes) for leaf in self.leaves
+        ]
+        return unflatten(self.result, leaves)
+
+    def to_json(self) -> dict[str, Any]:
+        """The interface as JSON values."""
+        data = dataclasses.asdict(self)
+        for item in data["inputs"]:
+            item["dtype"] = str(item["dtype"]).removeprefix("torch.")
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Interface:
+        """The inverse of `to_json`."""
+        inputs = [
+            Input(i["name"], getattr(torch, i["dtype"]), *(tuple(i[k]) for k in ("min", "opt", "max"))) for i in data["inputs"]
+        ]
+        constraints = [(relation, text) for relation, text in data["constraints"]]
+        return cls(**{**data, "inputs": inputs, "constraints": constraints})
+
+
+def describe_inputs(
+    leaves: Sequence[torch.Tensor], arguments: Spec, names: Sequence[str] | None, min_shapes: Any, opt_shapes: Any,
+    max_shapes: Any, max_batch_size: int | None, dtypes: Mapping[torch.dtype, Any],
+) -> list[Input]:  # fmt: skip
+    """Check the tensors of a conversion and give each its name and range."""
+    names = [f"input_{i}" for i in range(len(leaves))] if names is None else list(names)
+    if len(names) != len(leaves):
+        raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
+    if len(set(names)) != len(names) or not all(names):
+        raise InputError(f"input_names must be distinct and not empty: {names}.")
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf.dtype.is_complex:
+            raise InputError(f"Input '{name}' is {leaf.dtype}: TensorRT has no complex numbers. Pass torch.view_as_real(x).")
+        if leaf.dtype not in dtypes:
+            known = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+            raise InputError(f"Input '{name}' is {leaf.dtype}, TensorRT takes {known}.")
+        if leaf.layout is not torch.strided or leaf.is_nested:
+            raise InputError(f"Input '{name}' is not a dense tensor ({leaf.layout}).")
+    shapes = [tuple(leaf.shape) for leaf in leaves]
+    example = dict(zip(names, shapes, strict=True))
+    lows = _shapes("min_shapes", min_shapes, arguments, example)
+    highs = _shapes("max_shapes", max_shapes, arguments, example)
+    opts = _shapes("opt_shapes", opt_shapes, arguments, example)
+    if max_batch_size is not None:
+        if max_batch_size < 1:
+            raise InputError(f"{max_batch_size=} must be at least 1.")
+        lows = {n: (1, *s[1:]) if s else s for n, s in lows.items()} if min_shapes is None else lows
+        highs = {n: (max_batch_size, *s[1:]) if s else s for n, s in highs.items()} if max_shapes is None else highs
+    result = []
+    for name, leaf in zip(names, leaves, strict=True):
+        low, opt, high = lows[name], opts[name], highs[name]
+        for axis, sizes in enumerate(zip(low, opt, high, strict=True)):
+            if opt_shapes is None:  # the example need not lie inside the range
+                opt = (*opt[:axis], min(max(sizes[1], sizes[0]), max(sizes[2], sizes[0])), *opt[axis + 1 :])
+            if not 0 <= sizes[0] <= opt[axis] <= sizes[2]:
+                raise InputError(
+                    f"Input '{name}', dimension {axis}: min {sizes[0]}, opt {opt[axis]}, max {sizes[2]} are not in order."
+                )
+        result.append(Input(name, leaf.dtype, low, opt, high))
+    return result
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+
+
+def _shapes(what: str, shapes: Any, arguments: Spec, example: Mapping[str, Shape]) -> dict[str, Shape]:
+    """One shape per input name, from a dict by name, a flat list, or a list nested like the inputs."""
+    if shapes is None:
+        return dict(example)
+    if isinstance(shapes, Mapping):
+        if unknown := set(shapes) - set(example):
+            raise InputError(f"{what} names {sorted(unknown)}, the inputs are {list(example)}.")
+        given = {**example, **{name: tuple(shape) for name, shape in shapes.items()}}
+    else:
+        flat = [tuple(shape) for shape in flatten([shapes] if _is_shape(shapes) and shapes else shapes, _is_shape, what)[0]]
+        if len(flat) != len(example):
+            raise InputError(f"{what} has {len(flat)} shapes for {len(example)} input tensors {list(example)}: {shapes!r}.")
+        given = dict(zip(example, flat, strict=True))
+    for name, shape in given.items():
+        if len(shape) != len(example[name]):
+            raise InputError(f"{what} gives input '{name}' {len(shape)} dimensions {shape}, the example has {example[name]}.")
+    return given
+
+
+def _difference(expected: Spec, got: Spec, path: str = "arguments") -> str:
+    """The first place where two descriptions differ, in words."""
+
+    def words(spec: Spec) -> str:
+        if "leaf" in spec:
+            return "a tensor"
+        if "constant" in spec:
+            return repr(spec["constant"])
+        kind = next(k for k in ("class", "dict", "tuple", "list", "dtype", "device", "sequence") if k in spec)
+        children = spec.get("items", spec.get(kind, ()))
+        return f"{spec[kind]}" if kind in ("class", "dtype", "device") else f"a {kind} of {len(children)}"
+
+    def children(spec: Spec) -> dict[Any, Spec]:
+        if "items" in spec:
+            return dict(zip(spec.get("dict", spec.get("dataclass", ())), spec["items"], strict=True))
+        return dict(enumerate(spec.get("tuple", spec.get("list", spec.get("sequence", ())))))
+
+    ours, theirs = children(expected), children(got)
+    if path == "arguments":
+        positions = (children(ours[0]), children(theirs[0]))
+        if len(positions[0]) != len(positions[1]):
+            return f"it takes {len(positions[0])} positional arguments and got {len(positions[1])}."
+        if set(children(ours[1])) != set(children(theirs[1])):
+            return f"it takes the keywords {list(children(ours[1]))} and got {list(children(theirs[1]))}."
+    if {k for k in expected if k != "items"} == {k for k in got if k != "items"} and list(ours) == list(theirs):
+        for key in ours:
+            if ours[key] != theirs[key]:
+                return _difference(ours[key], theirs[key], f"{path}[{key!r}]")
+    return f"{path} was {words(expected)} and is {words(got)}."

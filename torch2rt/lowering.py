@@ -1,0 +1,273 @@
+"""Lower: turn a traced graph into a TensorRT network, call by call."""
+from __future__ import annotations
+
+import dataclasses
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch.fx.node import map_aggregate
+
+from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
+from torch2rt.errors import BuildError, ConversionError, UnsupportedError
+from torch2rt.interface import Interface
+from torch2rt.registry import load, qualified_name
+from torch2rt.symbolic import Dim, expression, is_symbolic
+
+Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
+
+
+@dataclasses.dataclass
+class Network:
+    """A TensorRT network and what must live as long as it does.
+
+    `definition` is the `INetworkDefinition`. `weights` holds every tensor that the network reads, by the index of the
+    layer and the role there: TensorRT refers to this memory and does not copy it.
+    """
+
+    definition: Any
+    builder: Any
+    interface: Interface
+    weights: dict[tuple[int, str], torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        return self.definition.num_layers
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
+        return f"Network({self.num_layers} layers, {inputs} -> {', '.join(self.interface.outputs)})"
+
+
+class Context:
+    """What a converter is given beside torch's arguments.
+
+    `network` is the TensorRT network under construction and `out` the recorded result of the call: a fake tensor with
+    the result's dtype and (symbolic) shape, or a tuple of them. The rest belongs to the vocabulary.
+    """
+
+    def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
+        self.lowered = lowered
+        self.network = lowered.definition
+        self.out: Any = None
+        self.symbols: Mapping[sympy.Symbol, Dim] = graph.meta["symbols"]
+        self.inputs: list[Any] = []  # network inputs, in interface order
+        self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
+        self.memo: dict[Any, Any] = {}
+
+    def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
+        """A tensor as `trt.Weights` of the next layer that is added, without a copy where it is dense and on the CPU."""
+        if tensor.dtype not in DTYPES:
+            raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
+        held = tensor.detach().cpu().contiguous()
+        self.lowered.weights[self.network.num_layers, role] = held
+        return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
+
+    def track(self, tensor: Any, sizes: Sizes) -> Any:
+        """Remember the symbolic sizes of a tensor; returns the tensor."""
+        self.sizes[id(tensor)] = (tensor, tuple(sizes))
+        return tensor
+
+
+def lower(graph: torch.fx.GraphModule) -> Network:
+    """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
+
+    Every layer is named after the module and the call it came from and carries `file:line` as metadata. Raises
+    `UnsupportedError` that lists all calls without a converter or with arguments no converter can honour, and
+    `BuildError` with TensorRT's own log where it refuses a layer.
+
+    >>> from torch2rt import lower, trace
+    >>> lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])).num_layers
+    1
+    """
+    builder = create_builder()
+    lowered = Network(create_network(builder), builder, graph.meta["interface"])
+    _Lowering(lowered, graph).run()
+    return lowered
+
+
+class _Lowering:
+    def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
+        self.graph = graph
+        self.registry = load()
+        self.ctx = Context(lowered, graph)
+        self.network = lowered.definition
+        self.interface = lowered.interface
+        self.values: dict[torch.fx.Node, Any] = {}
+        self.failures: list[str] = []
+        self.failed: set[torch.fx.Node] = set()
+        self.named = 0
+        self.names: dict[str, int] = {}
+
+    def run(self) -> None:
+        for node in self.graph.graph.nodes:
+            if node.op == "output":
+                continue
+            if self.failed.intersection(node.all_input_nodes):
+                self.failed.add(node)
+                continue
+            try:
+                self.values[node] = self.value(node)
+            except UnsupportedError as error:
+                self.failures.append(str(error))
+                self.failed.add(node)
+        if self.failures:
+            count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
+            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n" + "\n".join(self.failures))
+        self.outputs()
+
+    def value(self, node: torch.fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.input(node)
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.graph)
+        if is_symbolic(node.meta["val"]):
+            return node.meta["val"]
+        args, kwargs = self.resolve(node.args), self.resolve(node.kwargs)
+        if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
+            return args[0][args[1]]
+        if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
+            with torch.no_grad():
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        return self.call(node, args, kwargs)
+
+    def resolve(self, args: Any) -> Any:
+        return map_aggregate(args, lambda a: self.values[a] if isinstance(a, torch.fx.Node) else a)
+
+    def input(self, node: torch.fx.Node) -> Any:
+        spec = self.interface.inputs[node.meta["input"]]
+        shape = tuple(-1 if axis in spec.dynamic else size for axis, size in enumerate(spec.opt))
+        tensor = self.network.add_input(spec.name, DTYPES[spec.dtype], shape)
+        if tensor is None:
+            raise BuildError(f"TensorRT refuses the input '{spec.name}' {spec.describe()}.")
+        for axis in spec.dynamic:
+            symbol = expression(node.meta["val"].shape[axis])
+            tensor.set_dimension_name(axis, str(symbol))
+        self.ctx.inputs.append(tensor)
+        return self.ctx.track(tensor, node.meta["val"].shape)
+
+    def call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        converter = self.registry.find(node.target)  # type: ignore[arg-type]
+        if converter is None:
+            raise UnsupportedError(self.describe(node, args, kwargs, "there is no converter for it"))
+        self.ctx.out = node.meta["val"]
+        with LOG.capture() as log:
+            try:
+                bound_args, bound_kwargs = converter.bind(args, kwargs)
+                result = converter.function(self.ctx, *bound_args, **bound_kwargs)
+                self.finish(node, result)
+            except UnsupportedError:
+                raise
+            except ConversionError as error:
+                raise UnsupportedError(self.describe(node, args, kwargs, _quote(str(error), log))) from error
+            except Exception as error:
+                reason = _quote(f"{type(error).__name__}: {error}", log)
+                raise UnsupportedError(self.describe(node, args, kwargs, reason)) from error
+        return result
+
+    def finish(self, node: torch.fx.Node, result: Any) -> None:
+        """Name the layers a converter has added, and hold its result against what was recorded."""
+        module = node.meta["module"] or self.graph.__class__.__name__
+        stem = f"{node.meta['module']}.{_short(node.target)}" if node.meta["module"] else _short(node.target)
+        del module
+        for index in range(self.named, self.network.num_layers):
+            layer = self.network.get_layer(index)
+            count = self.names[stem] = self.names.get(stem, -1) + 1
+            layer.name = f"{stem}.{count}" if count else stem
+            layer.metadata = node.meta["source"]
+            for output in range(layer.num_outputs):
+                tuple(layer.get_output(output).shape)  # a refused layer raises here
+        self.named = self.network.num_layers
+        recorded = node.meta["val"]
+        if isinstance(recorded, torch.Tensor):
+            self.compare(result, recorded)
+        else:
+            if len(result) != len(recorded):
+                raise ConversionError(f"the converter gives {len(result)} results for {len(recorded)}")
+            for ours, theirs in zip(result, recorded, strict=True):
+                if ours is not None and isinstance(theirs, torch.Tensor):
+                    self.compare(ours, theirs)
+
+    def compare(self, tensor: Any, recorded: torch.Tensor) -> None:
+        if not isinstance(tensor, trt.ITensor):
+            return
+        shape = tuple(tensor.shape)
+        fits = len(shape) == recorded.dim() and all(
+            (ours == -1) if is_symbolic(theirs) and not theirs.node.expr.is_number else ours in (-1, int(theirs))
+            for ours, theirs in zip(shape, recorded.shape, strict=True)
+        )
+        if not fits or TORCH_DTYPES.get(tensor.dtype) != recorded.dtype:
+            raise ConversionError(
+                f"the converter gives {tensor.dtype} {shape} for a result of {recorded.dtype} {tuple(recorded.shape)}"
+            )
+        self.ctx.track(tensor, recorded.shape)
+
+    def outputs(self) -> None:
+        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        from torch2rt.vocabulary import constant
+
+        marked: set[int] = set()
+        for name, node in zip(self.interface.outputs, output.args[0], strict=True):
+            tensor = self.values[node]
+            if isinstance(tensor, torch.Tensor):
+                tensor = constant(self.ctx, tensor)
+            if tensor.is_network_input or id(tensor) in marked:
+                tensor = self.network.add_identity(tensor).get_output(0)
+            marked.add(id(tensor))
+            tensor.name = name
+            if tensor.name != name:
+                raise BuildError(f"TensorRT refuses the output name '{name}'.")
+            self.network.mark_output(tensor)
+
+    def describe(self, node: torch.fx.Node, args: Any, kwargs: Any, reason: str) -> str:
+        """One entry of the list of what cannot be converted."""
+        function = qualified_name(node.meta.get("function", node.target))
+        inner = f" (as {qualified_name(node.target)})" if "function" in node.meta else ""
+        shown = [_show(a) for a in args] + [f"{k}={_show(v)}" for k, v in kwargs.items()]
+        where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
+        return f"{where}\n    {function}({', '.join(shown)}){inner}: {reason}."
+
+
+def _short(target: Any) -> str:
+    name = getattr(target, "__name__", str(target))
+    return name.split(".")[0].strip("_") or name
+
+
+def _is_dynamic(value: Any) -> bool:
+    return isinstance(value, trt.ITensor) or is_symbolic(value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, Mapping):
+        yield from _leaves(list(value.values()))
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, trt.ITensor):
+        dtype = str(TORCH_DTYPES.get(value.dtype, value.dtype)).removeprefix("torch.")
+        try:
+            return f"{dtype}{list(value.shape)}"
+        except RuntimeError:
+            return dtype
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(_show(v) for v in value)
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    return repr(value)
+
+
+def _quote(reason: str, log: list[str]) -> str:
+    """A reason with TensorRT's own words, less the lines a machine without a GPU adds to them."""
+    said = [line for line in log if "CUDA driver version is insufficient" not in line]
+    return reason.rstrip(".") + (f"; TensorRT said: {os.linesep.join(said)}" if said else "")

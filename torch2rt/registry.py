@@ -1,0 +1,153 @@
+"""Which converter serves which torch callable.
+
+A converter is a function of a context and of torch's own parameters. It is registered under the callables it serves;
+in-place spellings need no entry (the tracer records `Tensor.add_` as `Tensor.add` and a write), and an ATen operator
+without an entry of its own is served by the converter of the torch function of the same name.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+Target = Callable[..., Any]
+
+ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other", "self": "input", "a": "input"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Converter:
+    """A registered converter and what calling it needs to know."""
+
+    function: Callable[..., Any]
+    limits: str
+    parameters: tuple[inspect.Parameter, ...]
+
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call's arguments as this converter takes them.
+
+        numpy-style and ATen keyword names become torch's, and the integers of `permute(0, 2, 1)` and of
+        `permute((0, 2, 1))` arrive alike in a `*dims` parameter.
+        """
+        names = [p.name for p in self.parameters]
+        kwargs = {ALIASES[k] if k not in names and ALIASES.get(k) in names else k: v for k, v in kwargs.items()}
+        star = next((p for p in self.parameters if p.kind is p.VAR_POSITIONAL), None)
+        if star is None:
+            return args, kwargs
+        before = names.index(star.name)
+        if star.name in kwargs:
+            rest = kwargs.pop(star.name)
+            args = (*args, *(kwargs.pop(n) for n in names[len(args) : before]))
+        else:
+            rest = args[before:]
+            if len(rest) == 1 and isinstance(rest[0], (tuple, list)):
+                rest = rest[0]
+        return (*args[:before], *(rest if isinstance(rest, (tuple, list)) else (rest,))), kwargs
+
+
+class Registry:
+    """Torch callables and their converters."""
+
+    def __init__(self) -> None:
+        self.converters: dict[Target, Converter] = {}
+        self.factories: set[Target] = set()
+
+    def converter(self, *targets: Target, limits: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register the decorated function for `targets`; `limits` says in a few words what it refuses.
+
+        A target that already has a converter is a `ValueError`: two answers for one call would depend on import order.
+        """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            parameters = tuple(inspect.signature(function).parameters.values())[1:]
+            entry = Converter(function, limits, parameters)
+            for target in targets:
+                if not callable(target):
+                    raise TypeError(f"{function.__name__}: {target!r} is not callable.")
+                if target in self.converters:
+                    raise ValueError(f"{qualified_name(target)} has two converters, {self.converters[target].name} and {entry.name}.")
+                self.converters[target] = entry
+            return function
+
+        return register
+
+    def factory(self, *targets: Target) -> None:
+        """Declare callables whose result depends on their arguments' sizes, dtypes and devices, never on values.
+
+        The tracer runs them for real where the result's size is static, so that what follows is folded too.
+        """
+        self.factories.update(targets)
+
+    def find(self, target: Target) -> Converter | None:
+        """The converter that serves a callable, or `None`."""
+        return next((self.converters[t] for t in _candidates(target) if t in self.converters), None)
+
+    def is_factory(self, target: Target) -> bool:
+        return any(t in self.factories for t in _candidates(target))
+
+
+REGISTRY = Registry()
+converter = REGISTRY.converter
+factory = REGISTRY.factory
+
+
+@functools.cache
+def load() -> Registry:
+    """The registry with every converter that comes with torch2rt in it."""
+    import torch2rt.converters  # noqa: F401  (registers on import)
+
+    return REGISTRY
+
+
+OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
+
+
+def _candidates(target: Target) -> Iterable[Target]:
+    yield target
+    if isinstance(target, torch._ops.OpOverload):
+        yield target.overloadpacket
+        target = target.overloadpacket
+    if isinstance(target, torch._ops.OpOverloadPacket) and target._qualified_op_name.startswith("aten::"):
+        for owner in (torch, torch.Tensor, torch._C._nn):
+            if (same := getattr(owner, target.__name__, None)) is not None:
+                yield same
+
+
+def qualified_name(target: Target) -> str:
+    """How a user would write a callable, such as `torch.Tensor.add` or `torch.nn.functional.relu`."""
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return f"torch.ops.{target}"
+    name = getattr(target, "__name__", repr(target))
+    if isinstance(target, types.MethodWrapperType):  # the getter of a property such as Tensor.T
+        return f"torch.Tensor.{target.__self__.__name__}"  # type: ignore[attr-defined]
+    for owner, prefix in ((torch.Tensor, "torch.Tensor"), (torch.nn.functional, "torch.nn.functional"), (torch, "torch")):
+        if getattr(owner, name, None) is target:
+            return f"{prefix}.{name}"
+    module = getattr(target, "__module__", None)
+    return f"{module}.{name}" if module else name
+
+
+def functional(target: Target) -> Target | None:
+    """The out-of-place counterpart of an in-place callable, or `None` where there is none."""
+    if isinstance(target, torch._ops.OpOverload):
+        packet = target.overloadpacket.__name__
+        same = getattr(torch.ops.aten, packet[:-1], None) if packet.endswith("_") else None
+        return getattr(same, target._overloadname, None) if same is not None else None
+    name = getattr(target, "__name__", "")
+    if name.startswith("__i") and name.endswith("__") and name != "__invert__":
+        name = "__" + name[3:]
+    elif name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    else:
+        return None
+    owner = next((o for o in OWNERS if getattr(o, target.__name__, None) is target), None)
+    return getattr(owner, name, None) if owner is not None else None

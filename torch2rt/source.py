@@ -1,0 +1,44 @@
+"""Where in the user's code a call comes from: module path and source line, read off the Python stack."""
+from __future__ import annotations
+
+import os
+import sys
+from types import FrameType
+
+import torch
+
+_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_MODULE_CALL = torch.nn.Module._call_impl.__code__
+
+
+class Places:
+    """Names of the places in one module that is being traced."""
+
+    def __init__(self, root: torch.nn.Module) -> None:
+        self._paths: dict[int, str] = {}
+        for name, module in root.named_modules():
+            self._paths.setdefault(id(module), name)
+
+    def module(self) -> str:
+        """The path of the innermost submodule that is running, `""` for the root."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _MODULE_CALL and (path := self._paths.get(id(frame.f_locals["self"]))) is not None:
+                return path
+            frame = frame.f_back
+        return ""
+
+    def line(self) -> str:
+        """`file:line` of the innermost frame that is neither torch's nor ours."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if not name.startswith(_LIBRARY) and not name.startswith("<"):
+                return f"{name}:{frame.f_lineno}"
+            frame = frame.f_back
+        return ""
+
+    def here(self) -> str:
+        """Both, for the beginning of a message."""
+        module, line = self.module(), self.line()
+        return f"{line} (in {module})" if module else line

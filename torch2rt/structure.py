@@ -1,0 +1,118 @@
+"""Nested Python values as a flat list of tensors plus a JSON-ready description, and back.
+
+Arguments and results of a module may nest tensors in tuples, lists, dicts, named tuples and dataclasses beside plain
+constants. `flatten` takes such a value apart, `unflatten` puts new leaves into the same shape. A description holds only
+JSON values, so that it can be stored beside an engine and read back without unpickling anything.
+"""
+from __future__ import annotations
+
+import collections
+import collections.abc
+import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.errors import EngineError, InputError
+
+Spec = Any
+CONSTANTS = (type(None), bool, int, float, str)
+
+
+def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> tuple[list[Any], Spec]:
+    """The leaves of a nested value, depth first, and the description that `unflatten` takes.
+
+    Raises `InputError` naming the place (`what` is its root) of anything that is neither leaf, constant nor container.
+
+    >>> flatten({"a": torch.ones(2), "b": [None, torch.zeros(1)]}, torch.is_tensor)[1]
+    {'dict': ['a', 'b'], 'items': [{'leaf': 0}, {'list': [{'constant': None}, {'leaf': 1}]}]}
+    """
+    leaves: list[Any] = []
+
+    def walk(value: Any, path: str) -> Spec:
+        if is_leaf(value):
+            leaves.append(value)
+            return {"leaf": len(leaves) - 1}
+        if isinstance(value, CONSTANTS):
+            return {"constant": value}
+        if isinstance(value, torch.dtype):
+            return {"dtype": str(value).removeprefix("torch.")}
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [f.name for f in dataclasses.fields(value)]
+            items = [walk(getattr(value, name), f"{path}.{name}") for name in fields]
+            return {"dataclass": fields, "class": _path_of(type(value)), "items": items}
+        if isinstance(value, (dict, collections.UserDict)):
+            keys = list(value)
+            for key in keys:
+                if not isinstance(key, CONSTANTS):
+                    raise InputError(f"{path}: dict key {key!r} is not a string, number, bool or None.")
+            items = [walk(value[key], f"{path}[{key!r}]") for key in keys]
+            spec: Spec = {"dict": keys, "items": items}
+            return spec if type(value) is dict else {**spec, "class": _path_of(type(value))}
+        if isinstance(value, (tuple, list)):
+            items = [walk(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            if type(value) in (tuple, torch.Size):
+                return {"tuple": items}
+            if type(value) is list:
+                return {"list": items}
+            return {"sequence": items, "class": _path_of(type(value))}
+        raise InputError(
+            f"{path}: a {type(value).__name__} is not a tensor, a constant, or a tuple, list, dict or dataclass of them."
+        )
+
+    return leaves, walk(value, what)
+
+
+def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
+    """Put `leaves` where `flatten` found its own."""
+    if "leaf" in spec:
+        return leaves[spec["leaf"]]
+    if "constant" in spec:
+        return spec["constant"]
+    if "dtype" in spec:
+        return getattr(torch, spec["dtype"])
+    if "device" in spec:
+        return torch.device(spec["device"])
+    if "tuple" in spec:
+        return tuple(unflatten(item, leaves) for item in spec["tuple"])
+    if "list" in spec:
+        return [unflatten(item, leaves) for item in spec["list"]]
+    if "sequence" in spec:
+        cls = _class_at(spec["class"], (tuple, list))
+        items = [unflatten(item, leaves) for item in spec["sequence"]]
+        return cls(*items) if hasattr(cls, "_fields") else cls(items)
+    items = [unflatten(item, leaves) for item in spec["items"]]
+    if "dataclass" in spec:
+        cls = _class_at(spec["class"], (object,))
+        if not dataclasses.is_dataclass(cls):
+            raise EngineError(f"{spec['class']} is no longer a dataclass, so the result cannot be put into one.")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        values = dict(zip(spec["dataclass"], items, strict=True))
+        result = cls(**{name: value for name, value in values.items() if fields[name].init})
+        for name, value in values.items():
+            if not fields[name].init:
+                object.__setattr__(result, name, value)
+        return result
+    pairs = zip(spec["dict"], items, strict=True)
+    return _class_at(spec["class"], (dict, collections.UserDict))(pairs) if "class" in spec else dict(pairs)
+
+
+def _path_of(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _class_at(path: str, bases: tuple[type, ...]) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"The engine's result is a {path}, which cannot be imported here: {error}") from error
+    if not (isinstance(value, type) and issubclass(value, bases)):
+        raise EngineError(f"The engine's result is a {path}, which is not a container class.")
+    return value

@@ -1,0 +1,493 @@
+"""Trace: run a module once on fake tensors and write down the torch calls it makes, as a `torch.fx` graph.
+
+A call with a traced argument (a fake tensor or a symbolic size) is recorded; every other call runs for real, so all
+that does not depend on the inputs is folded. A call is recorded at the highest level that has a converter:
+
+1. the torch function itself;
+2. a Python-level composite (`F.multi_head_attention_forward`) is opened, and the calls in its body are recorded;
+3. anything else is run one level down, as the ATen operators it makes, through torch's decompositions where needed.
+
+What survives all three is recorded as it is, for `lower` to report together with all others of its kind.
+"""
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import types
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import sympy
+import torch
+from torch._decomp import core_aten_decompositions
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from torch2rt.aliasing import Storages
+from torch2rt.errors import InputError, TraceError
+from torch2rt.guards import Decisions
+from torch2rt.interface import Input, Interface, describe_inputs
+from torch2rt.registry import Target, functional, load, qualified_name
+from torch2rt.source import Places
+from torch2rt.structure import flatten
+from torch2rt.symbolic import Dim, expression, is_symbolic, to_json
+
+DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
+
+
+def trace(
+    module: torch.nn.Module,
+    inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    min_shapes: Any = None,
+    opt_shapes: Any = None,
+    max_shapes: Any = None,
+    max_batch_size: int | None = None,
+) -> torch.fx.GraphModule:
+    """Record the torch calls that `module(*inputs, **kwargs)` makes.
+
+    The arguments are those of `torch2rt.torch2rt`. The graph has one placeholder per input tensor and one output, a
+    flat tuple; running it on real tensors does what the module does. Every node carries `meta["val"]` (fake tensors
+    with symbolic sizes), `meta["module"]` (module path) and `meta["source"]` (the user's `file:line`); the graph module
+    carries `meta["interface"]`, the `torch2rt.interface.Interface` of the engine to be.
+
+    Raises `InputError` for inputs that TensorRT cannot take, `TraceError` where the module's Python depends on tensor
+    values or decides something about a dynamic size that does not hold for its whole range.
+
+    >>> graph = trace(torch.nn.ReLU(), [torch.randn(2, 3)], max_batch_size=4)
+    >>> [node.op for node in graph.graph.nodes]
+    ['placeholder', 'call_function', 'output']
+    """
+    from torch2rt.backend import DTYPES
+
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"Expected a torch.nn.Module to convert, got {type(module).__name__}.")
+    if isinstance(inputs, torch.Tensor) or not isinstance(inputs, (list, tuple)):
+        inputs = [inputs]
+    leaves, arguments = flatten((tuple(inputs), dict(kwargs or {})), torch.is_tensor, "inputs")
+    specs = describe_inputs(
+        leaves, arguments, input_names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
+    )  # fmt: skip
+    parameters = [
+        p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    interface = Interface(specs, arguments, parameters)
+    return Tracer(module, interface).run(leaves, output_names)
+
+
+class Tracer(TorchFunctionMode):
+    """One run of one module, with everything that belongs to it."""
+
+    def __init__(self, module: torch.nn.Module, interface: Interface) -> None:
+        super().__init__()
+        self.module = module
+        self.interface = interface
+        self.registry = load()
+        self.graph = torch.fx.Graph()
+        self.places = Places(module)
+        self.symbols: dict[sympy.Symbol, Dim] = {}
+        self.decisions = Decisions(self.symbols, self.places)
+        self.fake_mode = FakeTensorMode(shape_env=self.decisions.shape_env, allow_non_fake_inputs=True)
+        self.storages = Storages(self)
+        self.attributes: dict[str, torch.Tensor] = {}
+        self._attribute_nodes: dict[int, torch.fx.Node] = {}
+        self._attribute_names = {
+            id(t): name for name, t in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+        }
+        self._sizes: dict[sympy.Basic, Any] = {}
+        self._opening: list[Target] = []
+
+    # The run ---------------------------------------------------------------------------------------------------------
+
+    def run(self, leaves: Sequence[torch.Tensor], output_names: Sequence[str] | None) -> torch.fx.GraphModule:
+        fakes = [
+            self._placeholder(i, spec, leaf, hint)
+            for i, (spec, leaf, hint) in enumerate(zip(self.interface.inputs, leaves, self._hints(leaves), strict=True))
+        ]
+        from torch2rt.structure import unflatten
+
+        args, kwargs = unflatten(self.interface.arguments, fakes)
+        with ExitStack() as stack:
+            for context in (torch.no_grad(), enable_python_dispatcher(), self):
+                stack.enter_context(context)
+            result = self.module(*args, **kwargs)
+        self.storages.check_inputs(fakes, [spec.name for spec in self.interface.inputs])
+        self._output(result, output_names)
+        self.decisions.check(self.interface)
+        _remove_dead(self.graph)
+        graph_module = torch.fx.GraphModule(_attribute_tree(self.attributes), self.graph, type(self.module).__name__)
+        graph_module.meta["interface"] = self.interface
+        graph_module.meta["symbols"] = self.symbols
+        return graph_module
+
+    def _hints(self, leaves: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+        """Sizes to trace with: torch specialises on 0 and 1, so take shapes whose dynamic sizes are all at least 2."""
+        specs = self.interface.inputs
+        example = [tuple(leaf.shape) for leaf in leaves]
+        choices = [[s.opt for s in specs], [s.max for s in specs], example, [s.min for s in specs]]
+        for shapes in choices:
+            if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic):
+                return shapes
+        return [
+            tuple(2 if axis in spec.dynamic and size < 2 else size for axis, size in enumerate(spec.max)) for spec in specs
+        ]
+
+    def _placeholder(self, index: int, spec: Input, leaf: torch.Tensor, hint: tuple[int, ...]) -> torch.Tensor:
+        sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
+        fake = self.fake_mode.from_tensor(
+            torch.empty(hint, dtype=leaf.dtype, device=leaf.device),
+            source=ConstantSource(f"input_{index}"),
+            symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
+        )
+        node = self.graph.placeholder(spec.name)
+        node.meta.update(val=fake, module="", source="", input=index)
+        self.storages.bind(fake, node)
+        for axis in spec.dynamic:
+            symbol = fake.shape[axis].node.expr
+            self.symbols[symbol] = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
+            size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+            size.meta.update(val=fake.shape[axis], module="", source="")
+            self._sizes[symbol] = size
+        return fake
+
+    def _output(self, result: Any, names: Sequence[str] | None) -> None:
+        leaves, self.interface.result = flatten(
+            result, lambda value: isinstance(value, torch.Tensor) or is_symbolic(value), "result"
+        )
+        nodes: list[torch.fx.Node] = []
+        for leaf in leaves:
+            if is_symbolic(leaf):
+                self.interface.leaves.append({"size": to_json(expression(leaf), self.symbols)})
+                continue
+            node = self._argument(leaf)
+            if node not in nodes:
+                nodes.append(node)
+            self.interface.leaves.append({"output": nodes.index(node)})
+        if not nodes:
+            raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
+        names = [f"output_{i}" for i in range(len(nodes))] if names is None else list(names)
+        if len(names) != len(nodes):
+            raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
+        taken = {spec.name for spec in self.interface.inputs}
+        if len({*names, *taken}) != len(names) + len(taken) or not all(names):
+            raise InputError(f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}.")
+        self.interface.outputs = names
+        self.graph.output(tuple(nodes))
+
+    # Calls -----------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self.is_traced((args, kwargs)):
+            return func(*args, **kwargs)
+        return self.guarded(func, lambda: self._call(func, args, kwargs))
+
+    def guarded(self, func: Target, call: Callable[[], Any]) -> Any:
+        """Run a traced call; what cannot be known without real data is an error at the user's line."""
+        try:
+            return call()
+        except DATA_DEPENDENT as error:
+            raise TraceError(self._depends_on_data(func)) from error
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            if getattr(func, "__name__", "") in LEAVES_TORCH:
+                raise TraceError(
+                    f"{self.places.here()}: {qualified_name(func)} takes a traced tensor out of torch, so what follows "
+                    "cannot be recorded. Keep the computation in torch."
+                ) from error
+            raise
+
+    def _depends_on_data(self, func: Target) -> str:
+        name = qualified_name(func)
+        reads = ("__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero")
+        if getattr(func, "__name__", "").split(".")[0] in reads:
+            return (
+                f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed graph "
+                "cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
+            )
+        return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors."
+
+    def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        written, target, args_, kwargs_ = self._out_of_place(func, args, kwargs)
+        if written is not None:
+            return self._write(func, args, kwargs, written, target, args_, kwargs_)
+        if self.registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
+            return value
+        if self.registry.find(func) is not None:
+            return self.record(func, args, kwargs)
+        if func not in self._opening and (body := _opened(func)) is not None:
+            self._opening.append(func)
+            try:
+                with self:
+                    return body(*args, **kwargs)
+            finally:
+                self._opening.pop()
+        with self.decisions.inside(), self.fake_mode, AtenRecorder(self, func):
+            out = func(*args, **kwargs)
+        self.storages.adopt(out, args, func)
+        return out
+
+    def record(self, func: Target, args: Any, kwargs: Any) -> Any:
+        """Run one call on the fake tensors and append it to the graph."""
+        node_args, node_kwargs = self._argument(args), self._argument(kwargs)
+        before = self.storages.versions((args, kwargs))
+        with self.decisions.inside(), self.fake_mode:
+            out = func(*args, **kwargs)
+        if before != self.storages.versions((args, kwargs)):
+            raise TraceError(f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way.")
+        node = self._node(func, tuple(node_args), node_kwargs, out)
+        self.bind(out, node, (func, args, kwargs))
+        return out
+
+    def bind(self, out: Any, node: torch.fx.Node, call: tuple[Target, Any, Any], path: tuple[int, ...] = ()) -> None:
+        """Remember which node computes each tensor of a call's result."""
+        if isinstance(out, torch.Tensor):
+            self.storages.bind(out, node, call, path)
+        elif isinstance(out, (tuple, list)):
+            for index, item in enumerate(out):
+                if isinstance(item, (torch.Tensor, tuple, list)):
+                    part = self._node(operator.getitem, (node, index), {}, item, like=node)
+                    self.bind(item, part, call, (*path, index))
+
+    def _node(self, target: Target, args: Any, kwargs: Any, out: Any, like: torch.fx.Node | None = None) -> torch.fx.Node:
+        node = self.graph.call_function(target, args, kwargs)
+        if like is None:
+            node.meta.update(val=out, module=self.places.module(), source=self.places.line())
+            if self._opening:
+                node.meta["function"] = self._opening[0]
+        else:
+            node.meta.update(like.meta, val=out)
+        return node
+
+    # Writes ----------------------------------------------------------------------------------------------------------
+
+    def _out_of_place(
+        self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor | None, Target, tuple[Any, ...], dict[str, Any]]:
+        """What a call writes to, and the same call without the write."""
+        if isinstance(out := kwargs.get("out"), torch.Tensor):
+            return out, func, args, {k: v for k, v in kwargs.items() if k != "out"}
+        if (target := functional(func)) is not None and args and isinstance(args[0], torch.Tensor):
+            return args[0], target, args, kwargs
+        if isinstance(func, types.FunctionType) and (position := _inplace_position(func)) is not None:
+            if kwargs.get("inplace") or (len(args) > position and args[position]):
+                kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+                return args[0], func, (*args[:position], *[False] * (len(args) > position), *args[position + 1 :]), kwargs
+        return None, func, args, kwargs
+
+    def _write(
+        self, func: Target, args: Any, kwargs: Any, written: torch.Tensor, target: Target, args_: Any, kwargs_: Any
+    ) -> Any:
+        shadow = self.storages.shadow(written)
+        value = self._call(target, args_, kwargs_)
+        if not isinstance(value, torch.Tensor):
+            raise TraceError(f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported.")
+        swap = lambda t: shadow if t is written else t  # noqa: E731
+        with self.decisions.inside(), self.fake_mode:  # the write itself, so that torch refuses what eager refuses
+            func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
+            if value.dtype != shadow.dtype or value.shape != shadow.shape:
+                with AtenRecorder(self, func):
+                    value = value.to(shadow.dtype).expand(shadow.shape)
+        self.storages.write(shadow, self._argument(value))
+        return written
+
+    # Arguments -------------------------------------------------------------------------------------------------------
+
+    def is_traced(self, value: Any) -> bool:
+        """Whether a fake tensor of this run, or a symbolic size, is anywhere in a call's arguments."""
+        if isinstance(value, torch.Tensor):
+            return isinstance(value, FakeTensor) or self.storages.is_shadowed(value)
+        if isinstance(value, (tuple, list)):
+            return any(self.is_traced(v) for v in value)
+        if isinstance(value, dict):
+            return any(self.is_traced(v) for v in value.values())
+        if isinstance(value, slice):
+            return is_symbolic(value.start) or is_symbolic(value.stop) or is_symbolic(value.step) or any(
+                isinstance(v, torch.Tensor) and self.is_traced(v) for v in (value.start, value.stop, value.step)
+            )
+        return is_symbolic(value)
+
+    def _argument(self, value: Any) -> Any:
+        """A call's argument as the graph holds it."""
+        if isinstance(value, torch.Tensor):
+            node = self.storages.node(value)
+            return self.attribute(value) if node is None else node
+        if is_symbolic(value):
+            return self._size(expression(value), value)
+        if isinstance(value, (tuple, list)):
+            items = [self._argument(v) for v in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        if isinstance(value, dict):
+            return {k: self._argument(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._argument(v) for v in (value.start, value.stop, value.step)))
+        return value
+
+    def attribute(self, tensor: torch.Tensor) -> torch.fx.Node:
+        """The node of a parameter, a buffer, or a tensor made while tracing."""
+        if isinstance(tensor, FakeTensor):
+            raise TraceError(f"{self.places.here()}: a tensor that was made outside the traced calls reached one of them.")
+        if (node := self._attribute_nodes.get(id(tensor))) is None:
+            name = self._attribute_names.get(id(tensor), f"_constant_{len(self.attributes)}")
+            self.attributes[name] = tensor
+            with self.graph.inserting_before(next(iter(self.graph.nodes), None)):
+                node = self.graph.get_attr(name)
+            node.meta.update(val=tensor, module="", source="")
+            self._attribute_nodes[id(tensor)] = node
+        return node
+
+    def _size(self, expr: sympy.Basic, value: Any) -> Any:
+        """The node that computes a symbolic number from the inputs' sizes."""
+        expr = self.decisions.shape_env.replace(expr)
+        if expr.is_number or isinstance(expr, sympy.logic.boolalg.BooleanAtom):
+            return type_of(value)(expr)
+        if (node := self._sizes.get(expr)) is None:
+            env = {s: torch.fx.Proxy(n) for s, n in self._sizes.items() if isinstance(s, sympy.Symbol)}
+            node = sympy_interp(PythonReferenceAnalysis, env, expr).node
+            node.meta.update(val=value, module=self.places.module(), source=self.places.line())
+            self._sizes[expr] = node
+        return node
+
+    def _fold_factory(self, func: Target, args: Any, kwargs: Any) -> Any:
+        """The real result of a factory whose size is static, or `None`."""
+        with self.decisions.inside(), self.fake_mode:
+            out = func(*args, **kwargs)
+        if any(is_symbolic(size) for size in out.shape):
+            return None
+        stand_in = lambda t: torch.empty((), dtype=t.dtype, device=t.device).expand(  # noqa: E731
+            [1 if is_symbolic(s) else s for s in t.shape]
+        )
+        args, kwargs = tree_map_only(FakeTensor, stand_in, (args, kwargs))
+        return None if self.is_traced((args, kwargs)) else func(*args, **kwargs)
+
+
+class AtenRecorder(TorchDispatchMode):
+    """Records the ATen operators that one torch call makes, opening those that have no converter themselves."""
+
+    def __init__(self, tracer: Tracer, function: Target) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.function = function
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tracer, kwargs = self.tracer, kwargs or {}
+        if not tracer.is_traced((args, kwargs)):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return self._write(func, args, kwargs)
+        if func.namespace == "prim" or not _returns_tensors(func):
+            return func(*args, **kwargs)
+        if tracer.registry.find(func) is None:
+            if (decomposition := _decompositions().get(func)) is not None:
+                with self:
+                    out = decomposition(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        opening, tracer._opening = tracer._opening, [self.function]
+        try:
+            return tracer.record(func, args, kwargs)
+        finally:
+            tracer._opening = opening
+
+    def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tracer = self.tracer
+        names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        target = functional(func)
+        if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
+            raise TraceError(f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}, not supported.")
+        shadow = tracer.storages.shadow(args[0])
+        with self:
+            value = target(*args, **kwargs)
+        func(shadow, *args[1:], **kwargs)
+        tracer.storages.write(shadow, tracer._argument(value))
+        return args[0]
+
+
+@functools.cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    return {**torch._decomp.decomposition_table, **core_aten_decompositions()}
+
+
+def _returns_tensors(func: Any) -> bool:
+    return any("Tensor" in str(r.type) for r in func._schema.returns)
+
+
+def type_of(value: Any) -> type:
+    """The Python type that a symbolic number stands for."""
+    return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(value)]
+
+
+@functools.cache
+def _inplace_position(func: Target) -> int | None:
+    """Where a Python function takes `inplace`, if it does."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None
+
+
+@functools.cache
+def _opened(func: Target) -> Target | None:
+    """A Python-level torch function with its first line's dispatch to the tracer taken out, so that its body is traced.
+
+    It is the same code over a copy of its module's globals in which `has_torch_function` says no.
+    """
+    checks = [name for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")]
+    if not isinstance(func, types.FunctionType) or not set(checks) & set(func.__code__.co_names):
+        return None
+    no = dict.fromkeys(checks, lambda *args: False)
+    body = types.FunctionType(func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
+def _remove_dead(graph: torch.fx.Graph) -> None:
+    """Drop what no output needs; inputs stay, because the engine's signature is the module's."""
+    for node in reversed(graph.nodes):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
+
+
+def _attribute_tree(attributes: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """A module that holds tensors under their dotted names."""
+    root = torch.nn.Module()
+    for name, tensor in attributes.items():
+        *path, leaf = name.split(".")
+        owner = root
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        if isinstance(tensor, torch.nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+    return root

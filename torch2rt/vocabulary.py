@@ -1,0 +1,481 @@
+"""The verbs that converters are written in: one meaning each, types and broadcasting and dynamic sizes handled inside.
+
+A *value* is a TensorRT tensor, a torch tensor (a weight), a number or a symbolic size; every verb takes any of them.
+Sizes are ints, or `SymInt`s where dynamic, and plain Python arithmetic works on both.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import sympy
+import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
+from torch.utils._sympy.interp import sympy_interp
+
+from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
+from torch2rt.errors import ConversionError
+from torch2rt.lowering import Context
+from torch2rt.registry import converter, factory
+from torch2rt.symbolic import counterexample, expression, is_symbolic
+
+__all__ = [
+    "Context", "activation", "axes", "broadcast", "cast", "check", "concat", "constant", "converter", "dims", "dtype_of",
+    "elementwise", "expand", "factory", "gather", "is_symbolic", "materialize", "matmul", "ntuple", "operands", "permute",
+    "reduce", "refuse", "reshape", "same_size", "select", "shape_tensor", "slice_nd", "torch", "trt", "unary", "wrap_dim",
+]  # fmt: skip
+
+Value = Any
+EW = trt.ElementWiseOperation
+
+
+# Refusing ------------------------------------------------------------------------------------------------------------
+
+
+def refuse(reason: str) -> NoReturn:
+    """Say why this call cannot be converted; the call, its arguments and its place are added by the caller."""
+    raise ConversionError(reason)
+
+
+def check(condition: bool, reason: str) -> None:
+    """`refuse` unless the condition holds."""
+    if not condition:
+        refuse(reason)
+
+
+# Plain Python --------------------------------------------------------------------------------------------------------
+
+
+def wrap_dim(dim: int, ndim: int) -> int:
+    """A dimension counted from the front."""
+    return dim + max(ndim, 1) if dim < 0 else dim
+
+
+def axes(dim: int | Sequence[int] | None, ndim: int) -> int:
+    """TensorRT's bitmask for one, several or (with `None` or an empty list) all dimensions."""
+    if dim is None or dim == [] or dim == ():
+        return (1 << ndim) - 1
+    return sum({1 << wrap_dim(d, ndim) for d in ([dim] if isinstance(dim, int) else dim)})
+
+
+def ntuple(value: Any, n: int) -> tuple[Any, ...]:
+    """A number, or a sequence of one, repeated to `n`."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * n if len(values) == 1 else values
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal for every size of the inputs."""
+    return expression(a) == expression(b) if is_symbolic(a) or is_symbolic(b) else a == b
+
+
+def dtype_of(x: Value) -> torch.dtype:
+    """The torch dtype of a value."""
+    if isinstance(x, trt.ITensor):
+        return TORCH_DTYPES[x.dtype]
+    if isinstance(x, torch.Tensor):
+        return x.dtype
+    if isinstance(x, (bool, torch.SymBool)):
+        return torch.bool
+    return torch.int64 if isinstance(x, (int, torch.SymInt)) else torch.get_default_dtype()
+
+
+def dims(ctx: Context, x: Value) -> tuple[Any, ...]:
+    """The sizes of a value: ints, and `SymInt`s where dynamic."""
+    if isinstance(x, torch.Tensor):
+        return tuple(x.shape)
+    if not isinstance(x, trt.ITensor):
+        return ()
+    if id(x) in ctx.sizes:
+        return ctx.sizes[id(x)][1]
+    shape = tuple(x.shape)
+    if -1 in shape:
+        refuse(f"torch2rt does not know the dynamic sizes of an intermediate tensor of shape {shape}")
+    return shape
+
+
+# Values to tensors ---------------------------------------------------------------------------------------------------
+
+
+def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: int | None = None) -> Any:
+    """A torch tensor, number or nested list as a constant, with leading unit axes up to `ndim` if given."""
+    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=dtype)
+    key = ("constant", id(value) if isinstance(value, torch.Tensor) else repr(value), dtype or tensor.dtype, ndim)
+    if key in ctx.memo:
+        return ctx.memo[key][0]
+    dtype = dtype or tensor.dtype
+    if dtype is torch.float64:
+        refuse("a float64 constant has no TensorRT type; make it float32")
+    narrow = dtype in (torch.int8, torch.uint8)  # such constants may only feed a Dequantize
+    shaped = tensor.detach().to(torch.int32 if narrow else dtype)
+    if ndim is not None and ndim > shaped.dim():
+        shaped = shaped.reshape((1,) * (ndim - shaped.dim()) + tuple(shaped.shape))
+    shape = tuple(shaped.shape)
+    if shaped.numel() == 0:
+        result = ctx.network.add_constant(shape, trt.Weights(DTYPES[shaped.dtype])).get_output(0)
+        ctx.lowered.weights[ctx.network.num_layers - 1, "weights"] = shaped.cpu()
+    else:
+        result = ctx.network.add_constant(shape, ctx.weights(shaped)).get_output(0)
+    result = ctx.track(result, shape)
+    if narrow:
+        result = cast(ctx, result, dtype)
+    ctx.memo[key] = (result, value)  # the value stays alive, so its id stays its own
+    return result
+
+
+def materialize(ctx: Context, x: Value, dtype: torch.dtype | None = None, ndim: int | None = None) -> Any:
+    """Any value as a TensorRT tensor of this dtype and at least this rank."""
+    if is_symbolic(x):
+        return materialize(ctx, reshape(ctx, shape_tensor(ctx, [x]), ()), dtype, ndim)
+    if not isinstance(x, trt.ITensor):
+        return constant(ctx, x, dtype, ndim)
+    x = cast(ctx, x, dtype) if dtype is not None else x
+    sizes = dims(ctx, x)
+    return x if ndim is None or len(sizes) >= ndim else reshape(ctx, x, (1,) * (ndim - len(sizes)) + sizes)
+
+
+def cast(ctx: Context, x: Value, dtype: torch.dtype) -> Any:
+    """A value in another dtype; free when it has it already."""
+    if isinstance(x, torch.Tensor):
+        return x.to(dtype)
+    if not isinstance(x, trt.ITensor):
+        return materialize(ctx, x, dtype)
+    if dtype_of(x) is dtype:
+        return x
+    check(dtype in DTYPES, f"TensorRT has no {dtype}")
+    return ctx.track(ctx.network.add_cast(x, DTYPES[dtype]).get_output(0), dims(ctx, x))
+
+
+def result_type(ctx: Context, *xs: Value, to_float: bool = False) -> torch.dtype:
+    """The dtype in which torch computes an element-wise call on these values."""
+    kinds = ELEMENTWISE_TYPE_PROMOTION_KIND
+    stand_ins = [_stand_in(ctx, x) for x in xs]
+    return elementwise_dtypes(*stand_ins, type_promotion_kind=kinds.INT_TO_FLOAT if to_float else kinds.DEFAULT)[1]
+
+
+def _stand_in(ctx: Context, x: Value) -> Any:
+    if isinstance(x, (trt.ITensor, torch.Tensor)):
+        return torch.empty((1,) * len(dims(ctx, x)), dtype=dtype_of(x), device="meta")
+    if is_symbolic(x):
+        return {torch.SymInt: 1, torch.SymFloat: 1.0, torch.SymBool: True}[type(x)]
+    return x
+
+
+def operands(ctx: Context, *xs: Value, dtype: torch.dtype | None = None, to_float: bool = False) -> list[Any]:
+    """Values as tensors of one dtype (torch's promoted one unless given) and one rank, ready to broadcast."""
+    dtype = dtype or result_type(ctx, *xs, to_float=to_float)
+    ndim = max(len(dims(ctx, x)) for x in xs)
+    return [materialize(ctx, x, dtype, ndim) for x in xs]
+
+
+def broadcast(ctx: Context, *xs: Value) -> list[Any]:
+    """Values as tensors of one rank, each in its own dtype."""
+    ndim = max(len(dims(ctx, x)) for x in xs)
+    return [materialize(ctx, x, None, ndim) for x in xs]
+
+
+def _broadcast_sizes(*shapes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The sizes of a broadcast result; a dynamic size gives way to a static one other than 1."""
+    result = []
+    for sizes in zip(*shapes, strict=True):
+        static = [s for s in sizes if not is_symbolic(s) and s != 1]
+        dynamic = [s for s in sizes if is_symbolic(s)]
+        result.append((static or dynamic or [1])[0])
+    return tuple(result)
+
+
+# One layer each ------------------------------------------------------------------------------------------------------
+
+
+def unary(ctx: Context, op: Any, x: Value) -> Any:
+    """One unary layer."""
+    x = materialize(ctx, x)
+    return ctx.track(ctx.network.add_unary(x, op).get_output(0), dims(ctx, x))
+
+
+def activation(ctx: Context, kind: Any, x: Value, alpha: float | None = None, beta: float | None = None) -> Any:
+    """One activation layer."""
+    x = materialize(ctx, x)
+    layer = ctx.network.add_activation(x, kind)
+    if alpha is not None:
+        layer.alpha = alpha
+    if beta is not None:
+        layer.beta = beta
+    return ctx.track(layer.get_output(0), dims(ctx, x))
+
+
+_ON_BOOL = {EW.SUM: EW.OR, EW.PROD: EW.AND, EW.MAX: EW.OR, EW.MIN: EW.AND}
+_COMPARISONS = (EW.EQUAL, EW.GREATER, EW.LESS)
+
+
+def elementwise(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """One element-wise layer on two values, promoted (to `dtype` if given) and broadcast as torch does."""
+    a, b = operands(ctx, a, b, dtype=dtype)
+    if dtype_of(a) is torch.bool:
+        op = _ON_BOOL.get(op, op)
+    if op in (EW.GREATER, EW.LESS) and dtype_of(a) is torch.bool:
+        a, b = cast(ctx, a, torch.int32), cast(ctx, b, torch.int32)
+    layer = ctx.network.add_elementwise(a, b, op)
+    return ctx.track(layer.get_output(0), _broadcast_sizes(dims(ctx, a), dims(ctx, b)))
+
+
+def select(ctx: Context, condition: Value, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`torch.where`: one select layer, with the two sides promoted and everything broadcast."""
+    dtype = dtype or result_type(ctx, a, b)
+    ndim = max(len(dims(ctx, x)) for x in (condition, a, b))
+    condition = materialize(ctx, condition, torch.bool, ndim)
+    a, b = (materialize(ctx, x, dtype, ndim) for x in (a, b))
+    sizes = _broadcast_sizes(dims(ctx, condition), dims(ctx, a), dims(ctx, b))
+    return ctx.track(ctx.network.add_select(condition, a, b).get_output(0), sizes)
+
+
+def reduce(ctx: Context, op: Any, x: Value, dim: int | Sequence[int] | None, keepdim: bool = False) -> Any:
+    """One reduce layer over one, several or all dimensions; a 0-d value is its own reduction."""
+    x = materialize(ctx, x)
+    sizes = dims(ctx, x)
+    if not sizes:
+        return x
+    mask = axes(dim, len(sizes))
+    kept = [1 if mask >> i & 1 else s for i, s in enumerate(sizes)]
+    result = kept if keepdim else [s for i, s in enumerate(sizes) if not mask >> i & 1]
+    return ctx.track(ctx.network.add_reduce(x, op, mask, keepdim).get_output(0), tuple(result))
+
+
+def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpose_b: bool = False) -> Any:
+    """One matrix-multiply layer on values of one dtype, batch dimensions broadcast."""
+    a, b = broadcast(ctx, a, b)
+    op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
+    layer = ctx.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
+    rows, columns = dims(ctx, a)[-1 if transpose_a else -2], dims(ctx, b)[-2 if transpose_b else -1]
+    batch = _broadcast_sizes(dims(ctx, a)[:-2], dims(ctx, b)[:-2])
+    return ctx.track(layer.get_output(0), (*batch, rows, columns))
+
+
+def concat(ctx: Context, xs: Sequence[Value], dim: int) -> Any:
+    """Values of one dtype and rank, one after the other."""
+    xs = [materialize(ctx, x) for x in xs]
+    if len(xs) == 1:
+        return xs[0]
+    sizes = list(dims(ctx, xs[0]))
+    dim = wrap_dim(dim, len(sizes))
+    layer = ctx.network.add_concatenation(xs)
+    layer.axis = dim
+    total = sum((dims(ctx, x)[dim] for x in xs[1:]), sizes[dim])
+    return ctx.track(layer.get_output(0), (*sizes[:dim], total, *sizes[dim + 1 :]))
+
+
+def gather(ctx: Context, x: Value, index: Value, dim: int) -> Any:
+    """`x` at the positions in `index` (not negative) along one dimension, which the index's dimensions replace."""
+    x, index = materialize(ctx, x), materialize(ctx, index)
+    sizes = dims(ctx, x)
+    dim = wrap_dim(dim, len(sizes))
+    layer = ctx.network.add_gather(x, index, dim)
+    return ctx.track(layer.get_output(0), (*sizes[:dim], *dims(ctx, index), *sizes[dim + 1 :]))
+
+
+def permute(ctx: Context, x: Value, order: Sequence[int]) -> Any:
+    """The dimensions in another order."""
+    x = materialize(ctx, x)
+    sizes = dims(ctx, x)
+    order = [wrap_dim(d, len(sizes)) for d in order]
+    if order == list(range(len(sizes))):
+        return x
+    layer = ctx.network.add_shuffle(x)
+    layer.first_transpose = trt.Permutation(order)
+    return ctx.track(layer.get_output(0), tuple(sizes[d] for d in order))
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def reshape(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
+    """The same elements in these sizes, with as little run-time arithmetic as the sizes allow."""
+    x = materialize(ctx, x)
+    old, sizes = dims(ctx, x), tuple(sizes)
+    if len(old) == len(sizes) and all(map(same_size, old, sizes)):
+        return x
+    layer = ctx.network.add_shuffle(x)
+    unknown = [
+        i for i, size in enumerate(sizes) if is_symbolic(size) and not (i < len(old) and same_size(size, old[i]))
+    ]
+    zero = any(not is_symbolic(s) and s == 0 for s in (*sizes, *old))
+    if zero and any(map(is_symbolic, sizes)) or len(unknown) > 1 or unknown and any(_may_be_zero(ctx, s) for s in sizes):
+        layer.set_input(1, shape_tensor(ctx, sizes))
+        layer.zero_is_placeholder = False
+    else:
+        layer.reshape_dims = tuple(-1 if i in unknown else 0 if is_symbolic(s) else s for i, s in enumerate(sizes))
+        layer.zero_is_placeholder = not zero
+    return ctx.track(layer.get_output(0), sizes)
+
+
+def _may_be_zero(ctx: Context, size: Any) -> bool:
+    return is_symbolic(size) and counterexample(expression(size) > 0, ctx.symbols) is not None
+
+
+def expand(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
+    """Unit axes repeated to these sizes, leading axes added."""
+    x = materialize(ctx, x, None, len(sizes))
+    old = dims(ctx, x)
+    if all(map(same_size, old, sizes)):
+        return x
+    stride = [1 if same_size(a, b) else 0 for a, b in zip(old, sizes, strict=True)]
+    return slice_nd(ctx, x, [0] * len(sizes), sizes, stride)
+
+
+def slice_nd(
+    ctx: Context, x: Value, start: Sequence[Any], size: Sequence[Any], stride: Sequence[Any], mode: Any = None,
+    fill: Value | None = None,
+) -> Any:  # fmt: skip
+    """One slice layer: `size` elements from `start` in steps of `stride`, per dimension, ints or symbolic.
+
+    A stride may be negative, or zero to repeat one element. With `mode` (a `trt.SampleMode`) the slice may reach over the
+    edges; `fill` is what FILL puts there.
+    """
+    x = materialize(ctx, x)
+    old = dims(ctx, x)
+    changed = [
+        i for i in range(len(old))
+        if not (same_size(start[i], 0) and same_size(size[i], old[i]) and same_size(stride[i], 1))
+    ]  # fmt: skip
+    if not changed:
+        return x
+    used = changed if can_slice_axes() and len(changed) < len(old) and any(map(is_symbolic, old)) else list(range(len(old)))
+    lists = [[values[i] for i in used] for values in (start, size, stride)]
+    static = [[0 if is_symbolic(v) else v for v in values] for values in lists]
+    layer = ctx.network.add_slice(x, *static)
+    if len(used) < len(old):
+        layer.axes = used
+    for position, values in enumerate(lists, 1):
+        if any(map(is_symbolic, values)):
+            layer.set_input(position, shape_tensor(ctx, values))
+    if mode is not None:
+        layer.mode = mode
+    if fill is not None:
+        layer.set_input(4, materialize(ctx, fill, dtype_of(x)))
+    return ctx.track(layer.get_output(0), tuple(size))
+
+
+def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
+    """Sizes as a 1-d int64 tensor (float32 for a symbolic float); each expression is computed once per network."""
+    key = ("shape", tuple(map(expression, sizes)))
+    if key in ctx.memo:
+        return ctx.memo[key]
+    if not any(map(is_symbolic, sizes)):
+        result = constant(ctx, torch.tensor([int(s) for s in sizes], dtype=torch.int64))
+    elif len(sizes) == 1:
+        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expression(sizes[0]))  # type: ignore[arg-type]
+    else:
+        parts: list[Any] = []
+        for size in sizes:
+            if parts and not is_symbolic(size) and not is_symbolic(parts[-1][0]):
+                parts[-1].append(size)
+            else:
+                parts.append([size])
+        result = concat(ctx, [shape_tensor(ctx, part) for part in parts], 0)
+    ctx.memo[key] = result
+    return result
+
+
+class _SymbolLayers(dict):  # type: ignore[type-arg]
+    """An environment for `sympy_interp` in which a symbol is the size it stands for, read off a network input."""
+
+    def __init__(self, ctx: Context) -> None:
+        super().__init__()
+        self.ctx = ctx
+
+    def get(self, symbol: sympy.Symbol, default: Any = None) -> Any:  # type: ignore[override]
+        ctx = self.ctx
+        if symbol not in ctx.symbols:
+            return default
+        if ("size", symbol) not in ctx.memo:
+            dim = ctx.symbols[symbol]
+            if ("shape of", dim.input) not in ctx.memo:
+                shape = ctx.network.add_shape(ctx.inputs[dim.input]).get_output(0)
+                ctx.memo["shape of", dim.input] = ctx.track(cast(ctx, shape, torch.int64), tuple(shape.shape))
+            ctx.memo["size", symbol] = slice_nd(ctx, ctx.memo["shape of", dim.input], [dim.axis], [1], [1])
+        return ctx.memo["size", symbol]
+
+
+class _ShapeLayers:
+    """The algebra of `sympy_interp` over 1-element TensorRT tensors: int64, float32 after a true division, bool."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+
+    def constant(self, value: Any, dtype: torch.dtype) -> Any:
+        if dtype is torch.int64:
+            return constant(self.ctx, torch.tensor([int(value)]))
+        return constant(self.ctx, torch.tensor([bool(value) if dtype is torch.bool else float(value)]))
+
+    def sym_sum(self, args: Sequence[Any]) -> Any:
+        total = args[0]
+        for arg in args[1:]:
+            total = self.add(total, arg)
+        return total
+
+    def _binary(op: Any) -> Callable[..., Any]:  # type: ignore[misc]
+        return lambda self, a, b: elementwise(self.ctx, op, a, b)
+
+    add, mul, floordiv = _binary(EW.SUM), _binary(EW.PROD), _binary(EW.FLOOR_DIV)
+    minimum, maximum, eq, lt, gt = _binary(EW.MIN), _binary(EW.MAX), _binary(EW.EQUAL), _binary(EW.LESS), _binary(EW.GREATER)
+    and_, or_, pow_by_natural = _binary(EW.AND), _binary(EW.OR), _binary(EW.POW)
+
+    def mod(self, a: Any, b: Any) -> Any:
+        return self.add(a, self.mul(self.mul(self.floordiv(a, b), b), self.constant(-1, torch.int64)))
+
+    python_mod = mod
+
+    def not_(self, a: Any) -> Any:
+        return unary(self.ctx, trt.UnaryOperation.NOT, a)
+
+    def ne(self, a: Any, b: Any) -> Any:
+        return self.not_(self.eq(a, b))
+
+    def le(self, a: Any, b: Any) -> Any:
+        return self.not_(self.gt(a, b))
+
+    def ge(self, a: Any, b: Any) -> Any:
+        return self.not_(self.lt(a, b))
+
+    def identity(self, a: Any) -> Any:
+        return a
+
+    def to_dtype(self, a: Any, dtype: torch.dtype) -> Any:
+        return cast(self.ctx, a, torch.float32 if dtype.is_floating_point else torch.int64)
+
+    def truediv(self, a: Any, b: Any) -> Any:
+        a, b = (cast(self.ctx, x, torch.float32) for x in (a, b))
+        return elementwise(self.ctx, EW.DIV, a, b)
+
+    int_truediv = truediv
+
+    def pow(self, a: Any, b: Any) -> Any:
+        a, b = (cast(self.ctx, x, torch.float32) for x in (a, b))
+        return elementwise(self.ctx, EW.POW, a, b)
+
+    def sqrt(self, a: Any) -> Any:
+        return unary(self.ctx, trt.UnaryOperation.SQRT, cast(self.ctx, a, torch.float32))
+
+    def trunc_to_int(self, a: Any, dtype: torch.dtype) -> Any:
+        return cast(self.ctx, a, torch.int64)
+
+    def floor_to_int(self, a: Any, dtype: torch.dtype) -> Any:
+        return cast(self.ctx, unary(self.ctx, trt.UnaryOperation.FLOOR, a), torch.int64)
+
+    def ceil_to_int(self, a: Any, dtype: torch.dtype) -> Any:
+        return cast(self.ctx, unary(self.ctx, trt.UnaryOperation.CEIL, a), torch.int64)
+
+    def round_to_int(self, a: Any, dtype: torch.dtype) -> Any:
+        return cast(self.ctx, unary(self.ctx, trt.UnaryOperation.ROUND, a), torch.int64)
+
+    def expr_cond_pair(self, value: Any, condition: Any) -> Any:
+        return value, condition
+
+    def piecewise(self, *pairs: Any) -> Any:
+        result = pairs[-1][0]
+        for value, condition in reversed(pairs[:-1]):
+            result = select(self.ctx, condition, value, result)
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        refuse(f"the arithmetic '{name}' on a dynamic size has no TensorRT shape layers")
