@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from torch2rt.errors import TraceError
 from torch2rt.registry import Target, qualified_name
@@ -142,6 +143,13 @@ class Storages:
     def is_shadowed(self, tensor: torch.Tensor) -> bool:
         """Whether traced values have been written to a real tensor or to its base."""
         return id(tensor) in self._shadows or (tensor._base is not None and id(tensor._base) in self._shadows)
+
+    def with_shadows(self, value: Any) -> Any:
+        """Arguments with every real tensor that was written to replaced by its stand-in."""
+        if not self._shadows:
+            return value
+        swap = lambda t: self._shadows[id(t)][1] if id(t) in self._shadows else t  # noqa: E731
+        return tree_map_only(torch.Tensor, swap, value)
 
     def versions(self, value: Any) -> list[int]:
         """torch's own write counters of the traced tensors in a call's arguments."""

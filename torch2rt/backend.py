@@ -8,10 +8,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,46 +64,46 @@ TORCH_DTYPES: dict[Any, torch.dtype] = {value: key for key, value in DTYPES.item
 
 
 class Log(trt.ILogger):
-    """The process's one TensorRT logger: prints from `level` up, and hands errors to whoever is capturing in this thread.
+    """The process's one TensorRT logger. It prints from `level` up, and gives errors to whoever captures them.
 
-    TensorRT may log from threads of its own; such lines go to every capture that is open.
+    TensorRT also logs from threads of its own; such lines go to every capture that is open.
     """
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
         self.level = int(trt.ILogger.Severity.ERROR)
-        self._captures: dict[int, list[tuple[int, list[str]]]] = {}
+        self._captures: dict[int, list[_Capture]] = {}  # per thread, innermost last
         self._lock = threading.Lock()
 
     def log(self, severity: Any, message: str) -> None:
-        if int(severity) > int(trt.ILogger.Severity.WARNING):
-            if int(severity) <= self.level:
-                print(f"[TensorRT] {message}")
-            return
         with self._lock:
-            mine = self._captures.get(threading.get_ident())
-            open_captures = [mine] if mine else list(self._captures.values())
-            if int(severity) <= int(trt.ILogger.Severity.ERROR):
-                for stack in open_captures:
-                    stack[-1][1].append(message)
-            shown = max((stack[-1][0] for stack in open_captures), default=self.level)
-        if int(severity) <= shown and not (open_captures and int(severity) <= int(trt.ILogger.Severity.ERROR)):
-            print(f"[TensorRT] {message}")
+            mine = self._captures.get(threading.get_ident(), [])[-1:]
+            captures = mine or [stack[-1] for stack in self._captures.values()]
+        if captures and int(severity) <= int(trt.ILogger.Severity.ERROR):
+            for capture in captures:
+                capture.errors.append(message)
+        elif int(severity) <= max([c.level for c in captures], default=self.level):
+            print(f"[TensorRT] {message}", file=sys.stderr)
 
     @contextmanager
     def capture(self, level: Any = None) -> Iterator[list[str]]:
-        """Collect the errors logged while the context is open, without printing them."""
-        errors: list[str] = []
+        """Collect this thread's errors instead of printing them, and print the rest from `level` up."""
+        capture = _Capture(self.level if level is None else int(level), [])
         ident = threading.get_ident()
         with self._lock:
-            self._captures.setdefault(ident, []).append((self.level if level is None else int(level), errors))
+            self._captures.setdefault(ident, []).append(capture)
         try:
-            yield errors
+            yield capture.errors
         finally:
             with self._lock:
                 self._captures[ident].pop()
                 if not self._captures[ident]:
                     del self._captures[ident]
+
+
+class _Capture(NamedTuple):
+    level: int
+    errors: list[str]
 
 
 LOG = Log()

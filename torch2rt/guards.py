@@ -18,7 +18,7 @@ import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torch2rt.errors import TraceError
-from torch2rt.interface import Interface
+from torch2rt.interface import Input, Interface
 from torch2rt.source import Places
 from torch2rt.symbolic import Dim, Symbols, counterexample, describe, to_json
 
@@ -54,8 +54,8 @@ class Decisions:
     def note(self, expr: sympy.Basic, answer: Any, guarded: bool) -> None:
         """Take down the answer to one question.
 
-        torch's own code takes every dynamic size for larger than 1, which changes strides but no value, and its answers
-        that rest on that alone add no guard. The user's Python is held to the real range.
+        torch's own code asks whether sizes differ, from each other and from 0 and 1, to choose between ways to the same
+        result: answers that they do are its own affair. The user's Python is held to the real range.
         """
         internal = self._depth > 0
         if (internal and not guarded) or not (expr.free_symbols & set(self.symbols)):
@@ -68,7 +68,7 @@ class Decisions:
             claim = sympy.Eq(expr, answer)
         known = self.made.get(claim)
         if known is None or (known.internal and not internal):
-            if internal and _is_kernel_choice():
+            if internal and (_is_difference(claim) or _is_kernel_choice()):
                 return
             self.made[claim] = Decision(claim, self.places.here(), internal)
 
@@ -90,6 +90,8 @@ class Decisions:
                 f"{decision.place}: the module only does the same for every size if {text}, which is false for {sizes}. "
                 f"Asked for: {ranges}. Narrow the range, make the dimension static, or build one engine for each side."
             )
+        for dim in tied.values():
+            _narrow(interface.inputs[dim.input], dim)
 
     def _tied_ranges(self, ties: list[Decision]) -> dict[sympy.Symbol, Dim]:
         """The ranges of the symbols, each narrowed to those of the dimensions it must equal."""
@@ -109,11 +111,18 @@ class Decisions:
         return ranges
 
 
+def _narrow(spec: Input, dim: Dim) -> None:
+    """Give an input's dimension the range that the dimensions it is tied to leave of its own."""
+    for name, size in (("min", dim.min), ("opt", min(max(spec.opt[dim.axis], dim.min), dim.max)), ("max", dim.max)):
+        shape = getattr(spec, name)
+        setattr(spec, name, (*shape[: dim.axis], size, *shape[dim.axis + 1 :]))
+
+
 class _ShapeEnv(ShapeEnv):
     """torch's shape environment, telling `Decisions` about every question and its answer."""
 
     def __init__(self, decisions: Decisions) -> None:
-        super().__init__(duck_shape=False)
+        super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self._decisions = decisions
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
@@ -122,6 +131,17 @@ class _ShapeEnv(ShapeEnv):
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
             self._decisions.note(orig_expr, answer, len(self.guards) > before)
         return answer
+
+
+def _is_difference(claim: sympy.Basic) -> bool:
+    """Whether a claim says that two sizes differ, or that one is neither 0 nor 1."""
+    if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.core.relational.Relational):
+        claim = claim.args[0].negated
+    if isinstance(claim, (sympy.Gt, sympy.Ge)):
+        claim = claim.reversed
+    if isinstance(claim, (sympy.Lt, sympy.Le)):
+        return claim.args[0].is_Integer and int(claim.args[0]) <= (1 if isinstance(claim, sympy.Lt) else 2)
+    return isinstance(claim, sympy.Ne)
 
 
 _TRANSPARENT = ("guards.py", "symbolic_shapes.py", "sym_node.py", "recording.py", "contextlib.py", "torch/__init__.py")

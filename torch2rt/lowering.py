@@ -124,8 +124,8 @@ class _Lowering:
             return self.input(node)
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.graph)
-        if is_symbolic(node.meta["val"]):
-            return node.meta["val"]
+        if "val" not in node.meta or is_symbolic(node.meta["val"]):
+            return node.meta.get("val")  # a size, or a step in the arithmetic of one: the vocabulary prints the whole
         args, kwargs = self.resolve(node.args), self.resolve(node.kwargs)
         if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
             return args[0][args[1]]
@@ -170,9 +170,7 @@ class _Lowering:
 
     def finish(self, node: torch.fx.Node, result: Any) -> None:
         """Name the layers a converter has added, and hold its result against what was recorded."""
-        module = node.meta["module"] or self.graph.__class__.__name__
         stem = f"{node.meta['module']}.{_short(node.target)}" if node.meta["module"] else _short(node.target)
-        del module
         for index in range(self.named, self.network.num_layers):
             layer = self.network.get_layer(index)
             count = self.names[stem] = self.names.get(stem, -1) + 1
@@ -207,7 +205,7 @@ class _Lowering:
 
     def outputs(self) -> None:
         (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
-        from torch2rt.vocabulary import constant
+        from torch2rt.vocabulary import constant  # the vocabulary needs this module's Context
 
         marked: set[int] = set()
         for name, node in zip(self.interface.outputs, output.args[0], strict=True):
@@ -224,11 +222,15 @@ class _Lowering:
 
     def describe(self, node: torch.fx.Node, args: Any, kwargs: Any, reason: str) -> str:
         """One entry of the list of what cannot be converted."""
-        function = qualified_name(node.meta.get("function", node.target))
-        inner = f" (as {qualified_name(node.target)})" if "function" in node.meta else ""
         shown = [_show(a) for a in args] + [f"{k}={_show(v)}" for k, v in kwargs.items()]
+        call = f"{qualified_name(node.target)}({', '.join(shown)})"  # type: ignore[arg-type]
+        targets = [node.meta.get("function", node.target), node.target]
+        if targets[0] is not node.target:
+            call = f"{qualified_name(targets[0])}, as {call}"
+        if advice := self.registry.advice(*targets):
+            reason = f"{reason.rstrip('.')}. {advice.rstrip('.')}"
         where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
-        return f"{where}\n    {function}({', '.join(shown)}){inner}: {reason}."
+        return f"{where}\n    {call}: {reason}."
 
 
 def _short(target: Any) -> str:

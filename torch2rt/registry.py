@@ -60,6 +60,7 @@ class Registry:
     def __init__(self) -> None:
         self.converters: dict[Target, Converter] = {}
         self.factories: set[Target] = set()
+        self.rewrites: dict[Target, str] = {}
 
     def converter(self, *targets: Target, limits: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `targets`; `limits` says in a few words what it refuses.
@@ -87,6 +88,14 @@ class Registry:
         """
         self.factories.update(targets)
 
+    def rewrite(self, advice: str, *targets: Target) -> None:
+        """Declare callables that cannot be converted, and what to write instead."""
+        self.rewrites.update(dict.fromkeys(targets, advice))
+
+    def advice(self, *targets: Target) -> str | None:
+        """What to write instead of a call that cannot be converted, if somebody knows."""
+        return next((self.rewrites[t] for target in targets for t in _candidates(target) if t in self.rewrites), None)
+
     def find(self, target: Target) -> Converter | None:
         """The converter that serves a callable, or `None`."""
         return next((self.converters[t] for t in _candidates(target) if t in self.converters), None)
@@ -98,6 +107,7 @@ class Registry:
 REGISTRY = Registry()
 converter = REGISTRY.converter
 factory = REGISTRY.factory
+rewrite = REGISTRY.rewrite
 
 
 @functools.cache
@@ -122,6 +132,12 @@ def _candidates(target: Target) -> Iterable[Target]:
                 yield same
 
 
+_PUBLIC = {
+    "torch.Tensor": torch.Tensor, "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.fft": torch.fft,
+    "torch.linalg": torch.linalg, "torch.special": torch.special,
+}  # fmt: skip
+
+
 def qualified_name(target: Target) -> str:
     """How a user would write a callable, such as `torch.Tensor.add` or `torch.nn.functional.relu`."""
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
@@ -129,9 +145,10 @@ def qualified_name(target: Target) -> str:
     name = getattr(target, "__name__", repr(target))
     if isinstance(target, types.MethodWrapperType):  # the getter of a property such as Tensor.T
         return f"torch.Tensor.{target.__self__.__name__}"  # type: ignore[attr-defined]
-    for owner, prefix in ((torch.Tensor, "torch.Tensor"), (torch.nn.functional, "torch.nn.functional"), (torch, "torch")):
-        if getattr(owner, name, None) is target:
-            return f"{prefix}.{name}"
+    for prefix, owner in _PUBLIC.items():
+        for spelling in (name, name.partition("_")[2]):  # torch.fft.fft calls itself fft_fft
+            if spelling and getattr(owner, spelling, None) is target:
+                return f"{prefix}.{spelling}"
     module = getattr(target, "__module__", None)
     return f"{module}.{name}" if module else name
 

@@ -11,6 +11,7 @@ What survives all three is recorded as it is, for `lower` to report together wit
 """
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import operator
@@ -34,17 +35,17 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from torch2rt.aliasing import Storages
 from torch2rt.errors import InputError, TraceError
 from torch2rt.guards import Decisions
-from torch2rt.interface import Input, Interface, describe_inputs
+from torch2rt.interface import Input, Interface, Shape, describe_inputs
 from torch2rt.registry import Target, functional, load, qualified_name
 from torch2rt.source import Places
-from torch2rt.structure import flatten
+from torch2rt.structure import flatten, unflatten
 from torch2rt.symbolic import Dim, expression, is_symbolic, to_json
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
@@ -90,8 +91,31 @@ def trace(
     parameters = [
         p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
     ]
-    interface = Interface(specs, arguments, parameters)
-    return Tracer(module, interface).run(leaves, output_names)
+    failure: Exception | None = None
+    for hint in _hints(specs, leaves):
+        try:
+            return Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters)).run(leaves, hint, output_names)
+        except (TraceError, RuntimeError) as error:  # perhaps only for these sizes
+            failure = failure or error
+    assert failure is not None
+    raise failure
+
+
+def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
+    """Sizes to trace with, in the order to try them.
+
+    torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
+    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do not.
+    """
+    example = [tuple(leaf.shape) for leaf in leaves]
+    choices = [[s.opt for s in specs], [s.max for s in specs], example, [s.min for s in specs]]
+    fit = [
+        shapes for shapes in choices
+        if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
+    ]  # fmt: skip
+    raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
+    unique = {tuple(shapes): shapes for shapes in [*fit, raised]}
+    return list(unique.values()) if any(s.dynamic for s in specs) else [example]
 
 
 class Tracer(TorchFunctionMode):
@@ -110,21 +134,22 @@ class Tracer(TorchFunctionMode):
         self.storages = Storages(self)
         self.attributes: dict[str, torch.Tensor] = {}
         self._attribute_nodes: dict[int, torch.fx.Node] = {}
-        self._attribute_names = {
-            id(t): name for name, t in [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
-        }
+        self._owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self._attribute_names = {id(t): name for name, t in self._owned.items()}
+        self._kept: list[torch.Tensor] = []
         self._sizes: dict[sympy.Basic, Any] = {}
         self._opening: list[Target] = []
 
     # The run ---------------------------------------------------------------------------------------------------------
 
-    def run(self, leaves: Sequence[torch.Tensor], output_names: Sequence[str] | None) -> torch.fx.GraphModule:
+    def run(
+        self, leaves: Sequence[torch.Tensor], hints: Sequence[Shape], output_names: Sequence[str] | None
+    ) -> torch.fx.GraphModule:
+        """Trace with these sizes standing for the dynamic ones."""
         fakes = [
             self._placeholder(i, spec, leaf, hint)
-            for i, (spec, leaf, hint) in enumerate(zip(self.interface.inputs, leaves, self._hints(leaves), strict=True))
+            for i, (spec, leaf, hint) in enumerate(zip(self.interface.inputs, leaves, hints, strict=True))
         ]
-        from torch2rt.structure import unflatten
-
         args, kwargs = unflatten(self.interface.arguments, fakes)
         with ExitStack() as stack:
             for context in (torch.no_grad(), enable_python_dispatcher(), self):
@@ -138,18 +163,6 @@ class Tracer(TorchFunctionMode):
         graph_module.meta["interface"] = self.interface
         graph_module.meta["symbols"] = self.symbols
         return graph_module
-
-    def _hints(self, leaves: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
-        """Sizes to trace with: torch specialises on 0 and 1, so take shapes whose dynamic sizes are all at least 2."""
-        specs = self.interface.inputs
-        example = [tuple(leaf.shape) for leaf in leaves]
-        choices = [[s.opt for s in specs], [s.max for s in specs], example, [s.min for s in specs]]
-        for shapes in choices:
-            if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic):
-                return shapes
-        return [
-            tuple(2 if axis in spec.dynamic and size < 2 else size for axis, size in enumerate(spec.max)) for spec in specs
-        ]
 
     def _placeholder(self, index: int, spec: Input, leaf: torch.Tensor, hint: tuple[int, ...]) -> torch.Tensor:
         sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
@@ -200,7 +213,14 @@ class Tracer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if not self.is_traced((args, kwargs)):
+            if (written := self._out_of_place(func, args, kwargs)[0]) is not None:
+                self._before_real_write(written)
+            elif func is torch.Tensor.__setitem__:
+                self._before_real_write(args[0])
             return func(*args, **kwargs)
+        if func is torch.Tensor.__setitem__:
+            self.storages.shadow(args[0])
+        args, kwargs = self.storages.with_shadows((args, kwargs))
         return self.guarded(func, lambda: self._call(func, args, kwargs))
 
     def guarded(self, func: Target, call: Callable[[], Any]) -> Any:
@@ -225,7 +245,8 @@ class Tracer(TorchFunctionMode):
                 f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed graph "
                 "cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
             )
-        return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors."
+        advice = self.registry.advice(func) or "Where its use allows it, keep all elements and mask instead."
+        return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors. {advice}"
 
     def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         written, target, args_, kwargs_ = self._out_of_place(func, args, kwargs)
@@ -233,7 +254,7 @@ class Tracer(TorchFunctionMode):
             return self._write(func, args, kwargs, written, target, args_, kwargs_)
         if self.registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
             return value
-        if self.registry.find(func) is not None:
+        if self.registry.find(func) is not None and not _is_autocasting(args):
             return self.record(func, args, kwargs)
         if func not in self._opening and (body := _opened(func)) is not None:
             self._opening.append(func)
@@ -295,16 +316,34 @@ class Tracer(TorchFunctionMode):
                 return args[0], func, (*args[:position], *[False] * (len(args) > position), *args[position + 1 :]), kwargs
         return None, func, args, kwargs
 
+    def _before_real_write(self, tensor: torch.Tensor) -> None:
+        """A call without traced arguments is about to write to a real tensor.
+
+        What the graph has recorded of it so far must keep its value, and a module's own state is not ours to change.
+        """
+        storage = tensor.untyped_storage()._cdata
+        for name, held in self.attributes.items():
+            if held.untyped_storage()._cdata == storage and not isinstance(held, FakeTensor):
+                self.attributes[name] = held.detach().clone()
+                self._attribute_nodes.pop(id(held), None)
+                self._kept.append(held)  # its id must not be given to another tensor
+        for name, owned in self._owned.items():
+            if owned.untyped_storage()._cdata == storage:
+                raise TraceError(
+                    f"{self.places.here()}: the module writes to its parameter or buffer '{name}'. "
+                    "An engine has no state: keep it outside the module, or put the module into eval mode."
+                )
+
     def _write(
         self, func: Target, args: Any, kwargs: Any, written: torch.Tensor, target: Target, args_: Any, kwargs_: Any
     ) -> Any:
         shadow = self.storages.shadow(written)
+        args, kwargs, args_, kwargs_ = self.storages.with_shadows((args, kwargs, args_, kwargs_))
         value = self._call(target, args_, kwargs_)
         if not isinstance(value, torch.Tensor):
             raise TraceError(f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported.")
-        swap = lambda t: shadow if t is written else t  # noqa: E731
         with self.decisions.inside(), self.fake_mode:  # the write itself, so that torch refuses what eager refuses
-            func(*tree_map_only(torch.Tensor, swap, args), **tree_map_only(torch.Tensor, swap, kwargs))
+            func(*args, **kwargs)
             if value.dtype != shadow.dtype or value.shape != shadow.shape:
                 with AtenRecorder(self, func):
                     value = value.to(shadow.dtype).expand(shadow.shape)
@@ -401,15 +440,11 @@ class AtenRecorder(TorchDispatchMode):
         if func.namespace == "prim" or not _returns_tensors(func):
             return func(*args, **kwargs)
         if tracer.registry.find(func) is None:
-            if (decomposition := _decompositions().get(func)) is not None:
+            for decomposition in _decompositions(func):
                 with self:
                     out = decomposition(*args, **kwargs)
                 if out is not NotImplemented:
                     return out
-            with self:
-                out = func.decompose(*args, **kwargs)
-            if out is not NotImplemented:
-                return out
         opening, tracer._opening = tracer._opening, [self.function]
         try:
             return tracer.record(func, args, kwargs)
@@ -423,16 +458,31 @@ class AtenRecorder(TorchDispatchMode):
         if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
             raise TraceError(f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}, not supported.")
         shadow = tracer.storages.shadow(args[0])
+        result = args[0]
+        args, kwargs = tracer.storages.with_shadows((args, kwargs))
         with self:
             value = target(*args, **kwargs)
-        func(shadow, *args[1:], **kwargs)
+        func(*args, **kwargs)
         tracer.storages.write(shadow, tracer._argument(value))
-        return args[0]
+        return result
 
 
 @functools.cache
-def _decompositions() -> Mapping[Any, Callable[..., Any]]:
-    return {**torch._decomp.decomposition_table, **core_aten_decompositions()}
+def _core_decompositions() -> Mapping[Any, Callable[..., Any]]:
+    return core_aten_decompositions()
+
+
+def _decompositions(func: Any) -> list[Callable[..., Any]]:
+    """Ways to write an ATen operator in terms of others, the one that stays closest to it first."""
+    tables: tuple[Mapping[Any, Any], ...] = (_core_decompositions(), torch._decomp.decomposition_table)
+    found = [table[func] for table in tables if func in table]
+    return [*found[:1], func.decompose, *found[1:]] if _core_decompositions().get(func) else [func.decompose, *found]
+
+
+def _is_autocasting(args: Any) -> bool:
+    """Whether torch would cast this call's tensors: its casts are only visible among the ATen operators."""
+    devices = {t.device.type for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+    return any(torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d) for d in devices)
 
 
 def _returns_tensors(func: Any) -> bool:

@@ -1,0 +1,213 @@
+"""Every bad input gets an error that says what is wrong, before TensorRT or CUDA sees it, and nothing is lost."""
+import io
+
+import pytest
+import torch
+from harness import compare
+from test_tracing import module
+
+import torch2rt as package
+from torch2rt import EngineError, InputError, TraceError, TRTModule, UnsupportedError, torch2rt, trace
+from torch2rt.errors import Torch2RTError
+
+
+def plus(self, x, y=None, scale=2.0):
+    return x * scale if y is None else x * scale + y
+
+
+def dropped(self, x):
+    return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+# At conversion -------------------------------------------------------------------------------------------------------
+
+X = torch.randn(2, 3)
+
+CONVERSIONS = [
+    (dict(inputs=[X.to(torch.complex64)]), InputError, r"'input_0' is torch.complex64.*no complex numbers.*view_as_real"),
+    (dict(inputs=[X.double()]), InputError, r"'input_0' is torch.float64, TensorRT takes float32"),
+    (dict(inputs=[X.to_sparse()]), InputError, r"'input_0' is not a dense tensor"),
+    (dict(inputs=[X, object()]), InputError, r"inputs\[0\]\[1\]: a object is not a tensor"),
+    (dict(inputs=[X], min_shapes=[(3, 3)], max_shapes=[(1, 3)]), InputError, r"'input_0', dimension 0: min 3.*max 1.*order"),
+    (dict(inputs=[X], min_shapes=[(1, 3)], opt_shapes=[(9, 3)], max_shapes=[(4, 3)]), InputError, r"min 1, opt 9, max 4"),
+    (dict(inputs=[X], max_shapes=[(4, 3, 1)]), InputError, r"max_shapes gives input 'input_0' 3 dimensions"),
+    (dict(inputs=[X], max_shapes=[(4, 3), (4, 3)]), InputError, r"max_shapes has 2 shapes for 1 input"),
+    (dict(inputs=[X], max_shapes={"x": (4, 3)}), InputError, r"max_shapes names \['x'\], the inputs are \['input_0'\]"),
+    (dict(inputs=[X], max_batch_size=0), InputError, r"max_batch_size=0 must be at least 1"),
+    (dict(inputs=[X], input_names=["a", "b"]), InputError, r"input_names has 2 names for 1 input"),
+    (dict(inputs=[X, X], input_names=["a", "a"]), InputError, r"input_names must be distinct"),
+    (dict(inputs=[X], output_names=["a", "b"]), InputError, r"output_names has 2 names for 1 output"),
+    (dict(inputs=[X], output_names=["input_0"]), InputError, r"no input's name"),
+    (dict(inputs=[X], max_workspace_size=-1), InputError, r"max_workspace_size=-1"),
+    (dict(inputs=[X], optimization_level=9), InputError, r"optimization_level=9"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), CONVERSIONS, ids=[m for _, _, m in CONVERSIONS])
+def test_a_bad_conversion_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        torch2rt(module(plus), **arguments)
+
+
+def test_only_modules_are_converted():
+    with pytest.raises(InputError, match=r"Expected a torch.nn.Module to convert, got builtin_function_or_method"):
+        torch2rt(torch.relu, [X])
+
+
+def test_a_module_whose_result_depends_on_training_mode_is_refused():
+    with pytest.raises(UnsupportedError, match=r"(?s)dropout.*eval\(\)"):
+        torch2rt(module(dropped).train(), [X])
+    torch2rt(module(dropped), [X])
+
+
+def test_all_unsupported_calls_are_reported_together():
+    class Inner(torch.nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x).real
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = Inner(), Inner()
+
+        def forward(self, x):
+            return self.first(x) + self.second(x * 2) + torch.linalg.svd(x)[0]
+
+    with pytest.raises(UnsupportedError) as caught:
+        torch2rt(Outer(), [torch.randn(3, 3)])
+    message = str(caught.value)
+    assert message.count("torch.fft") >= 2 and "svd" in message
+    assert "in first" in message and "in second" in message
+    assert message.count(__file__) >= 3
+
+
+def test_errors_have_one_root():
+    for name in ("ConversionError", "TraceError", "UnsupportedError", "BuildError", "InputError", "EngineError"):
+        assert issubclass(getattr(package, name), Torch2RTError)
+    assert issubclass(InputError, ValueError) and issubclass(EngineError, RuntimeError)
+    assert issubclass(TraceError, package.ConversionError)
+
+
+# At a call -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def converted(device):
+    x, y = torch.randn(2, 3, device=device), torch.randn(2, 3, device=device)
+    return torch2rt(module(plus), [x], kwargs={"y": y, "scale": 3.0}, max_batch_size=4)
+
+
+CALLS = [
+    (lambda x: ((), {}), r"takes 1 positional arguments and got 0"),
+    (lambda x: ((x,), {}), r"takes the keywords \['y', 'scale'\] and got \[\]"),
+    (lambda x: ((x,), {"y": None, "scale": 3.0}), r"'y'\] was a tensor and is None"),
+    (lambda x: ((x,), {"y": x, "scale": 4.0}), r"'scale'\] was 3.0 and is 4.0"),
+    (lambda x: ((x,), {"y": x, "scale": 3.0, "other": 1}), r"got \['y', 'scale', 'other'\]"),
+    (lambda x: ((x.half(),), {"y": x, "scale": 3.0}), r"'input_0' is torch.float16, the engine takes torch.float32"),
+    (lambda x: ((x.long(),), {"y": x, "scale": 3.0}), r"'input_0' is torch.int64"),
+    (lambda x: ((x[0],), {"y": x, "scale": 3.0}), r"'input_0' has 1 dimensions \(3,\)"),
+    (lambda x: ((x[:, :2],), {"y": x, "scale": 3.0}), r"'input_0' has size 2 in dimension 1, the engine serves 3"),
+    (lambda x: ((torch.cat([x] * 3),), {"y": x, "scale": 3.0}), r"'input_0' has size 6 in dimension 0, the engine serves 1 to 4"),
+    (lambda x: ((x[:0],), {"y": x[:0], "scale": 3.0}), r"has size 0 in dimension 0, the engine serves 1 to 4"),
+    (lambda x: ((x[:1],), {"y": x, "scale": 3.0}), r"needs input_\d.shape\[0\] == input_\d.shape\[0\]"),
+    (lambda x: (([x],), {"y": x, "scale": 3.0}), r"was a tensor and is a list of 1"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), CALLS, ids=[m for _, m in CALLS])
+def test_a_bad_call_is_refused_and_the_module_still_works(converted, device, make, message):
+    x = torch.randn(2, 3, device=device)
+    args, kwargs = make(x)
+    runs = [converted.reference()] + [converted] * (device.type == "cuda")
+    for run in runs:
+        with pytest.raises(InputError, match=message):
+            run(*args, **kwargs)
+        compare(run(x, y=x, scale=3.0), x * 3 + x)
+
+
+def test_arguments_may_move_between_position_and_keyword(converted, device):
+    x, y = torch.randn(3, 3, device=device), torch.randn(3, 3, device=device)
+    run = converted if device.type == "cuda" else converted.reference()
+    for args, kwargs in [((x, y, 3.0), {}), ((x, y), {"scale": 3.0}), ((), {"x": x, "scale": 3.0, "y": y})]:
+        compare(run(*args, **kwargs), x * 3 + y)
+
+
+def test_without_a_gpu_an_engine_says_so(converted, device):
+    x = torch.randn(2, 3)
+    if device.type == "cuda":
+        with pytest.raises(InputError, match=r"'input_0' is on cpu, the engine on cuda:0"):
+            converted(x, y=x, scale=3.0)
+    elif not torch.cuda.is_available():
+        with pytest.raises(EngineError, match=r"needs an NVIDIA GPU.*reference\(\)"):
+            converted(x, y=x, scale=3.0)
+
+
+# Saved engines -------------------------------------------------------------------------------------------------------
+
+
+def state(converted):
+    buffer = io.BytesIO()
+    torch.save(converted.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer)
+
+
+def test_a_damaged_state_dict_leaves_the_module_as_it_was(converted):
+    good = state(converted)
+    target = TRTModule()
+    target.load_state_dict(good)
+    flipped = {**good, "engine": good["engine"].clone()}
+    flipped["engine"][1000] ^= 255
+    damaged = [
+        ({**good, "engine": good["engine"][:-7]}, "truncated or damaged"),
+        (flipped, "truncated or damaged"),
+        ({**good, "header": good["header"][:-7]}, "header is damaged"),
+        ({**good, "engine": good["engine"].float()}, "'engine' of the state dict is not a 1-d uint8 tensor"),
+    ]
+    for bad, message in damaged:
+        with pytest.raises(EngineError, match=message):
+            target.load_state_dict(bad)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        target.load_state_dict({"engine": good["engine"]})
+    assert target.engine_bytes == converted.engine_bytes and target.input_names == ["input_0", "input_1"]
+
+
+def test_an_empty_module_says_how_to_fill_it():
+    with pytest.raises(EngineError, match=r"holds no engine yet.*load_state_dict"):
+        TRTModule()(X)
+
+
+def test_a_damaged_file_is_refused(converted, tmp_path):
+    path = tmp_path / "model.engine"
+    converted.save_engine(path)
+    data = path.read_bytes()
+    assert TRTModule.from_engine(path).engine_bytes == converted.engine_bytes
+    for bad in (data[50:], data[:-60] + data[-16:], data[:-9] + b"\xff" + data[-8:]):
+        path.write_bytes(bad)
+        with pytest.raises(EngineError):
+            TRTModule.from_engine(path)
+    for bad in (data[:1000], b"", b"not an engine"):
+        path.write_bytes(bad)
+        with pytest.raises(EngineError):
+            TRTModule.from_engine(path)
+
+
+def test_an_engine_of_another_tensorrt_names_both(converted, device, monkeypatch):
+    import torch2rt.module as runtime
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    foreign = TRTModule(converted.engine_bytes, converted.interface, None, {"flavour": "tensorrt", "version": "9.1.0"})
+    with pytest.raises(EngineError, match=rf"built by tensorrt 9.1.0, this is {runtime.FLAVOUR} {runtime.VERSION}"):
+        foreign(X.to(device), y=X.to(device), scale=3.0)
+
+
+def test_reference_needs_the_network(converted):
+    target = TRTModule()
+    target.load_state_dict(converted.state_dict())
+    with pytest.raises(Torch2RTError, match="keep_network=True"):
+        target.reference()
+
+
+def test_trace_accepts_what_torch2rt_does():
+    with pytest.raises(InputError, match="complex"):
+        trace(module(plus), [X.to(torch.complex64)])

@@ -1,0 +1,98 @@
+"""What a module decides about its dynamic sizes either holds for all of them, is checked at every call, or is refused."""
+import pytest
+import torch
+from harness import compare
+from test_tracing import module
+
+from torch2rt import InputError, TraceError, torch2rt, trace
+
+
+def _more_than_two(self, x):
+    return x + 1 if x.shape[0] > 2 else x
+
+
+def _exactly_one(self, x):
+    return x + 1 if x.shape[0] == 1 else x
+
+
+def _even(self, x):
+    return x.reshape(2, x.shape[0] // 2, 3) if x.shape[0] % 2 == 0 else x
+
+
+def _as_int(self, x):
+    return torch.cat([x[i : i + 1] for i in range(x.shape[0])])
+
+
+def _divisible(self, x):
+    return x.view(2, -1, 3)
+
+
+NARROWING = [
+    (_more_than_two, r"test_guards.py:\d+.*input_0.shape\[0\] > 2.*false for input_0.shape\[0\] = 1"),
+    (_exactly_one, r"input_0.shape\[0\] != 1.*false for input_0.shape\[0\] = 1"),
+    (_even, r"false for input_0.shape\[0\] = 1"),
+    (_as_int, r"input_0.shape\[0\] == \d.*from 1 to 4"),
+    (_divisible, r"test_guards.py:\d+.*false for input_0.shape\[0\] = 1"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), NARROWING, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_branch_that_narrows_the_range_is_refused(forward, message):
+    with pytest.raises(TraceError, match=message):
+        trace(module(forward), [torch.randn(4, 3)], max_batch_size=4)
+
+
+@pytest.mark.parametrize("forward", [_more_than_two, _even], ids=lambda f: f.__name__)
+def test_the_same_branch_is_fine_where_it_holds(forward):
+    ranges = {"min_shapes": [(4, 3)], "max_shapes": [(4, 3)]}
+    trace(module(forward), [torch.randn(4, 3)], **ranges)
+
+
+def test_a_branch_that_always_goes_one_way_is_kept():
+    trace(module(_more_than_two), [torch.randn(4, 3)], min_shapes=[(3, 3)], max_shapes=[(9, 3)])
+
+
+def test_a_kernel_choice_is_not_a_claim():
+    # oneDNN picks its convolution by batch size, which must not limit the range.
+    graph = trace(torch.nn.Conv2d(3, 5, 3).eval(), [torch.randn(2, 3, 8, 8)], max_batch_size=1000)
+    assert graph.meta["interface"].constraints == []
+
+
+def test_tied_dimensions_are_checked_at_every_call():
+    made = module(lambda self, x, y: x + y)
+    ranges = {"min_shapes": [(1, 3), (1, 3)], "max_shapes": [(4, 3), (8, 3)]}
+    model_trt = torch2rt(made, [torch.randn(2, 3), torch.randn(2, 3)], **ranges)
+    run = model_trt.reference()
+    x, y = torch.randn(3, 3), torch.randn(3, 3)
+    compare(run(x, y), x + y)
+    with pytest.raises(InputError, match=r"needs input_\d.shape\[0\] == input_\d.shape\[0\], got input_0 \(3, 3\), input_1 \(2, 3\)"):
+        run(x, y[:2])
+
+
+def test_ranges_that_cannot_meet_are_refused():
+    made = module(lambda self, x, y: x + y)
+    ranges = {"min_shapes": [(1, 3), (5, 3)], "opt_shapes": [(2, 3), (5, 3)], "max_shapes": [(4, 3), (8, 3)]}
+    with pytest.raises((TraceError, RuntimeError), match="nothing in common|must match"):
+        trace(made, [torch.randn(2, 3), torch.randn(2, 3)], **ranges)
+
+
+class Mixed(torch.nn.Module):
+    """Sizes, floor division, slices and reshapes over two dynamic dimensions."""
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        half = length // 2
+        first, second = x[:, :half], x[:, length - half :]
+        folded = (first * batch + second).view(batch * half, width)
+        flat = x.view(-1, width * 2 // 2)
+        return folded, flat.reshape(batch, -1), torch.relu(x[:, 1:]) + x[:, :-1], batch * half
+
+
+@pytest.mark.parametrize("made", [Mixed()], ids=["mixed"])
+def test_arithmetic_on_two_dynamic_dimensions(made, device):
+    ranges = {"min_shapes": [(1, 4, 6)], "opt_shapes": [(2, 9, 6)], "max_shapes": [(5, 16, 6)]}
+    model_trt = torch2rt(made, [torch.randn(2, 9, 6, device=device)], tf32=False, **ranges)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for batch, length in [(1, 4), (2, 9), (3, 7), (4, 12), (5, 16)]:
+        x = torch.randn(batch, length, 6, device=device)
+        compare(run(x), made(x))

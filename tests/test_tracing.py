@@ -1,0 +1,189 @@
+"""Tracing alone: the graph computes what the module does, whatever Python it is written in."""
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import compare
+
+from torch2rt import TraceError, trace
+from torch2rt.registry import qualified_name
+
+
+def module(forward, **attributes):
+    """A module around a function of itself and its inputs."""
+    made = torch.nn.Module()
+    for name, value in attributes.items():
+        if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+            made.register_buffer(name, value)
+        else:
+            setattr(made, name, value)
+    cls = type("Made", (torch.nn.Module,), {"forward": forward})
+    made.__class__ = cls
+    return made.eval()
+
+
+def graph_equals_eager(made, *inputs, **ranges):
+    graph = trace(made, list(inputs), **ranges)
+    results = graph(*[i.clone() for i in inputs])
+    expected = made(*[i.clone() for i in inputs])
+    compare(tuple(results), expected if isinstance(expected, tuple) else (expected,), 0.0, 0.0)
+    return graph
+
+
+def calls(graph):
+    return [qualified_name(n.target) for n in graph.graph.nodes if n.op == "call_function"]
+
+
+def test_what_does_not_depend_on_the_inputs_is_folded():
+    def forward(self, x):
+        table = torch.arange(12).reshape(3, 4).float().sin() * self.w
+        mask = x.new_zeros(3, 4)
+        mask[1, 2:] = 5.0
+        return x + table + mask
+
+    graph = graph_equals_eager(module(forward, w=torch.nn.Parameter(torch.randn(4))), torch.randn(2, 3, 4), max_batch_size=4)
+    assert calls(graph) == ["torch.Tensor.add", "torch.Tensor.add"]
+
+
+def test_a_constant_that_changes_while_tracing_keeps_each_value():
+    def forward(self, x):
+        step = torch.zeros(3)
+        first = x + step
+        step += 1
+        second = x * step
+        step[0] = 7
+        return first, second, x - step
+
+    graph_equals_eager(module(forward), torch.randn(2, 3))
+
+
+def test_python_composites_are_opened_at_the_function_level():
+    graph = graph_equals_eager(module(lambda self, x: F.normalize(x, dim=1)), torch.randn(2, 3))
+    assert not [c for c in calls(graph) if "normalize" in c]
+
+
+def test_a_parameter_keeps_its_name_and_memory():
+    made = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU()).eval()
+    graph = trace(made, [torch.randn(2, 3)])
+    assert graph.get_parameter("0.weight") is made[0].weight
+
+
+def test_nodes_carry_module_path_and_the_users_line():
+    made = torch.nn.Sequential(torch.nn.Linear(3, 5), module(lambda self, x: x * 2))
+    graph = trace(made, [torch.randn(2, 3)])
+    linear, double = (n for n in graph.graph.nodes if n.op == "call_function")
+    assert (linear.meta["module"], double.meta["module"]) == ("0", "1")
+    assert double.meta["source"].startswith(__file__)
+
+
+def test_symbolic_sizes_reach_the_graph_as_arithmetic():
+    def forward(self, x, y):
+        b, s = x.shape[0], y.shape[1]
+        half = s // 2
+        return (y[:, :half] * b).reshape(b * half, -1), x.expand(b, 3) + (s - half), b * half
+
+    made = module(forward)
+    ranges = {"min_shapes": [(1, 1), (1, 4, 2)], "max_shapes": [(4, 1), (4, 9, 2)]}
+    graph = trace(made, [torch.randn(2, 1), torch.randn(2, 5, 2)], **ranges)
+    for batch, length in [(1, 4), (3, 9), (4, 7)]:
+        inputs = torch.randn(batch, 1), torch.randn(batch, length, 2)
+        compare(graph(*inputs), made(*inputs)[:2], 0.0, 0.0)
+
+
+def test_two_threads_do_not_meet():
+    import concurrent.futures
+
+    def one(width):
+        made = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.ReLU()).eval()
+        for _ in range(5):
+            graph_equals_eager(made, torch.randn(2, 3), max_batch_size=4)
+        return width
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(3, 11))) == list(range(3, 11))
+
+
+def test_tracing_leaves_no_trace():
+    before = (torch.Tensor.size, torch.nn.Module.__call__, F.relu, torch.is_grad_enabled())
+    trace(torch.nn.ReLU(), [torch.randn(2)])
+    assert before == (torch.Tensor.size, torch.nn.Module.__call__, F.relu, torch.is_grad_enabled())
+    assert (torch.ones(2) + 1).tolist() == [2, 2]
+
+
+# Python that a graph cannot follow ----------------------------------------------------------------------------------
+
+
+def _buffer_write(self, x):
+    self.n += x.sum(0)
+    return x + self.n
+
+
+def _buffer_step(self, x):
+    self.n += 1
+    return x + self.n
+
+
+def _branch(self, x):
+    return x if x.sum() > 0 else -x
+
+
+def _input_write(self, x):
+    x += 1
+    return x
+
+
+def _numpy(self, x):
+    return torch.from_numpy(x.numpy() + 1)
+
+
+def _item(self, x):
+    return x * x[0, 0].item()
+
+
+
+def _nothing(self, x):
+    return x.shape[0]
+
+
+REFUSED = [
+    (_buffer_write, r"writes to its parameter or buffer 'n' from traced values"),
+    (_buffer_step, r"writes to its parameter or buffer 'n'"),
+    (_branch, r"test_tracing.py:\d+.*Python depends on the value of a tensor.*torch.where"),
+    (_input_write, r"writes to its input 'input_0' in place"),
+    (_numpy, r"test_tracing.py:\d+.*torch.Tensor.numpy takes a traced tensor out of torch"),
+    (_item, r"test_tracing.py:\d+.*Python depends on the value of a tensor"),
+    (_nothing, r"returns no tensor"),
+]
+
+
+@pytest.mark.parametrize(("forward", "message"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
+def test_python_that_depends_on_data_or_state_is_refused_by_line(forward, message):
+    with pytest.raises(TraceError, match=message):
+        trace(module(forward, n=torch.zeros(3)), [torch.randn(2, 3)])
+
+
+def test_a_refused_buffer_write_does_not_happen():
+    made = module(_buffer_step, n=torch.zeros(3))
+    with pytest.raises(TraceError):
+        trace(made, [torch.randn(2, 3)])
+    assert made.n.tolist() == [0, 0, 0]
+
+
+def test_the_opened_copy_does_not_touch_the_original():
+    assert isinstance(F.normalize, types.FunctionType)
+    original = F.normalize.__globals__["has_torch_function_variadic"]
+    trace(module(lambda self, x: F.normalize(x)), [torch.randn(2, 3)])
+    assert F.normalize.__globals__["has_torch_function_variadic"] is original
+
+
+def test_autocast_is_recorded_as_the_casts_it_makes():
+    made = torch.nn.Linear(4, 3).eval()
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return made(x)
+
+    graph = trace(module(forward), [torch.randn(2, 4)])
+    assert next(iter(graph(torch.randn(2, 4)))).dtype is torch.bfloat16
+    assert len(calls(graph)) > 1
