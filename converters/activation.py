@@ -5,44 +5,62 @@ import torch.nn.functional as F
 from torch2rt.vocabulary import (
     activation,
     cast,
-    constant,
+    check,
     converter,
     dims,
     elementwise,
-    materialize,
-    permute,
     reshape,
     select,
+    slice_nd,
     torch,
     trt,
     unary,
+    wide,
+    wrap_dim,
 )
 
 EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperation
+Tensor, aten, nn = torch.Tensor, torch.ops.aten, torch._C._nn
 
 
-def sigmoid_of(ctx, x):
-    return activation(ctx, Kind.SIGMOID, x)
+# Layers of their own -------------------------------------------------------------------------------------------------
 
 
-@converter(torch.relu, torch.Tensor.relu, F.relu)
+@converter(torch.relu, Tensor.relu, F.relu)
 def relu(ctx, input, inplace=False):
-    return activation(ctx, Kind.RELU, input)
+    dtype = ctx.out.dtype if ctx.out.dtype.is_floating_point else wide(ctx.out.dtype)
+    return cast(ctx, activation(ctx, Kind.RELU, cast(ctx, input, dtype)), ctx.out.dtype)
 
 
-@converter(torch.sigmoid, torch.Tensor.sigmoid, torch.special.expit, F.sigmoid)
+@converter(torch.sigmoid, Tensor.sigmoid, torch.special.expit, F.sigmoid)
 def sigmoid(ctx, input):
-    return sigmoid_of(ctx, cast(ctx, input, ctx.out.dtype))
+    return activation(ctx, Kind.SIGMOID, cast(ctx, input, ctx.out.dtype))
 
 
-@converter(torch.tanh, torch.Tensor.tanh, F.tanh)
+@converter(torch.tanh, Tensor.tanh, F.tanh, torch.ops.prims.tanh)
 def tanh(ctx, input):
     return activation(ctx, Kind.TANH, cast(ctx, input, ctx.out.dtype))
 
 
-@converter(F.leaky_relu)
+@converter(F.leaky_relu, nn.leaky_relu)
 def leaky_relu(ctx, input, negative_slope=0.01, inplace=False):
     return activation(ctx, Kind.LEAKY_RELU, input, alpha=negative_slope)
+
+
+@converter(F.rrelu, torch.rrelu, limits="inference only")
+def rrelu(ctx, input, lower=1 / 8, upper=1 / 3, training=False, inplace=False):
+    check(not training, "training=True draws random slopes; call .eval() on the module")
+    return activation(ctx, Kind.LEAKY_RELU, input, alpha=(lower + upper) / 2)
+
+
+@converter(torch.prelu, Tensor.prelu)
+def prelu(ctx, input, weight):
+    """The slopes lie along the channels, at the rank of the input."""
+    shape = [1] * len(dims(ctx, input))
+    if not shape:
+        return select(ctx, at_most(ctx, input, 0), elementwise(ctx, EW.PROD, input, reshape(ctx, weight, ())), input)
+    shape[min(1, len(shape) - 1)] = math.prod(dims(ctx, weight))
+    return ctx.network.add_parametric_relu(input, reshape(ctx, weight, shape)).get_output(0)
 
 
 @converter(F.elu)
@@ -50,15 +68,27 @@ def elu(ctx, input, alpha=1.0, inplace=False):
     return activation(ctx, Kind.ELU, input, alpha=alpha)
 
 
-@converter(F.selu)
+@converter(aten.elu)
+def scaled_elu(ctx, input, alpha=1, scale=1, input_scale=1):
+    if scale == input_scale == 1:
+        return elu(ctx, input, alpha)
+    check(input_scale > 0, f"{input_scale=} turns the exponential side around; only positive scales are supported")
+    x = activation(ctx, Kind.ELU, elementwise(ctx, EW.PROD, input, input_scale), alpha=alpha * input_scale)
+    return elementwise(ctx, EW.PROD, x, scale / input_scale)
+
+
+@converter(F.celu, torch.celu, limits="alpha > 0")
+def celu(ctx, input, alpha=1.0, inplace=False):
+    check(alpha > 0, f"{alpha=}: only positive values are supported")
+    if alpha == 1:
+        return elu(ctx, input)
+    x = activation(ctx, Kind.ELU, elementwise(ctx, EW.DIV, input, alpha), alpha=1.0)
+    return elementwise(ctx, EW.PROD, x, alpha)
+
+
+@converter(F.selu, torch.selu)
 def selu(ctx, input, inplace=False):
     return activation(ctx, Kind.SELU, input, alpha=1.6732632423543772, beta=1.0507009873554805)
-
-
-@converter(F.celu)
-def celu(ctx, input, alpha=1.0, inplace=False):
-    negative = elementwise(ctx, EW.PROD, activation(ctx, Kind.ELU, elementwise(ctx, EW.DIV, input, alpha), 1.0), alpha)
-    return select(ctx, elementwise(ctx, EW.GREATER, input, 0), input, negative)
 
 
 @converter(F.gelu)
@@ -66,44 +96,104 @@ def gelu(ctx, input, approximate="none"):
     return activation(ctx, {"none": Kind.GELU_ERF, "tanh": Kind.GELU_TANH}[approximate], input)
 
 
-@converter(F.silu)
-def silu(ctx, input, inplace=False):
-    return elementwise(ctx, EW.PROD, input, sigmoid_of(ctx, input))
-
-
-@converter(F.mish)
-def mish(ctx, input, inplace=False):
-    return elementwise(ctx, EW.PROD, input, activation(ctx, Kind.TANH, softplus(ctx, input)))
-
-
-@converter(F.softplus)
-def softplus(ctx, input, beta=1.0, threshold=20.0):
-    scaled = input if beta == 1 else elementwise(ctx, EW.PROD, input, beta)
-    smooth = activation(ctx, Kind.SOFTPLUS, scaled, alpha=1.0, beta=1.0)
-    smooth = smooth if beta == 1 else elementwise(ctx, EW.DIV, smooth, beta)
-    return select(ctx, elementwise(ctx, EW.GREATER, scaled, threshold), input, smooth)
-
-
 @converter(F.softsign)
 def softsign(ctx, input):
     return activation(ctx, Kind.SOFTSIGN, cast(ctx, input, ctx.out.dtype))
 
 
-@converter(F.hardtanh)
-def hardtanh(ctx, input, min_val=-1.0, max_val=1.0, inplace=False):
-    return elementwise(ctx, EW.MIN, elementwise(ctx, EW.MAX, input, min_val), max_val)
-
-
-@converter(F.hardsigmoid)
+@converter(F.hardsigmoid, nn.hardsigmoid)
 def hardsigmoid(ctx, input, inplace=False):
     return activation(ctx, Kind.HARD_SIGMOID, input, alpha=1 / 6, beta=0.5)
 
 
-@converter(F.hardswish)
+# Products with a gate ------------------------------------------------------------------------------------------------
+
+
+@converter(F.silu, nn.silu)
+def silu(ctx, input, inplace=False):
+    return elementwise(ctx, EW.PROD, input, activation(ctx, Kind.SIGMOID, input))
+
+
+@converter(F.hardswish, nn.hardswish)
 def hardswish(ctx, input, inplace=False):
     return elementwise(ctx, EW.PROD, input, hardsigmoid(ctx, input))
 
 
-@converter(F.relu6)
+@converter(F.mish, nn.mish)
+def mish(ctx, input, inplace=False):
+    return elementwise(ctx, EW.PROD, input, activation(ctx, Kind.TANH, activation(ctx, Kind.SOFTPLUS, input, 1.0, 1.0)))
+
+
+@converter(F.glu, nn.glu)
+def glu(ctx, input, dim=-1):
+    sizes = dims(ctx, input)
+    dim = wrap_dim(dim, len(sizes))
+    start, stride = [0] * len(sizes), [1] * len(sizes)
+    value = slice_nd(ctx, input, start, ctx.out.shape, stride)
+    start[dim] = ctx.out.shape[dim]
+    gate = slice_nd(ctx, input, start, ctx.out.shape, stride)
+    return elementwise(ctx, EW.PROD, value, activation(ctx, Kind.SIGMOID, gate))
+
+
+# Logarithms of sums of exponentials ----------------------------------------------------------------------------------
+
+
+@converter(F.softplus)
+def softplus(ctx, input, beta=1.0, threshold=20.0):
+    """Above the threshold the input itself; from 20 on float32 cannot tell, and the exponential does not overflow."""
+    x = cast(ctx, input, wide(ctx.out.dtype))
+    smooth = activation(ctx, Kind.SOFTPLUS, x, alpha=1 / beta, beta=beta)
+    linear = elementwise(ctx, EW.GREATER if beta > 0 else EW.LESS, x, min(threshold, 20.0) / beta)
+    return cast(ctx, select(ctx, linear, x, smooth), ctx.out.dtype)
+
+
+@converter(F.logsigmoid)
+def logsigmoid(ctx, input):
+    """min(x, 0) - log(1 + exp(-|x|)), in which no exponential overflows."""
+    x = cast(ctx, input, wide(ctx.out.dtype))
+    tail = activation(ctx, Kind.SOFTPLUS, unary(ctx, Unary.NEG, unary(ctx, Unary.ABS, x)), alpha=1.0, beta=1.0)
+    return cast(ctx, elementwise(ctx, EW.SUB, elementwise(ctx, EW.MIN, x, 0.0), tail), ctx.out.dtype)
+
+
+# Clipping and shrinking ----------------------------------------------------------------------------------------------
+
+
+def clip(ctx, x, low, high):
+    """Of a NaN, TensorRT may make a bound."""
+    if ctx.out.dtype.is_floating_point:
+        return activation(ctx, Kind.CLIP, cast(ctx, x, ctx.out.dtype), alpha=low, beta=high)
+    dtype = wide(ctx.out.dtype)
+    x = elementwise(ctx, EW.MIN, elementwise(ctx, EW.MAX, x, low, dtype), high, dtype)
+    return cast(ctx, x, ctx.out.dtype)
+
+
+@converter(F.hardtanh, nn.hardtanh)
+def hardtanh(ctx, input, min_val=-1.0, max_val=1.0, inplace=False):
+    return clip(ctx, input, min_val, max_val)
+
+
+@converter(F.relu6, nn.relu6)
 def relu6(ctx, input, inplace=False):
-    return hardtanh(ctx, input, 0.0, 6.0)
+    return clip(ctx, input, 0, 6)
+
+
+def at_most(ctx, x, limit):
+    """Whether x <= limit, which a NaN is not."""
+    return elementwise(ctx, EW.OR, elementwise(ctx, EW.LESS, x, limit), elementwise(ctx, EW.EQUAL, x, limit))
+
+
+@converter(F.threshold, torch.threshold)
+def threshold_op(ctx, input, threshold, value, inplace=False):
+    dtype = ctx.out.dtype if ctx.out.dtype.is_floating_point else wide(ctx.out.dtype)
+    x = cast(ctx, input, dtype)
+    return cast(ctx, select(ctx, at_most(ctx, x, threshold), value, x, dtype), ctx.out.dtype)
+
+
+@converter(F.hardshrink, Tensor.hardshrink)
+def hardshrink(ctx, input, lambd=0.5):
+    return select(ctx, at_most(ctx, unary(ctx, Unary.ABS, input), lambd), 0, input)
+
+
+@converter(F.softshrink)
+def softshrink(ctx, input, lambd=0.5):
+    return elementwise(ctx, EW.SUB, input, activation(ctx, Kind.CLIP, input, alpha=-lambd, beta=lambd))

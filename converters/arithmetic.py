@@ -1,39 +1,311 @@
+import math
+
 from torch2rt.vocabulary import (
+    activation,
     cast,
-    check,
     converter,
-    dtype_of,
     elementwise,
+    select,
     torch,
     trt,
     unary,
+    wide,
 )
 
-EW, Unary = trt.ElementWiseOperation, trt.UnaryOperation
-Tensor = torch.Tensor
+EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperation
+Tensor, prims = torch.Tensor, torch.ops.prims
+BYTES = (torch.int8, torch.uint8)
 
 
-@converter(torch.add, Tensor.add)
-def add(ctx, input, other, *, alpha=1):
-    if alpha != 1:
-        other = elementwise(ctx, EW.PROD, other, alpha)
-    return elementwise(ctx, EW.SUM, input, other, ctx.out.dtype)
+# One layer -----------------------------------------------------------------------------------------------------------
 
 
-@converter(torch.sub, Tensor.sub, torch.subtract, Tensor.subtract)
-def sub(ctx, input, other, *, alpha=1):
-    if alpha != 1:
-        other = elementwise(ctx, EW.PROD, other, alpha)
-    return elementwise(ctx, EW.SUB, input, other, ctx.out.dtype)
+def binary(ctx, op, a, b):
+    """One layer in the recorded dtype.
+
+    TensorRT has no arithmetic on bytes, so they are computed in int32 and wrap around as torch's do. A number that half
+    precision cannot hold makes torch compute in float32.
+    """
+    dtype = ctx.out.dtype
+    if dtype in BYTES:
+        return wrapped(ctx, elementwise(ctx, op, a, b, torch.int32), dtype)
+    outgrown = not (fits(a, dtype) and fits(b, dtype))
+    return cast(ctx, elementwise(ctx, op, a, b, torch.float32 if outgrown else dtype), dtype)
+
+
+def fits(x, dtype):
+    """Whether a number keeps its size in a dtype, rather than turn into infinity, zero or a subnormal number."""
+    if isinstance(x, Tensor) and x.dim() == 0 and x.dtype.is_floating_point:
+        x = x.item()
+    if not isinstance(x, (int, float)) or wide(dtype) is dtype or x == 0 or not math.isfinite(x):
+        return True
+    return not dtype.is_floating_point or torch.finfo(dtype).tiny <= abs(x) <= torch.finfo(dtype).max
+
+
+def wrapped(ctx, x, dtype):
+    """An int32 as a byte, modulo 256."""
+    if dtype is torch.int8:
+        x = elementwise(ctx, EW.SUM, x, 128)
+    x = elementwise(ctx, EW.SUB, x, elementwise(ctx, EW.PROD, elementwise(ctx, EW.FLOOR_DIV, x, 256), 256))
+    return cast(ctx, elementwise(ctx, EW.SUB, x, 128) if dtype is torch.int8 else x, dtype)
+
+
+def scaled(ctx, x, alpha):
+    return x if alpha == 1 else elementwise(ctx, EW.PROD, x, alpha, wide(ctx.out.dtype))
+
+
+def narrowed(ctx, op, a, b):
+    """One layer in the wider dtype of a composed call, and its result in the recorded one."""
+    dtype = ctx.out.dtype
+    x = elementwise(ctx, op, a, b, wide(dtype))
+    return wrapped(ctx, x, dtype) if dtype in BYTES else cast(ctx, x, dtype)
+
+
+@converter(torch.add, Tensor.add, prims.add)
+def add(ctx, input, other, alpha=1):
+    return binary(ctx, EW.SUM, input, other) if alpha == 1 else narrowed(ctx, EW.SUM, input, scaled(ctx, other, alpha))
+
+
+@converter(torch.sub, Tensor.sub, torch.subtract, Tensor.subtract, prims.sub)
+def sub(ctx, input, other, alpha=1):
+    return binary(ctx, EW.SUB, input, other) if alpha == 1 else narrowed(ctx, EW.SUB, input, scaled(ctx, other, alpha))
 
 
 @converter(torch.rsub)
-def rsub(ctx, input, other, *, alpha=1):
-    if alpha != 1:
-        input = elementwise(ctx, EW.PROD, input, alpha)
-    return elementwise(ctx, EW.SUB, other, input, ctx.out.dtype)
+def rsub(ctx, input, other, alpha=1):
+    return sub(ctx, other, input, alpha)
 
 
-@converter(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply)
+@converter(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply, prims.mul)
 def mul(ctx, input, other):
-    return elementwise(ctx, EW.PROD, input, other, ctx.out.dtype)
+    return binary(ctx, EW.PROD, input, other)
+
+
+@converter(torch.maximum, Tensor.maximum, prims.maximum)
+def maximum(ctx, input, other):
+    """Where one side is NaN, TensorRT takes the other."""
+    return binary(ctx, EW.MAX, input, other)
+
+
+@converter(torch.minimum, Tensor.minimum, prims.minimum)
+def minimum(ctx, input, other):
+    """Where one side is NaN, TensorRT takes the other."""
+    return binary(ctx, EW.MIN, input, other)
+
+
+@converter(torch.fmax, Tensor.fmax, prims.fmax)
+def fmax(ctx, input, other):
+    return without_nan(ctx, EW.MAX, input, other)
+
+
+@converter(torch.fmin, Tensor.fmin, prims.fmin)
+def fmin(ctx, input, other):
+    return without_nan(ctx, EW.MIN, input, other)
+
+
+def without_nan(ctx, op, a, b):
+    dtype = ctx.out.dtype
+    if not dtype.is_floating_point:
+        return binary(ctx, op, a, b)
+    a, b = cast(ctx, a, dtype), cast(ctx, b, dtype)
+    both = select(ctx, unary(ctx, Unary.ISNAN, b), a, elementwise(ctx, op, a, b))
+    return select(ctx, unary(ctx, Unary.ISNAN, a), b, both)
+
+
+# Division ------------------------------------------------------------------------------------------------------------
+
+
+@converter(torch.div, Tensor.div, torch.divide, Tensor.divide, torch.true_divide, Tensor.true_divide)
+def div(ctx, input, other, *, rounding_mode=None):
+    if rounding_mode == "floor":
+        return floor_divide(ctx, input, other)
+    if rounding_mode == "trunc" and ctx.out.dtype.is_floating_point:
+        return cast(ctx, truncated(ctx, elementwise(ctx, EW.DIV, input, other, wide(ctx.out.dtype))), ctx.out.dtype)
+    return binary(ctx, EW.DIV, input, other)
+
+
+@converter(prims.div)
+def prims_div(ctx, a, b):
+    return binary(ctx, EW.DIV, a, b)
+
+
+@converter(torch.floor_divide, Tensor.floor_divide)
+def floor_divide(ctx, input, other):
+    """The floor of the rounded quotient: 1.0 // 0.1 is 10, where torch rounds only after the floor."""
+    return narrowed(ctx, EW.FLOOR_DIV, input, other)
+
+
+@converter(torch.remainder, Tensor.remainder, prims.remainder)
+def remainder(ctx, input, other):
+    """With the sign of the divisor. An infinite one gives NaN, as TensorRT has no remainder but by division."""
+    return cast(ctx, modulo(ctx, input, other, wide(ctx.out.dtype)), ctx.out.dtype)
+
+
+@converter(torch.fmod, Tensor.fmod, prims.fmod)
+def fmod(ctx, input, other):
+    """With the sign of the dividend: for floats, the remainder of the magnitudes. An infinite divisor gives NaN."""
+    dtype = wide(ctx.out.dtype)
+    if not dtype.is_floating_point:
+        return cast(ctx, left_over(ctx, EW.DIV, input, other, dtype), ctx.out.dtype)
+    input = cast(ctx, input, dtype)
+    divisor = abs(other) if isinstance(other, (int, float, Tensor)) else unary(ctx, Unary.ABS, cast(ctx, other, dtype))
+    x = modulo(ctx, unary(ctx, Unary.ABS, input), divisor, dtype)
+    return cast(ctx, select(ctx, elementwise(ctx, EW.LESS, input, 0), unary(ctx, Unary.NEG, x), x), ctx.out.dtype)
+
+
+def modulo(ctx, a, b, dtype):
+    """What remains of a division that rounds down; of floats, also where the quotient was rounded up to an integer."""
+    x = left_over(ctx, EW.FLOOR_DIV, a, b, dtype)
+    if not dtype.is_floating_point:
+        return x
+    astray = elementwise(ctx, EW.LESS, elementwise(ctx, EW.PROD, x, b, dtype), 0)
+    return select(ctx, astray, elementwise(ctx, EW.SUM, x, b, dtype), x)
+
+
+def left_over(ctx, division, a, b, dtype):
+    whole = elementwise(ctx, EW.PROD, elementwise(ctx, division, a, b, dtype), b, dtype)
+    return elementwise(ctx, EW.SUB, a, whole, dtype)
+
+
+# Powers --------------------------------------------------------------------------------------------------------------
+
+
+@converter(torch.pow, Tensor.pow, prims.pow)
+def pow_op(ctx, input, exponent):
+    """Powers of integers are exact products; a negative tensor exponent gives 0, where torch gives 1 / 1 = 1."""
+    dtype = ctx.out.dtype
+    if isinstance(exponent, Tensor) and exponent.dim() == 0:
+        exponent = exponent.item()
+    if not isinstance(exponent, (int, float)):
+        return binary(ctx, EW.POW, input, exponent)
+    if not dtype.is_floating_point and exponent >= 1:
+        x = product(ctx, cast(ctx, input, wide(dtype)), exponent)
+        return wrapped(ctx, x, dtype) if dtype in BYTES else x
+    if not dtype.is_floating_point:
+        return binary(ctx, EW.POW, input, exponent)
+    if exponent in (1, 2, 3):
+        return product(ctx, cast(ctx, input, dtype), int(exponent))
+    if abs(exponent) == 0.5 or exponent in (-1, -2):
+        x = cast(ctx, input, wide(dtype))
+        x = unary(ctx, Unary.SQRT, x) if abs(exponent) == 0.5 else product(ctx, x, -int(exponent))
+        return cast(ctx, unary(ctx, Unary.RECIP, x) if exponent < 0 else x, dtype)
+    return binary(ctx, EW.POW, input, exponent)
+
+
+def product(ctx, x, exponent):
+    """A power with a positive integer exponent, by squaring."""
+    result = None
+    while True:
+        if exponent & 1:
+            result = x if result is None else elementwise(ctx, EW.PROD, result, x)
+        exponent >>= 1
+        if not exponent:
+            return result
+        x = elementwise(ctx, EW.PROD, x, x)
+
+
+@converter(torch.square, Tensor.square)
+def square(ctx, input):
+    return pow_op(ctx, input, 2)
+
+
+# Rounding ------------------------------------------------------------------------------------------------------------
+
+
+@converter(torch.floor, Tensor.floor, prims.floor)
+def floor(ctx, input):
+    return unary(ctx, Unary.FLOOR, input) if ctx.out.dtype.is_floating_point else input
+
+
+@converter(torch.ceil, Tensor.ceil, prims.ceil)
+def ceil(ctx, input):
+    return unary(ctx, Unary.CEIL, input) if ctx.out.dtype.is_floating_point else input
+
+
+@converter(torch.round, Tensor.round, torch.special.round, prims.round)
+def round_op(ctx, input, *, decimals=0):
+    dtype = ctx.out.dtype
+    if not dtype.is_floating_point:
+        return input
+    if not decimals:
+        return unary(ctx, Unary.ROUND, input)
+    there, back = (EW.PROD, EW.DIV) if decimals > 0 else (EW.DIV, EW.PROD)
+    power = 10.0 ** abs(decimals)
+    x = unary(ctx, Unary.ROUND, elementwise(ctx, there, cast(ctx, input, wide(dtype)), power))
+    return cast(ctx, elementwise(ctx, back, x, power), dtype)
+
+
+@converter(torch.trunc, Tensor.trunc, torch.fix, Tensor.fix, prims.trunc)
+def trunc(ctx, input):
+    return truncated(ctx, input) if ctx.out.dtype.is_floating_point else input
+
+
+@converter(torch.frac, Tensor.frac)
+def frac(ctx, input):
+    return elementwise(ctx, EW.SUB, input, truncated(ctx, input))
+
+
+def truncated(ctx, x):
+    """Towards zero: up below it, down above."""
+    return select(ctx, elementwise(ctx, EW.LESS, x, 0), unary(ctx, Unary.CEIL, x), unary(ctx, Unary.FLOOR, x))
+
+
+# Bounds --------------------------------------------------------------------------------------------------------------
+
+
+@converter(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
+def clamp(ctx, input, min=None, max=None):
+    """Both bounds of floats are one layer; the upper one wins where they cross. Of a NaN, TensorRT may make a bound."""
+    dtype = ctx.out.dtype
+    numbers = all(isinstance(bound, (int, float)) and math.isfinite(bound) for bound in (min, max))
+    if dtype.is_floating_point and numbers:
+        return activation(ctx, Kind.CLIP, cast(ctx, input, dtype), alpha=min if min < max else max, beta=max)
+    common = wide(dtype) if dtype in BYTES else dtype
+    x = input if min is None else elementwise(ctx, EW.MAX, input, min, common)
+    return cast(ctx, x if max is None else elementwise(ctx, EW.MIN, x, max, common), dtype)
+
+
+@converter(torch.clamp_min, Tensor.clamp_min)
+def clamp_min(ctx, input, min):
+    return binary(ctx, EW.MAX, input, min)
+
+
+@converter(torch.clamp_max, Tensor.clamp_max)
+def clamp_max(ctx, input, max):
+    return binary(ctx, EW.MIN, input, max)
+
+
+# Several operands ----------------------------------------------------------------------------------------------------
+
+
+@converter(torch.lerp, Tensor.lerp)
+def lerp(ctx, input, end, weight):
+    """A constant weight counts from the nearer end, as torch's does, so that both ends are met exactly."""
+    dtype = wide(ctx.out.dtype)
+    step = elementwise(ctx, EW.SUB, end, input, dtype)
+    if isinstance(weight, (int, float)) and abs(weight) >= 0.5:
+        return narrowed(ctx, EW.SUB, end, elementwise(ctx, EW.PROD, step, 1 - weight, dtype))
+    return narrowed(ctx, EW.SUM, input, elementwise(ctx, EW.PROD, step, weight, dtype))
+
+
+@converter(torch.addcmul, Tensor.addcmul)
+def addcmul(ctx, input, tensor1, tensor2, *, value=1):
+    term = elementwise(ctx, EW.PROD, scaled(ctx, tensor1, value), tensor2, wide(ctx.out.dtype))
+    return narrowed(ctx, EW.SUM, input, term)
+
+
+@converter(torch.addcdiv, Tensor.addcdiv)
+def addcdiv(ctx, input, tensor1, tensor2, *, value=1):
+    term = elementwise(ctx, EW.DIV, scaled(ctx, tensor1, value), tensor2, wide(ctx.out.dtype))
+    return narrowed(ctx, EW.SUM, input, term)
+
+
+@converter(torch.hypot, Tensor.hypot, prims.hypot)
+def hypot(ctx, input, other):
+    """The longer side times sqrt(1 + ratio**2), which neither overflows nor vanishes on the way."""
+    dtype = wide(ctx.out.dtype)
+    a, b = (unary(ctx, Unary.ABS, cast(ctx, x, dtype)) for x in (input, other))
+    longer, shorter = elementwise(ctx, EW.MAX, a, b), elementwise(ctx, EW.MIN, a, b)
+    ratio = select(ctx, elementwise(ctx, EW.EQUAL, a, b), 1.0, elementwise(ctx, EW.DIV, shorter, longer))
+    length = unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, ratio, ratio), 1.0))
+    return cast(ctx, elementwise(ctx, EW.PROD, longer, length), ctx.out.dtype)

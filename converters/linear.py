@@ -1,11 +1,259 @@
+import functools
+import math
+
 import torch.nn.functional as F
 
-from torch2rt.vocabulary import converter, elementwise, materialize, matmul, trt
+from torch2rt.symbolic import expression
+from torch2rt.vocabulary import (
+    cast,
+    check,
+    composite,
+    constant,
+    converter,
+    dims,
+    dtype_of,
+    elementwise,
+    gather,
+    is_symbolic,
+    materialize,
+    matmul,
+    operands,
+    permute,
+    proven,
+    reduce,
+    reshape,
+    slice_nd,
+    torch,
+    trt,
+    unary,
+    wrap_dim,
+)
 
-EW = trt.ElementWiseOperation
+EW, Reduce, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.UnaryOperation
+Tensor = torch.Tensor
+
+
+def product(ctx, a, b, transpose_b=False):
+    """Matrices multiplied in the recorded dtype; TensorRT has no integer product, so that is a sum of products."""
+    dtype = ctx.out.dtype
+    ndim = max(2, len(dims(ctx, a)), len(dims(ctx, b)))
+    a, b = (materialize(ctx, x, dtype, ndim) for x in (a, b))
+    if dtype.is_floating_point:
+        return matmul(ctx, a, b, transpose_b=transpose_b)
+    check(dtype in (torch.int32, torch.int64), f"matrices of {dtype} are not multiplied, those of int32 and int64 are")
+    n = len(dims(ctx, b))
+    b = b if transpose_b else permute(ctx, b, [*range(n - 2), n - 1, n - 2])
+    a = reshape(ctx, a, (*dims(ctx, a)[:-1], 1, dims(ctx, a)[-1]))
+    b = reshape(ctx, b, (*dims(ctx, b)[:-2], 1, *dims(ctx, b)[-2:]))
+    return reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), -1)
 
 
 @converter(F.linear)
 def linear(ctx, input, weight, bias=None):
-    product = matmul(ctx, input, weight, transpose_b=True)
-    return product if bias is None else elementwise(ctx, EW.SUM, product, bias)
+    result = product(ctx, input, weight, transpose_b=True)
+    if bias is not None:
+        result = elementwise(ctx, EW.SUM, result, bias, ctx.out.dtype)
+    return reshape(ctx, result, ctx.out.shape)
+
+
+@converter(torch.matmul, Tensor.matmul, torch.linalg.matmul)
+def matmul_op(ctx, input, other):
+    result = product(ctx, input, other, transpose_b=len(dims(ctx, other)) == 1)
+    return reshape(ctx, result, ctx.out.shape)
+
+
+@converter(torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
+def mm(ctx, input, mat2, out_dtype=None):
+    return product(ctx, input, mat2)
+
+
+@converter(torch.mv, Tensor.mv)
+def mv(ctx, input, vec):
+    return matmul_op(ctx, input, vec)
+
+
+@converter(torch.dot, Tensor.dot)
+def dot(ctx, input, tensor):
+    return matmul_op(ctx, input, tensor)
+
+
+@converter(torch.vdot, Tensor.vdot)
+def vdot(ctx, input, other):
+    return matmul_op(ctx, input, other)
+
+
+@converter(torch.inner, Tensor.inner)
+def inner(ctx, input, other):
+    """Every row of one with every row of the other: the rows become two matrices."""
+    if not dims(ctx, input) or not dims(ctx, other):
+        return elementwise(ctx, EW.PROD, input, other, ctx.out.dtype)
+    a, b = (reshape(ctx, x, (math.prod(dims(ctx, x)[:-1]), dims(ctx, x)[-1])) for x in (input, other))
+    return reshape(ctx, product(ctx, a, b, transpose_b=True), ctx.out.shape)
+
+
+@converter(torch.outer, Tensor.outer, torch.ger, Tensor.ger)
+def outer(ctx, input, vec2):
+    return elementwise(ctx, EW.PROD, reshape(ctx, input, (*dims(ctx, input), 1)), vec2, ctx.out.dtype)
+
+
+@converter(torch.linalg.vecdot)
+def vecdot(ctx, x, y, *, dim=-1):
+    a, b = operands(ctx, x, y, dtype=accumulator(ctx.out.dtype))
+    return cast(ctx, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), dim), ctx.out.dtype)
+
+
+def plus_product(ctx, input, a, b, beta, alpha):
+    """`beta * input + alpha * (a @ b)`; scaling down comes first, since half precision may overflow in the product."""
+    if is_symbolic(alpha) or abs(alpha) < 1:
+        a, alpha = elementwise(ctx, EW.PROD, a, alpha, ctx.out.dtype), 1
+    result = matmul_op(ctx, a, b)
+    if alpha != 1:
+        result = elementwise(ctx, EW.PROD, result, alpha, ctx.out.dtype)
+    return plus(ctx, input, result, beta)
+
+
+def plus(ctx, input, result, beta):
+    if not is_symbolic(beta) and beta == 0:
+        return result
+    if is_symbolic(beta) or beta != 1:
+        input = elementwise(ctx, EW.PROD, input, beta, ctx.out.dtype)
+    return elementwise(ctx, EW.SUM, result, input, ctx.out.dtype)
+
+
+@converter(torch.addmm, Tensor.addmm)
+def addmm(ctx, input, mat1, mat2, *, beta=1, alpha=1):
+    return plus_product(ctx, input, mat1, mat2, beta, alpha)
+
+
+@converter(torch.addmv, Tensor.addmv)
+def addmv(ctx, input, mat, vec, *, beta=1, alpha=1):
+    return plus_product(ctx, input, mat, vec, beta, alpha)
+
+
+@converter(torch.baddbmm, Tensor.baddbmm)
+def baddbmm(ctx, input, batch1, batch2, *, beta=1, alpha=1):
+    return plus_product(ctx, input, batch1, batch2, beta, alpha)
+
+
+@converter(torch.addbmm, Tensor.addbmm)
+def addbmm(ctx, input, batch1, batch2, *, beta=1, alpha=1):
+    """A sum over the batch is one product of wider matrices."""
+    batch, rows, inner = dims(ctx, batch1)
+    a = reshape(ctx, permute(ctx, batch1, [1, 0, 2]), (rows, batch * inner))
+    b = reshape(ctx, batch2, (batch * inner, dims(ctx, batch2)[-1]))
+    return plus_product(ctx, input, a, b, beta, alpha)
+
+
+@converter(torch.addr, Tensor.addr)
+def addr(ctx, input, vec1, vec2, *, beta=1, alpha=1):
+    if is_symbolic(alpha) or alpha != 1:
+        vec1 = elementwise(ctx, EW.PROD, vec1, alpha, ctx.out.dtype)
+    return plus(ctx, input, outer(ctx, vec1, vec2), beta)
+
+
+@composite(torch.linalg.multi_dot)
+def multi_dot(tensors):
+    return functools.reduce(torch.matmul, tensors)
+
+
+@composite(torch.chain_matmul)
+def chain_matmul(*matrices, out=None):
+    return functools.reduce(torch.matmul, matrices)
+
+
+@composite(torch.kron, Tensor.kron)
+def kron(input, other):
+    ndim = max(input.dim(), other.dim())
+    a, b = (x.reshape((1,) * (ndim - x.dim()) + tuple(x.shape)) for x in (input, other))
+    check(ndim <= 4, "kron of more than 4 dimensions needs more than TensorRT's 8")
+    a_apart, b_apart = [n for size in a.shape for n in (size, 1)], [n for size in b.shape for n in (1, size)]
+    return (a.reshape(a_apart) * b.reshape(b_apart)).reshape([m * n for m, n in zip(a.shape, b.shape, strict=True)])
+
+
+@converter(F.bilinear)
+def bilinear(ctx, input1, input2, weight, bias=None):
+    n, i, j = dims(ctx, weight)
+    rows = product(ctx, input2, reshape(ctx, weight, (n * i, j)), transpose_b=True)
+    rows = reshape(ctx, rows, (*dims(ctx, rows)[:-1], n, i))
+    result = product(ctx, rows, reshape(ctx, input1, (*dims(ctx, input1), 1)))
+    result = reshape(ctx, result, ctx.out.shape)
+    return result if bias is None else elementwise(ctx, EW.SUM, result, bias, ctx.out.dtype)
+
+
+@converter(torch.trace, Tensor.trace)
+def trace(ctx, input):
+    rows, columns = dims(ctx, input)
+    flat = reshape(ctx, cast(ctx, input, accumulator(ctx.out.dtype)), (rows * columns,))
+    diagonal = slice_nd(ctx, flat, [0], [torch.sym_min(rows, columns)], [columns + 1])
+    return cast(ctx, reduce(ctx, Reduce.SUM, diagonal, 0), ctx.out.dtype)
+
+
+@converter(torch.linalg.cross)
+def cross(ctx, input, other, *, dim=-1):
+    a, b = operands(ctx, input, other, dtype=ctx.out.dtype)
+    turned = [
+        [gather(ctx, x, constant(ctx, order), wrap_dim(dim, len(dims(ctx, x)))) for order in ([1, 2, 0], [2, 0, 1])]
+        for x in (a, b)
+    ]
+    left, right = (elementwise(ctx, EW.PROD, turned[0][i], turned[1][1 - i]) for i in (0, 1))
+    return elementwise(ctx, EW.SUB, left, right)
+
+
+# Distances -----------------------------------------------------------------------------------------------------------
+
+
+def accumulator(dtype):
+    """The dtype in which torch sums."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def norm(ctx, x, p, dim, keepdim=False):
+    """The `p`-norm along one dimension, in the dtype in which torch sums."""
+    x = cast(ctx, x, accumulator(dtype_of(x)))
+    if p == 2:
+        return unary(ctx, Unary.SQRT, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, x, x), dim, keepdim))
+    x = unary(ctx, Unary.ABS, x)
+    if p == 0:
+        positive = elementwise(ctx, EW.GREATER, x, 0)
+        return reduce(ctx, Reduce.SUM, cast(ctx, positive, dtype_of(x)), dim, keepdim)
+    if math.isinf(p):
+        return reduce(ctx, Reduce.MAX if p > 0 else Reduce.MIN, x, dim, keepdim)
+    if p == 1:
+        return reduce(ctx, Reduce.SUM, x, dim, keepdim)
+    return elementwise(ctx, EW.POW, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.POW, x, p), dim, keepdim), 1 / p)
+
+
+@converter(F.cosine_similarity)
+def cosine_similarity(ctx, x1, x2, dim=1, eps=1e-8):
+    a, b = operands(ctx, x1, x2, dtype=accumulator(ctx.out.dtype))
+    length, other = (elementwise(ctx, EW.MAX, norm(ctx, x, 2, dim), eps) for x in (a, b))
+    dot = reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), dim)
+    return cast(ctx, elementwise(ctx, EW.DIV, dot, elementwise(ctx, EW.PROD, length, other)), ctx.out.dtype)
+
+
+@converter(F.pairwise_distance)
+def pairwise_distance(ctx, x1, x2, p=2.0, eps=1e-6, keepdim=False):
+    a, b = operands(ctx, x1, x2, dtype=accumulator(ctx.out.dtype))
+    difference = elementwise(ctx, EW.SUM, elementwise(ctx, EW.SUB, a, b), eps)
+    return cast(ctx, norm(ctx, difference, p, -1, keepdim), ctx.out.dtype)
+
+
+@converter(torch.cdist)
+def cdist(ctx, x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"):
+    rows, columns = dims(ctx, x1)[-2], dims(ctx, x2)[-2]
+    large = (expression(rows) > 25) | (expression(columns) > 25)
+    necessary = compute_mode == "use_mm_for_euclid_dist_if_necessary"
+    if p == 2 and ((necessary and proven(ctx, large)) or compute_mode == "use_mm_for_euclid_dist"):
+        return euclidean(ctx, x1, x2)
+    a = reshape(ctx, x1, (*dims(ctx, x1)[:-1], 1, dims(ctx, x1)[-1]))
+    b = reshape(ctx, x2, (*dims(ctx, x2)[:-2], 1, *dims(ctx, x2)[-2:]))
+    return cast(ctx, norm(ctx, elementwise(ctx, EW.SUB, a, b), p, -1), ctx.out.dtype)
+
+
+def euclidean(ctx, x1, x2):
+    """Distances by one matrix product, `|a - b|^2 = |a|^2 - 2ab + |b|^2`, as torch has them for many points."""
+    squares = [reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, x, x), -1, True) for x in (x1, x2)]
+    ndim = len(dims(ctx, squares[1]))
+    sums = elementwise(ctx, EW.SUM, squares[0], permute(ctx, squares[1], [*range(ndim - 2), ndim - 1, ndim - 2]))
+    twice = product(ctx, elementwise(ctx, EW.PROD, x1, 2), x2, transpose_b=True)
+    return unary(ctx, Unary.SQRT, elementwise(ctx, EW.MAX, elementwise(ctx, EW.SUB, sums, twice), 0))

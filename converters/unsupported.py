@@ -1,4 +1,5 @@
 """Calls that TensorRT has nothing for, and what to write instead."""
+
 from torch2rt.vocabulary import rewrite, torch
 
 Tensor = torch.Tensor

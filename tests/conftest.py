@@ -1,9 +1,19 @@
-import pytest
-import torch
+import os
+
+# Before anything loads CUDA: float32 is float32, in torch and in TensorRT for RTX, which knows no other way to say it.
+os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="cuda runs the engines; cpu evaluates the networks")
+    parser.addoption(
+        "--device", default="cpu", choices=["cpu", "cuda"], help="cuda runs the engines; cpu evaluates the networks"
+    )
+    parser.addoption(
+        "--all-models", action="store_true", help="convert every torchvision classifier, not one of each family"
+    )
 
 
 @pytest.fixture(scope="session")

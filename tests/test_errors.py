@@ -1,4 +1,5 @@
 """Every bad input gets an error that says what is wrong, before TensorRT or CUDA sees it, and nothing is lost."""
+
 import io
 
 import pytest
@@ -24,12 +25,24 @@ def dropped(self, x):
 X = torch.randn(2, 3)
 
 CONVERSIONS = [
-    (dict(inputs=[X.to(torch.complex64)]), InputError, r"'input_0' is torch.complex64.*no complex numbers.*view_as_real"),
+    (
+        dict(inputs=[X.to(torch.complex64)]),
+        InputError,
+        r"'input_0' is torch.complex64.*no complex numbers.*view_as_real",
+    ),
     (dict(inputs=[X.double()]), InputError, r"'input_0' is torch.float64, TensorRT takes float32"),
     (dict(inputs=[X.to_sparse()]), InputError, r"'input_0' is not a dense tensor"),
     (dict(inputs=[X, object()]), InputError, r"inputs\[0\]\[1\]: a object is not a tensor"),
-    (dict(inputs=[X], min_shapes=[(3, 3)], max_shapes=[(1, 3)]), InputError, r"'input_0', dimension 0: min 3.*max 1.*order"),
-    (dict(inputs=[X], min_shapes=[(1, 3)], opt_shapes=[(9, 3)], max_shapes=[(4, 3)]), InputError, r"min 1, opt 9, max 4"),
+    (
+        dict(inputs=[X], min_shapes=[(3, 3)], max_shapes=[(1, 3)]),
+        InputError,
+        r"'input_0', dimension 0: min 3.*max 1.*order",
+    ),
+    (
+        dict(inputs=[X], min_shapes=[(1, 3)], opt_shapes=[(9, 3)], max_shapes=[(4, 3)]),
+        InputError,
+        r"min 1, opt 9, max 4",
+    ),
     (dict(inputs=[X], max_shapes=[(4, 3, 1)]), InputError, r"max_shapes gives input 'input_0' 3 dimensions"),
     (dict(inputs=[X], max_shapes=[(4, 3), (4, 3)]), InputError, r"max_shapes has 2 shapes for 1 input"),
     (dict(inputs=[X], max_shapes={"x": (4, 3)}), InputError, r"max_shapes names \['x'\], the inputs are \['input_0'\]"),
@@ -107,7 +120,10 @@ CALLS = [
     (lambda x: ((x.long(),), {"y": x, "scale": 3.0}), r"'input_0' is torch.int64"),
     (lambda x: ((x[0],), {"y": x, "scale": 3.0}), r"'input_0' has 1 dimensions \(3,\)"),
     (lambda x: ((x[:, :2],), {"y": x, "scale": 3.0}), r"'input_0' has size 2 in dimension 1, the engine serves 3"),
-    (lambda x: ((torch.cat([x] * 3),), {"y": x, "scale": 3.0}), r"'input_0' has size 6 in dimension 0, the engine serves 1 to 4"),
+    (
+        lambda x: ((torch.cat([x] * 3),), {"y": x, "scale": 3.0}),
+        r"'input_0' has size 6 in dimension 0, the engine serves 1 to 4",
+    ),
     (lambda x: ((x[:0],), {"y": x[:0], "scale": 3.0}), r"has size 0 in dimension 0, the engine serves 1 to 4"),
     (lambda x: ((x[:1],), {"y": x, "scale": 3.0}), r"needs input_\d.shape\[0\] == input_\d.shape\[0\]"),
     (lambda x: (([x],), {"y": x, "scale": 3.0}), r"was a tensor and is a list of 1"),

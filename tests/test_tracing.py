@@ -1,4 +1,5 @@
 """Tracing alone: the graph computes what the module does, whatever Python it is written in."""
+
 import types
 
 import pytest
@@ -42,7 +43,9 @@ def test_what_does_not_depend_on_the_inputs_is_folded():
         mask[1, 2:] = 5.0
         return x + table + mask
 
-    graph = graph_equals_eager(module(forward, w=torch.nn.Parameter(torch.randn(4))), torch.randn(2, 3, 4), max_batch_size=4)
+    graph = graph_equals_eager(
+        module(forward, w=torch.nn.Parameter(torch.randn(4))), torch.randn(2, 3, 4), max_batch_size=4
+    )
     assert calls(graph) == ["torch.Tensor.add", "torch.Tensor.add"]
 
 
@@ -139,7 +142,6 @@ def _numpy(self, x):
 
 def _item(self, x):
     return x * x[0, 0].item()
-
 
 
 def _nothing(self, x):

@@ -4,6 +4,7 @@
 >>> model_trt = torch2rt(model, [x])      # trace, lower, build, wrap       # doctest: +SKIP
 >>> y = model_trt(x)                      # torch CUDA tensors in and out   # doctest: +SKIP
 """
+
 from __future__ import annotations
 
 import importlib

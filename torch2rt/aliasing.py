@@ -5,19 +5,21 @@ current content; a view remembers the call that made it. A write to the root or 
 ages every other view. A view is brought up to date, by replaying the ATen view operators that made it, when it is next
 used. So a stale value cannot reach the graph: what can be neither replayed nor written back is refused.
 """
+
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 from torch2rt.errors import TraceError
 from torch2rt.registry import Target, qualified_name
+from torch2rt.symbolic import evaluate, expression, is_symbolic
 
 if TYPE_CHECKING:
     from torch2rt.tracing import Tracer
@@ -32,6 +34,8 @@ class _Storage:
     root: torch.Tensor
     node: torch.fx.Node
     version: int = 0
+    same_at_one: list[int] = dataclasses.field(default_factory=list)  # storages it is one with where sizes are 1
+    doubtful: str = ""  # the place where such a one was written to
 
 
 @dataclasses.dataclass
@@ -43,6 +47,7 @@ class _Binding:
     version: int
     call: Call | None
     path: tuple[int, ...]
+    memory: int
 
 
 @dataclasses.dataclass
@@ -51,9 +56,9 @@ class _View:
 
     func: Any
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     base: torch.Tensor
     index: int | None
+    parts: Sequence[torch.Tensor] = ()
 
 
 def _key(tensor: torch.Tensor) -> int:
@@ -68,6 +73,7 @@ class Storages:
         self._storages: dict[int, _Storage] = {}
         self._bindings: dict[int, _Binding] = {}
         self._shadows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._shadowed_memory: set[int] = set()
 
     def bind(
         self, tensor: torch.Tensor, node: torch.fx.Node, call: Call | None = None, path: tuple[int, ...] = ()
@@ -75,8 +81,14 @@ class Storages:
         """Remember the node of a tensor that a call has just returned."""
         if id(tensor) in self._bindings or not isinstance(tensor, FakeTensor):
             return
-        storage = self._storages.setdefault(_key(tensor), _Storage(tensor, node))
-        self._bindings[id(tensor)] = _Binding(tensor, node, storage.version, call, path)
+        if _key(tensor) not in self._storages:
+            self._storages[_key(tensor)] = _Storage(tensor, node)
+            if call is not None and _copies_if_needed(call) and self._shared_at_one(call):
+                pair = (_key(tensor), _key(call[1][0]))
+                for one, other in (pair, pair[::-1]):
+                    self._storages[one].same_at_one.append(other)
+        storage = self._storages[_key(tensor)]
+        self._bindings[id(tensor)] = _Binding(tensor, node, storage.version, call, path, _key(tensor))
 
     def adopt(self, out: Any, args: Any, func: Target) -> None:
         """Take in the results of a call that made no ATen operator torch2rt could see, such as `x.data`."""
@@ -96,14 +108,22 @@ class Storages:
             tensor = self._shadows[id(tensor)][1]
         binding = self._bindings.get(id(tensor))
         if binding is None:
-            base = tensor._base if not isinstance(tensor, FakeTensor) else None
-            if base is not None and id(base) in self._shadows:
+            if not isinstance(tensor, FakeTensor) and self.is_shadowed(tensor):
                 raise TraceError(
                     f"{self.tracer.places.here()}: a view is used whose base was written to from traced values. "
                     "Make the view after the write, or write to a clone."
                 )
             return None
+        if binding.memory != _key(tensor):
+            raise TraceError(
+                f"{self.tracer.places.here()}: a tensor was given other memory by set_. Make a new tensor."
+            )
         storage = self._storages[_key(tensor)]
+        if storage.doubtful:
+            raise TraceError(
+                f"{self.tracer.places.here()}: whether this tensor was written to at {storage.doubtful} depends on a dynamic "
+                "size: a reshape or contiguous() copies, except where the size is 1. Put a clone() after it."
+            )
         if binding.version != storage.version:
             binding.node = storage.node if tensor is storage.root else self._replay(binding, storage)
             binding.version = storage.version
@@ -118,6 +138,32 @@ class Storages:
             storage.node = self._write_back(binding, node, storage)
         storage.version += 1
         binding.node, binding.version = node, storage.version
+        for other in storage.same_at_one:
+            self._storages[other].doubtful = self.tracer.places.here()
+
+    def reshape(self, tensor: torch.Tensor, run: Callable[[], Any], call: Callable[[torch.Tensor], Call]) -> None:
+        """Follow a call that changes a tensor's shape in place (`x.t_()`): an alias takes the place of what it was."""
+        tracer, binding, storage = self.tracer, self._bindings[id(tensor)], self._storages[_key(tensor)]
+        if binding.node.op == "placeholder":
+            raise TraceError(f"{tracer.places.here()}: the module changes the shape of its input in place.")
+        views = [b for b in self._bindings.values() if b.call and _key(b.tensor) == _key(tensor)]
+        if any(t is tensor for b in views for t in _tensors(b.call)):
+            raise TraceError(
+                f"{tracer.places.here()}: the module changes the shape of a tensor that has views in place. "
+                "Use the call without the underscore."
+            )
+        node = self.node(tensor)
+        with tracer.decisions.inside(), tracer.fake_mode:
+            old = torch.ops.aten.alias.default(tensor)
+        self._bindings[id(old)] = dataclasses.replace(self._bindings[id(tensor)], tensor=old)
+        storage.root = old if storage.root is tensor else storage.root
+        for other in tracer.graph.nodes:
+            other.meta["val"] = _swapped(other.meta.get("val"), tensor, old)
+        target, args, kwargs = call(old)
+        with tracer.decisions.inside(), tracer.fake_mode:
+            run()
+        node = tracer._node(target, (node, *tracer._argument(args[1:])), tracer._argument(kwargs), tensor)
+        self._bindings[id(tensor)] = _Binding(tensor, node, storage.version, (target, args, kwargs), (), _key(tensor))
 
     def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake tensor to write to; a real one gets a stand-in that takes its place from here on."""
@@ -125,24 +171,26 @@ class Storages:
             return tensor
         if id(tensor) not in self._shadows:
             tracer = self.tracer
-            if (name := tracer._attribute_names.get(id(tensor))) is not None:
+            owned = ((name, t) for name, t in tracer._owned.items() if _key(t) == _key(tensor))
+            if (name := next(owned, (None,))[0]) is not None:
                 raise TraceError(
                     f"{tracer.places.here()}: the module writes to its parameter or buffer '{name}' from traced values. "
                     "An engine has no state: return the new value instead."
                 )
-            if tensor._base is not None:
+            if tensor._base is not None or _key(tensor) in self._shadowed_memory:
                 raise TraceError(
                     f"{tracer.places.here()}: a view of a constant tensor is written to from traced values. "
                     "Write to the tensor itself, or to a clone."
                 )
-            fake = tracer.fake_mode.from_tensor(tensor)
+            fake = tracer.fake_mode.from_tensor(tensor, static_shapes=True)
             self.bind(fake, tracer.attribute(tensor))
             self._shadows[id(tensor)] = (tensor, fake)
+            self._shadowed_memory.add(_key(tensor))
         return self._shadows[id(tensor)][1]
 
     def is_shadowed(self, tensor: torch.Tensor) -> bool:
-        """Whether traced values have been written to a real tensor or to its base."""
-        return id(tensor) in self._shadows or (tensor._base is not None and id(tensor._base) in self._shadows)
+        """Whether traced values have been written to a real tensor or to one that shares its memory."""
+        return bool(self._shadows) and _key(tensor) in self._shadowed_memory
 
     def with_shadows(self, value: Any) -> Any:
         """Arguments with every real tensor that was written to replaced by its stand-in."""
@@ -163,6 +211,24 @@ class Storages:
                     f"The module writes to its input '{name}' in place, which an engine would not do to the caller's tensor. "
                     "Clone the input first."
                 )
+
+    def _shared_at_one(self, call: Call) -> bool:
+        """Whether a call that copies for larger sizes returns its argument's memory where dynamic sizes are 1."""
+        sizes = {symbol: 1 if dim.min <= 1 else dim.max for symbol, dim in self.tracer.symbols.items()}
+        if 1 not in sizes.values():
+            return False
+        at_one = lambda v: int(evaluate(expression(v), sizes)) if is_symbolic(v) else v  # noqa: E731
+
+        def small(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return at_one(value)
+            shape, stride = ([at_one(v) for v in values] for values in (value.shape, value.stride()))
+            return torch.empty_strided(shape, stride, dtype=value.dtype, device="meta")
+
+        func, args, kwargs = call
+        with unset_fake_temporarily():
+            args, kwargs = tree_map(small, (args, kwargs))
+            return _key(func(*args, **kwargs)) == _key(args[0])
 
     # Views -----------------------------------------------------------------------------------------------------------
 
@@ -191,8 +257,8 @@ class Storages:
 
     def _apply(self, view: _View, node: torch.fx.Node) -> torch.fx.Node:
         with self.tracer.decisions.inside(), self.tracer.fake_mode:
-            out = view.func(view.base, *view.args, **view.kwargs)
-        new = self.tracer._node(view.func, (node, *self.tracer._argument(view.args)), view.kwargs, out)
+            out = view.func(view.base, *view.args)
+        new = self.tracer._node(view.func, (node, *self.tracer._argument(view.args)), {}, out)
         if view.index is None:
             return new
         import operator
@@ -228,13 +294,33 @@ class _ViewRecorder(TorchDispatchMode):
         self.made: dict[int, tuple[torch.Tensor, _View]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten" and func not in _INVERSES:
+            with self:
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         out = func(*args, **(kwargs or {}))
         if args and isinstance(args[0], torch.Tensor):
-            for index, tensor in enumerate(out if isinstance(out, (tuple, list)) else [out]):
+            parts = out if isinstance(out, (tuple, list)) else None
+            rest = _positional(func, args, kwargs or {})[1:]
+            for index, tensor in enumerate([out] if parts is None else parts):
                 if isinstance(tensor, torch.Tensor) and tensor is not args[0] and _key(tensor) == _key(args[0]):
-                    view = _View(func, args[1:], kwargs or {}, args[0], index if isinstance(out, (tuple, list)) else None)
+                    view = _View(func, rest, args[0], None if parts is None else index, parts or ())
                     self.made[id(tensor)] = (tensor, view)
         return out
+
+
+def _positional(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """A call's arguments, all by position."""
+    rest = func._schema.arguments[len(args) :]
+    while rest and not any(a.name in kwargs for a in rest[-1:]):
+        rest = rest[:-1]
+    return (*args, *(kwargs.get(a.name, a.default_value) for a in rest))
+
+
+def _copies_if_needed(call: Call) -> bool:
+    name = getattr(call[0], "__name__", "").split(".")[0]
+    return name in ("reshape", "reshape_as", "flatten", "ravel", "contiguous") and isinstance(call[1][0], FakeTensor)
 
 
 def _atens(tracer: Tracer, call: Call, path: tuple[int, ...], tensor: torch.Tensor) -> list[_View]:
@@ -267,14 +353,11 @@ def _permute_back(view: _View) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _split_back(view: _View) -> tuple[Any, tuple[Any, ...]]:
-    size, dim = view.args[0], view.args[1] if len(view.args) > 1 else 0
+    dim = view.args[1] if len(view.args) > 1 else 0
     assert view.index is not None
-    if isinstance(size, (tuple, list)):
-        start, length = sum(size[: view.index]), size[view.index]
-    else:
-        start, length = size * view.index, size
-    end = torch.sym_min(start + length, view.base.shape[dim])
-    return torch.ops.aten.slice_scatter.default, (dim, start, end, 1)
+    lengths = [part.shape[dim] for part in view.parts]
+    start = sum(lengths[: view.index])
+    return torch.ops.aten.slice_scatter.default, (dim, start, start + lengths[view.index], 1)
 
 
 def _reshape_back(view: _View) -> tuple[Any, tuple[Any, ...]]:
@@ -310,6 +393,12 @@ def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         return [t for v in value.values() for t in _tensors(v)]
     return []
+
+
+def _swapped(value: Any, old: torch.Tensor, new: torch.Tensor) -> Any:
+    if isinstance(value, (tuple, list)) and any(v is old for v in value):
+        return [new if v is old else v for v in value]
+    return new if value is old else value
 
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 Everyone else imports `trt` from here and takes enums by name. Capabilities are asked of the bindings themselves, never
 of a version string: the 1.x numbers of TensorRT for RTX mean nothing next to 10 and 11.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -63,7 +64,7 @@ DTYPES: dict[torch.dtype, Any] = {
 TORCH_DTYPES: dict[Any, torch.dtype] = {value: key for key, value in DTYPES.items()}
 
 
-class Log(trt.ILogger):
+class Log(trt.ILogger):  # type: ignore[name-defined,misc]
     """The process's one TensorRT logger. It prints from `level` up, and gives errors to whoever captures them.
 
     TensorRT also logs from threads of its own; such lines go to every capture that is open.
@@ -125,9 +126,31 @@ def add_normalization(network: Any, input: Any, scale: Any, bias: Any, axes: int
     return add(input, scale, bias, axes)
 
 
+def scales_groups_by_channel() -> bool:
+    """Whether a normalization over groups is scaled per channel, as the newer layer does, or per group."""
+    return hasattr(trt.INetworkDefinition, "add_normalization_v2")
+
+
 def has_attention() -> bool:
     """Whether networks have a fused attention layer (TensorRT 10.14 and later, and every TensorRT for RTX)."""
     return hasattr(trt.INetworkDefinition, "add_attention") or hasattr(trt.INetworkDefinition, "add_attention_v2")
+
+
+def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) -> Any:
+    """Softmax attention in one kernel or, where there is none, in several; if `causal`, query i sees the keys up to i."""
+    norm = trt.AttentionNormalizationOp.SOFTMAX
+    if hasattr(network, "add_attention_v2"):
+        kind = trt.CausalMaskKind.UPPER_LEFT if causal else trt.CausalMaskKind.NONE
+        layer = network.add_attention_v2(query, key, value, norm, kind)
+    else:
+        layer = network.add_attention(query, key, value, norm, causal)
+    layer.decomposable = True
+    return layer
+
+
+def has_cumulative() -> bool:
+    """Whether networks have a layer for running sums (not in TensorRT 10.3, but in every TensorRT for RTX)."""
+    return hasattr(trt.INetworkDefinition, "add_cumulative")
 
 
 def can_slice_axes() -> bool:
@@ -142,7 +165,23 @@ def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
     for asked, name in zip(capabilities, names, strict=True):
         if name not in known:
             choices = sorted(f"{n[2:-1]}.{n[-1]}" for n in known if n.startswith("SM"))
-            raise ValueError(f"compute_capabilities={asked!r}: this TensorRT for RTX knows 'current', {', '.join(choices)}.")
+            raise ValueError(
+                f"compute_capabilities={asked!r}: this TensorRT for RTX knows 'current', {', '.join(choices)}."
+            )
     config.num_compute_capabilities = len(names)
     for index, name in enumerate(names):
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def create_execution_context(engine: Any, capability: tuple[int, int]) -> Any:
+    """An execution context of an engine on a GPU of this compute capability.
+
+    TensorRT for RTX compiles kernels for each shape it meets. On a GPU that it runs on but does not list, those of 1.6
+    compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only the general kernels are used.
+    """
+    if IS_RTX and not hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"):
+        config = engine.create_runtime_config()
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
+        return engine.create_execution_context(config)
+    return engine.create_execution_context()

@@ -1,6 +1,8 @@
 """Build: turn a network into the bytes of an engine."""
+
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +39,8 @@ def build(
     - `optimization_level`: 0 (quick to build) to 5 (thorough); TensorRT's default is 3.
     - `tf32`: whether float32 convolutions and matrix products may round their inputs to TF32. By default as torch is set
       (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`): only if every kind that the network
-      has may.
+      has may. TensorRT for RTX uses TF32 whatever it is told, unless the environment variable `NVIDIA_TF32_OVERRIDE=0`
+      is set when Python starts, for building and for running; `tf32=False` is refused there without it.
     - `progress`: show a progress bar; by default where stderr is a terminal.
     - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
@@ -58,16 +61,21 @@ def build(
         if not 0 <= optimization_level <= 5:
             raise InputError(f"{optimization_level=} must be 0 to 5.")
         config.builder_optimization_level = optimization_level
+    if tf32 is False and uses_tf32(definition):
+        raise InputError(
+            f"tf32=False: {FLAVOUR} {VERSION} computes float32 products in TF32 whatever the builder is told. Start Python with "
+            "the environment variable NVIDIA_TF32_OVERRIDE=0, to build and to run the engine."
+        )
     _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
     if IS_RTX:
-        if compute_capabilities is None:
-            compute_capabilities = ["current"] if torch.cuda.is_available() else []
         try:
-            set_compute_capabilities(config, compute_capabilities)
+            set_compute_capabilities(config, _capabilities(compute_capabilities))
         except ValueError as error:
             raise InputError(str(error)) from error
     elif compute_capabilities:
-        raise InputError(f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose.")
+        raise InputError(
+            f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
+        )
     _add_profile(builder, config, network.interface)
     if configure is not None:
         configure(config)
@@ -79,15 +87,42 @@ def build(
     return bytes(plan)
 
 
+def _capabilities(asked: Sequence[str] | None) -> Sequence[str]:
+    return asked if asked is not None else ["current"] if torch.cuda.is_available() else []
+
+
+def target(compute_capabilities: Sequence[str] | None = None) -> str:
+    """What an engine built now with these `compute_capabilities` runs on, in words."""
+    asked = _capabilities(compute_capabilities)
+    if IS_RTX and not asked:
+        return "every GPU that one engine can serve"
+    if IS_RTX and [c.lower() for c in asked] != ["current"]:
+        return f"compute capability {', '.join(asked)}"
+    if not torch.cuda.is_available():
+        return "this machine"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+
+
 def _set_flag(config: Any, flag: Any, value: bool) -> None:
     (config.set_flag if value else config.clear_flag)(flag)
 
 
+def uses_tf32(definition: Any) -> bool:
+    """Whether TensorRT for RTX computes some layer of this network in TF32 without asking (seen in 1.6)."""
+    return IS_RTX and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and _has(definition, MATMULS + CONVOLUTIONS)
+
+
+def _has(definition: Any, kinds: Sequence[str]) -> bool:
+    """Whether the network has a layer of one of these kinds on float32."""
+    types = {getattr(trt.LayerType, name, None) for name in kinds}
+    layers = (definition.get_layer(i) for i in range(definition.num_layers))
+    return any(layer.type in types and layer.get_output(0).dtype == trt.DataType.FLOAT for layer in layers)
+
+
 def _torch_allows_tf32(definition: Any) -> bool:
-    kinds = {definition.get_layer(i).type for i in range(definition.num_layers)}
-    has = lambda names: any(getattr(trt.LayerType, n, None) in kinds for n in names)  # noqa: E731
-    return (not has(MATMULS) or torch.backends.cuda.matmul.allow_tf32) and (
-        not has(CONVOLUTIONS) or torch.backends.cudnn.allow_tf32
+    return (not _has(definition, MATMULS) or torch.backends.cuda.matmul.allow_tf32) and (
+        not _has(definition, CONVOLUTIONS) or torch.backends.cudnn.allow_tf32
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from torch2rt.building import build
+from torch2rt.backend import FLAVOUR, VERSION
+from torch2rt.building import build, target
 from torch2rt.lowering import lower
 from torch2rt.module import TRTModule
 from torch2rt.tracing import trace
@@ -60,4 +61,5 @@ def torch2rt(
         network, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
         optimization_level=optimization_level, tf32=tf32, progress=progress, log_level=log_level, configure=configure,
     )  # fmt: skip
-    return TRTModule(engine, network.interface, network if keep_network else None)
+    made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
+    return TRTModule(engine, network.interface, network if keep_network else None, made_by)

@@ -5,6 +5,7 @@ an engine is built from the trace, every claim is checked against the served ran
 error naming the dimension and the line; an equality that ties dimensions together, and what can be neither proven nor
 refuted, becomes a constraint that every call is checked against.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -60,12 +61,19 @@ class Decisions:
         internal = self._depth > 0
         if (internal and not guarded) or not (expr.free_symbols & set(self.symbols)):
             return
-        if answer in (sympy.true, True):
+        if answer is True or answer is sympy.true:
             claim = expr
-        elif answer in (sympy.false, False):
+        elif answer is False or answer is sympy.false:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
+        if internal and isinstance(
+            claim, (sympy.And, sympy.Or)
+        ):  # several sizes checked at once: ask about one at a time
+            for part in claim.args:
+                if self.shape_env.evaluate_expr(part) and isinstance(claim, sympy.Or):
+                    break
+            return
         known = self.made.get(claim)
         if known is None or (known.internal and not internal):
             if internal and (_is_difference(claim) or _is_kernel_choice()):

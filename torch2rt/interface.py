@@ -1,4 +1,5 @@
 """What goes into an engine and what comes out: names, types, ranges, and the shape of the Python values around them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -56,7 +57,9 @@ class Interface:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""
         leaves, spec = flatten(self._arrange(args, kwargs), torch.is_tensor, "arguments")
         if spec != self.arguments:
-            raise InputError(f"The call does not have the form it was converted with: {_difference(self.arguments, spec)}")
+            raise InputError(
+                f"The call does not have the form it was converted with: {_difference(self.arguments, spec)}"
+            )
         return leaves
 
     def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -111,7 +114,8 @@ class Interface:
     def from_json(cls, data: Mapping[str, Any]) -> Interface:
         """The inverse of `to_json`."""
         inputs = [
-            Input(i["name"], getattr(torch, i["dtype"]), *(tuple(i[k]) for k in ("min", "opt", "max"))) for i in data["inputs"]
+            Input(i["name"], getattr(torch, i["dtype"]), *(tuple(i[k]) for k in ("min", "opt", "max")))
+            for i in data["inputs"]
         ]
         constraints = [(relation, text) for relation, text in data["constraints"]]
         return cls(**{**data, "inputs": inputs, "constraints": constraints})
@@ -129,7 +133,9 @@ def describe_inputs(
         raise InputError(f"input_names must be distinct and not empty: {names}.")
     for name, leaf in zip(names, leaves, strict=True):
         if leaf.dtype.is_complex:
-            raise InputError(f"Input '{name}' is {leaf.dtype}: TensorRT has no complex numbers. Pass torch.view_as_real(x).")
+            raise InputError(
+                f"Input '{name}' is {leaf.dtype}: TensorRT has no complex numbers. Pass torch.view_as_real(x)."
+            )
         if leaf.dtype not in dtypes:
             known = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
             raise InputError(f"Input '{name}' is {leaf.dtype}, TensorRT takes {known}.")
@@ -172,13 +178,19 @@ def _shapes(what: str, shapes: Any, arguments: Spec, example: Mapping[str, Shape
             raise InputError(f"{what} names {sorted(unknown)}, the inputs are {list(example)}.")
         given = {**example, **{name: tuple(shape) for name, shape in shapes.items()}}
     else:
-        flat = [tuple(shape) for shape in flatten([shapes] if _is_shape(shapes) and shapes else shapes, _is_shape, what)[0]]
+        flat = [
+            tuple(shape) for shape in flatten([shapes] if _is_shape(shapes) and shapes else shapes, _is_shape, what)[0]
+        ]
         if len(flat) != len(example):
-            raise InputError(f"{what} has {len(flat)} shapes for {len(example)} input tensors {list(example)}: {shapes!r}.")
+            raise InputError(
+                f"{what} has {len(flat)} shapes for {len(example)} input tensors {list(example)}: {shapes!r}."
+            )
         given = dict(zip(example, flat, strict=True))
     for name, shape in given.items():
         if len(shape) != len(example[name]):
-            raise InputError(f"{what} gives input '{name}' {len(shape)} dimensions {shape}, the example has {example[name]}.")
+            raise InputError(
+                f"{what} gives input '{name}' {len(shape)} dimensions {shape}, the example has {example[name]}."
+            )
     return given
 
 

@@ -1,4 +1,5 @@
 """Lower: turn a traced graph into a TensorRT network, call by call."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -46,7 +47,8 @@ class Context:
     """What a converter is given beside torch's arguments.
 
     `network` is the TensorRT network under construction and `out` the recorded result of the call: a fake tensor with
-    the result's dtype and (symbolic) shape, or a tuple of them. The rest belongs to the vocabulary.
+    the result's dtype and (symbolic) shape, or a tuple of them; `device` is where the module was traced. The rest
+    belongs to the vocabulary.
     """
 
     def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
@@ -54,8 +56,10 @@ class Context:
         self.network = lowered.definition
         self.out: Any = None
         self.symbols: Mapping[sympy.Symbol, Dim] = graph.meta["symbols"]
+        self.device = next((n.meta["val"].device for n in graph.graph.nodes if n.op == "placeholder"), None)
         self.inputs: list[Any] = []  # network inputs, in interface order
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
+        self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
 
     def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
@@ -128,6 +132,10 @@ class _Lowering:
             return node.meta.get("val")  # a size, or a step in the arithmetic of one: the vocabulary prints the whole
         args, kwargs = self.resolve(node.args), self.resolve(node.kwargs)
         if node.target is operator.getitem and isinstance(args[0], (tuple, list)):
+            if args[0][args[1]] is None:
+                call: Any = node.args[0]
+                reason = f"its converter gives no result {args[1]} for these arguments"
+                raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
             with torch.no_grad():
@@ -197,7 +205,8 @@ class _Lowering:
             (ours == -1) if is_symbolic(theirs) and not theirs.node.expr.is_number else ours in (-1, int(theirs))
             for ours, theirs in zip(shape, recorded.shape, strict=True)
         )
-        if not fits or TORCH_DTYPES.get(tensor.dtype) != recorded.dtype:
+        dtype = torch.uint8 if id(tensor) in self.ctx.bytes else TORCH_DTYPES.get(tensor.dtype)
+        if not fits or dtype != recorded.dtype:
             raise ConversionError(
                 f"the converter gives {tensor.dtype} {shape} for a result of {recorded.dtype} {tuple(recorded.shape)}"
             )
@@ -207,14 +216,16 @@ class _Lowering:
         (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
         from torch2rt.vocabulary import constant  # the vocabulary needs this module's Context
 
-        marked: set[int] = set()
+        marked: dict[int, Any] = {}  # the tensors stay alive, so their ids stay their own
         for name, node in zip(self.interface.outputs, output.args[0], strict=True):
             tensor = self.values[node]
             if isinstance(tensor, torch.Tensor):
                 tensor = constant(self.ctx, tensor)
+            if id(tensor) in self.ctx.bytes:
+                tensor = self.network.add_cast(tensor, trt.DataType.UINT8).get_output(0)
             if tensor.is_network_input or id(tensor) in marked:
                 tensor = self.network.add_identity(tensor).get_output(0)
-            marked.add(id(tensor))
+            marked[id(tensor)] = tensor
             tensor.name = name
             if tensor.name != name:
                 raise BuildError(f"TensorRT refuses the output name '{name}'.")

@@ -1,4 +1,5 @@
 """Run: an engine as an `nn.Module` on torch CUDA tensors."""
+
 from __future__ import annotations
 
 import hashlib
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, trt
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.lowering import Network
@@ -37,7 +38,9 @@ class _Converted(torch.nn.Module):
 
     def _interface(self) -> Interface:
         if self.interface is None:
-            raise EngineError("This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine.")
+            raise EngineError(
+                "This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine."
+            )
         return self.interface
 
 
@@ -112,7 +115,9 @@ class TRTModule(_Converted):
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
         if self._network is None:
-            raise Torch2RTError("reference() needs the network: convert with keep_network=True; a loaded engine has none.")
+            raise Torch2RTError(
+                "reference() needs the network: convert with keep_network=True; a loaded engine has none."
+            )
         return ReferenceModule(self._network)
 
     # Saving and loading ----------------------------------------------------------------------------------------------
@@ -120,7 +125,12 @@ class TRTModule(_Converted):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         interface = self._interface()
         assert self.engine_bytes is not None
-        header = {"format": FORMAT, "engine": self._made_by, "interface": interface.to_json(), "digest": _digest(self.engine_bytes)}
+        header = {
+            "format": FORMAT,
+            "engine": self._made_by,
+            "interface": interface.to_json(),
+            "digest": _digest(self.engine_bytes),
+        }
         destination[prefix + "engine"] = _to_tensor(self.engine_bytes)
         destination[prefix + "header"] = _to_tensor(json.dumps(header).encode())
 
@@ -148,7 +158,9 @@ class TRTModule(_Converted):
         except Exception as error:
             raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
         if _digest(engine) != digest:
-            raise EngineError(f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}.")
+            raise EngineError(
+                f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
+            )
         self.engine_bytes, self.interface, self._made_by = engine, interface, made_by
         self._network, self._runtime = None, None
 
@@ -240,11 +252,14 @@ class _Runtime:
         with LOG.capture() as log:
             self.runtime = trt.Runtime(LOG)
             self.engine = self.runtime.deserialize_cuda_engine(engine_bytes)
-            self.context = None if self.engine is None else self.engine.create_execution_context()
+            self.context: Any = None
+            if self.engine is not None:
+                self.context = create_execution_context(self.engine, torch.cuda.get_device_capability(self.device))
         if self.context is None:
             name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
             raise EngineError(
-                f"{FLAVOUR} {VERSION} cannot use this engine on {name} (compute capability {'.'.join(map(str, capability))}): "
+                f"The engine was built for {made_by.get('target', 'an unknown GPU')}; {FLAVOUR} {VERSION} cannot use it on "
+                f"{name} (compute capability {'.'.join(map(str, capability))}): "
                 + ("; ".join(log) or "it gave no reason.")
             )
         self.lock = threading.Lock()

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from torch2rt.backend import LOG, TORCH_DTYPES, trt
 from torch2rt.errors import Torch2RTError
 
-Tensor = torch.Tensor
 Stored = Mapping[str, Tensor]
 Run = Callable[..., Any]
 
@@ -74,7 +74,7 @@ def along(vector: Tensor, axis: int, rank: int) -> Tensor:
 
 def same_type(*tensors: Tensor | None) -> torch.dtype:
     dtypes = {t.dtype for t in tensors if t is not None}
-    require(len(dtypes) == 1, f"strong typing forbids mixing {', '.join(sorted(map(str, dtypes)))}")
+    require(len(dtypes) == 1, f"strong typing forbids mixing {sorted(map(str, dtypes))}")
     return dtypes.pop()
 
 
@@ -158,7 +158,7 @@ def _block_shape(layer: Any) -> tuple[int, ...] | None:
 
 
 def _no_zero_point(zero: Tensor | None) -> None:
-    require(zero is None or not wide(zero).any(), "zero points other than 0 are not supported")
+    require(zero is None or not zero.float().any(), "zero points other than 0 are not supported")
 
 
 def quantize(layer: Any, stored: Stored) -> Run:
@@ -302,7 +302,7 @@ def scale(layer: Any, stored: Stored) -> Run:
         same_type(x, *parts.values())
         shape = {"UNIFORM": (), "CHANNEL": x.shape[axis : axis + 1], "ELEMENTWISE": x.shape[axis:]}[mode]
         trailing = (1,) * (x.ndim - axis - 1) if mode == "CHANNEL" else ()
-        weight = {k: floats(v).to(x.device).reshape(*shape, *trailing) for k, v in parts.items() if v is not None}
+        weight = {k: floats(v).to(x.device).reshape((*shape, *trailing)) for k, v in parts.items() if v is not None}
         y = floats(x) * weight.get("scale", 1.0) + weight.get("shift", 0.0)
         return (y ** weight["power"] if "power" in weight else y).to(x.dtype)
 
@@ -381,7 +381,7 @@ def ragged_softmax(layer: Any, stored: Stored) -> Run:
 
 def topk(layer: Any, stored: Stored) -> Run:
     dynamic = layer.num_inputs > 1 and layer.get_input(1) is not None
-    static = None if dynamic else layer.k
+    static = -1 if dynamic else layer.k
     largest, axes = layer.op.name == "MAX", bits(layer.axes)
     index_type = torch_type(layer.get_output(1).dtype)
     require(len(axes) == 1, f"top k over {axes=}")
@@ -482,8 +482,9 @@ def attention(layer: Any, stored: Stored) -> Run:
         key, value = (accumulator(t).repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
         scores = accumulator(q) @ key.mT
         allowed = _attends(kind, q.shape[2], k.shape[2], q.device) if kind != "NONE" else None
+        require(mask is None or allowed is None, "a mask and causality exclude each other")
         if mask is not None and mask.dtype == torch.bool:
-            allowed = mask if allowed is None else allowed & mask
+            allowed = mask
         elif mask is not None:
             same_type(q, mask)
             scores = scores + mask.to(scores.dtype)
@@ -684,7 +685,7 @@ def _sampled(mode: str, index: Tensor, n: int) -> Tensor:
     require(n > 0, f"{mode} of an empty dimension")
     if mode == "STRICT_BOUNDS":
         first, last = int(index[0]), int(index[-1])
-        require(0 <= min(first, last) and max(first, last) < n, f"reads elements {first} to {last} of {n}")
+        require(min(first, last) >= 0 and max(first, last) < n, f"reads elements {first} to {last} of {n}")
         return index
     if mode == "WRAP":
         return index % n
@@ -704,14 +705,14 @@ def slice_(layer: Any, stored: Stored) -> Run:
         fill: Tensor | None = None, axes: Tensor | None = None,
     ) -> Tensor:
         require(fill is None or mode == "FILL", f"a fill value with {mode=}")
-        parts = [s if t is None else ints(t) for s, t in zip(static, (start, size, stride), strict=True)]
+        first, count, step = (s if t is None else ints(t) for s, t in zip(static, (start, size, stride), strict=True))
         where = ints(axes) if axes is not None else static_axes or range(x.ndim)
         inside = torch.ones((), dtype=torch.bool, device=x.device)
-        for axis, first, count, step in zip(where, *parts, strict=True):
+        for axis, at, m, by in zip(where, first or (), count or (), step or (), strict=True):
             axis, n = axis % x.ndim, x.shape[axis]
-            if (first, count, step) == (0, n, 1):
+            if (at, m, by) == (0, n, 1):
                 continue
-            index = _sampled(mode, first + step * torch.arange(count, device=x.device), n)
+            index = _sampled(mode, at + by * torch.arange(m, device=x.device), n)
             if mode == "FILL":
                 inside = inside & along((index >= 0) & (index < n), axis, x.ndim)
             x = _take(x, axis, index)
@@ -719,7 +720,7 @@ def slice_(layer: Any, stored: Stored) -> Run:
             return x
         if fill is None:
             return x.masked_fill(~inside, 0)
-        require(fill.dtype == x.dtype or fill.is_floating_point() and x.is_floating_point(), f"fill of {fill.dtype}")
+        require(fill.dtype == x.dtype or (fill.is_floating_point() and x.is_floating_point()), f"fill of {fill.dtype}")
         return torch.where(inside, x, fill.reshape(()).to(x.dtype))
 
     return run

@@ -4,6 +4,7 @@ A converter is a function of a context and of torch's own parameters. It is regi
 in-place spellings need no entry (the tracer records `Tensor.add_` as `Tensor.add` and a write), and an ATen operator
 without an entry of its own is served by the converter of the torch function of the same name.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,15 @@ import torch
 
 Target = Callable[..., Any]
 
-ALIASES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "x1": "input", "x2": "other", "self": "input", "a": "input"}
+ALIASES = {
+    "axis": "dim",
+    "keepdims": "keepdim",
+    "x": "input",
+    "x1": "input",
+    "x2": "other",
+    "self": "input",
+    "a": "input",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Registry:
         self.converters: dict[Target, Converter] = {}
         self.factories: set[Target] = set()
         self.rewrites: dict[Target, str] = {}
+        self.composites: dict[Target, Callable[..., Any]] = {}
 
     def converter(self, *targets: Target, limits: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `targets`; `limits` says in a few words what it refuses.
@@ -75,7 +85,9 @@ class Registry:
                 if not callable(target):
                     raise TypeError(f"{function.__name__}: {target!r} is not callable.")
                 if target in self.converters:
-                    raise ValueError(f"{qualified_name(target)} has two converters, {self.converters[target].name} and {entry.name}.")
+                    raise ValueError(
+                        f"{qualified_name(target)} has two converters, {self.converters[target].name} and {entry.name}."
+                    )
                 self.converters[target] = entry
             return function
 
@@ -87,6 +99,18 @@ class Registry:
         The tracer runs them for real where the result's size is static, so that what follows is folded too.
         """
         self.factories.update(targets)
+
+    def composite(self, *targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register the decorated function as the body of `targets`, in other torch calls, which are recorded in their place.
+
+        It runs while the module is traced, on the call's own arguments, and may return `NotImplemented` to step aside.
+        """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            self.composites.update(dict.fromkeys(targets, function))
+            return function
+
+        return register
 
     def rewrite(self, advice: str, *targets: Target) -> None:
         """Declare callables that cannot be converted, and what to write instead."""
@@ -106,6 +130,7 @@ class Registry:
 
 REGISTRY = Registry()
 converter = REGISTRY.converter
+composite = REGISTRY.composite
 factory = REGISTRY.factory
 rewrite = REGISTRY.rewrite
 
@@ -118,6 +143,10 @@ def load() -> Registry:
     return REGISTRY
 
 
+NOT_WRITES = frozenset({
+    "requires_grad_", "detach_", "share_memory_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_",
+    "resize_", "resize_as_", "set_", "as_strided_", "rename_",
+})  # fmt: skip
 OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
 
 
@@ -160,6 +189,8 @@ def functional(target: Target) -> Target | None:
         same = getattr(torch.ops.aten, packet[:-1], None) if packet.endswith("_") else None
         return getattr(same, target._overloadname, None) if same is not None else None
     name = getattr(target, "__name__", "")
+    if name in NOT_WRITES:
+        return None
     if name.startswith("__i") and name.endswith("__") and name != "__invert__":
         name = "__" + name[3:]
     elif name.endswith("_") and not name.endswith("__"):
@@ -167,4 +198,5 @@ def functional(target: Target) -> Target | None:
     else:
         return None
     owner = next((o for o in OWNERS if getattr(o, target.__name__, None) is target), None)
-    return getattr(owner, name, None) if owner is not None else None
+    same = getattr(owner, name, None)
+    return same if callable(same) else None

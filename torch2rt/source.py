@@ -33,7 +33,8 @@ class Places:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             name = frame.f_code.co_filename
-            if not name.startswith(_LIBRARY) and not name.startswith("<"):
+            ours = frame.f_globals.get("__name__", "").startswith("torch2rt.")  # converters/ stands beside torch2rt/
+            if not ours and not name.startswith(_LIBRARY) and not name.startswith("<"):
                 return f"{name}:{frame.f_lineno}"
             frame = frame.f_back
         return ""

@@ -4,6 +4,7 @@ Arguments and results of a module may nest tensors in tuples, lists, dicts, name
 constants. `flatten` takes such a value apart, `unflatten` puts new leaves into the same shape. A description holds only
 JSON values, so that it can be stored beside an engine and read back without unpickling anything.
 """
+
 from __future__ import annotations
 
 import collections
@@ -82,12 +83,12 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
     if "list" in spec:
         return [unflatten(item, leaves) for item in spec["list"]]
     if "sequence" in spec:
-        cls = _class_at(spec["class"], (tuple, list))
+        sequence = _class_at(spec["class"], (tuple, list))
         items = [unflatten(item, leaves) for item in spec["sequence"]]
-        return cls(*items) if hasattr(cls, "_fields") else cls(items)
+        return sequence(*items) if hasattr(sequence, "_fields") else sequence(items)
     items = [unflatten(item, leaves) for item in spec["items"]]
     if "dataclass" in spec:
-        cls = _class_at(spec["class"], (object,))
+        cls: Any = _class_at(spec["class"], (object,))
         if not dataclasses.is_dataclass(cls):
             raise EngineError(f"{spec['class']} is no longer a dataclass, so the result cannot be put into one.")
         fields = {f.name: f for f in dataclasses.fields(cls)}

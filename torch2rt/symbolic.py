@@ -59,9 +59,27 @@ def describe(expr: sympy.Basic, symbols: Symbols) -> str:
     return text
 
 
+class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
+    """torch's algebra of Python numbers, with what it leaves to sympy, which cannot take a `torch.fx.Proxy`."""
+
+    int_truediv = staticmethod(operator.truediv)
+
+    @staticmethod
+    def trunc_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return torch.sym_int(x)
+
+    @staticmethod
+    def floor_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return torch.sym_int(x // 1)
+
+    @staticmethod
+    def ceil_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return -torch.sym_int(-x // 1)
+
+
 def evaluate(expr: sympy.Basic, values: Mapping[sympy.Symbol, int]) -> Any:
     """The value of an expression at given sizes."""
-    return sympy_interp(PythonReferenceAnalysis, dict(values), expr)
+    return sympy_interp(PythonAlgebra, dict(values), expr)
 
 
 class _Json:

@@ -9,6 +9,7 @@ that does not depend on the inputs is folded. A call is recorded at the highest 
 
 What survives all three is recorded as it is, for `lower` to report together with all others of its kind.
 """
+
 from __future__ import annotations
 
 import copy
@@ -37,18 +38,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from torch2rt.aliasing import Storages
-from torch2rt.errors import InputError, TraceError
+from torch2rt.errors import ConversionError, InputError, TraceError
 from torch2rt.guards import Decisions
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
 from torch2rt.registry import Target, functional, load, qualified_name
 from torch2rt.source import Places
 from torch2rt.structure import flatten, unflatten
-from torch2rt.symbolic import Dim, expression, is_symbolic, to_json
+from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_json
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+SHAPES_IN_PLACE = frozenset({"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
+MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 
 
@@ -94,7 +96,9 @@ def trace(
     failure: Exception | None = None
     for hint in _hints(specs, leaves):
         try:
-            return Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters)).run(leaves, hint, output_names)
+            return Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters)).run(
+                leaves, hint, output_names
+            )
         except (TraceError, RuntimeError) as error:  # perhaps only for these sizes
             failure = failure or error
     assert failure is not None
@@ -202,7 +206,9 @@ class Tracer(TorchFunctionMode):
             raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
         taken = {spec.name for spec in self.interface.inputs}
         if len({*names, *taken}) != len(names) + len(taken) or not all(names):
-            raise InputError(f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}.")
+            raise InputError(
+                f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
+            )
         self.interface.outputs = names
         self.graph.output(tuple(nodes))
 
@@ -217,11 +223,20 @@ class Tracer(TorchFunctionMode):
                 self._before_real_write(written)
             elif func is torch.Tensor.__setitem__:
                 self._before_real_write(args[0])
-            return func(*args, **kwargs)
+            return self._for_real(func, args, kwargs)
         if func is torch.Tensor.__setitem__:
             self.storages.shadow(args[0])
         args, kwargs = self.storages.with_shadows((args, kwargs))
         return self.guarded(func, lambda: self._call(func, args, kwargs))
+
+    def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
+        """Run a call that depends on no input, whose result becomes a constant; a random one must not."""
+        before = _generator_states()
+        out = func(*args, **kwargs)
+        if not all(map(torch.equal, before, _generator_states())):
+            advice = self.registry.advice(func) or self.registry.advice(torch.randn)
+            raise TraceError(f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}.")
+        return out
 
     def guarded(self, func: Target, call: Callable[[], Any]) -> Any:
         """Run a traced call; what cannot be known without real data is an error at the user's line."""
@@ -239,7 +254,17 @@ class Tracer(TorchFunctionMode):
 
     def _depends_on_data(self, func: Target) -> str:
         name = qualified_name(func)
-        reads = ("__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero")
+        reads = (
+            "__bool__",
+            "__int__",
+            "__float__",
+            "__index__",
+            "item",
+            "__contains__",
+            "equal",
+            "allclose",
+            "is_nonzero",
+        )
         if getattr(func, "__name__", "").split(".")[0] in reads:
             return (
                 f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed graph "
@@ -249,24 +274,39 @@ class Tracer(TorchFunctionMode):
         return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors. {advice}"
 
     def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._changes_shape(func, args, kwargs):
+            return args[0]
         written, target, args_, kwargs_ = self._out_of_place(func, args, kwargs)
         if written is not None:
             return self._write(func, args, kwargs, written, target, args_, kwargs_)
+        if func not in self._opening and (body := self.registry.composites.get(func)) is not None:
+            with self.decisions.inside():
+                out = self._open(func, body, args, kwargs)
+            if out is not NotImplemented:
+                return out
         if self.registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
             return value
         if self.registry.find(func) is not None and not _is_autocasting(args):
             return self.record(func, args, kwargs)
         if func not in self._opening and (body := _opened(func)) is not None:
-            self._opening.append(func)
-            try:
-                with self:
-                    return body(*args, **kwargs)
-            finally:
-                self._opening.pop()
+            return self._open(func, body, args, kwargs)
         with self.decisions.inside(), self.fake_mode, AtenRecorder(self, func):
             out = func(*args, **kwargs)
         self.storages.adopt(out, args, func)
         return out
+
+    def _open(self, func: Target, body: Target, args: Any, kwargs: Any) -> Any:
+        """Record the calls that a call's body makes."""
+        self._opening.append(func)
+        try:
+            with self:
+                return body(*args, **kwargs)
+        except ConversionError as error:
+            if type(error) is not ConversionError:
+                raise
+            raise TraceError(f"{self.places.here()}: {qualified_name(func)}: {error}.") from error
+        finally:
+            self._opening.pop()
 
     def record(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run one call on the fake tensors and append it to the graph."""
@@ -275,7 +315,9 @@ class Tracer(TorchFunctionMode):
         with self.decisions.inside(), self.fake_mode:
             out = func(*args, **kwargs)
         if before != self.storages.versions((args, kwargs)):
-            raise TraceError(f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way.")
+            raise TraceError(
+                f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
+            )
         node = self._node(func, tuple(node_args), node_kwargs, out)
         self.bind(out, node, (func, args, kwargs))
         return out
@@ -290,7 +332,9 @@ class Tracer(TorchFunctionMode):
                     part = self._node(operator.getitem, (node, index), {}, item, like=node)
                     self.bind(item, part, call, (*path, index))
 
-    def _node(self, target: Target, args: Any, kwargs: Any, out: Any, like: torch.fx.Node | None = None) -> torch.fx.Node:
+    def _node(
+        self, target: Target, args: Any, kwargs: Any, out: Any, like: torch.fx.Node | None = None
+    ) -> torch.fx.Node:
         node = self.graph.call_function(target, args, kwargs)
         if like is None:
             node.meta.update(val=out, module=self.places.module(), source=self.places.line())
@@ -313,8 +357,25 @@ class Tracer(TorchFunctionMode):
         if isinstance(func, types.FunctionType) and (position := _inplace_position(func)) is not None:
             if kwargs.get("inplace") or (len(args) > position and args[position]):
                 kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
-                return args[0], func, (*args[:position], *[False] * (len(args) > position), *args[position + 1 :]), kwargs
+                return (
+                    args[0],
+                    func,
+                    (*args[:position], *[False] * (len(args) > position), *args[position + 1 :]),
+                    kwargs,
+                )
         return None, func, args, kwargs
+
+    def _changes_shape(self, func: Target, args: Any, kwargs: Any) -> bool:
+        """Take care of a call that changes in place what a tensor looks at, and say whether it was one."""
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name in MEMORY_IN_PLACE and getattr(getattr(func, "__self__", None), "__name__", "data") == "data":
+            what = "assigning to x.data" if name == "__set__" else qualified_name(func)
+            raise TraceError(f"{self.places.here()}: {what} gives a tensor other memory. Make a new tensor instead.")
+        if name not in SHAPES_IN_PLACE or getattr(torch.Tensor, name) is not func:
+            return False
+        target = getattr(torch.Tensor, name[:-1])
+        self.storages.reshape(args[0], lambda: func(*args, **kwargs), lambda old: (target, (old, *args[1:]), kwargs))
+        return True
 
     def _before_real_write(self, tensor: torch.Tensor) -> None:
         """A call without traced arguments is about to write to a real tensor.
@@ -341,7 +402,9 @@ class Tracer(TorchFunctionMode):
         args, kwargs, args_, kwargs_ = self.storages.with_shadows((args, kwargs, args_, kwargs_))
         value = self._call(target, args_, kwargs_)
         if not isinstance(value, torch.Tensor):
-            raise TraceError(f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported.")
+            raise TraceError(
+                f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported."
+            )
         with self.decisions.inside(), self.fake_mode:  # the write itself, so that torch refuses what eager refuses
             func(*args, **kwargs)
             if value.dtype != shadow.dtype or value.shape != shadow.shape:
@@ -361,8 +424,11 @@ class Tracer(TorchFunctionMode):
         if isinstance(value, dict):
             return any(self.is_traced(v) for v in value.values())
         if isinstance(value, slice):
-            return is_symbolic(value.start) or is_symbolic(value.stop) or is_symbolic(value.step) or any(
-                isinstance(v, torch.Tensor) and self.is_traced(v) for v in (value.start, value.stop, value.step)
+            return (
+                is_symbolic(value.start)
+                or is_symbolic(value.stop)
+                or is_symbolic(value.step)
+                or any(isinstance(v, torch.Tensor) and self.is_traced(v) for v in (value.start, value.stop, value.step))
             )
         return is_symbolic(value)
 
@@ -385,7 +451,9 @@ class Tracer(TorchFunctionMode):
     def attribute(self, tensor: torch.Tensor) -> torch.fx.Node:
         """The node of a parameter, a buffer, or a tensor made while tracing."""
         if isinstance(tensor, FakeTensor):
-            raise TraceError(f"{self.places.here()}: a tensor that was made outside the traced calls reached one of them.")
+            raise TraceError(
+                f"{self.places.here()}: a tensor that was made outside the traced calls reached one of them."
+            )
         if (node := self._attribute_nodes.get(id(tensor))) is None:
             name = self._attribute_names.get(id(tensor), f"_constant_{len(self.attributes)}")
             self.attributes[name] = tensor
@@ -402,7 +470,7 @@ class Tracer(TorchFunctionMode):
             return type_of(value)(expr)
         if (node := self._sizes.get(expr)) is None:
             env = {s: torch.fx.Proxy(n) for s, n in self._sizes.items() if isinstance(s, sympy.Symbol)}
-            node = sympy_interp(PythonReferenceAnalysis, env, expr).node
+            node = sympy_interp(PythonAlgebra, env, expr).node
             node.meta.update(val=value, module=self.places.module(), source=self.places.line())
             self._sizes[expr] = node
         return node
@@ -456,7 +524,10 @@ class AtenRecorder(TorchDispatchMode):
         names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         target = functional(func)
         if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
-            raise TraceError(f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}, not supported.")
+            advice = tracer.registry.advice(self.function) or "It is not supported"
+            raise TraceError(
+                f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}. {advice}."
+            )
         shadow = tracer.storages.shadow(args[0])
         result = args[0]
         args, kwargs = tracer.storages.with_shadows((args, kwargs))
@@ -465,6 +536,11 @@ class AtenRecorder(TorchDispatchMode):
         func(*args, **kwargs)
         tracer.storages.write(shadow, tracer._argument(value))
         return result
+
+
+def _generator_states() -> list[torch.Tensor]:
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [generator.get_state() for generator in (torch.default_generator, *cuda)]
 
 
 @functools.cache
@@ -514,7 +590,9 @@ def _opened(func: Target) -> Target | None:
     if not isinstance(func, types.FunctionType) or not set(checks) & set(func.__code__.co_names):
         return None
     no = dict.fromkeys(checks, lambda *args: False)
-    body = types.FunctionType(func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__)
+    body = types.FunctionType(
+        func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__
+    )
     body.__kwdefaults__ = func.__kwdefaults__
     return body
 

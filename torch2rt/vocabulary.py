@@ -3,26 +3,30 @@
 A *value* is a TensorRT tensor, a torch tensor (a weight), a number or a symbolic size; every verb takes any of them.
 Sizes are ints, or `SymInt`s where dynamic, and plain Python arithmetic works on both.
 """
+
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import sympy
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
 from torch2rt.errors import ConversionError
 from torch2rt.lowering import Context
-from torch2rt.registry import converter, factory
-from torch2rt.symbolic import counterexample, expression, is_symbolic
+from torch2rt.registry import composite, converter, factory, rewrite
+from torch2rt.symbolic import counterexample, describe, expression, is_symbolic, to_json
 
 __all__ = [
-    "Context", "activation", "axes", "broadcast", "cast", "check", "concat", "constant", "converter", "dims", "dtype_of",
-    "elementwise", "expand", "factory", "gather", "is_symbolic", "materialize", "matmul", "ntuple", "operands", "permute",
-    "reduce", "refuse", "reshape", "same_size", "select", "shape_tensor", "slice_nd", "torch", "trt", "unary", "wrap_dim",
+    "Context", "activation", "axes", "broadcast", "cast", "check", "composite", "concat", "constant", "converter",
+    "dims", "dtype_of", "elementwise", "expand", "factory", "gather", "iota", "is_symbolic", "is_traced", "lift",
+    "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven", "reduce", "refuse", "require", "reshape",
+    "rewrite", "same_size", "select", "shape_tensor", "slice_nd", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip
 
 Value = Any
@@ -64,9 +68,37 @@ def ntuple(value: Any, n: int) -> tuple[Any, ...]:
     return values * n if len(values) == 1 else values
 
 
+def is_traced(value: Any) -> bool:
+    """In a composite: whether a value is computed from the module's inputs, or a dynamic size."""
+    return isinstance(value, FakeTensor) or is_symbolic(value)
+
+
 def same_size(a: Any, b: Any) -> bool:
     """Whether two sizes are equal for every size of the inputs."""
     return expression(a) == expression(b) if is_symbolic(a) or is_symbolic(b) else a == b
+
+
+def proven(ctx: Context, claim: Any) -> bool:
+    """Whether a claim about sizes, such as `size > 1`, holds for every size that the engine serves."""
+    return counterexample(expression(claim), ctx.symbols) is None
+
+
+def require(ctx: Context, claim: Any, reason: str) -> None:
+    """Refuse if a claim about sizes fails for one that is served; where that cannot be decided, every call is checked."""
+    expr = expression(claim)
+    wrong = counterexample(expr, ctx.symbols)
+    if isinstance(wrong, dict):
+        refuse(f"{reason}, for {', '.join(f'{dim} = {size}' for dim, size in wrong.items())}")
+    check(wrong is None or bool(expr.free_symbols), reason)
+    if wrong:
+        ctx.lowered.interface.constraints.append((to_json(expr, ctx.symbols), describe(expr, ctx.symbols)))
+
+
+def tie(ctx: Context, a: Any, b: Any) -> None:
+    """Check at every call that two sizes are equal."""
+    claim = sympy.Eq(expression(a), expression(b))
+    check(bool(claim.free_symbols), f"a size of {a} meets one of {b}")
+    ctx.lowered.interface.constraints.append((to_json(claim, ctx.symbols), describe(claim, ctx.symbols)))
 
 
 def dtype_of(x: Value) -> torch.dtype:
@@ -78,6 +110,17 @@ def dtype_of(x: Value) -> torch.dtype:
     if isinstance(x, (bool, torch.SymBool)):
         return torch.bool
     return torch.int64 if isinstance(x, (int, torch.SymInt)) else torch.get_default_dtype()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What torch sums and composes values of a type in: float32 for half precision, int32 for bytes and bools."""
+    return _WIDE.get(dtype, dtype)
+
+
+_WIDE = {
+    torch.float16: torch.float32, torch.bfloat16: torch.float32,
+    torch.int8: torch.int32, torch.uint8: torch.int32, torch.bool: torch.int32,
+}  # fmt: skip
 
 
 def dims(ctx: Context, x: Value) -> tuple[Any, ...]:
@@ -117,8 +160,10 @@ def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: i
     else:
         result = ctx.network.add_constant(shape, ctx.weights(shaped)).get_output(0)
     result = ctx.track(result, shape)
-    if narrow:
+    if dtype is torch.int8:
         result = cast(ctx, result, dtype)
+    elif dtype is torch.uint8:
+        ctx.bytes.add(id(result))
     ctx.memo[key] = (result, value)  # the value stays alive, so its id stays its own
     return result
 
@@ -129,21 +174,59 @@ def materialize(ctx: Context, x: Value, dtype: torch.dtype | None = None, ndim: 
         return materialize(ctx, reshape(ctx, shape_tensor(ctx, [x]), ()), dtype, ndim)
     if not isinstance(x, trt.ITensor):
         return constant(ctx, x, dtype, ndim)
-    x = cast(ctx, x, dtype) if dtype is not None else x
+    x = cast(ctx, x, dtype) if dtype is not None else _as_bytes(ctx, x) if dtype_of(x) is torch.uint8 else x
     sizes = dims(ctx, x)
     return x if ndim is None or len(sizes) >= ndim else reshape(ctx, x, (1,) * (ndim - len(sizes)) + sizes)
 
 
 def cast(ctx: Context, x: Value, dtype: torch.dtype) -> Any:
-    """A value in another dtype; free when it has it already."""
+    """A value in another dtype; free when it has it already.
+
+    TensorRT takes uint8 only at the network's ends, so between them int32 stands for it, and `ctx.bytes` knows which.
+    """
     if isinstance(x, torch.Tensor):
         return x.to(dtype)
     if not isinstance(x, trt.ITensor):
         return materialize(ctx, x, dtype)
+    if dtype is torch.uint8:
+        return _as_bytes(ctx, x)
+    if dtype is torch.int32 and id(x) in ctx.bytes:  # not bytes any more, which an id of its own says
+        return ctx.track(ctx.network.add_identity(x).get_output(0), dims(ctx, x))
     if dtype_of(x) is dtype:
         return x
     check(dtype in DTYPES, f"TensorRT has no {dtype}")
     return ctx.track(ctx.network.add_cast(x, DTYPES[dtype]).get_output(0), dims(ctx, x))
+
+
+def _as_bytes(ctx: Context, x: Any) -> Any:
+    if id(x) in ctx.bytes:
+        return x
+    if dtype_of(x) is torch.uint8:  # a network input
+        if ("bytes", id(x)) not in ctx.memo:
+            ctx.memo["bytes", id(x)] = _mark_bytes(ctx, cast(ctx, x, torch.int32))
+        return ctx.memo["bytes", id(x)]
+    wraps = not dtype_of(x).is_floating_point and dtype_of(x) is not torch.bool
+    x = cast(ctx, x, torch.int32)
+    if wraps:
+        x = elementwise(ctx, EW.SUB, x, elementwise(ctx, EW.PROD, elementwise(ctx, EW.FLOOR_DIV, x, 256), 256))
+    return _mark_bytes(ctx, x)
+
+
+def _mark_bytes(ctx: Context, x: Any) -> Any:
+    ctx.bytes.add(id(x))
+    return x
+
+
+def _moves(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb that makes no new elements: of bytes it makes bytes."""
+
+    @functools.wraps(verb)
+    def wrapped(ctx: Context, x: Value, *args: Any, **kwargs: Any) -> Any:
+        x = materialize(ctx, x)
+        result = verb(ctx, x, *args, **kwargs)
+        return _mark_bytes(ctx, result) if id(x) in ctx.bytes else result
+
+    return wrapped
 
 
 def result_type(ctx: Context, *xs: Value, to_float: bool = False) -> torch.dtype:
@@ -155,7 +238,8 @@ def result_type(ctx: Context, *xs: Value, to_float: bool = False) -> torch.dtype
 
 def _stand_in(ctx: Context, x: Value) -> Any:
     if isinstance(x, (trt.ITensor, torch.Tensor)):
-        return torch.empty((1,) * len(dims(ctx, x)), dtype=dtype_of(x), device="meta")
+        dtype = torch.uint8 if id(x) in ctx.bytes else dtype_of(x)
+        return torch.empty((1,) * len(dims(ctx, x)), dtype=dtype, device="meta")
     if is_symbolic(x):
         return {torch.SymInt: 1, torch.SymFloat: 1.0, torch.SymBool: True}[type(x)]
     return x
@@ -226,19 +310,24 @@ def select(ctx: Context, condition: Value, a: Value, b: Value, dtype: torch.dtyp
     condition = materialize(ctx, condition, torch.bool, ndim)
     a, b = (materialize(ctx, x, dtype, ndim) for x in (a, b))
     sizes = _broadcast_sizes(dims(ctx, condition), dims(ctx, a), dims(ctx, b))
-    return ctx.track(ctx.network.add_select(condition, a, b).get_output(0), sizes)
+    result = ctx.track(ctx.network.add_select(condition, a, b).get_output(0), sizes)
+    return _mark_bytes(ctx, result) if id(a) in ctx.bytes and id(b) in ctx.bytes else result
 
 
 def reduce(ctx: Context, op: Any, x: Value, dim: int | Sequence[int] | None, keepdim: bool = False) -> Any:
-    """One reduce layer over one, several or all dimensions; a 0-d value is its own reduction."""
+    """Reduce over one, several or all dimensions; a 0-d value is its own reduction.
+
+    One layer a dimension: a layer over several, fused with what was reduced or normalised over some of them before, gives
+    wrong sums in TensorRT for RTX 1.6 (`softmax(x, 1).sum((1, 2))`).
+    """
     x = materialize(ctx, x)
-    sizes = dims(ctx, x)
-    if not sizes:
-        return x
-    mask = axes(dim, len(sizes))
-    kept = [1 if mask >> i & 1 else s for i, s in enumerate(sizes)]
-    result = kept if keepdim else [s for i, s in enumerate(sizes) if not mask >> i & 1]
-    return ctx.track(ctx.network.add_reduce(x, op, mask, keepdim).get_output(0), tuple(result))
+    mask = axes(dim, len(dims(ctx, x)))
+    for axis in reversed(range(len(dims(ctx, x)))):
+        if mask >> axis & 1:
+            sizes = dims(ctx, x)
+            result = (*sizes[:axis], *([1] if keepdim else []), *sizes[axis + 1 :])
+            x = ctx.track(ctx.network.add_reduce(x, op, 1 << axis, keepdim).get_output(0), result)
+    return x
 
 
 def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpose_b: bool = False) -> Any:
@@ -261,18 +350,36 @@ def concat(ctx: Context, xs: Sequence[Value], dim: int) -> Any:
     layer = ctx.network.add_concatenation(xs)
     layer.axis = dim
     total = sum((dims(ctx, x)[dim] for x in xs[1:]), sizes[dim])
-    return ctx.track(layer.get_output(0), (*sizes[:dim], total, *sizes[dim + 1 :]))
+    result = ctx.track(layer.get_output(0), (*sizes[:dim], total, *sizes[dim + 1 :]))
+    return _mark_bytes(ctx, result) if all(id(x) in ctx.bytes for x in xs) else result
 
 
-def gather(ctx: Context, x: Value, index: Value, dim: int) -> Any:
-    """`x` at the positions in `index` (not negative) along one dimension, which the index's dimensions replace."""
+@_moves
+def gather(ctx: Context, x: Value, index: Value, dim: int, each: bool = False) -> Any:
+    """`x` at the positions in `index` (not negative) along one dimension, which the index's dimensions replace.
+
+    With `each` the index has a position for each element of the result, as `torch.gather` wants it.
+    """
     x, index = materialize(ctx, x), materialize(ctx, index)
     sizes = dims(ctx, x)
     dim = wrap_dim(dim, len(sizes))
+    if each:
+        layer = ctx.network.add_gather_v2(x, index, trt.GatherMode.ELEMENT)
+        layer.axis = dim
+        return ctx.track(layer.get_output(0), dims(ctx, index))
     layer = ctx.network.add_gather(x, index, dim)
     return ctx.track(layer.get_output(0), (*sizes[:dim], *dims(ctx, index), *sizes[dim + 1 :]))
 
 
+def weighted_gather(ctx: Context, x: Value, places: Value, weights: Value, dim: int) -> Any:
+    """Along one dimension, each element as a sum of several: those at its row of `places`, times its row of `weights`."""
+    x = gather(ctx, x, places, dim)
+    shape = (*dims(ctx, weights), *[1] * (len(dims(ctx, x)) - dim - 2))
+    weights = weights.reshape(shape) if isinstance(weights, torch.Tensor) else reshape(ctx, weights, shape)
+    return reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, x, weights), dim + 1)
+
+
+@_moves
 def permute(ctx: Context, x: Value, order: Sequence[int]) -> Any:
     """The dimensions in another order."""
     x = materialize(ctx, x)
@@ -288,6 +395,7 @@ def permute(ctx: Context, x: Value, order: Sequence[int]) -> Any:
 # Sizes ---------------------------------------------------------------------------------------------------------------
 
 
+@_moves
 def reshape(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
     """The same elements in these sizes, with as little run-time arithmetic as the sizes allow."""
     x = materialize(ctx, x)
@@ -299,7 +407,11 @@ def reshape(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
         i for i, size in enumerate(sizes) if is_symbolic(size) and not (i < len(old) and same_size(size, old[i]))
     ]
     zero = any(not is_symbolic(s) and s == 0 for s in (*sizes, *old))
-    if zero and any(map(is_symbolic, sizes)) or len(unknown) > 1 or unknown and any(_may_be_zero(ctx, s) for s in sizes):
+    if (
+        (zero and any(map(is_symbolic, sizes)))
+        or len(unknown) > 1
+        or (unknown and any(_may_be_zero(ctx, s) for s in sizes))
+    ):
         layer.set_input(1, shape_tensor(ctx, sizes))
         layer.zero_is_placeholder = False
     else:
@@ -312,16 +424,38 @@ def _may_be_zero(ctx: Context, size: Any) -> bool:
     return is_symbolic(size) and counterexample(expression(size) > 0, ctx.symbols) is not None
 
 
+def lift(ctx: Context, x: Value, n: int) -> Any:
+    """`x` as (batch, channels, *sizes): a unit batch where it has none, and a unit size before the one of `n` = 1."""
+    x = materialize(ctx, x)
+    return reshape(ctx, x, _lifted(dims(ctx, x), n))
+
+
+def unlift(ctx: Context, y: Value, n: int, sizes: Sequence[Any] | None = None) -> Any:
+    """What a layer makes of a lifted input, in the recorded sizes or in those given."""
+    sizes = ctx.out.shape if sizes is None else sizes
+    return reshape(ctx, ctx.track(y, _lifted(sizes, n)), sizes)
+
+
+def _lifted(sizes: Sequence[Any], n: int) -> tuple[Any, ...]:
+    return (*(sizes[: -n - 1] or [1]), sizes[-n - 1], *[1] * (2 - n), *sizes[-n:])
+
+
 def expand(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
     """Unit axes repeated to these sizes, leading axes added."""
+    if not isinstance(x, trt.ITensor) and not any(map(is_symbolic, (x, *sizes))):
+        # TensorRT for RTX 1.6 folds a slice that repeats a bool constant into a wrong constant.
+        return constant(ctx, torch.as_tensor(x).expand(tuple(sizes)))
     x = materialize(ctx, x, None, len(sizes))
     old = dims(ctx, x)
     if all(map(same_size, old, sizes)):
         return x
-    stride = [1 if same_size(a, b) else 0 for a, b in zip(old, sizes, strict=True)]
-    return slice_nd(ctx, x, [0] * len(sizes), sizes, stride)
+    for a, b in zip(old, sizes, strict=True):
+        if not same_size(a, 1) and not same_size(a, b):
+            tie(ctx, a, b)
+    return slice_nd(ctx, x, [0] * len(sizes), sizes, [0 if same_size(a, 1) else 1 for a in old])
 
 
+@_moves
 def slice_nd(
     ctx: Context, x: Value, start: Sequence[Any], size: Sequence[Any], stride: Sequence[Any], mode: Any = None,
     fill: Value | None = None,
@@ -339,7 +473,11 @@ def slice_nd(
     ]  # fmt: skip
     if not changed:
         return x
-    used = changed if can_slice_axes() and len(changed) < len(old) and any(map(is_symbolic, old)) else list(range(len(old)))
+    used = (
+        changed
+        if can_slice_axes() and len(changed) < len(old) and any(map(is_symbolic, old))
+        else list(range(len(old)))
+    )
     lists = [[values[i] for i in used] for values in (start, size, stride)]
     static = [[0 if is_symbolic(v) else v for v in values] for values in lists]
     layer = ctx.network.add_slice(x, *static)
@@ -353,6 +491,25 @@ def slice_nd(
     if fill is not None:
         layer.set_input(4, materialize(ctx, fill, dtype_of(x)))
     return ctx.track(layer.get_output(0), tuple(size))
+
+
+def narrow(ctx: Context, x: Value, dim: int, start: Any, length: Any, step: Any = 1) -> Any:
+    """`length` elements from `start` along one dimension."""
+    x = materialize(ctx, x)
+    sizes = dims(ctx, x)
+    pick = lambda value, others: [value if d == wrap_dim(dim, len(sizes)) else o for d, o in enumerate(others)]  # noqa: E731
+    return slice_nd(ctx, x, pick(start, [0] * len(sizes)), pick(length, sizes), pick(step, [1] * len(sizes)))
+
+
+def iota(ctx: Context, size: Any) -> Any:
+    """The integers from 0 up to a size, in order: a torch tensor where the size is static, else one fill layer."""
+    if not is_symbolic(size):
+        return torch.arange(size)
+    layer = ctx.network.add_fill((0,), trt.FillOperation.LINSPACE, trt.DataType.INT64)
+    layer.set_input(0, shape_tensor(ctx, [size]))
+    layer.set_input(1, constant(ctx, 0))
+    layer.set_input(2, constant(ctx, [1]))
+    return ctx.track(layer.get_output(0), (size,))
 
 
 def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
@@ -417,7 +574,13 @@ class _ShapeLayers:
         return lambda self, a, b: elementwise(self.ctx, op, a, b)
 
     add, mul, floordiv = _binary(EW.SUM), _binary(EW.PROD), _binary(EW.FLOOR_DIV)
-    minimum, maximum, eq, lt, gt = _binary(EW.MIN), _binary(EW.MAX), _binary(EW.EQUAL), _binary(EW.LESS), _binary(EW.GREATER)
+    minimum, maximum, eq, lt, gt = (
+        _binary(EW.MIN),
+        _binary(EW.MAX),
+        _binary(EW.EQUAL),
+        _binary(EW.LESS),
+        _binary(EW.GREATER),
+    )
     and_, or_, pow_by_natural = _binary(EW.AND), _binary(EW.OR), _binary(EW.POW)
 
     def mod(self, a: Any, b: Any) -> Any:

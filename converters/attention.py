@@ -1,0 +1,133 @@
+import math
+
+import torch.nn.functional as F
+
+from torch2rt.backend import add_attention, has_attention
+from torch2rt.vocabulary import (
+    cast,
+    check,
+    composite,
+    converter,
+    dims,
+    dtype_of,
+    elementwise,
+    expand,
+    iota,
+    is_symbolic,
+    materialize,
+    matmul,
+    reduce,
+    reshape,
+    same_size,
+    select,
+    torch,
+    trt,
+)
+
+EW, Reduce = trt.ElementWiseOperation, trt.ReduceOperation
+
+LOWEST = {torch.float16: -3e4, torch.bfloat16: -1e38}
+
+
+@composite(F.scaled_dot_product_attention)
+def same_lengths(query, key, value, *args, **kwargs):
+    """Ties sizes that torch leaves apart, so that `fits` sees that they are equal."""
+    check(key.shape[-2] == value.shape[-2], f"{key.shape[-2]} keys for {value.shape[-2]} values")
+    return NotImplemented
+
+
+@composite(F.multi_head_attention_forward)
+def same_batch(query, key, value, *args, **kwargs):
+    """torch reshapes the keys with the queries' batch size before it finds out that it is also their own."""
+    check(query.dim() < 3 or query.shape[1] == key.shape[1], "queries and keys have different batch sizes")
+    return NotImplemented
+
+
+@converter(F.scaled_dot_product_attention, limits="no dropout")
+def scaled_dot_product_attention(
+    ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    check(dropout_p == 0, f"{dropout_p=} is random; call the model in eval mode or pass 0")
+    check(attn_mask is None or not is_causal, "attn_mask and is_causal exclude each other")
+    dtype = ctx.out.dtype
+    query, key, value = (cast(ctx, x, dtype) for x in (query, key, value))
+    if scale is None:
+        scale = 1 / torch.sym_sqrt(dims(ctx, query)[-1])
+    if is_symbolic(scale) or scale != 1:
+        query = elementwise(ctx, EW.PROD, query, scale, dtype)
+    attend = fused if has_attention() and fits(ctx, query, key, value, enable_gqa) else composed
+    result = reshape(ctx, attend(ctx, query, key, value, attn_mask, is_causal, enable_gqa), ctx.out.shape)
+    seen = None if attn_mask is None else sees_anything(ctx, attn_mask)
+    return result if seen is None else select(ctx, seen, result, 0.0, dtype)
+
+
+def sees_anything(ctx, mask):
+    """Which queries may attend to some key, or `None` if all may: torch returns 0, and not NaN, for the others."""
+    if isinstance(mask, torch.Tensor):
+        seen = (mask if mask.dtype is torch.bool else mask > -math.inf).any(-1, keepdim=True)
+        return None if seen.all() else seen
+    if dtype_of(mask) is torch.bool:
+        return cast(ctx, reduce(ctx, Reduce.MAX, cast(ctx, mask, torch.int32), -1, keepdim=True), torch.bool)
+    return elementwise(ctx, EW.GREATER, reduce(ctx, Reduce.MAX, mask, -1, keepdim=True), -math.inf)
+
+
+def fits(ctx, query, key, value, enable_gqa):
+    """Whether TensorRT's attention layer takes tensors of these sizes."""
+    q, k, v = (dims(ctx, materialize(ctx, x, None, 4)) for x in (query, key, value))
+    if not len(q) == len(k) == len(v) == 4 or not all(map(same_size, k, v)):
+        return False
+    heads = same_size(q[1], k[1]) or (enable_gqa and not is_symbolic(q[1]) and not is_symbolic(k[1]))
+    return heads and same_size(q[0], k[0]) and same_size(q[3], k[3])
+
+
+def fused(ctx, query, key, value, mask, is_causal, enable_gqa):
+    layer = add_attention(ctx.network, *(materialize(ctx, x, None, 4) for x in (query, key, value)), is_causal)
+    if mask is not None:
+        layer.mask = materialize(ctx, attention_mask(ctx, mask, dtype_of(query)), None, 4)
+        check(layer.mask is not None, "TensorRT's attention layer refuses the mask")
+    return ctx.track(layer.get_output(0), dims(ctx, materialize(ctx, query, None, 4)))
+
+
+def attention_mask(ctx, mask, dtype):
+    """A mask in the dtype of the scores, in which a score plus the lowest half must not overflow to -inf."""
+    if dtype_of(mask) is torch.bool:
+        return mask
+    if dtype in LOWEST:
+        lowest = LOWEST[dtype]
+        mask = mask.clamp(min=lowest) if isinstance(mask, torch.Tensor) else elementwise(ctx, EW.MAX, mask, lowest)
+    return cast(ctx, mask, dtype)
+
+
+def composed(ctx, query, key, value, mask, is_causal, enable_gqa):
+    """A product, a softmax and a product; with a mask to add, torch does the middle in float32."""
+    if enable_gqa:
+        key, value = (repeat_heads(ctx, x, dims(ctx, query)[-3]) for x in (key, value))
+    scores = matmul(ctx, query, key, transpose_b=True)
+    dtype = dtype_of(scores)
+    if is_causal:
+        rows, columns = (iota(ctx, size) for size in dims(ctx, scores)[-2:])
+        rows = reshape(ctx, rows, (*dims(ctx, rows), 1))
+        mask = elementwise(ctx, EW.LESS, columns, elementwise(ctx, EW.SUM, rows, 1))
+    if mask is not None and dtype_of(mask) is torch.bool:
+        scores = select(ctx, mask, scores, -math.inf, dtype)
+    elif mask is not None:
+        scores = elementwise(ctx, EW.SUM, scores, mask, torch.float32)
+    layer = ctx.network.add_softmax(scores)
+    layer.axes = 1 << (len(dims(ctx, scores)) - 1)
+    return matmul(ctx, cast(ctx, ctx.track(layer.get_output(0), dims(ctx, scores)), dtype), value)
+
+
+def repeat_heads(ctx, x, heads):
+    """Each head of keys or values as often as there are query heads to use it."""
+    *batch, own, length, size = dims(ctx, x)
+    if same_size(own, heads):
+        return x
+    check(not is_symbolic(own) and not is_symbolic(heads), "enable_gqa with dynamic numbers of heads")
+    x = expand(ctx, reshape(ctx, x, (*batch, own, 1, length, size)), (*batch, own, heads // own, length, size))
+    return reshape(ctx, x, (*batch, heads, length, size))
+
+
+@composite(torch._nested_tensor_from_mask_left_aligned)
+def nested_tensor_from_mask_left_aligned(t, mask):
+    """`nn.TransformerEncoder` asks whether it may use a nested tensor."""
+    return False

@@ -1,0 +1,25 @@
+import torch.nn.functional as F
+
+from torch2rt.vocabulary import check, converter, torch
+
+RANDOM = "it drops elements at random in training mode; call .eval() on the module"
+
+
+@converter(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, limits="inference only")
+def dropout(ctx, input, p=0.5, training=True, inplace=False):
+    check(not training or p == 0, RANDOM)
+    return input
+
+
+@converter(F.alpha_dropout, F.feature_alpha_dropout, limits="inference only")
+def alpha_dropout(ctx, input, p=0.5, training=False, inplace=False):
+    check(not training or p == 0, RANDOM)
+    return input
+
+
+@converter(
+    torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, limits="inference only"
+)  # fmt: skip
+def dropout_op(ctx, input, p, train):
+    check(not train or p == 0, RANDOM)
+    return input

@@ -1,0 +1,227 @@
+import math
+
+from torch2rt.vocabulary import activation, cast, check, converter, elementwise, select, torch, trt, unary, wide
+
+EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperation
+Tensor, prims = torch.Tensor, torch.ops.prims
+
+
+def spellings(*names):
+    """All callables of these names: the function, the method, the special function and the primitive."""
+    owners = (torch, Tensor, torch.special, prims)
+    return dict.fromkeys(getattr(owner, name) for owner in owners for name in names if hasattr(owner, name))
+
+
+# One layer -----------------------------------------------------------------------------------------------------------
+
+FLOAT = {
+    Unary.EXP: ("exp",),
+    Unary.LOG: ("log",),
+    Unary.SQRT: ("sqrt",),
+    Unary.RECIP: ("reciprocal",),
+    Unary.SIN: ("sin",),
+    Unary.COS: ("cos",),
+    Unary.TAN: ("tan",),
+    Unary.SINH: ("sinh",),
+    Unary.COSH: ("cosh",),
+    Unary.ASIN: ("asin", "arcsin"),
+    Unary.ACOS: ("acos", "arccos"),
+    Unary.ATAN: ("atan", "arctan"),
+    Unary.ASINH: ("asinh", "arcsinh"),
+    Unary.ACOSH: ("acosh", "arccosh"),
+    Unary.ATANH: ("atanh", "arctanh"),
+    Unary.ERF: ("erf",),
+}
+SIGNED = {Unary.ABS: ("abs", "absolute"), Unary.SIGN: ("sign", "sgn")}
+
+
+def _float(op, names):
+    def convert(ctx, input):
+        return unary(ctx, op, cast(ctx, input, ctx.out.dtype))
+
+    return convert
+
+
+def _signed(op, names):
+    def convert(ctx, input):
+        dtype = ctx.out.dtype
+        if dtype in (torch.int8, torch.uint8, torch.bool):
+            return cast(ctx, unary(ctx, op, cast(ctx, input, torch.int32)), dtype)
+        return unary(ctx, op, input)
+
+    return convert
+
+
+for table, make in ((FLOAT, _float), (SIGNED, _signed)):
+    for op, names in table.items():
+        function = make(op, names)
+        function.__name__ = names[0]
+        converter(*spellings(*names))(function)
+
+
+@converter(*spellings("neg", "negative"))
+def neg(ctx, input):
+    """A byte goes through int32; 0 apart, the negative of an unsigned one is 256 - x."""
+    dtype = ctx.out.dtype
+    x = cast(ctx, input, wide(dtype)) if dtype in (torch.int8, torch.uint8) else input
+    if dtype is torch.uint8:
+        x = select(ctx, elementwise(ctx, EW.EQUAL, x, 0), 0, elementwise(ctx, EW.SUB, 256, x), torch.int32)
+    else:
+        x = unary(ctx, Unary.NEG, x)
+    return cast(ctx, x, dtype)
+
+
+@converter(torch.positive, Tensor.positive)
+def positive(ctx, input):
+    return input
+
+
+# Compositions --------------------------------------------------------------------------------------------------------
+
+
+def composed(*targets):
+    """Register a function of one float tensor that is given it in float32 if it is of half precision."""
+
+    def register(function):
+        def convert(ctx, input):
+            return cast(ctx, function(ctx, cast(ctx, input, wide(ctx.out.dtype))), ctx.out.dtype)
+
+        convert.__name__, convert.__doc__ = function.__name__, function.__doc__
+        return converter(*targets)(convert)
+
+    return register
+
+
+@composed(*spellings("rsqrt"))
+def rsqrt(ctx, x):
+    return unary(ctx, Unary.RECIP, unary(ctx, Unary.SQRT, x))
+
+
+@composed(*spellings("exp2"))
+def exp2(ctx, x):
+    return elementwise(ctx, EW.POW, 2.0, x)
+
+
+@composed(*spellings("expm1"))
+def expm1(ctx, x):
+    """tanh(x / 2) * (exp(x) + 1), in which nothing cancels near 0."""
+    half = activation(ctx, Kind.TANH, elementwise(ctx, EW.PROD, x, 0.5))
+    return elementwise(ctx, EW.PROD, half, elementwise(ctx, EW.SUM, unary(ctx, Unary.EXP, x), 1.0))
+
+
+@composed(*spellings("log1p"))
+def log1p(ctx, x):
+    return log_one_plus(ctx, x)
+
+
+def log_one_plus(ctx, x):
+    """log(1 + x), and near 0, where the sum would lose x, 2 * atanh(x / (2 + x))."""
+    ratio = elementwise(ctx, EW.DIV, x, elementwise(ctx, EW.SUM, x, 2.0))
+    near = elementwise(ctx, EW.PROD, unary(ctx, Unary.ATANH, ratio), 2.0)
+    far = unary(ctx, Unary.LOG, elementwise(ctx, EW.SUM, x, 1.0))
+    return select(ctx, elementwise(ctx, EW.LESS, unary(ctx, Unary.ABS, x), 0.5), near, far)
+
+
+@composed(*spellings("log2"))
+def log2(ctx, x):
+    return elementwise(ctx, EW.PROD, unary(ctx, Unary.LOG, x), 1 / math.log(2))
+
+
+@composed(*spellings("log10"))
+def log10(ctx, x):
+    return elementwise(ctx, EW.PROD, unary(ctx, Unary.LOG, x), 1 / math.log(10))
+
+
+ERFC = -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223
+
+
+@composed(*spellings("erfc"))
+def erfc(ctx, x):
+    """1 - erf(x) loses the tail; the approximation of Numerical Recipes' erfcc is good to 1.2e-7 of the result."""
+    size = unary(ctx, Unary.ABS, x)
+    t = elementwise(ctx, EW.DIV, 2.0, elementwise(ctx, EW.SUM, size, 2.0))
+    series = 0.17087277
+    for c in ERFC:
+        series = elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, t, series), c)
+    exponent = elementwise(ctx, EW.SUB, series, elementwise(ctx, EW.PROD, size, size))
+    tail = elementwise(ctx, EW.PROD, t, unary(ctx, Unary.EXP, exponent))
+    return select(ctx, elementwise(ctx, EW.LESS, x, 0), elementwise(ctx, EW.SUB, 2.0, tail), tail)
+
+
+@composed(*spellings("sinc"))
+def sinc(ctx, x):
+    angle = elementwise(ctx, EW.PROD, x, math.pi)
+    ratio = elementwise(ctx, EW.DIV, unary(ctx, Unary.SIN, angle), angle)
+    return select(ctx, elementwise(ctx, EW.EQUAL, x, 0), 1.0, ratio)
+
+
+@composed(*spellings("deg2rad"))
+def deg2rad(ctx, x):
+    return elementwise(ctx, EW.PROD, x, math.pi / 180)
+
+
+@composed(*spellings("rad2deg"))
+def rad2deg(ctx, x):
+    return elementwise(ctx, EW.PROD, x, 180 / math.pi)
+
+
+@converter(*spellings("logit"), limits="eps up to 0.5")
+def logit(ctx, input, eps=None):
+    dtype = wide(ctx.out.dtype)
+    x = cast(ctx, input, dtype)
+    if eps is not None and eps >= 0:
+        check(eps <= 0.5, f"{eps=} puts the lower bound above the upper one")
+        x = activation(ctx, Kind.CLIP, x, alpha=eps, beta=1 - eps)
+    odds = elementwise(ctx, EW.DIV, x, elementwise(ctx, EW.SUB, 1.0, x))
+    return cast(ctx, unary(ctx, Unary.LOG, odds), ctx.out.dtype)
+
+
+# Two operands --------------------------------------------------------------------------------------------------------
+
+
+@converter(*spellings("atan2", "arctan2"))
+def atan2(ctx, input, other):
+    """The angle of the slope, turned by half a circle on the left side. -0.0 counts as 0.0, two infinities give NaN."""
+    dtype = wide(ctx.out.dtype)
+    y, x = cast(ctx, input, dtype), cast(ctx, other, dtype)
+    below, left = elementwise(ctx, EW.LESS, y, 0), elementwise(ctx, EW.LESS, x, 0)
+    turn = select(ctx, left, select(ctx, below, -math.pi, math.pi, dtype), 0.0, dtype)
+    angle = elementwise(ctx, EW.SUM, unary(ctx, Unary.ATAN, elementwise(ctx, EW.DIV, y, x)), turn)
+    return cast(ctx, select(ctx, elementwise(ctx, EW.EQUAL, y, 0), turn, angle), ctx.out.dtype)
+
+
+@converter(*spellings("xlogy"))
+def xlogy(ctx, input, other):
+    x, y = (cast(ctx, v, wide(ctx.out.dtype)) for v in (input, other))
+    return vanishing(ctx, x, y, unary(ctx, Unary.LOG, y))
+
+
+@converter(torch.special.xlog1py)
+def xlog1py(ctx, input, other):
+    x, y = (cast(ctx, v, wide(ctx.out.dtype)) for v in (input, other))
+    return vanishing(ctx, x, y, log_one_plus(ctx, y))
+
+
+def vanishing(ctx, x, y, log):
+    """`x * log`, which is 0 with x for any y but NaN."""
+    known = elementwise(ctx, EW.EQUAL, y, y)
+    nothing = elementwise(ctx, EW.AND, elementwise(ctx, EW.EQUAL, x, 0), known)
+    return cast(ctx, select(ctx, nothing, 0.0, elementwise(ctx, EW.PROD, x, log)), ctx.out.dtype)
+
+
+@converter(torch.heaviside, Tensor.heaviside)
+def heaviside(ctx, input, values):
+    step = cast(ctx, elementwise(ctx, EW.GREATER, input, 0), ctx.out.dtype)
+    return select(ctx, elementwise(ctx, EW.EQUAL, input, 0), values, step)
+
+
+@converter(torch.copysign, Tensor.copysign)
+def copysign(ctx, input, other):
+    """The reciprocal tells -0.0 from 0.0. A NaN counts as positive."""
+    dtype = ctx.out.dtype
+    size = unary(ctx, Unary.ABS, cast(ctx, input, dtype))
+    if isinstance(other, (int, float)):
+        return unary(ctx, Unary.NEG, size) if math.copysign(1, other) < 0 else size
+    other = cast(ctx, other, dtype)
+    sign = elementwise(ctx, EW.MIN, other, unary(ctx, Unary.RECIP, other))
+    return select(ctx, elementwise(ctx, EW.LESS, sign, 0), unary(ctx, Unary.NEG, size), size)

@@ -1,0 +1,60 @@
+import math
+
+import torch.nn.functional as F
+
+from torch2rt.vocabulary import check, composite, converter, gather, is_traced, torch
+
+
+@converter(F.embedding, limits="no max_norm")
+def embedding(
+    ctx, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
+):
+    """`padding_idx`, `scale_grad_by_freq` and `sparse` are about gradients."""
+    check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
+    return gather(ctx, weight, input, 0)
+
+
+@converter(torch.embedding)
+def aten_embedding(ctx, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    return gather(ctx, weight, indices, 0)
+
+
+@composite(F.embedding_bag)
+def embedding_bag(
+    input, weight, offsets=None, max_norm=None, norm_type=2, scale_grad_by_freq=False, mode="mean", sparse=False,
+    per_sample_weights=None, include_last_offset=False, padding_idx=None,
+):  # fmt: skip
+    """One reduction over the samples (second to last dimension) of all bags, with a mask of what samples a bag has."""
+    check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
+    check(mode == "sum" or per_sample_weights is None, f"per_sample_weights with {mode=}")
+    keep = None if input.dim() == 2 else in_bag(input, offsets, include_last_offset)
+    if padding_idx is not None:
+        real = input != padding_idx % weight.shape[0]
+        keep = real if keep is None else keep & real
+    samples = F.embedding(input, weight).float()
+    finite = not is_traced(weight) and bool(weight.isfinite().all())
+    if per_sample_weights is not None:
+        samples, finite = samples * per_sample_weights.unsqueeze(-1), False
+    if keep is None:
+        result = {"sum": samples.sum, "mean": samples.mean, "max": samples.amax}[mode](-2)
+    elif mode == "max":
+        most = torch.where(keep.unsqueeze(-1), samples, -math.inf).amax(-2)
+        result = torch.where(keep.any(-1, keepdim=True), most, 0.0)
+    else:
+        if finite and samples.dim() == 2:  # bags of all lengths at once; an infinity would not survive the mask's zeros
+            with torch.autocast(samples.device.type, enabled=False):
+                result = keep.float() @ samples
+        else:
+            result = torch.where(keep.unsqueeze(-1), samples, 0.0).sum(-2)
+        if mode == "mean":
+            result = result / keep.float().sum(-1, keepdim=True).clamp(min=1)
+    return result.to(weight.dtype)
+
+
+def in_bag(input, offsets, include_last_offset):
+    """Which samples (columns) are in which bag (rows): those from the bag's offset up to the next bag's."""
+    ends = offsets[1:]
+    if not include_last_offset:
+        ends = torch.cat([ends, torch.full_like(offsets[:1], input.shape[0])])
+    position = torch.arange(input.shape[0], device=offsets.device)
+    return (position >= offsets[: ends.shape[0]].unsqueeze(1)) & (position < ends.unsqueeze(1))

@@ -1,0 +1,149 @@
+from torch2rt.backend import add_normalization, scales_groups_by_channel
+from torch2rt.vocabulary import (
+    axes,
+    cast,
+    check,
+    constant,
+    converter,
+    dims,
+    dtype_of,
+    elementwise,
+    is_symbolic,
+    materialize,
+    reduce,
+    reshape,
+    torch,
+    trt,
+    unary,
+)
+
+EW, Reduce, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.UnaryOperation
+
+TRAINING = "it updates running statistics; call .eval() on the module before converting it"
+
+
+# By the statistics of the input ---------------------------------------------------------------------------------------
+
+
+@converter(torch.layer_norm)
+def layer_norm(ctx, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    sizes = dims(ctx, input)
+    first = len(sizes) - len(normalized_shape)
+    return _normalize(ctx, input, range(first, len(sizes)), (*[1] * first, *sizes[first:]), weight, bias, eps)
+
+
+@converter(torch.native_layer_norm, limits="mean and rstd are not results of the layer")
+def native_layer_norm(ctx, input, normalized_shape, weight, bias, eps):
+    return layer_norm(ctx, input, normalized_shape, weight, bias, eps), None, None
+
+
+@converter(torch.group_norm)
+def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    """The layer splits channels into two groups or more; one group is a normalization that includes them."""
+    sizes = dims(ctx, input)
+    x = reshape(ctx, input, (*sizes, 1)) if len(sizes) == 2 else input
+    spatial, shape = range(2, len(dims(ctx, x))), (1, sizes[1], *[1] * (len(dims(ctx, x)) - 2))
+    if num_groups == 1:
+        x = _normalize(ctx, x, [1, *spatial], shape, weight, bias, eps)
+    elif scales_groups_by_channel():
+        x = _normalize(ctx, x, spatial, shape, weight, bias, eps, num_groups)
+    else:
+        x = _normalize(ctx, x, spatial, (1, num_groups, *shape[2:]), None, None, eps, num_groups)
+        x = _affine(ctx, x, weight, bias, shape)
+    return reshape(ctx, x, sizes)
+
+
+@converter(torch.native_group_norm, limits="mean and rstd are not results of the layer")
+def native_group_norm(ctx, input, weight, bias, N, C, HxW, group, eps):
+    return group_norm(ctx, input, group, weight, bias, eps), None, None
+
+
+@converter(torch.instance_norm, limits="does not update running statistics")
+def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
+    if not use_input_stats:
+        return _by_running(ctx, input, weight, bias, running_mean, running_var, eps)
+    check(running_mean is None and running_var is None, TRAINING)
+    sizes = dims(ctx, input)
+    return _normalize(ctx, input, range(2, len(sizes)), (1, sizes[1], *[1] * (len(sizes) - 2)), weight, bias, eps)
+
+
+@converter(torch.rms_norm)
+def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
+    """In float32, as torch does; its default `eps` is that of float32 for half precision too."""
+    x = cast(ctx, input, torch.float32)
+    ndim = len(dims(ctx, x))
+    over = list(range(ndim - len(normalized_shape), ndim))
+    mean = reduce(ctx, Reduce.AVG, elementwise(ctx, EW.PROD, x, x), over, keepdim=True)
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    result = elementwise(ctx, EW.DIV, x, unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, mean, eps)))
+    result = result if weight is None else elementwise(ctx, EW.PROD, result, weight)
+    return cast(ctx, result, dtype_of(input))
+
+
+def _normalize(ctx, x, over, shape, weight, bias, eps, groups=1):
+    """One normalization layer. TensorRT wants scale and bias, in the data's type and rank: `shape` is theirs."""
+    x = materialize(ctx, x)
+    if weight is None and bias is None and groups == 1:
+        shape = [1] * len(shape)
+    check(not any(map(is_symbolic, shape)), "the normalised sizes must be static")
+    scale, shift = (
+        _in_shape(ctx, torch.full(tuple(shape), default) if value is None else value, dtype_of(x), shape)
+        for value, default in ((weight, 1.0), (bias, 0.0))
+    )
+    layer = add_normalization(ctx.network, x, scale, shift, axes(list(over), len(shape)))
+    layer.epsilon = eps
+    layer.num_groups = groups
+    return ctx.track(layer.get_output(0), dims(ctx, x))
+
+
+def _in_shape(ctx, x, dtype, shape):
+    if isinstance(x, torch.Tensor):
+        return constant(ctx, x.to(dtype).reshape(tuple(shape)))
+    return reshape(ctx, cast(ctx, x, dtype), shape)
+
+
+def _affine(ctx, x, weight, bias, shape):
+    for op, value in ((EW.PROD, weight), (EW.SUM, bias)):
+        x = x if value is None else elementwise(ctx, op, x, _in_shape(ctx, value, dtype_of(x), shape))
+    return x
+
+
+# By running statistics ------------------------------------------------------------------------------------------------
+
+
+@converter(torch.batch_norm, limits="does not update running statistics")
+def batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
+    if not training:
+        return _by_running(ctx, input, weight, bias, running_mean, running_var, eps)
+    check(running_mean is None and running_var is None, TRAINING)
+    ndim = len(dims(ctx, input))
+    shape = (1, dims(ctx, input)[1], *[1] * (ndim - 2))
+    return _normalize(ctx, input, [d for d in range(ndim) if d != 1], shape, weight, bias, eps)
+
+
+@converter(torch.native_batch_norm, limits="does not update running statistics")
+def native_batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps):
+    return batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps), None, None
+
+
+@converter(torch.ops.aten._native_batch_norm_legit_no_training)
+def native_batch_norm_legit_no_training(ctx, input, weight, bias, running_mean, running_var, momentum, eps):
+    return _by_running(ctx, input, weight, bias, running_mean, running_var, eps), None, None
+
+
+def _by_running(ctx, x, weight, bias, mean, var, eps):
+    """Statistics and affine parameters folded into one scale layer, which a convolution before it takes in."""
+    given = [v for v in (weight, bias, mean, var) if v is not None]
+    check(all(isinstance(v, torch.Tensor) for v in given), "statistics, weight and bias must be constant")
+    check(mean is not None and var is not None, "there are no running statistics to normalise by")
+    scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
+    shift = (0 if bias is None else bias.double()) - mean.double() * scale
+    dtype, sizes = dtype_of(x), dims(ctx, x)
+    if not all(v.to(dtype).isfinite().all() for v in (scale, shift)):
+        x = cast(ctx, x, torch.float32)
+    scale, shift = (v.to(dtype_of(x)) for v in (scale, shift))
+    if len(sizes) < 3:
+        return cast(ctx, _affine(ctx, x, scale, shift, (1, sizes[1])), dtype)
+    weights = ctx.weights(shift, "shift"), ctx.weights(scale, "scale"), trt.Weights(x.dtype)
+    layer = ctx.network.add_scale_nd(x, trt.ScaleMode.CHANNEL, *weights, 1)
+    return cast(ctx, ctx.track(layer.get_output(0), sizes), dtype)

@@ -1,0 +1,317 @@
+import math
+
+import torch.nn.functional as F
+
+from torch2rt.vocabulary import (
+    cast,
+    check,
+    composite,
+    converter,
+    dims,
+    dtype_of,
+    elementwise,
+    expand,
+    gather,
+    iota,
+    is_symbolic,
+    ntuple,
+    permute,
+    proven,
+    reduce,
+    refuse,
+    reshape,
+    same_size,
+    select,
+    slice_nd,
+    torch,
+    trt,
+    wide,
+    wrap_dim,
+)
+
+Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
+EW = trt.ElementWiseOperation
+
+
+# The same elements in the same order ----------------------------------------------------------------------------------
+
+
+@converter(
+    torch.flatten, Tensor.flatten, torch.ravel, Tensor.ravel, torch.unflatten, Tensor.unflatten, torch.unsqueeze,
+    Tensor.unsqueeze, Tensor.view_as, Tensor.reshape_as, aten._unsafe_view, aten._reshape_alias, prims.collapse_view,
+    prims.collapse, prims.split_dim,
+)  # fmt: skip
+def same_elements(ctx, input, *args, **kwargs):
+    """What only changes the shape: the recorded one says all that the arguments say."""
+    return reshape(ctx, input, ctx.out.shape)
+
+
+@converter(torch.reshape, Tensor.reshape, prims.reshape)
+def reshape_op(ctx, input, *shape):
+    return reshape(ctx, input, ctx.out.shape)
+
+
+@converter(Tensor.view)
+def view(ctx, input, *size, dtype=None):
+    if dtype is not None or (size and isinstance(size[0], torch.dtype)):
+        check(ctx.out.dtype is dtype_of(input), "memory cannot be read as another type; convert with .to(dtype)")
+    return reshape(ctx, input, ctx.out.shape)
+
+
+@converter(torch.squeeze, Tensor.squeeze, prims.squeeze)
+def squeeze(ctx, input, *dim):
+    """torch drops a dynamic dimension whenever it happens to be 1: an engine has one rank."""
+    sizes = dims(ctx, input)
+    given = dim if dim and dim[0] is not None else range(len(sizes))
+    for d in [wrap_dim(d, len(sizes)) for d in given] if sizes else []:
+        check(
+            not is_symbolic(sizes[d]) or proven(ctx, sizes[d] != 1),
+            f"torch drops dimension {d} where its size is 1; name those to drop, or keep 1 out of its range",
+        )
+    return reshape(ctx, input, ctx.out.shape)
+
+
+@composite(torch.as_strided, Tensor.as_strided)
+def known_memory(input, size, stride, storage_offset=None):
+    static = not any(map(is_symbolic, (*input.shape, *size, *stride)))
+    whole = static and input.is_contiguous() and input.untyped_storage().nbytes() == input.numel() * input.itemsize
+    check(whole, "as_strided reads memory, which is known for static sizes and a contiguous tensor that is no view")
+    return NotImplemented
+
+
+@converter(torch.as_strided, Tensor.as_strided)
+def as_strided(ctx, input, size, stride, storage_offset=None):
+    """Of a tensor that is all of its memory, in order: `known_memory` has seen to that."""
+    position = torch.tensor(storage_offset or 0)
+    for length, step in zip(size, stride, strict=True):
+        position = position.unsqueeze(-1) + torch.arange(length) * step
+    return gather(ctx, reshape(ctx, input, [math.prod(dims(ctx, input))]), position, 0)
+
+
+@converter(aten.as_strided)
+def as_strided_of_a_view(ctx, input, size, stride, storage_offset=None):
+    refuse("as_strided reads memory, which is not known here")
+
+
+# Dimensions in another order ------------------------------------------------------------------------------------------
+
+
+@converter(torch.permute, Tensor.permute, prims.transpose)
+def permute_op(ctx, input, *dims):
+    return permute(ctx, input, dims)
+
+
+@converter(torch.transpose, Tensor.transpose, torch.swapdims, Tensor.swapdims)
+def transpose(ctx, input, dim0, dim1):
+    return permute(ctx, input, _swapped(len(dims(ctx, input)), dim0, dim1))
+
+
+@converter(torch.t, Tensor.t)
+def t(ctx, input):
+    return permute(ctx, input, range(len(dims(ctx, input)))[::-1])
+
+
+def _swapped(ndim, dim0, dim1):
+    order = list(range(ndim))
+    if order:
+        order[dim0], order[dim1] = order[dim1], order[dim0]
+    return order
+
+
+def _to_end(ndim, *moved):
+    """An order of dimensions with some of them last, and the order that takes it back."""
+    last = [wrap_dim(d, ndim) for d in moved]
+    order = [d for d in range(ndim) if d not in last] + last
+    return order, [order.index(d) for d in range(ndim)]
+
+
+@converter(torch.pixel_shuffle)
+def pixel_shuffle(ctx, input, upscale_factor):
+    *batch, channels, height, width = dims(ctx, input)
+    n, r = len(batch), upscale_factor
+    x = reshape(ctx, input, [*batch, channels // r**2, r, r, height, width])
+    x = permute(ctx, x, [*range(n + 1), n + 3, n + 1, n + 4, n + 2])
+    return reshape(ctx, x, ctx.out.shape)
+
+
+@converter(torch.pixel_unshuffle)
+def pixel_unshuffle(ctx, input, downscale_factor):
+    *batch, channels, height, width = dims(ctx, input)
+    n, r = len(batch), downscale_factor
+    x = reshape(ctx, input, [*batch, channels, height // r, r, width // r, r])
+    x = permute(ctx, x, [*range(n + 1), n + 2, n + 4, n + 1, n + 3])
+    return reshape(ctx, x, ctx.out.shape)
+
+
+@converter(torch.channel_shuffle)
+def channel_shuffle(ctx, input, groups):
+    batch, channels, *rest = dims(ctx, input)
+    x = reshape(ctx, input, [batch, groups, channels // groups, *rest])
+    return reshape(ctx, permute(ctx, x, _swapped(len(rest) + 3, 1, 2)), ctx.out.shape)
+
+
+# Elements again and again ---------------------------------------------------------------------------------------------
+
+
+@converter(Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to)
+def expand_op(ctx, input, *size, implicit=False):
+    return expand(ctx, input, ctx.out.shape)
+
+
+@converter(prims.broadcast_in_dim)
+def broadcast_in_dim(ctx, input, shape, broadcast_dimensions):
+    sizes = dict(zip(broadcast_dimensions, dims(ctx, input), strict=True))
+    return expand(ctx, reshape(ctx, input, [sizes.get(d, 1) for d in range(len(shape))]), ctx.out.shape)
+
+
+@converter(Tensor.repeat)
+def repeat(ctx, input, *repeats):
+    """A slice that runs over the end and starts again."""
+    sizes = dims(ctx, input)
+    n = len(ctx.out.shape)
+    x = reshape(ctx, input, (*[1] * (n - len(sizes)), *sizes))
+    return slice_nd(ctx, x, [0] * n, ctx.out.shape, [1] * n, trt.SampleMode.WRAP)
+
+
+@converter(torch.roll, Tensor.roll)
+def roll(ctx, input, shifts, dims=None):
+    if dims is None or dims == () or dims == []:
+        return reshape(ctx, _rolled(ctx, reshape(ctx, input, [math.prod(ctx.out.shape)]), [shifts], [0]), ctx.out.shape)
+    return _rolled(ctx, input, shifts, dims)
+
+
+def _rolled(ctx, x, shifts, dim):
+    """A slice that starts in the middle and wraps around."""
+    sizes, flat = dims(ctx, x), lambda v: [n for item in v for n in ntuple(item, 1)]
+    start = [0] * len(sizes)
+    for shift, d in zip(flat([shifts]), flat([dim]), strict=True):
+        start[d] += shift
+    start = [0 if same_size(shift, 0) else -shift % size for shift, size in zip(start, sizes, strict=True)]
+    return slice_nd(ctx, x, start, sizes, [1] * len(sizes), trt.SampleMode.WRAP)
+
+
+@converter(torch.flip, Tensor.flip, prims.rev)
+def flip(ctx, input, *dims):
+    return _flipped(ctx, input, {wrap_dim(d, len(ctx.out.shape)) for d in dims})
+
+
+def _flipped(ctx, x, flipped):
+    sizes = dims(ctx, x)
+    start = [size - 1 if d in flipped else 0 for d, size in enumerate(sizes)]
+    return slice_nd(ctx, x, start, sizes, [-1 if d in flipped else 1 for d in range(len(sizes))])
+
+
+@converter(Tensor.unfold)
+def unfold(ctx, input, dimension, size, step):
+    """Windows along one dimension: element j of window i is element i * step + j."""
+    ndim = len(dims(ctx, input))
+    if not ndim:
+        return reshape(ctx, input, ctx.out.shape)
+    dim = wrap_dim(dimension, ndim)
+    first, offset = iota(ctx, ctx.out.shape[dim]), torch.arange(size)
+    if isinstance(first, torch.Tensor):
+        index = first[:, None] * step + offset
+    else:
+        first = elementwise(ctx, EW.PROD, reshape(ctx, first, [*dims(ctx, first), 1]), step)
+        index = elementwise(ctx, EW.SUM, first, offset)
+    windows = gather(ctx, input, index, dim)
+    return permute(ctx, windows, _to_end(ndim + 1, dim + 1)[0])
+
+
+# Diagonals ------------------------------------------------------------------------------------------------------------
+
+
+@converter(torch.diagonal, Tensor.diagonal, torch.diagonal_copy)
+def diagonal(ctx, input, offset=0, dim1=0, dim2=1):
+    """With rows and columns as one dimension, the diagonal is every (columns + 1)-th element."""
+    sizes = dims(ctx, input)
+    x = permute(ctx, input, _to_end(len(sizes), dim1, dim2)[0])
+    *batch, rows, columns = dims(ctx, x)
+    n, size = len(batch), ctx.out.shape[-1]
+    x = reshape(ctx, x, [*batch, rows * columns])
+    start = offset if offset >= 0 else -offset * columns
+    return slice_nd(ctx, x, [0] * n + [start], [*batch, size], [1] * n + [columns + 1])
+
+
+@composite(Tensor.fill_diagonal_)
+def fill_diagonal_(input, value, wrap=False):
+    check(input.dim() == 2 and not wrap, "it is supported for matrices, without wrap")
+    input.diagonal().fill_(value)
+    return input
+
+
+@converter(torch.diag_embed, Tensor.diag_embed)
+def diag_embed(ctx, input, offset=0, dim1=-2, dim2=-1):
+    *batch, length = dims(ctx, input)
+    n, m = len(batch), length + abs(offset)
+    x = slice_nd(ctx, input, [0] * (n + 1), [*batch, m], [1] * (n + 1), trt.SampleMode.FILL) if offset else input
+    x = reshape(ctx, x, [*batch, m, 1] if offset >= 0 else [*batch, 1, m])
+    x = select(ctx, _distance(ctx, m, m, EW.EQUAL, offset), x, 0, ctx.out.dtype)
+    return permute(ctx, x, _to_end(n + 2, dim1, dim2)[1])
+
+
+@converter(torch.tril, Tensor.tril)
+def tril(ctx, input, diagonal=0):
+    return select(ctx, _distance(ctx, *dims(ctx, input)[-2:], EW.LESS, diagonal + 1), input, 0, ctx.out.dtype)
+
+
+@converter(torch.triu, Tensor.triu)
+def triu(ctx, input, diagonal=0):
+    return select(ctx, _distance(ctx, *dims(ctx, input)[-2:], EW.GREATER, diagonal - 1), input, 0, ctx.out.dtype)
+
+
+def _distance(ctx, rows, columns, relation, offset):
+    """The matrix of `column - row <relation> offset`."""
+    row, column = iota(ctx, rows), iota(ctx, columns)
+    if not any(map(is_symbolic, (rows, columns, offset))):
+        return {EW.EQUAL: torch.eq, EW.LESS: torch.lt, EW.GREATER: torch.gt}[relation](column - row[:, None], offset)
+    return elementwise(ctx, relation, elementwise(ctx, EW.SUB, column, reshape(ctx, row, [rows, 1])), offset)
+
+
+# Windows of images ----------------------------------------------------------------------------------------------------
+
+
+@converter(F.unfold)
+def unfold_image(ctx, input, kernel_size, dilation=1, padding=0, stride=1):
+    """Pad, flatten the image, and gather every window's pixels by their constant positions."""
+    position, (height, width) = _windows(ctx, dims(ctx, input)[-2:], kernel_size, dilation, padding, stride)
+    *batch, channels = dims(ctx, input)[:-2]
+    top, left = ntuple(padding, 2)
+    if top or left:
+        n = len(batch) + 1
+        start = [*[0] * n, -top, -left]
+        input = slice_nd(ctx, input, start, [*batch, channels, height, width], [1] * (n + 2), trt.SampleMode.FILL)
+    x = gather(ctx, reshape(ctx, input, [*batch, channels, height * width]), position, -1)
+    return reshape(ctx, x, ctx.out.shape)
+
+
+@converter(F.fold)
+def fold_image(ctx, input, output_size, kernel_size, dilation=1, padding=0, stride=1):
+    """For every pixel, gather the window elements that cover it (or a zero in their stead) and add them up."""
+    size, (top, left) = ntuple(output_size, 2), ntuple(padding, 2)
+    position, (height, width) = _windows(ctx, size, kernel_size, dilation, padding, stride)
+    *batch, _, _ = dims(ctx, input)
+    zero = position.numel()
+    pixel, element = position.reshape(-1).sort(stable=True)
+    count = pixel.bincount(minlength=height * width)
+    rank = torch.arange(zero) - (count.cumsum(0) - count)[pixel]
+    cover = torch.full((height * width, max(int(count.max()), 1)), zero)
+    cover[pixel, rank] = element
+    cover = cover.reshape(height, width, -1)[top : top + size[0], left : left + size[1]]
+    channels = ctx.out.shape[-3]
+    x = cast(ctx, reshape(ctx, input, [*batch, channels, zero]), wide(ctx.out.dtype))
+    n = len(batch) + 2
+    x = slice_nd(ctx, x, [0] * n, [*batch, channels, zero + 1], [1] * n, trt.SampleMode.FILL)
+    return cast(ctx, reduce(ctx, trt.ReduceOperation.SUM, gather(ctx, x, cover, -1), -1), ctx.out.dtype)
+
+
+def _windows(ctx, size, kernel_size, dilation, padding, stride):
+    """The position in the padded, flattened image of each element of each window, and the padded size."""
+    check(not any(map(is_symbolic, size)), "the image's height and width must be static")
+    padded = [n + 2 * p for n, p in zip(size, ntuple(padding, 2), strict=True)]
+    axis = []
+    for n, k, d, s in zip(padded, ntuple(kernel_size, 2), ntuple(dilation, 2), ntuple(stride, 2), strict=True):
+        axis.append(torch.arange(k)[:, None] * d + torch.arange((n - d * (k - 1) - 1) // s + 1) * s)
+    rows, columns = axis
+    position = rows[:, None, :, None] * padded[1] + columns[None, :, None, :]
+    return position.reshape(rows.shape[0] * columns.shape[0], -1), padded

@@ -1,0 +1,186 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import B, Call, Data, S, Size, bools, case, check_case, floats, half, parametrize
+
+from torch2rt import UnsupportedError, torch2rt
+
+sdpa = F.scaled_dot_product_attention
+T = Size("T", 3, 5, 8)
+
+
+def bf16(*shape):
+    return Data(shape, torch.bfloat16)
+
+
+def masked(fill, dtype=torch.float32, kind="float"):
+    """Attention with a mask made from one bool per key, in which the last query sees nothing at all."""
+
+    def attend(query, key, value, keep):
+        keep = keep[:, None, None, :] & (torch.arange(query.shape[-2], device=query.device) < 5)[:, None]
+        mask = keep if kind == "bool" else torch.where(keep, 0.0, fill).to(dtype)
+        return sdpa(query, key, value, mask)
+
+    return attend
+
+
+def halves(*inputs):
+    return [Data(shape, torch.float16) for shape in inputs]
+
+
+QKV = [(B, 3, S, 8), (B, 3, S, 8), (B, 3, S, 8)]
+CROSS = [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 8)]
+
+CASES = [
+    case(sdpa, QKV),
+    case(sdpa, CROSS),
+    case(sdpa, QKV, None, 0.0, True),
+    case(sdpa, CROSS, is_causal=True),
+    case(sdpa, QKV, scale=0.3, is_causal=True),
+    case(sdpa, QKV, scale=1.0),
+    case(sdpa, QKV, scale=-0.5),
+    case(sdpa, halves((B, 3, S, 80), (B, 3, S, 80), (B, 3, S, 80))),
+    case(sdpa, [bf16(B, 3, S, 8), bf16(B, 3, S, 8), bf16(B, 3, S, 8)], is_causal=True),
+    case(sdpa, [(B, S, 8), (B, T, 8), (B, T, 8)]),
+    case(sdpa, [(B, S, 8), (B, T, 8), (B, T, 8)], is_causal=True),
+    case(sdpa, [(S, 8), (T, 8), (T, 8)], is_causal=True),
+    case(sdpa, [(B, 2, 3, S, 8), (B, 2, 3, T, 8), (B, 2, 3, T, 8)], is_causal=True, scale=0.5),
+    case(sdpa, [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 6)], is_causal=True),
+    case(sdpa, [(B, 3, S, 8), (1, 3, T, 8), (1, 3, T, 8)]),
+    case(sdpa, [(B, 3, S, 8), (T, 8), (T, 8)]),
+    case(sdpa, [(B, 6, S, 8), (B, 2, T, 8), (B, 2, T, 8)], enable_gqa=True),
+    case(sdpa, [(B, 6, S, 8), (B, 2, T, 8), (B, 2, T, 8)], is_causal=True, enable_gqa=True),
+    case(sdpa, [(B, 6, S, 8), (B, 2, T, 8), (B, 3, T, 8)], enable_gqa=True),
+    case(sdpa, [(B, 2, S, 8), (B, 2, T, 8), (B, 2, T, 5)], enable_gqa=True),
+    case(sdpa, [*CROSS, bools(S, T)], id="mask-bool-2d"),
+    case(sdpa, [*CROSS, bools(B, 1, 1, T)], id="mask-bool-keys"),
+    case(sdpa, [*CROSS, bools(B, 3, S, T)], id="mask-bool-full"),
+    case(sdpa, [*CROSS, (S, T)], id="mask-float-2d"),
+    case(sdpa, [*CROSS, (3, 1, T)], id="mask-float-heads"),
+    case(sdpa, [*CROSS, (B, 1, S, T)], id="mask-float-4d"),
+    case(sdpa, [*halves(*CROSS), (S, T)], id="mask-float-half"),
+    case(sdpa, [*halves(*CROSS), Data((B, 1, S, T), torch.float16)], id="mask-half"),
+    case(sdpa, [(B, S, 8), (B, T, 8), (B, T, 8), bools(B, S, T)], id="mask-3d"),
+    case(sdpa, [(B, 2, 3, S, 8), (B, 2, 3, T, 8), (B, 2, 3, T, 8), bools(B, 1, 1, S, T)], id="mask-5d"),
+    case(sdpa, [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 6), (S, T)], scale=0.2, id="mask-composed"),
+    case(masked(None, kind="bool"), [*CROSS, bools(B, T)], id="rows-bool"),
+    case(masked(-math.inf), [*CROSS, bools(B, T)], id="rows-inf"),
+    case(masked(-math.inf, torch.float16), [*halves(*CROSS), bools(B, T)], id="rows-half"),
+    case(masked(-65504.0, torch.float16), [*halves(*CROSS), bools(B, T)], id="rows-lowest"),
+    case(masked(None, kind="bool"), [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 6), bools(B, T)], id="rows-bool-composed"),
+    case(
+        lambda q, k, v: sdpa(q, k, v, torch.ones(7, 5, dtype=torch.bool, device=q.device).tril(-1)),
+        [(B, 3, 7, 8), (B, 3, 5, 8), (B, 3, 5, 8)], id="mask-constant-with-an-empty-row",
+    ),
+    case(
+        lambda q, k, v: sdpa(q, k, v, torch.arange(35.0, device=q.device).view(7, 5) / 10),
+        [(B, 3, 7, 8), (B, 3, 5, 8), (B, 3, 5, 8)], id="mask-constant",
+    ),
+    case(
+        lambda q: sdpa(q, q.new_ones(1, 3, 5, 8) * 2, torch.arange(120.0, device=q.device).view(1, 3, 5, 8)),
+        [(1, 3, S, 8)], id="constant-keys",
+    ),
+]  # fmt: skip
+
+
+
+class With(torch.nn.Module):
+    """A module, and how it is called."""
+
+    def __init__(self, module, call):
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, *inputs):
+        return self.call(self.module, *inputs)
+
+
+def attention(id, call, *inputs, sizes=(8, 2), **options):
+    options.setdefault("batch_first", True)
+    return case(With(torch.nn.MultiheadAttention(*sizes, **options), call), inputs, id=f"MultiheadAttention-{id}")
+
+
+def causal(x):
+    length = x.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+
+
+SELF, OTHER = (B, S, 8), (B, T, 8)
+
+MODULES = [
+    attention("plain", lambda m, x: m(x, x, x), SELF),
+    attention("no-weights", lambda m, x: m(x, x, x, need_weights=False)[0], SELF),
+    attention("heads", lambda m, x: m(x, x, x, average_attn_weights=False), SELF),
+    attention("cross", lambda m, x, y: m(x, y, y), SELF, OTHER),
+    attention("cross-no-weights", lambda m, x, y: m(x, y, y, need_weights=False)[0], SELF, OTHER),
+    attention("length-first", lambda m, x, y: m(x, y, y), (S, B, 8), (T, B, 8), batch_first=False),
+    attention("length-first-no-weights", lambda m, x: m(x, x, x, need_weights=False)[0], (S, B, 8), batch_first=False),
+    attention("unbatched", lambda m, x: m(x, x, x), (S, 8)),
+    attention("sizes", lambda m, q, k, v: m(q, k, v), SELF, (B, T, 5), (B, T, 7), kdim=5, vdim=7),
+    attention("no-bias", lambda m, x: m(x, x, x, need_weights=False)[0], SELF, bias=False),
+    attention("bias-kv", lambda m, x: m(x, x, x), SELF, add_bias_kv=True),
+    attention("zero-attn", lambda m, x: m(x, x, x), SELF, add_zero_attn=True),
+    attention("zero-attn-no-weights", lambda m, x: m(x, x, x, need_weights=False)[0], SELF, add_zero_attn=True),
+    attention("padding", lambda m, x, y, p: m(x, y, y, key_padding_mask=p), SELF, OTHER, floats(B, T, low=-3, high=3)),
+    attention(
+        "padding-no-weights", lambda m, x, y, p: m(x, y, y, p, False)[0], SELF, OTHER, floats(B, T, low=-3, high=3)
+    ),
+    attention("padding-bool", lambda m, x, p: m(x, x, x, key_padding_mask=p & (p.cumsum(1) > 1)), SELF, bools(B, S)),
+    attention("causal", lambda m, x: m(x, x, x, attn_mask=causal(x)), SELF),
+    attention("is-causal", lambda m, x: m(x, x, x, attn_mask=causal(x), is_causal=True, need_weights=False)[0], SELF),
+    attention("mask", lambda m, x, y, a: m(x, y, y, attn_mask=a), SELF, OTHER, (S, T)),
+    attention("mask-heads", lambda m, x, y, a: m(x, y, y, attn_mask=a), SELF, OTHER, (B * 2, S, T)),
+    attention(
+        "masks", lambda m, x, p: m(x, x, x, p & (p.cumsum(1) > 1), False, causal(x))[0], SELF, bools(B, S)
+    ),
+    case(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), [SELF], id="EncoderLayer"),
+    case(
+        torch.nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True),
+        [(S, B, 8)], id="EncoderLayer-first",
+    ),
+    case(
+        With(
+            torch.nn.TransformerEncoder(
+                torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, torch.nn.LayerNorm(8)
+            ),
+            lambda m, x, p: m(x, mask=causal(x), src_key_padding_mask=p & (p.cumsum(1) > 1), is_causal=True),
+        ),
+        [SELF, bools(B, S)], id="Encoder",
+    ),
+    case(
+        With(
+            torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2),
+            lambda m, x, memory: m(x, memory, tgt_mask=causal(x), tgt_is_causal=True),
+        ),
+        [SELF, OTHER], id="Decoder",
+    ),
+    case(
+        With(
+            torch.nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
+            lambda m, x, y: m(
+                x, y, tgt_mask=m.generate_square_subsequent_mask(y.shape[1], device=y.device), tgt_is_causal=True
+            ),
+        ),
+        [SELF, OTHER], id="Transformer",
+    ),
+    case(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).half(), [half(B, S, 8)], id="EncoderLayer-half"),
+]  # fmt: skip
+
+
+@parametrize(CASES + MODULES)
+def test_attention(row, mode, device):
+    check_case(row, mode, device)
+
+
+@pytest.mark.parametrize("row", [row for row in CASES if "-5d" not in row.id], ids=lambda row: row.id)
+def test_without_the_layer(row, device, monkeypatch):
+    """TensorRT 10.3 has no attention layer."""
+    monkeypatch.setattr("torch2rt.converters.attention.has_attention", lambda: False)
+    check_case(row, "dynamic", device)
+
+
+def test_dropout_is_refused(device):
+    with pytest.raises(UnsupportedError, match=r"dropout_p=0\.1 is random"):
+        torch2rt(Call(sdpa, (), {"dropout_p": 0.1}), [torch.randn(2, 3, 5, 8, device=device)] * 3)

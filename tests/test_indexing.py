@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from harness import B, Call, S, Size, bools, case, check_case, half, ints, parametrize
+
+from torch2rt import ConversionError, torch2rt
+
+T = torch.Tensor
+P = Size("P", 2, 3, 5)
+at = lambda index, *shapes, id, **kwargs: case(lambda x: x[index], shapes, id=id, **kwargs)  # noqa: E731
+index = lambda *shape, low=-3, high=3, **kwargs: ints(*shape, low=low, high=high, **kwargs)  # noqa: E731
+
+BASIC = [
+    at(0, (3, S), id="int"),
+    at(-1, (3, S), id="negative"),
+    at((slice(None), 1), (B, 3, S), id="middle"),
+    at((slice(None), -2), (2, S), id="negative-of-dynamic"),
+    at((0, 1, 2), (3, 3, 3), id="to-0d"),
+    at(slice(1, None), (S, 3), id="tail"),
+    at((slice(None), slice(-3, None)), (B, S), id="last-three"),
+    at((slice(None), slice(1, -1)), (B, S, 2), id="inner"),
+    at((slice(None), slice(None, -2)), (B, S), id="all-but-two"),
+    at((Ellipsis, slice(None, None, 2)), (B, S), id="every-second"),
+    at((slice(None), slice(1, None, 3)), (B, S), id="every-third"),
+    at((slice(None), slice(1, 5, 2), slice(None, None, 3)), (B, 6, 7), id="two-steps"),
+    at((slice(None), slice(-100, 100)), (B, 5), id="clamped"),
+    at((slice(None), slice(3, 1)), (B, 5), id="empty"),
+    at((slice(None), slice(7, 9)), (B, 5), id="beyond"),
+    at((None, Ellipsis, None), half(B, 3), id="new-axes"),
+    at((0, None, slice(1, 3), Ellipsis, -1), (2, 4, S, 3), id="everything"),
+    at(Ellipsis, bools(B, 3), id="ellipsis"),
+    at(None, (), id="none-of-0d"),
+    at((), (B, 3), id="empty-tuple"),
+    at(True, (B, 3), id="true"),
+    at((slice(None), np.int64(1), slice(np.int32(0), np.int64(2))), (B, 3, 4), id="numpy-ints"),
+    at((slice(None), torch.tensor(1)), (B, 3, 4), id="constant-0d-tensor"),
+    case(lambda x: x[:, : x.shape[0]], [(4, S)], id="symbolic-length"),
+    case(lambda x: x[x.shape[0] // 2 :], [(B, 3)], id="second-half"),
+    case(lambda x: x[: -(x.shape[0] // 2)], [(P, 3)], id="symbolic-negative-end"),
+    case(lambda x: x[:, -x.shape[1] // 2 :], [(2, S)], id="symbolic-negative-start"),
+    case(lambda x: x[:, x.shape[1] - 1], [(2, S)], id="symbolic-int"),
+    case(lambda x: x[:, x.shape[1] - 2], [(2, P)], id="symbolic-int-both-signs"),
+    case(lambda x, y: x[:, : y.shape[1]], [(B, 12), (B, S)], id="other-size"),
+    case(lambda x: x[torch.arange(1, device=x.device).item() :], [(B, 3)], id="item-of-constant"),
+    case(torch.select, [(B, 3, S)], 1, -1),
+    case(T.select, [ints(3, S)], dim=-1, index=2),
+    case(torch.narrow, [(B, 5, 2)], 1, 2, 3),
+    case(T.narrow, [(S, 3)], dim=0, start=-3, length=2),
+    case(lambda x: x.narrow(0, 1, x.shape[0] - 1), [(P, 3)], id="narrow-symbolic"),
+    case(torch.narrow_copy, [(B, 5)], 1, 1, 2),
+    case(lambda x: torch.ops.aten.slice.Tensor(x, 1, 1, 9223372036854775807, 2), [(B, 5)], id="aten-slice"),
+    case(lambda x: sum(x[..., i::2, j::2] for i in range(2) for j in range(2)), [(B, 3, 4, 6)], id="focus"),
+]
+
+FANCY = [
+    at(torch.tensor([2, 0, -1, 0]), (3, S), id="front"),
+    at((slice(None), [0, 2]), (B, 3), id="list"),
+    at((slice(None), range(2)), (B, 3), id="range"),
+    at((Ellipsis, torch.tensor([[0, -1], [1, 1]])), half(B, S, 3), id="matrix-last"),
+    at((slice(None), torch.tensor([0, -2])), (B, S), id="negative-of-dynamic"),
+    at(([0, 1], [2, -1]), (3, 4, S), id="pair"),
+    at((slice(None), [[0], [1]], [0, 3, 1]), (B, 3, 4, 2), id="pair-broadcast"),
+    at(([0, 1], slice(None), [2, 0]), (3, S, 4), id="apart"),
+    at((slice(None), [0, 1], slice(None), [2, 0]), (B, 3, S, 4), id="apart-after-batch"),
+    at(([0, 1], None, [2, 0]), (3, 4, S), id="apart-by-none"),
+    at((slice(None), [1, 0], 1, [0, 2]), (B, 3, 4, 5), id="around-an-int"),
+    at((0, slice(None), [1, 0]), (3, S, 4), id="after-an-int"),
+    at(([1, 0], slice(1, 3), None, Ellipsis, 0), (3, 4, S, 2), id="mixed"),
+    at(torch.tensor([[True, False, True], [False, False, True]]), (2, 3, S), id="mask"),
+    at((slice(None), [True, False, True]), (B, 3), id="mask-list"),
+    at((slice(None), torch.tensor([True, False, True]), [0, 1]), (B, 3, 4), id="mask-and-list"),
+    at((slice(None), np.array([0, 2])), bools(B, 3), id="numpy"),
+    at(torch.tensor([], dtype=torch.int64), (3, 4), id="nothing"),
+    case(lambda x, i: torch.ops.aten.index.Tensor(x, [None, i]), [(B, 3), index(2, 2)], id="aten.index"),
+    case(lambda x, i: x[i], [(3, S), index(B, 2)], id="computed"),
+    case(lambda x, i: x[:, i], [(B, S), index(4)], id="computed-of-dynamic"),
+    case(
+        lambda x, i, j: x[i, j],
+        [(3, 4, S), index(B, dtype=torch.int32), index(B, dtype=torch.int32)], id="computed-pair",
+    ),
+    case(lambda x, i: x[i, :, [0, 1]], [(3, S, 4), index(2)], id="computed-and-list-apart"),
+    case(lambda x, i: x[torch.arange(x.shape[0], device=x.device), i], [(B, 4, 2), index(B)], id="one-per-row"),
+    case(lambda x, i: x[..., i.argmax(-1), :], [(2, 5, 3), (S, 4)], id="argmax"),
+    case(lambda x: x[torch.zeros(x.shape[0], 2, dtype=torch.long, device=x.device)], [(B, 3)], id="traced-zeros"),
+]
+
+PICKED = [
+    case(lambda x, i: torch.take(x, i), [(B, 3), index(2, 2)], id="take"),
+    case(lambda x: x.take(torch.tensor([[0, -1], [5, 2]], device=x.device)), [(2, 3)], id="take-constant"),
+    case(lambda x, i, y: x.put(i, y), [(2, 3), index(1), (1,)], id="put"),
+]
+
+
+@parametrize(BASIC)
+def test_basic(row, mode, device):
+    check_case(row, mode, device)
+
+
+@parametrize(FANCY)
+def test_fancy(row, mode, device):
+    check_case(row, mode, device)
+
+
+@parametrize(PICKED)
+def test_picked(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_one_slice_and_one_reshape():
+    network = torch2rt(Call(lambda x: x[0, 1:3, None, ..., ::2]), [torch.randn(2, 4, 5, 6)]).network
+    assert network.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x[x > 0], "a computed mask selects depends on data"),
+        (lambda x: x[:, x[0] > 0], "keep all"),
+        (lambda x: x.masked_select(x > 0), "torch.where"),
+        (lambda x: x[:, x.argmax()], "without dimensions"),
+        (lambda x: x[: x.argmax()], "depends on the value"),
+        (lambda x: x[:, torch.tensor([0, 5])], "index 5 is out of range for size 5"),
+        (lambda x: x[torch.tensor([0, 1])], "index 1 is out of range for size"),
+        (lambda x: x[torch.tensor([-2])], "index -2 is out of range"),
+        (lambda x: x.index_select(1, torch.tensor([-1])), "index -1 is out of range"),
+        (lambda x: x[1], r"index 1 is out of range, for input_0.shape\[0\] = 1"),
+        (lambda x: x[-2], r"index -2 is out of range, for input_0.shape\[0\] = 1"),
+        (lambda x: x[2:], "length follows another rule for small sizes, for input_0"),
+        (lambda x: x[:3], "only does the same for every size"),
+        (lambda x: x[False], "leaves nothing"),
+    ],
+)
+def test_refused(function, message):
+    with pytest.raises(ConversionError, match=message):
+        torch2rt(Call(function), [torch.randn(4, 5)], max_batch_size=8)
+
+
+def test_out_of_range_is_torchs_error():
+    with pytest.raises(IndexError):
+        torch2rt(Call(lambda x: x[:, 5]), [torch.randn(4, 5)], max_batch_size=8)

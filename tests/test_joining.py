@@ -1,0 +1,82 @@
+import pytest
+import torch
+from harness import B, Call, S, Size, bools, case, check_case, half, ints, parametrize
+
+from torch2rt import ConversionError, torch2rt
+
+T = torch.Tensor
+P = Size("P", 2, 3, 5)
+
+JOINED = [
+    case(lambda x, y: torch.cat([x, y]), [(B, 3), (2, 3)], id="cat"),
+    case(lambda x, y: torch.cat((x, y), dim=-1), [(B, 3, S), (B, 3, 2)], id="cat-last"),
+    case(lambda x, y: torch.cat([x, y], 1), [(B, 3), ints(B, 2)], id="cat-mixed"),
+    case(lambda x, y: torch.cat([y, x], axis=1), [half(B, 3), bools(B, 2)], id="cat-half-bool"),
+    case(lambda x, y: torch.cat([x, y, x]), [ints(S, dtype=torch.int32), ints(3)], id="cat-ints"),
+    case(lambda x: torch.cat([x.new_empty(0), x], 1), [(B, 3)], id="cat-legacy-empty"),
+    case(
+        lambda x: torch.cat([x, torch.ones(2, 3, dtype=torch.float64, device=x.device).float()]),
+        [(S, 3)], id="cat-constant",
+    ),
+    case(lambda x: torch.cat([x]), [(B, 3)], id="cat-one"),
+    case(lambda x: torch.cat([x, x[:0]]), [(B, 3)], id="cat-empty"),
+    case(lambda x, y: torch.concat([x, y], 1), [(B, 3), (B, 2)], id="concat"),
+    case(lambda x, y: torch.concatenate([x, y], dim=0), [(B, 3), (B, 3)], id="concatenate"),
+    case(lambda x, y: torch.stack([x, y, x]), [(B, 3), (B, 3)], id="stack"),
+    case(lambda x, y: torch.stack((x, y), dim=-1), [(B, S), ints(B, S)], id="stack-last-mixed"),
+    case(lambda x, y: torch.stack([x, y], 1), [bools(B, 3), bools(B, 3)], id="stack-bool"),
+    case(lambda x, y: torch.stack([x, y]), [(), ()], id="stack-0d"),
+    case(lambda x, y: torch.hstack([x, y]), [(B, 3), (B, 2)], id="hstack"),
+    case(lambda x, y: torch.hstack([x, y]), [(S,), ints(3)], id="hstack-1d"),
+    case(lambda x, y: torch.vstack([x, y]), [(3,), (B, 3)], id="vstack"),
+    case(lambda x, y: torch.row_stack([x, y]), [(3,), (3,)], id="row_stack"),
+    case(lambda x, y: torch.dstack([x, y]), [(B, 3), (B, 3)], id="dstack"),
+    case(lambda x, y: torch.column_stack([x, y]), [(B,), (B, 3)], id="column_stack"),
+]
+
+PARTED = [
+    case(torch.split, [(B, 5, 2)], 2, 1),
+    case(torch.split, [(B, 6)], split_size_or_sections=[1, 2, 3], dim=-1),
+    case(T.split, [ints(B, 5)], (1, 4), 1),
+    case(T.split, [half(5, S)], split_size=3),
+    case(lambda x: x.split(2 * x.shape[0] // 2, 1), [(P, 4, 6)], id="split-symbolic", modes=("static",)),
+    case(lambda x: torch.cat([x, x]).split(x.shape[0]), [(P, 3)], id="split-dynamic-dim"),
+    case(lambda x: torch.cat([x, x, x]).split([x.shape[0], 2 * x.shape[0]]), [(B, 3)], id="split-dynamic-sections"),
+    case(torch.split_with_sizes, [(B, 5)], [2, 3], 1),
+    case(T.split_with_sizes, [(5, B)], split_sizes=[2, 3], dim=0),
+    case(torch.chunk, [(B, 5, 2)], 2, 1),
+    case(T.chunk, [half(B, 6)], chunks=3, dim=-1),
+    case(lambda x: torch.cat([x, x]).chunk(2), [(B, 3)], id="chunk-dynamic-dim"),
+    case(torch.tensor_split, [(B, 7)], 3, 1),
+    case(torch.tensor_split, [(B, 7)], (2, 5), dim=1),
+    case(T.tensor_split, [(B, 7)], indices=(-3,), dim=-1),
+    case(torch.hsplit, [(B, 6)], 2),
+    case(T.vsplit, [(6, S)], [1, 4]),
+    case(torch.dsplit, [(B, 3, 4)], 2),
+    case(torch.unsafe_split, [(B, 4)], 2, 1),
+    case(torch.unsafe_chunk, [(B, 4)], 2, 1),
+    case(torch.unbind, [(B, 3, S)], 1),
+    case(T.unbind, [bools(2, 3)], dim=-1),
+    case(lambda x: [row * 2 for row in x[0]], [(B, 3, 2)], id="iterate"),
+    case(lambda x: (lambda a, b, c: a + b * c)(*x.unbind(-1)), [(B, 4, 3)], id="unpack"),
+]
+
+
+@parametrize(JOINED)
+def test_joined(row, mode, device):
+    check_case(row, mode, device)
+
+
+@parametrize(PARTED)
+def test_parted(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_number_of_parts_is_fixed():
+    with pytest.raises(ConversionError, match="the module only does the same for every size"):
+        torch2rt(Call(lambda x: x.split(2)), [torch.randn(4, 3)], max_batch_size=8)
+
+
+def test_float64_is_refused():
+    with pytest.raises(ConversionError, match="float64"):
+        torch2rt(Call(lambda x: torch.cat([x, x.double()])), [torch.randn(4, 3)])

@@ -1,0 +1,180 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import B, Call, Data, S, Size, case, check_case, half, ints, parametrize
+
+from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
+
+M = Size("M", 26, 30, 40)
+
+
+def bf16(*shape):
+    return Data(shape, torch.bfloat16)
+
+
+CASES = [
+    case(F.linear, [(B, 3, 4), (7, 4), (7,)]),
+    case(F.linear, [(B, 4), (7, 4)]),
+    case(F.linear, [(4,), (7, 4), (7,)]),
+    case(F.linear, [(B, 4), (4,)]),
+    case(F.linear, [(4,), (4,), ()]),
+    case(F.linear, [(B, S, 3, 4), (7, 4)], bias=None),
+    case(F.linear, [half(B, 3, 4), half(7, 4), half(7)]),
+    case(F.linear, [bf16(B, 4), bf16(7, 4), bf16(7)]),
+    case(F.linear, [ints(B, 3, 4), ints(7, 4), ints(7)]),
+    case(F.linear, [(0, 4), (7, 4), (7,)]),
+    case(F.linear, [(B, 0), (7, 0), (7,)]),
+    case(torch.nn.Linear(4, 7), [(B, S, 4)], id="Linear"),
+    case(torch.nn.Linear(4, 7), [(4,)], id="Linear-1d"),
+    case(torch.nn.Linear(4, 7, bias=False).half(), [half(B, 3, 4)], id="Linear-half"),
+    case(torch.nn.Linear(4, 7).bfloat16(), [bf16(B, 4)], id="Linear-bfloat16"),
+    case(torch.nn.Linear(4, 7), [(0, 4)], id="Linear-empty"),
+    case(lambda x: torch.addmm(x.new_tensor([0.5, -1, 2]), x, x.new_ones(4, 3)), [(B, 4)], id="addmm-constants"),
+    case(torch.matmul, [(4,), (4,)]),
+    case(torch.matmul, [(S,), (S,)]),
+    case(torch.matmul, [(4,), (4, 3)]),
+    case(torch.matmul, [(B, 4), (4,)]),
+    case(torch.matmul, [(B, 4), (4, S)]),
+    case(torch.matmul, [(4,), (B, 4, 3)]),
+    case(torch.matmul, [(B, 3, 4), (4,)]),
+    case(torch.matmul, [(B, 3, S), (S, 5)]),
+    case(torch.matmul, [(3, S), (B, S, 5)]),
+    case(torch.matmul, [(B, 1, 3, 4), (6, 4, 5)]),
+    case(torch.matmul, [(B, 3, 4), (B, 4, 5)]),
+    case(torch.matmul, [(4,), (B, 2, 4, 3)]),
+    case(torch.matmul, [(2, B, 3, 2, 4), (B, 1, 4, S)]),
+    case(torch.matmul, [half(B, 3, 64), half(64, 5)]),
+    case(torch.matmul, [bf16(B, 3, 4), bf16(B, 4, 5)]),
+    case(torch.matmul, [ints(B, 3, 4), ints(4, 5)]),
+    case(torch.matmul, [ints(B, 3, 4, dtype=torch.int32), ints(4, dtype=torch.int32)]),
+    case(torch.matmul, [ints(4), ints(4)]),
+    case(torch.matmul, [(B, 0), (0, 3)]),
+    case(torch.Tensor.matmul, [(B, 3, 4), (4, 5)]),
+    case(torch.Tensor.__matmul__, [(B, 3, 4), (4, 5)]),
+    case(torch.Tensor.__rmatmul__, [(4, 5), (B, 3, 4)]),
+    case(torch.linalg.matmul, [(B, 3, 4), (4, 5)]),
+    case(lambda x: x @ x.mT @ x.new_ones(3, 5), [(B, 3, S)], id="operators"),
+    case(lambda x: x.new_ones(2, 4) @ x, [(4, S)], id="constant-left"),
+    case(lambda x: x @ torch.arange(4.0, device=x.device), [(B, 3, 4)], id="constant-vector"),
+    case(torch.mm, [(B, 4), (4, 3)]),
+    case(torch.Tensor.mm, [ints(B, 4), ints(4, 3)]),
+    case(torch.bmm, [(B, 3, S), (B, S, 5)]),
+    case(torch.Tensor.bmm, [half(B, 3, 4), half(B, 4, 5)]),
+    case(torch.mv, [(B, S), (S,)]),
+    case(torch.Tensor.mv, [(B, 4), (4,)]),
+    case(torch.dot, [(S,), (S,)]),
+    case(torch.Tensor.dot, [ints(5), ints(5)]),
+    case(torch.vdot, [(5,), (5,)]),
+    case(torch.Tensor.vdot, [(5,), (5,)]),
+    case(torch.inner, [(B, 3, 4), (5, 2, 4)]),
+    case(torch.inner, [(S,), (S,)]),
+    case(torch.inner, [(B, 4), (4,)]),
+    case(torch.inner, [(B, 4), ()]),
+    case(torch.Tensor.inner, [(4,), (B, 4)]),
+    case(torch.outer, [(B,), (S,)]),
+    case(torch.outer, [ints(B), (4,)]),
+    case(torch.ger, [half(3), half(S)]),
+    case(torch.Tensor.outer, [(3,), (B,)]),
+    case(torch.linalg.vecdot, [(B, 3, S), (3, S)]),
+    case(torch.linalg.vecdot, [half(B, 64, 3), half(B, 64, 3)], dim=1),
+    case(torch.addmm, [(3,), (B, 4), (4, 3)], beta=0.5, alpha=2.5),
+    case(torch.addmm, [(B, 3), (B, 4), (4, 3)], alpha=0.25),
+    case(torch.addmm, [(), (B, 4), (4, 3)]),
+    case(torch.addmm, [half(3), half(B, 4), half(4, 3)], beta=2),
+    case(torch.addmm, [ints(3), ints(B, 4), ints(4, 3)], beta=-2, alpha=3),
+    case(torch.addmm, [ints(3), ints(B, 4), ints(4, 3)], alpha=0),
+    case(lambda x, a, b: torch.addmm(x * torch.nan, a, b, beta=0), [(3,), (B, 4), (4, 3)], id="addmm-beta-0"),
+    case(lambda x, a, b: x.clone().addmm_(a, b, alpha=3), [(B, 3), (B, 4), (4, 3)], id="addmm_"),
+    case(torch.Tensor.addmm, [(3,), (B, 4), (4, 3)], beta=0.5),
+    case(torch.addmv, [(B,), (B, S), (S,)], beta=3, alpha=-0.5),
+    case(torch.Tensor.addmv, [(1,), (B, 4), (4,)]),
+    case(torch.baddbmm, [(B, 1, 5), (B, 3, 4), (B, 4, 5)], beta=0.5, alpha=2),
+    case(torch.baddbmm, [half(1), half(B, 3, 64), half(B, 64, 5)], beta=0, alpha=0.125),
+    case(
+        lambda x, a, b: torch.baddbmm(x, a, b, alpha=a.shape[1] * 0.125, beta=b.shape[0]),
+        [(B, 1, 5), (B, S, 4), (B, 4, 5)], id="baddbmm-symbolic",
+    ),
+    case(torch.Tensor.baddbmm, [(5,), (B, 3, S), (B, S, 5)]),
+    case(torch.addbmm, [(3, 5), (B, 3, S), (B, S, 5)], beta=0.5, alpha=2),
+    case(torch.Tensor.addbmm, [(5,), (B, 3, 4), (B, 4, 5)]),
+    case(torch.addr, [(B, S), (B,), (S,)], beta=0.5, alpha=2),
+    case(torch.Tensor.addr, [(3, 5), (3,), (5,)]),
+    case(torch.addr, [ints(5), ints(B), ints(5)], alpha=2),
+    case(lambda *t: torch.linalg.multi_dot(t), [(B, 3), (3, 4), (4, S), (S, 2)], id="multi_dot"),
+    case(lambda *t: torch.linalg.multi_dot(t), [(3,), (3, 4), (4,)], id="multi_dot-vectors"),
+    case(torch.chain_matmul, [(B, 3), (3, 4), (4, S)]),
+    case(torch.kron, [(B, 3), (2, S)]),
+    case(torch.kron, [(2, B, 3), (5,)]),
+    case(torch.Tensor.kron, [ints(3), (B, 2)]),
+    case(torch.kron, [(B,), ()]),
+    case(F.bilinear, [(B, S, 3), (B, S, 4), (5, 3, 4), (5,)]),
+    case(F.bilinear, [(3,), (4,), (5, 3, 4)]),
+    case(torch.nn.Bilinear(3, 4, 5), [(B, 3), (B, 4)], id="Bilinear"),
+    case(torch.trace, [(B, 4)]),
+    case(torch.trace, [(S, 3)]),
+    case(torch.trace, [ints(3, 5, dtype=torch.int32)]),
+    case(torch.Tensor.trace, [(3, 5)]),
+    case(torch.linalg.cross, [(B, 3), (1, 3)]),
+    case(torch.linalg.cross, [(B, 3, S), (B, 3, S)], dim=1),
+    case(torch.cross, [(B, 5, 3), (B, 5, 3)], dim=2),
+    case(F.cosine_similarity, [(B, 3, S), (B, 3, S)]),
+    case(F.cosine_similarity, [(B, 3, 5), (5,)], dim=-1, eps=2.0),
+    case(F.cosine_similarity, [half(B, 64), half(B, 64)]),
+    case(torch.nn.CosineSimilarity(dim=2), [(B, 3, 5), (B, 1, 5)], id="CosineSimilarity"),
+    case(F.pairwise_distance, [(B, S), (B, S)]),
+    case(F.pairwise_distance, [(B, 5), (5,)], p=3.5, eps=0.5, keepdim=True),
+    case(F.pairwise_distance, [(B, 5), (B, 5)], 1),
+    case(F.pairwise_distance, [half(B, 5), half(B, 5)], float("inf")),
+    case(torch.nn.PairwiseDistance(p=float("-inf")), [(B, 5), (B, 5)], id="PairwiseDistance"),
+    case(torch.cdist, [(B, S, 3), (B, 5, 3)]),
+    case(torch.cdist, [(B, 3), (5, 3)], p=1),
+    case(torch.cdist, [(2, 1, S, 3), (B, 5, 3)], 2.5),
+    case(torch.cdist, [(B, 4, 3), (B, 5, 3)], p=float("inf")),
+    case(torch.cdist, [(B, 4, 3), (B, 5, 3)], p=0.0),
+    case(torch.cdist, [(B, M, 3), (B, 5, 3)], rtol=1e-3),  # cancels: torch multiplies matrices too
+    case(torch.cdist, [(B, 4, 3), (B, 5, 3)], 2, "use_mm_for_euclid_dist"),
+    case(torch.cdist, [(B, M, 3), (B, 5, 3)], 2, "donot_use_mm_for_euclid_dist"),
+    case(lambda x: torch.cdist(x, x), [(B, S, 3)], id="cdist-self"),
+]  # fmt: skip
+
+
+@parametrize(CASES)
+def test_linear(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_scaling_down_comes_before_the_product(device):
+    """torch scales the float32 accumulator: 300 * 300 * 64 / 1024 fits in half precision, 300 * 300 * 64 does not."""
+    scaled = lambda a: torch.baddbmm(a.new_zeros(1), a * 0 + 300, a * 0 + 300, beta=0, alpha=1 / 1024)  # noqa: E731
+    check_case(case(scaled, [half(B, 64, 64)]), "dynamic", device)
+
+
+def types(function, *inputs):
+    graph = trace(Call(function), inputs)
+    network = lower(graph).definition
+    return [network.get_layer(i).type.name for i in range(network.num_layers)]
+
+
+def test_no_layer_too_many():
+    product = ["CONSTANT", "MATRIX_MULTIPLY"]
+    assert types(torch.nn.Linear(4, 7, bias=False), torch.randn(2, 4)) == product
+    assert types(torch.nn.Linear(4, 7), torch.randn(2, 3, 4)) == [*product, "CONSTANT", "ELEMENTWISE"]
+    assert types(torch.matmul, torch.randn(2, 3, 4), torch.randn(2, 4, 5)) == ["MATRIX_MULTIPLY"]
+    inputs = torch.randn(1, 5), torch.randn(3, 4), torch.randn(4, 5)
+    assert types(torch.addmm, *inputs) == ["MATRIX_MULTIPLY", "ELEMENTWISE"]
+
+
+REFUSED = [
+    (torch.mm, [torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 2).to(torch.int8)], "torch.int8 are not multiplied"),
+]
+
+
+@pytest.mark.parametrize(("function", "inputs", "message"), REFUSED)
+def test_refused(function, inputs, message):
+    with pytest.raises(UnsupportedError, match=message):
+        torch2rt(Call(function), inputs)
+
+
+def test_kron_of_many_dimensions_is_refused():
+    with pytest.raises(TraceError, match="more than 4 dimensions"):
+        torch2rt(Call(torch.kron), [torch.randn(1, 2, 1, 2, 1), torch.randn(2)])

@@ -1,0 +1,64 @@
+"""Whole models: every torchvision classifier with a dynamic batch, at three batch sizes.
+
+By default the smallest member of each family; `--all-models` takes every one.
+"""
+
+import torch
+import torchvision
+
+from torch2rt import torch2rt
+
+SMALLEST = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t",
+    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
+    "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16",
+    "wide_resnet50_2",
+]  # fmt: skip
+SIZES = {"vit": 224, "maxvit": 224, "inception": 96, "swin": 96}
+
+
+def classifier(name):
+    """A model with random weights in which every layer matters to the result."""
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(
+        name, weights=None, **({"init_weights": True} if "net_v" in name and "google" in name else {})
+    )
+    size = next((s for key, s in SIZES.items() if name.startswith(key)), 64)
+    for parameter in model.parameters():
+        if parameter.detach().abs().max() < 1e-4:  # layer scales and zero heads would hide what comes before them
+            torch.nn.init.normal_(parameter.data, 0.0, 0.2)
+    model.eval()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model(torch.randn(16, 3, size, size))
+    return model.eval(), size
+
+
+def pytest_generate_tests(metafunc):
+    if "name" in metafunc.fixturenames:
+        everything = metafunc.config.getoption("--all-models")
+        names = torchvision.models.list_models(module=torchvision.models) if everything else SMALLEST
+        metafunc.parametrize("name", names)
+
+
+def test_classifier(name, device):
+    model, size = classifier(name)
+    model = model.to(device)
+    model_trt = torch2rt(model, [torch.randn(2, 3, size, size, device=device)], max_batch_size=4)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    errors = []
+    for batch in (1, 2, 3):
+        x = torch.randn(batch, 3, size, size, device=device)
+        with torch.no_grad():
+            expected = model(x)
+        actual = run(x)
+        assert actual.shape == expected.shape and actual.dtype == expected.dtype
+        if batch > 1:
+            spread = (expected[0] - expected[1]).abs().max() / expected.abs().max()
+            assert spread > 1e-3, "the model hardly looks at its input, so this would not see an error"
+        errors.append(((actual - expected).abs().max() / expected.abs().max()).item())
+    print(f"{name}: {model_trt.network.num_layers} layers, relative errors {', '.join(f'{e:.1e}' for e in errors)}")
+    assert max(errors) < 1e-3

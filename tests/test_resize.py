@@ -1,0 +1,169 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import B, Data, S, case, check_case, half, parametrize
+
+from torch2rt import UnsupportedError, lower, torch2rt, trace
+from torch2rt.backend import trt
+
+nn, aten = torch.nn, torch.ops.aten
+
+
+def bf16(*shape):
+    return Data(shape, torch.bfloat16)
+
+
+def bytes_(*shape):
+    return Data(shape, torch.uint8, 0, 255)
+
+
+NEAREST = [
+    case(F.interpolate, [(B, 3, *sizes)], mode=mode, **kwargs)
+    for mode in ("nearest", "nearest-exact")
+    for sizes, kwargs in (
+        ((S,), {"scale_factor": 2}),
+        ((S,), {"size": 10}),
+        ((9,), {"scale_factor": 0.5}),
+        ((S, 5), {"scale_factor": (2, 3)}),
+        ((S, 5), {"size": (9, 13)}),
+        ((7, 6), {"size": (3, 4)}),
+        ((7, 10), {"scale_factor": 1.7}),
+        ((7, 10), {"scale_factor": (1.7, 0.3), "recompute_scale_factor": True}),
+        ((41, 82), {"size": (123, 41)}),
+        ((S, 10), {"scale_factor": 0.5}),
+        ((S, 10), {"scale_factor": 1.3}),
+        ((2, S, 5), {"scale_factor": (1, 2, 3)}),
+        ((2, S, 5), {"size": (3, 5, 4)}),
+    )
+] + [
+    case(F.interpolate, [half(B, 3, S, 5)], None, 2),
+    case(F.interpolate, [bf16(B, 3, S, 5)], (9, 4)),
+    case(F.interpolate, [bytes_(B, 3, S, 5)], scale_factor=2),
+    case(F.interpolate, [bytes_(B, 3, 7, 5)], scale_factor=0.6, mode="nearest-exact"),
+    case(lambda x, y: F.interpolate(x, size=y.shape[-2:]), [(B, 3, 5, 6), (S, 11)], id="to-another-size"),
+    case(lambda x: F.interpolate(x, (x.shape[2] * 2, x.shape[3] * 3)), [(B, 3, S, 6)], id="to-twice-the-size"),
+    case(nn.UpsamplingNearest2d(scale_factor=2), [(B, 3, S, 6)], id="UpsamplingNearest2d"),
+    case(aten.upsample_nearest2d.vec, [(B, 3, S, 6)], None, [2.0, 1.0]),
+    case(aten.upsample_nearest2d, [(B, 3, S, 6)], [9, 8]),
+]
+
+LINEAR = [
+    case(F.interpolate, [(B, 3, *sizes)], mode=mode, **kwargs, **corners)
+    for corners in ({}, {"align_corners": True})
+    for mode, sizes, kwargs in (
+        ("linear", (S,), {"scale_factor": 2}),
+        ("linear", (9,), {"size": 4}),
+        ("linear", (9,), {"size": 1}),
+        ("bilinear", (S, 5), {"scale_factor": (2, 3)}),
+        ("bilinear", (S, 5), {"size": (9, 13)}),
+        ("bilinear", (S, 5), {"size": (1, 7)}),
+        ("bilinear", (7, 9), {"scale_factor": 0.5}),
+        ("bilinear", (7, 9), {"scale_factor": (1.3, 0.7)}),
+        ("bilinear", (7, 9), {"scale_factor": (1.3, 0.7), "recompute_scale_factor": True}),
+        ("bilinear", (6, 5), {"scale_factor": (1.1, 1.0)}),
+        ("bilinear", (S, 9), {"scale_factor": 0.5}),
+        ("bilinear", (S, 9), {"scale_factor": (1.3, 0.5)}),
+        ("trilinear", (2, S, 5), {"scale_factor": (1, 2, 3)}),
+        ("trilinear", (4, 6, 5), {"scale_factor": (0.6, 1.5, 1.3)}),
+        ("bicubic", (S, 5), {"scale_factor": (2, 3)}),
+        ("bicubic", (S, 5), {"size": (9, 13)}),
+        ("bicubic", (7, 9), {"scale_factor": (1.3, 0.7)}),
+        ("bicubic", (7, 9), {"size": (1, 4)}),
+    )
+] + [
+    case(F.interpolate, [half(B, 3, S, 5)], (9, 4), mode="bilinear"),
+    case(F.interpolate, [half(B, 3, 7, 9)], scale_factor=0.7, mode="bicubic"),
+    case(F.interpolate, [bf16(B, 3, S, 5)], None, 2, "bilinear", True),
+    case(
+        lambda x, y: F.interpolate(x, size=y.shape[-2:], mode="bilinear"), [(B, 3, 5, 6), (S, 11)],
+        id="to-another-size",
+    ),
+    case(
+        lambda x, y: F.interpolate(x, y.shape[-2:], mode="bilinear", align_corners=True), [(B, 3, 5, 6), (S, 11)],
+        id="to-another-size-aligned",
+    ),
+    case(
+        lambda x, y: F.interpolate(x, y.shape[0], mode="linear", align_corners=True), [(3, 2, S), (B,)],
+        id="to-maybe-one-aligned",
+    ),
+    case(nn.Upsample(scale_factor=2, mode="bilinear"), [(B, 3, S, 6)], id="Upsample"),
+    case(nn.UpsamplingBilinear2d(scale_factor=2), [(B, 3, S, 6)], id="UpsamplingBilinear2d"),
+    case(F.upsample, [(B, 3, S, 6)], None, 3, "bicubic"),
+    case(aten.upsample_bilinear2d.vec, [(B, 3, S, 6)], [9, 8], False, None),
+]
+
+ANTIALIAS = [
+    case(F.interpolate, [(B, 3, 12, 9)], mode=mode, antialias=True, **kwargs)
+    for mode in ("bilinear", "bicubic")
+    for kwargs in (
+        {"size": (5, 4)},
+        {"size": (15, 4), "align_corners": True},
+        {"scale_factor": (0.3, 1.5)},
+        {"scale_factor": 0.4, "recompute_scale_factor": True},
+    )
+]
+
+
+FROM_FLOATS = [
+    case(F.interpolate, [(B, 3, S, 5)], scale_factor=1.3, recompute_scale_factor=True),
+    case(F.interpolate, [(B, 3, S, 5)], scale_factor=0.5, mode="area"),
+    case(F.interpolate, [(B, 3, S, 5)], scale_factor=1.3, recompute_scale_factor=True, mode="bilinear"),
+    case(lambda x: F.interpolate(x, (math.floor(x.shape[2] * 1.5), 4), mode="bicubic"), [(B, 3, S, 5)], id="floor"),
+    case(lambda x: F.interpolate(x, (math.ceil(x.shape[2] / 3), 4)), [(B, 3, S, 5)], id="ceil"),
+]
+
+
+@parametrize(NEAREST + FROM_FLOATS)
+def test_nearest(row, mode, device):
+    check_case(row, mode, device)
+
+
+@parametrize(LINEAR)
+def test_interpolated(row, mode, device):
+    check_case(row, mode, device)
+
+
+@parametrize(ANTIALIAS)
+def test_antialiased(row, mode, device):
+    check_case(row, mode, device)
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+@pytest.mark.skipif(not hasattr(torch._C._nn, "_upsample_lanczos2d_aa"), reason="came with torch 2.15")
+def test_lanczos():
+    row = case(F.interpolate, [(B, 3, 12, 9)], (5, 4), mode="lanczos", antialias=True)
+    check_case(row, "dynamic", torch.device("cpu"))  # torch has it for a CPU only
+
+
+ONE_LAYER = [("nearest", None), ("bilinear", False), ("bilinear", True), ("bicubic", False)]
+
+
+@pytest.mark.parametrize(("mode", "align_corners"), ONE_LAYER)
+def test_twice_as_large_is_one_layer(mode, align_corners):
+    module = Call(lambda x: F.interpolate(x, scale_factor=2, mode=mode, align_corners=align_corners))
+    graph = trace(module, [torch.randn(2, 3, 8, 8)], min_shapes=[(1, 3, 4, 4)], max_shapes=[(4, 3, 16, 16)])
+    network = lower(graph).definition
+    assert [network.get_layer(i).type for i in range(network.num_layers)] == [trt.LayerType.RESIZE]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: F.interpolate(x, scale_factor=0.7, mode="bicubic"), "sizes must be static"),
+        (lambda x: F.interpolate(x, (5, 5), mode="bilinear", antialias=True), "sizes must be static"),
+        (lambda x: F.interpolate(x.to(torch.uint8), (5, 5), mode="bilinear"), "only by 'nearest'"),
+    ],
+)
+def test_refused(function, message):
+    with pytest.raises(UnsupportedError, match=message):
+        torch2rt(Call(function), [torch.randn(2, 3, 8, 8)], min_shapes=[(2, 3, 4, 8)], max_shapes=[(2, 3, 12, 8)])
