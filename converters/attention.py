@@ -14,9 +14,9 @@ from torch2rt.vocabulary import (
     expand,
     iota,
     is_symbolic,
+    is_traced,
     materialize,
     matmul,
-    reduce,
     reshape,
     same_size,
     select,
@@ -24,16 +24,33 @@ from torch2rt.vocabulary import (
     trt,
 )
 
-EW, Reduce = trt.ElementWiseOperation, trt.ReduceOperation
+EW = trt.ElementWiseOperation
 
-LOWEST = {torch.float16: -3e4, torch.bfloat16: -1e38}
+LOWEST = {torch.float16: -3e4, torch.bfloat16: -3e38}
 
 
 @composite(F.scaled_dot_product_attention)
-def same_lengths(query, key, value, *args, **kwargs):
-    """Ties sizes that torch leaves apart, so that `fits` sees that they are equal."""
+def with_mask(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
+):  # fmt: skip
+    """What a mask needs around the attention: a query that may attend to no key gets 0 from torch, NaN from a softmax."""
     check(key.shape[-2] == value.shape[-2], f"{key.shape[-2]} keys for {value.shape[-2]} values")
-    return NotImplemented
+    if attn_mask is None:
+        return NotImplemented
+    if attn_mask.dtype is torch.bool:
+        seen = attn_mask.any(-1, keepdim=True)
+    else:
+        most = attn_mask.amax(-1, keepdim=True)
+        seen = most > -math.inf
+        if query.dtype is torch.float16:  # a row of the lowest half must neither overflow nor swallow the scores
+            attn_mask = attn_mask - torch.where(most < -1e4, most.clamp(min=-65504.0), 0.0)
+        if query.dtype in LOWEST:
+            attn_mask = attn_mask.clamp(min=LOWEST[query.dtype])
+    options = {"scale": scale, "enable_gqa": enable_gqa}
+    result = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    if not is_traced(seen) and seen.all():
+        return result
+    return torch.where(seen, result, 0.0)
 
 
 @composite(F.multi_head_attention_forward)
@@ -45,30 +62,19 @@ def same_batch(query, key, value, *args, **kwargs):
 
 @converter(F.scaled_dot_product_attention, limits="no dropout")
 def scaled_dot_product_attention(
-    ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):
     check(dropout_p == 0, f"{dropout_p=} is random; call the model in eval mode or pass 0")
-    check(attn_mask is None or not is_causal, "attn_mask and is_causal exclude each other")
     dtype = ctx.out.dtype
     query, key, value = (cast(ctx, x, dtype) for x in (query, key, value))
+    mask = attn_mask if attn_mask is None or dtype_of(attn_mask) is torch.bool else cast(ctx, attn_mask, dtype)
+    attend = fused if has_attention() and fits(ctx, query, key, value, enable_gqa) else composed
     if scale is None:
         scale = 1 / torch.sym_sqrt(dims(ctx, query)[-1])
     if is_symbolic(scale) or scale != 1:
-        query = elementwise(ctx, EW.PROD, query, scale, dtype)
-    attend = fused if has_attention() and fits(ctx, query, key, value, enable_gqa) else composed
-    result = reshape(ctx, attend(ctx, query, key, value, attn_mask, is_causal, enable_gqa), ctx.out.shape)
-    seen = None if attn_mask is None else sees_anything(ctx, attn_mask)
-    return result if seen is None else select(ctx, seen, result, 0.0, dtype)
-
-
-def sees_anything(ctx, mask):
-    """Which queries may attend to some key, or `None` if all may: torch returns 0, and not NaN, for the others."""
-    if isinstance(mask, torch.Tensor):
-        seen = (mask if mask.dtype is torch.bool else mask > -math.inf).any(-1, keepdim=True)
-        return None if seen.all() else seen
-    if dtype_of(mask) is torch.bool:
-        return cast(ctx, reduce(ctx, Reduce.MAX, cast(ctx, mask, torch.int32), -1, keepdim=True), torch.bool)
-    return elementwise(ctx, EW.GREATER, reduce(ctx, Reduce.MAX, mask, -1, keepdim=True), -math.inf)
+        # TensorRT moves a plain factor behind a product of matrices, where half precision may overflow
+        query = cast(ctx, elementwise(ctx, EW.PROD, query, scale, dtype if attend is fused else torch.float32), dtype)
+    return reshape(ctx, attend(ctx, query, key, value, mask, is_causal, enable_gqa), ctx.out.shape)
 
 
 def fits(ctx, query, key, value, enable_gqa):
@@ -83,19 +89,9 @@ def fits(ctx, query, key, value, enable_gqa):
 def fused(ctx, query, key, value, mask, is_causal, enable_gqa):
     layer = add_attention(ctx.network, *(materialize(ctx, x, None, 4) for x in (query, key, value)), is_causal)
     if mask is not None:
-        layer.mask = materialize(ctx, attention_mask(ctx, mask, dtype_of(query)), None, 4)
+        layer.mask = materialize(ctx, mask, None, 4)
         check(layer.mask is not None, "TensorRT's attention layer refuses the mask")
     return ctx.track(layer.get_output(0), dims(ctx, materialize(ctx, query, None, 4)))
-
-
-def attention_mask(ctx, mask, dtype):
-    """A mask in the dtype of the scores, in which a score plus the lowest half must not overflow to -inf."""
-    if dtype_of(mask) is torch.bool:
-        return mask
-    if dtype in LOWEST:
-        lowest = LOWEST[dtype]
-        mask = mask.clamp(min=lowest) if isinstance(mask, torch.Tensor) else elementwise(ctx, EW.MAX, mask, lowest)
-    return cast(ctx, mask, dtype)
 
 
 def composed(ctx, query, key, value, mask, is_causal, enable_gqa):

@@ -18,10 +18,10 @@ from torch2rt.vocabulary import (
     slice_nd,
     torch,
     trt,
+    wide,
 )
 
 EW, Reduce = trt.ElementWiseOperation, trt.ReduceOperation
-HALF = (torch.float16, torch.bfloat16)
 
 
 @composite(torch.einsum)
@@ -96,8 +96,7 @@ def sum_out(ctx, x, labels, gone):
     if not gone:
         return x, labels
     dtype = dtype_of(x)
-    wide = cast(ctx, x, torch.float32) if dtype in HALF else x
-    total = reduce(ctx, Reduce.SUM, wide, [labels.index(label) for label in gone])
+    total = reduce(ctx, Reduce.SUM, cast(ctx, x, wide(dtype)), [labels.index(label) for label in gone])
     return cast(ctx, total, dtype), [label for label in labels if label not in gone]
 
 

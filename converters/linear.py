@@ -26,6 +26,7 @@ from torch2rt.vocabulary import (
     torch,
     trt,
     unary,
+    wide,
     wrap_dim,
 )
 
@@ -98,14 +99,17 @@ def outer(ctx, input, vec2):
 
 @converter(torch.linalg.vecdot)
 def vecdot(ctx, x, y, *, dim=-1):
-    a, b = operands(ctx, x, y, dtype=accumulator(ctx.out.dtype))
+    a, b = operands(ctx, x, y, dtype=wide(ctx.out.dtype))
     return cast(ctx, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), dim), ctx.out.dtype)
 
 
 def plus_product(ctx, input, a, b, beta, alpha):
-    """`beta * input + alpha * (a @ b)`; scaling down comes first, since half precision may overflow in the product."""
+    """`beta * input + alpha * (a @ b)`; scaling down comes first, since half precision may overflow in the product.
+
+    The casts keep it there: TensorRT moves a plain factor behind the product.
+    """
     if is_symbolic(alpha) or abs(alpha) < 1:
-        a, alpha = elementwise(ctx, EW.PROD, a, alpha, ctx.out.dtype), 1
+        a, alpha = cast(ctx, elementwise(ctx, EW.PROD, a, alpha, wide(ctx.out.dtype)), ctx.out.dtype), 1
     result = matmul_op(ctx, a, b)
     if alpha != 1:
         result = elementwise(ctx, EW.PROD, result, alpha, ctx.out.dtype)
@@ -183,7 +187,7 @@ def bilinear(ctx, input1, input2, weight, bias=None):
 @converter(torch.trace, Tensor.trace)
 def trace(ctx, input):
     rows, columns = dims(ctx, input)
-    flat = reshape(ctx, cast(ctx, input, accumulator(ctx.out.dtype)), (rows * columns,))
+    flat = reshape(ctx, cast(ctx, input, wide(ctx.out.dtype)), (rows * columns,))
     diagonal = slice_nd(ctx, flat, [0], [torch.sym_min(rows, columns)], [columns + 1])
     return cast(ctx, reduce(ctx, Reduce.SUM, diagonal, 0), ctx.out.dtype)
 
@@ -202,14 +206,9 @@ def cross(ctx, input, other, *, dim=-1):
 # Distances -----------------------------------------------------------------------------------------------------------
 
 
-def accumulator(dtype):
-    """The dtype in which torch sums."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
 def norm(ctx, x, p, dim, keepdim=False):
     """The `p`-norm along one dimension, in the dtype in which torch sums."""
-    x = cast(ctx, x, accumulator(dtype_of(x)))
+    x = cast(ctx, x, wide(dtype_of(x)))
     if p == 2:
         return unary(ctx, Unary.SQRT, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, x, x), dim, keepdim))
     x = unary(ctx, Unary.ABS, x)
@@ -225,7 +224,7 @@ def norm(ctx, x, p, dim, keepdim=False):
 
 @converter(F.cosine_similarity)
 def cosine_similarity(ctx, x1, x2, dim=1, eps=1e-8):
-    a, b = operands(ctx, x1, x2, dtype=accumulator(ctx.out.dtype))
+    a, b = operands(ctx, x1, x2, dtype=wide(ctx.out.dtype))
     length, other = (elementwise(ctx, EW.MAX, norm(ctx, x, 2, dim), eps) for x in (a, b))
     dot = reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), dim)
     return cast(ctx, elementwise(ctx, EW.DIV, dot, elementwise(ctx, EW.PROD, length, other)), ctx.out.dtype)
@@ -233,7 +232,7 @@ def cosine_similarity(ctx, x1, x2, dim=1, eps=1e-8):
 
 @converter(F.pairwise_distance)
 def pairwise_distance(ctx, x1, x2, p=2.0, eps=1e-6, keepdim=False):
-    a, b = operands(ctx, x1, x2, dtype=accumulator(ctx.out.dtype))
+    a, b = operands(ctx, x1, x2, dtype=wide(ctx.out.dtype))
     difference = elementwise(ctx, EW.SUM, elementwise(ctx, EW.SUB, a, b), eps)
     return cast(ctx, norm(ctx, difference, p, -1, keepdim), ctx.out.dtype)
 

@@ -27,13 +27,14 @@ PACKED = "packed sequences have no fixed shape. Pass the padded tensor, and mask
 rewrite(PACKED, torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence)
 
 
-def unless_autocasting(function):
-    """`composite`, for functions that autocast knows as a whole: it takes care of them, or they are refused."""
+def without_autocast(function):
+    """`composite`, for a function that autocast knows as a whole."""
 
     def register(body):
         @composite(function)
-        def guarded(input, *args, **kwargs):
-            return NotImplemented if torch.is_autocast_enabled(input.device.type) else body(input, *args, **kwargs)
+        def checked(input, *args, **kwargs):
+            check(not torch.is_autocast_enabled(input.device.type), "autocast of recurrent layers is not supported")
+            return body(input, *args, **kwargs)
 
         return body
 
@@ -43,7 +44,7 @@ def unless_autocasting(function):
 # One step, in torch --------------------------------------------------------------------------------------------------
 
 
-@unless_autocasting(torch.lstm_cell)
+@without_autocast(torch.lstm_cell)
 def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     hidden, cell = hx
     gates = F.linear(input, w_ih, b_ih) + F.linear(hidden, w_hh, b_hh)
@@ -52,7 +53,7 @@ def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return o.sigmoid() * cell.tanh(), cell
 
 
-@unless_autocasting(torch.gru_cell)
+@without_autocast(torch.gru_cell)
 def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     input_r, input_z, input_n = F.linear(input, w_ih, b_ih).chunk(3, -1)
     hidden_r, hidden_z, hidden_n = F.linear(hx, w_hh, b_hh).chunk(3, -1)
@@ -61,12 +62,12 @@ def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return n + z * (hx - n)
 
 
-@unless_autocasting(torch.rnn_tanh_cell)
+@without_autocast(torch.rnn_tanh_cell)
 def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return (F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh)).tanh()
 
 
-@unless_autocasting(torch.rnn_relu_cell)
+@without_autocast(torch.rnn_relu_cell)
 def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return (F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh)).relu()
 
@@ -88,7 +89,7 @@ def recurrent(kind, input, hx, params, has_biases, num_layers, dropout, train, b
 
 
 def _register(kind):
-    @unless_autocasting(getattr(torch, kind))
+    @without_autocast(getattr(torch, kind))
     def body(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         check(not isinstance(has_biases, (list, tuple)), PACKED)
         check(not (train and dropout and num_layers > 1), f"{dropout=} is random; call the model in eval mode")

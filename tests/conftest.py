@@ -3,8 +3,8 @@ import os
 # Before anything loads CUDA: float32 is float32, in torch and in TensorRT for RTX, which knows no other way to say it.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 def pytest_addoption(parser):

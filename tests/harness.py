@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from torch2rt import torch2rt
 
@@ -114,10 +115,9 @@ def case(
 
 def _name(function: Any, data: Any, args: Any, kwargs: Any) -> str:
     name = getattr(function, "__name__", type(function).__name__)
-    shapes = [
-        f"{str(d.dtype)[6:] if d.dtype != torch.float32 else ''}({','.join(getattr(s, 'name', str(s)) for s in d.shape)})"
-        for d in data
-    ]
+    dtypes = ["" if d.dtype == torch.float32 else str(d.dtype).removeprefix("torch.") for d in data]
+    sizes = [",".join(getattr(s, "name", str(s)) for s in d.shape) for d in data]
+    shapes = [f"{dtype}({size})" for dtype, size in zip(dtypes, sizes, strict=True)]
     return "-".join([name, *shapes, *map(str, args), *(f"{k}={v}" for k, v in kwargs.items())]).replace(" ", "")
 
 
@@ -143,7 +143,8 @@ TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3), torch.bf
 
 def check_case(row: Case, mode: str, device: torch.device) -> Any:
     """Convert one row, run it at one size or at three, compare with eager; returns the `TRTModule`."""
-    module = row.function if isinstance(row.function, torch.nn.Module) else Call(row.function, row.args, row.kwargs)
+    args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(device), (row.args, row.kwargs))
+    module = row.function if isinstance(row.function, torch.nn.Module) else Call(row.function, args, kwargs)
     module = module.eval().to(device)
     shapes = {}
     if mode == "dynamic":
@@ -166,7 +167,7 @@ def eager(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         except NotImplementedError:
             device = inputs[0].device
             result = copy.deepcopy(module).cpu()(*[i.cpu() for i in inputs])
-            return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), result)
+            return tree_map_only(torch.Tensor, lambda t: t.to(device), result)
 
 
 def compare(actual: Any, expected: Any, rtol: float | None = None, atol: float | None = None) -> None:

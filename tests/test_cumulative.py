@@ -12,8 +12,8 @@ near_one = floats(B, 3, S, low=-1.5, high=1.5)
 SUMS = [
     *[case(torch.cumsum, [(B, 3, S)], dim) for dim in (0, 1, -1)],
     *[case(torch.cumsum, [few], dim) for dim in (1, -1)],
-    case(torch.cumsum, [half(B, 300)], 1),
-    case(torch.cumsum, [Data((B, 300), torch.bfloat16)], 1),
+    case(torch.cumsum, [half(B, 300)], 1, atol=2e-2),
+    case(torch.cumsum, [Data((B, 300), torch.bfloat16)], 1, atol=0.2),
     case(torch.cumsum, [bools(B, 9)], 1),
     case(torch.cumsum, [ints(B, 9, low=0, high=200, dtype=torch.uint8)], 1),
     case(torch.cumsum, [ints(B, 9)], dim=1, dtype=torch.float32),

@@ -52,10 +52,6 @@ CASES = [
         lambda i, w, s: bag(i, w, mode="sum", per_sample_weights=s, padding_idx=2),
         [index(B, 5), half(6, 3), half(B, 5)], id="weights-half",
     ),
-    case(
-        torch.nn.EmbeddingBag(6, 3, include_last_offset=True, mode="sum"),
-        [index(S), Data((B * 2,), torch.int64, 0, 1)], id="EmbeddingBag-empty",
-    ),
 ]  # fmt: skip
 
 for mode in ("sum", "mean", "max"):

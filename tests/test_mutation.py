@@ -245,13 +245,6 @@ def computed_index_without_dimensions(x):
     return y, z
 
 
-@row((4, 3))
-def duplicate_index(x):
-    y = x + 0
-    y[[1, 1, 2]] = x[:3]
-    return y
-
-
 @row((B, 4))
 def augmented_items(x):
     y = x * 2

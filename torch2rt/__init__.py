@@ -31,7 +31,8 @@ _HOMES = {
     "torch2rt": "convert", "trace": "tracing", "lower": "lowering", "build": "building", "TRTModule": "module",
     "converter": "registry",
     **dict.fromkeys(
-        ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "InputError", "EngineError"],
+        ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "InputError"]
+        + ["EngineError"],
         "errors",
     ),
 }  # fmt: skip

@@ -98,7 +98,8 @@ class Storages:
             same = next((t for t in _tensors(args) if isinstance(t, FakeTensor) and _same_memory(t, tensor)), None)
             if same is None:
                 raise TraceError(
-                    f"{self.tracer.places.here()}: {qualified_name(func)} returned a tensor that torch2rt could not follow."
+                    f"{self.tracer.places.here()}: {qualified_name(func)} returned a tensor that "
+                    "torch2rt could not follow."
                 )
             self.bind(tensor, self.node(same), (torch.ops.aten.alias.default, (same,), {}))  # type: ignore[arg-type]
 
@@ -121,7 +122,8 @@ class Storages:
         storage = self._storages[_key(tensor)]
         if storage.doubtful:
             raise TraceError(
-                f"{self.tracer.places.here()}: whether this tensor was written to at {storage.doubtful} depends on a dynamic "
+                f"{self.tracer.places.here()}: whether this tensor was written to at {storage.doubtful} depends on a "
+                "dynamic "
                 "size: a reshape or contiguous() copies, except where the size is 1. Put a clone() after it."
             )
         if binding.version != storage.version:
@@ -174,7 +176,8 @@ class Storages:
             owned = ((name, t) for name, t in tracer._owned.items() if _key(t) == _key(tensor))
             if (name := next(owned, (None,))[0]) is not None:
                 raise TraceError(
-                    f"{tracer.places.here()}: the module writes to its parameter or buffer '{name}' from traced values. "
+                    f"{tracer.places.here()}: the module writes to its parameter or buffer '{name}' from "
+                    "traced values. "
                     "An engine has no state: return the new value instead."
                 )
             if tensor._base is not None or _key(tensor) in self._shadowed_memory:
@@ -208,7 +211,8 @@ class Storages:
         for fake, name in zip(fakes, names, strict=True):
             if self._storages[_key(fake)].version:
                 raise TraceError(
-                    f"The module writes to its input '{name}' in place, which an engine would not do to the caller's tensor. "
+                    f"The module writes to its input '{name}' in place, which an engine would not do to "
+                    "the caller's tensor. "
                     "Clone the input first."
                 )
 
@@ -274,7 +278,8 @@ class Storages:
             inverse = _INVERSES.get(view.func)
             if inverse is None:
                 raise TraceError(
-                    f"{self.tracer.places.here()}: writing through a {qualified_name(view.func)} view is not supported. "
+                    f"{self.tracer.places.here()}: writing through a {qualified_name(view.func)} view is not "
+                    "supported. "
                     "Write to a clone and put the parts together."
                 )
             target, args = inverse(view)

@@ -137,7 +137,7 @@ def has_attention() -> bool:
 
 
 def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) -> Any:
-    """Softmax attention in one kernel or, where there is none, in several; if `causal`, query i sees the keys up to i."""
+    """Softmax attention, in one kernel where there is one; if `causal`, query i sees the keys up to i."""
     norm = trt.AttentionNormalizationOp.SOFTMAX
     if hasattr(network, "add_attention_v2"):
         kind = trt.CausalMaskKind.UPPER_LEFT if causal else trt.CausalMaskKind.NONE
@@ -159,7 +159,7 @@ def can_slice_axes() -> bool:
 
 
 def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
-    """Ask TensorRT for RTX for engines that run on these GPUs, given as `"current"` or `"8.9"`; none means all it can."""
+    """Ask TensorRT for RTX for engines that run on these GPUs, `"current"` or `"8.9"`; none means all it can."""
     names = [c.upper() if c.lower() == "current" else "SM" + c.replace(".", "") for c in capabilities]
     known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM") or name == "CURRENT"}
     for asked, name in zip(capabilities, names, strict=True):
@@ -177,7 +177,7 @@ def create_execution_context(engine: Any, capability: tuple[int, int]) -> Any:
     """An execution context of an engine on a GPU of this compute capability.
 
     TensorRT for RTX compiles kernels for each shape it meets. On a GPU that it runs on but does not list, those of 1.6
-    compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only the general kernels are used.
+    compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only general kernels are used.
     """
     if IS_RTX and not hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"):
         config = engine.create_runtime_config()

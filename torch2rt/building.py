@@ -37,10 +37,10 @@ def build(
     - `compute_capabilities`: for TensorRT for RTX, the GPUs to build for, such as `["8.6", "8.9"]` or `["current"]`.
       The present GPU if there is one, otherwise every GPU one engine can serve (`[]`).
     - `optimization_level`: 0 (quick to build) to 5 (thorough); TensorRT's default is 3.
-    - `tf32`: whether float32 convolutions and matrix products may round their inputs to TF32. By default as torch is set
-      (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`): only if every kind that the network
-      has may. TensorRT for RTX uses TF32 whatever it is told, unless the environment variable `NVIDIA_TF32_OVERRIDE=0`
-      is set when Python starts, for building and for running; `tf32=False` is refused there without it.
+    - `tf32`: whether float32 convolutions and matrix products may round their inputs to TF32. By default as torch is
+      set (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`): only if every kind that the
+      network has may. TensorRT for RTX uses TF32 whatever it is told, unless the environment variable
+      `NVIDIA_TF32_OVERRIDE=0` is set when Python starts, to build and to run; without it `tf32=False` is refused.
     - `progress`: show a progress bar; by default where stderr is a terminal.
     - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
@@ -63,8 +63,8 @@ def build(
         config.builder_optimization_level = optimization_level
     if tf32 is False and uses_tf32(definition):
         raise InputError(
-            f"tf32=False: {FLAVOUR} {VERSION} computes float32 products in TF32 whatever the builder is told. Start Python with "
-            "the environment variable NVIDIA_TF32_OVERRIDE=0, to build and to run the engine."
+            f"tf32=False: {FLAVOUR} {VERSION} computes float32 products in TF32 whatever the builder is told. Start "
+            "Python with the environment variable NVIDIA_TF32_OVERRIDE=0, to build and to run the engine."
         )
     _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
     if IS_RTX:

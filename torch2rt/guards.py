@@ -95,7 +95,8 @@ class Decisions:
             sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
             ranges = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]
             raise TraceError(
-                f"{decision.place}: the module only does the same for every size if {text}, which is false for {sizes}. "
+                f"{decision.place}: the module only does the same for every size if {text}, which is false for "
+                f"{sizes}. "
                 f"Asked for: {ranges}. Narrow the range, make the dimension static, or build one engine for each side."
             )
         for dim in tied.values():

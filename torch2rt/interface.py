@@ -66,7 +66,7 @@ class Interface:
         """Move arguments between position and keyword to where they stood in the conversion."""
         positional, keywords = self.arguments["tuple"]
         count, names = len(positional["tuple"]), keywords["dict"]
-        values = {**dict(zip(self.parameters[count:], args[count:])), **kwargs}  # noqa: B905  (the shorter one ends it)
+        values = {**dict(zip(self.parameters[count:], args[count:])), **kwargs}
         head = list(args[:count])
         while len(head) < count and len(head) < len(self.parameters) and self.parameters[len(head)] in values:
             head.append(values.pop(self.parameters[len(head)]))
@@ -82,7 +82,8 @@ class Interface:
                 raise InputError(f"Input '{spec.name}' is {dtype}, the engine takes {spec.dtype}: {spec.describe()}.")
             if len(shape) != len(spec.min):
                 raise InputError(
-                    f"Input '{spec.name}' has {len(shape)} dimensions {tuple(shape)}, the engine takes {spec.describe()}."
+                    f"Input '{spec.name}' has {len(shape)} dimensions {tuple(shape)}, the engine takes "
+                    f"{spec.describe()}."
                 )
             for axis, (size, low, high) in enumerate(zip(shape, spec.min, spec.max, strict=True)):
                 if not low <= size <= high:
@@ -159,7 +160,8 @@ def describe_inputs(
                 opt = (*opt[:axis], min(max(sizes[1], sizes[0]), max(sizes[2], sizes[0])), *opt[axis + 1 :])
             if not 0 <= sizes[0] <= opt[axis] <= sizes[2]:
                 raise InputError(
-                    f"Input '{name}', dimension {axis}: min {sizes[0]}, opt {opt[axis]}, max {sizes[2]} are not in order."
+                    f"Input '{name}', dimension {axis}: min {sizes[0]}, opt {opt[axis]}, max {sizes[2]} are not in "
+                    "order."
                 )
         result.append(Input(name, leaf.dtype, low, opt, high))
     return result

@@ -56,14 +56,15 @@ class Context:
         self.network = lowered.definition
         self.out: Any = None
         self.symbols: Mapping[sympy.Symbol, Dim] = graph.meta["symbols"]
-        self.device = next((n.meta["val"].device for n in graph.graph.nodes if n.op == "placeholder"), None)
+        placeholders = (n for n in graph.graph.nodes if n.op == "placeholder")
+        self.device = next((n.meta["val"].device for n in placeholders), None)
         self.inputs: list[Any] = []  # network inputs, in interface order
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
 
     def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
-        """A tensor as `trt.Weights` of the next layer that is added, without a copy where it is dense and on the CPU."""
+        """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
         if tensor.dtype not in DTYPES:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
         held = tensor.detach().cpu().contiguous()

@@ -257,9 +257,10 @@ class _Runtime:
                 self.context = create_execution_context(self.engine, torch.cuda.get_device_capability(self.device))
         if self.context is None:
             name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
+            target = made_by.get("target", "an unknown GPU")
             raise EngineError(
-                f"The engine was built for {made_by.get('target', 'an unknown GPU')}; {FLAVOUR} {VERSION} cannot use it on "
-                f"{name} (compute capability {'.'.join(map(str, capability))}): "
+                f"The engine was built for {target}; {FLAVOUR} {VERSION} cannot use it "
+                f"on {name} (compute capability {'.'.join(map(str, capability))}): "
                 + ("; ".join(log) or "it gave no reason.")
             )
         self.lock = threading.Lock()

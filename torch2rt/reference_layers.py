@@ -468,7 +468,7 @@ def attention(layer: Any, stored: Stored) -> Run:
     causal = getattr(what, "causal_kind", None)
     kind = causal.name if causal is not None else "UPPER_LEFT" if what.causal else "NONE"
     norm = what.norm_op.name
-    require(norm in ("SOFTMAX", "NONE"), f"{norm=} is not supported")
+    require(norm == "SOFTMAX", f"{norm=} is not supported")  # RTX 1.6 does not compute the plain product of NONE
     for name in ("normalization_quantize_scale", "query_lengths", "key_value_lengths"):
         require(getattr(what, name, None) is None, f"attention with {name} is not supported")
     for name in ("query_form", "key_value_form"):
@@ -489,10 +489,8 @@ def attention(layer: Any, stored: Stored) -> Run:
             same_type(q, mask)
             scores = scores + mask.to(scores.dtype)
         if allowed is not None:
-            require(norm == "SOFTMAX", f"a mask with {norm=} is not supported")
             scores = scores.masked_fill(~allowed, -math.inf)
-        weights = scores.softmax(-1) if norm == "SOFTMAX" else scores
-        return (weights @ value).to(dtype)
+        return (scores.softmax(-1) @ value).to(dtype)
 
     return run
 
@@ -640,6 +638,8 @@ def pooling(layer: Any, stored: Stored) -> Run:
 
     def average(x: Tensor, pads: Sequence[tuple[int, int, int]]) -> Tensor:
         explicit, hanging = [pad[:2] for pad in pads], [(0, over) for *_, over in pads]
+        # TensorRT for RTX 1.6 divides by the whole window here, and nothing documented says by what to divide.
+        require(excluding or not any(over for *_, over in pads), "an average over windows beyond the padding they count")
         counted = _pad(_pad(torch.ones(x.shape[-n:], device=x.device), explicit, 0 if excluding else 1), hanging)
         return windows(_pad(_pad(x, explicit), hanging)).sum(inside) / windows(counted).sum(inside)
 
@@ -784,7 +784,7 @@ def _gather_axis(data: Tensor, index: Tensor, axis: int, declared: int) -> Tenso
     flat, valid = _resolve(index.reshape(-1), data.shape[axis], declared)
     y = _take(data, axis, flat)
     y = y.masked_fill(~along(valid, axis, y.ndim), 0)
-    return y.reshape(*data.shape[:axis], *index.shape, *data.shape[axis + 1 :])
+    return y.reshape([*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]])
 
 
 def _gather_element(data: Tensor, index: Tensor, axis: int, declared: int) -> Tensor:

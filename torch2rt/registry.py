@@ -101,7 +101,7 @@ class Registry:
         self.factories.update(targets)
 
     def composite(self, *targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Register the decorated function as the body of `targets`, in other torch calls, which are recorded in their place.
+        """Register the decorated function as the body of `targets`: other torch calls, recorded in their place.
 
         It runs while the module is traced, on the call's own arguments, and may return `NotImplemented` to step aside.
         """
@@ -144,8 +144,8 @@ def load() -> Registry:
 
 
 NOT_WRITES = frozenset({
-    "requires_grad_", "detach_", "share_memory_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_",
-    "resize_", "resize_as_", "set_", "as_strided_", "rename_",
+    "requires_grad_", "detach_", "share_memory_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_",
+    "unsqueeze_", "resize_", "resize_as_", "set_", "as_strided_", "rename_",
 })  # fmt: skip
 OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
 

@@ -62,7 +62,8 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> 
                 return {"list": items}
             return {"sequence": items, "class": _path_of(type(value))}
         raise InputError(
-            f"{path}: a {type(value).__name__} is not a tensor, a constant, or a tuple, list, dict or dataclass of them."
+            f"{path}: a {type(value).__name__} is not a tensor, a constant, or a tuple, list, dict or dataclass "
+            "of them."
         )
 
     return leaves, walk(value, what)
@@ -89,7 +90,7 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
     items = [unflatten(item, leaves) for item in spec["items"]]
     if "dataclass" in spec:
         cls: Any = _class_at(spec["class"], (object,))
-        if not dataclasses.is_dataclass(cls):
+        if not hasattr(cls, "__dataclass_fields__"):
             raise EngineError(f"{spec['class']} is no longer a dataclass, so the result cannot be put into one.")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         values = dict(zip(spec["dataclass"], items, strict=True))

@@ -109,7 +109,8 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
     """Sizes to trace with, in the order to try them.
 
     torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
-    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do not.
+    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
+    not.
     """
     example = [tuple(leaf.shape) for leaf in leaves]
     choices = [[s.opt for s in specs], [s.max for s in specs], example, [s.min for s in specs]]
@@ -267,8 +268,8 @@ class Tracer(TorchFunctionMode):
         )
         if getattr(func, "__name__", "").split(".")[0] in reads:
             return (
-                f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed graph "
-                "cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
+                f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed "
+                "graph cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
             )
         advice = self.registry.advice(func) or "Where its use allows it, keep all elements and mask instead."
         return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors. {advice}"
@@ -586,7 +587,7 @@ def _opened(func: Target) -> Target | None:
 
     It is the same code over a copy of its module's globals in which `has_torch_function` says no.
     """
-    checks = [name for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")]
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     if not isinstance(func, types.FunctionType) or not set(checks) & set(func.__code__.co_names):
         return None
     no = dict.fromkeys(checks, lambda *args: False)

@@ -25,8 +25,9 @@ from torch2rt.symbolic import counterexample, describe, expression, is_symbolic,
 __all__ = [
     "Context", "activation", "axes", "broadcast", "cast", "check", "composite", "concat", "constant", "converter",
     "dims", "dtype_of", "elementwise", "expand", "factory", "gather", "iota", "is_symbolic", "is_traced", "lift",
-    "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven", "reduce", "refuse", "require", "reshape",
-    "rewrite", "same_size", "select", "shape_tensor", "slice_nd", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
+    "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven", "reduce", "refuse", "require",
+    "reshape", "rewrite", "same_size", "select", "shape_tensor", "slice_nd", "torch", "trt", "unary", "unlift",
+    "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip
 
 Value = Any
@@ -84,7 +85,7 @@ def proven(ctx: Context, claim: Any) -> bool:
 
 
 def require(ctx: Context, claim: Any, reason: str) -> None:
-    """Refuse if a claim about sizes fails for one that is served; where that cannot be decided, every call is checked."""
+    """Refuse if a claim about sizes fails for one that is served; if that cannot be decided, every call is checked."""
     expr = expression(claim)
     wrong = counterexample(expr, ctx.symbols)
     if isinstance(wrong, dict):
@@ -317,8 +318,8 @@ def select(ctx: Context, condition: Value, a: Value, b: Value, dtype: torch.dtyp
 def reduce(ctx: Context, op: Any, x: Value, dim: int | Sequence[int] | None, keepdim: bool = False) -> Any:
     """Reduce over one, several or all dimensions; a 0-d value is its own reduction.
 
-    One layer a dimension: a layer over several, fused with what was reduced or normalised over some of them before, gives
-    wrong sums in TensorRT for RTX 1.6 (`softmax(x, 1).sum((1, 2))`).
+    One layer a dimension: a layer over several, fused with what was reduced or normalised over some of them before,
+    gives wrong sums in TensorRT for RTX 1.6 (`softmax(x, 1).sum((1, 2))`).
     """
     x = materialize(ctx, x)
     mask = axes(dim, len(dims(ctx, x)))
@@ -372,7 +373,7 @@ def gather(ctx: Context, x: Value, index: Value, dim: int, each: bool = False) -
 
 
 def weighted_gather(ctx: Context, x: Value, places: Value, weights: Value, dim: int) -> Any:
-    """Along one dimension, each element as a sum of several: those at its row of `places`, times its row of `weights`."""
+    """Along one dimension, each element as a sum: of those at its row of `places`, times its row of `weights`."""
     x = gather(ctx, x, places, dim)
     shape = (*dims(ctx, weights), *[1] * (len(dims(ctx, x)) - dim - 2))
     weights = weights.reshape(shape) if isinstance(weights, torch.Tensor) else reshape(ctx, weights, shape)
@@ -462,8 +463,8 @@ def slice_nd(
 ) -> Any:  # fmt: skip
     """One slice layer: `size` elements from `start` in steps of `stride`, per dimension, ints or symbolic.
 
-    A stride may be negative, or zero to repeat one element. With `mode` (a `trt.SampleMode`) the slice may reach over the
-    edges; `fill` is what FILL puts there.
+    A stride may be negative, or zero to repeat one element. With `mode` (a `trt.SampleMode`) the slice may reach over
+    the edges; `fill` is what FILL puts there.
     """
     x = materialize(ctx, x)
     old = dims(ctx, x)
@@ -497,7 +498,8 @@ def narrow(ctx: Context, x: Value, dim: int, start: Any, length: Any, step: Any 
     """`length` elements from `start` along one dimension."""
     x = materialize(ctx, x)
     sizes = dims(ctx, x)
-    pick = lambda value, others: [value if d == wrap_dim(dim, len(sizes)) else o for d, o in enumerate(others)]  # noqa: E731
+    axis = wrap_dim(dim, len(sizes))
+    pick = lambda value, others: [value if d == axis else o for d, o in enumerate(others)]  # noqa: E731
     return slice_nd(ctx, x, pick(start, [0] * len(sizes)), pick(length, sizes), pick(step, [1] * len(sizes)))
 
 
