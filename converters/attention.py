@@ -33,7 +33,7 @@ LOWEST = {torch.float16: -3e4, torch.bfloat16: -3e38}
 def with_mask(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):  # fmt: skip
-    """What a mask needs around the attention: a query that may attend to no key gets 0 from torch, NaN from a softmax."""
+    """What a mask needs around the attention: a query that may attend to no key gets 0, where a softmax gives NaN."""
     check(key.shape[-2] == value.shape[-2], f"{key.shape[-2]} keys for {value.shape[-2]} values")
     if attn_mask is None:
         return NotImplemented
@@ -79,7 +79,7 @@ def scaled_dot_product_attention(
 
 def fits(ctx, query, key, value, enable_gqa):
     """Whether TensorRT's attention layer takes tensors of these sizes."""
-    q, k, v = (dims(ctx, materialize(ctx, x, None, 4)) for x in (query, key, value))
+    q, k, v = ((1,) * (4 - len(dims(ctx, x))) + tuple(dims(ctx, x)) for x in (query, key, value))
     if not len(q) == len(k) == len(v) == 4 or not all(map(same_size, k, v)):
         return False
     heads = same_size(q[1], k[1]) or (enable_gqa and not is_symbolic(q[1]) and not is_symbolic(k[1]))
@@ -87,11 +87,12 @@ def fits(ctx, query, key, value, enable_gqa):
 
 
 def fused(ctx, query, key, value, mask, is_causal, enable_gqa):
-    layer = add_attention(ctx.network, *(materialize(ctx, x, None, 4) for x in (query, key, value)), is_causal)
+    query, key, value = (materialize(ctx, x, None, 4) for x in (query, key, value))
+    layer = add_attention(ctx.network, query, key, value, is_causal)
     if mask is not None:
         layer.mask = materialize(ctx, mask, None, 4)
         check(layer.mask is not None, "TensorRT's attention layer refuses the mask")
-    return ctx.track(layer.get_output(0), dims(ctx, materialize(ctx, query, None, 4)))
+    return ctx.track(layer.get_output(0), dims(ctx, query))
 
 
 def composed(ctx, query, key, value, mask, is_causal, enable_gqa):

@@ -7,11 +7,11 @@ from torch2rt.vocabulary import (
     check,
     composite,
     converter,
-    dims,
     is_traced,
     materialize,
     refuse,
     reshape,
+    select,
     torch,
 )
 
@@ -49,8 +49,7 @@ def choose(pred, then, other):
 
 @converter(choose)
 def choose_branch(ctx, pred, then, other):
-    """An If without inputs: through inputs, TensorRT for RTX 1.6 gives a branch the sizes of an earlier run."""
-    conditional = ctx.network.add_if_conditional()
-    conditional.set_condition(reshape(ctx, materialize(ctx, pred, torch.bool), ()))
-    pairs = [[materialize(ctx, x) for x in pair] for pair in zip(then, other, strict=True)]
-    return [ctx.track(conditional.add_output(a, b).get_output(0), dims(ctx, a)) for a, b in pairs]
+    """Both branches run. An If runs one alone only if it is entered through If inputs, and through those TensorRT for RTX
+    1.6 hands on the sizes of an earlier call."""
+    pred = reshape(ctx, materialize(ctx, pred, torch.bool), ())
+    return [select(ctx, pred, a, b) for a, b in zip(then, other, strict=True)]

@@ -192,18 +192,22 @@ def atan2(ctx, input, other):
 
 @converter(*spellings("xlogy"))
 def xlogy(ctx, input, other):
-    x, y = (cast(ctx, v, wide(ctx.out.dtype)) for v in (input, other))
+    y = cast(ctx, other, wide(ctx.out.dtype))
+    x = input if isinstance(input, (int, float)) else cast(ctx, input, dtype_of(y))
     return vanishing(ctx, x, y, unary(ctx, Unary.LOG, y))
 
 
 @converter(torch.special.xlog1py)
 def xlog1py(ctx, input, other):
-    x, y = (cast(ctx, v, wide(ctx.out.dtype)) for v in (input, other))
+    y = cast(ctx, other, wide(ctx.out.dtype))
+    x = input if isinstance(input, (int, float)) else cast(ctx, input, dtype_of(y))
     return vanishing(ctx, x, y, log_one_plus(ctx, y))
 
 
 def vanishing(ctx, x, y, log):
     """`x * log`, which is 0 with x for any y but NaN."""
+    if isinstance(x, (int, float)) and x != 0:
+        return elementwise(ctx, EW.PROD, log, x)
     known = elementwise(ctx, EW.EQUAL, y, y)
     nothing = elementwise(ctx, EW.AND, elementwise(ctx, EW.EQUAL, x, 0), known)
     return cast(ctx, select(ctx, nothing, 0.0, elementwise(ctx, EW.PROD, x, log)), ctx.out.dtype)

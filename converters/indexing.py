@@ -141,7 +141,7 @@ def _plain(input, item):
         check(bool(item), "False as an index leaves nothing")
         return [None]
     if isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8):
-        return list(item.bool().nonzero(as_tuple=True))
+        return [places.to(input.device) for places in item.bool().nonzero(as_tuple=True)]
     if isinstance(item, Tensor) and item.dim():
         return [item]
     if hasattr(item, "__index__") and not getattr(item, "ndim", 0):
@@ -241,6 +241,7 @@ def flat_position(ctx, indices, sizes):
 def counted_from_front(ctx, index, size):
     """An index tensor without negative numbers."""
     if isinstance(index, Tensor):
+        index = index.cpu()  # an index may live on the CPU, its neighbours on the GPU
         if not index.numel():
             return index.long()
         low, high = int(index.min()), int(index.max())

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from harness import B, Call, Data, S, Size, bools, case, check_case, floats, half, parametrize
 
-from torch2rt import UnsupportedError, torch2rt
+from torch2rt import UnsupportedError, lower, torch2rt, trace
+from torch2rt.backend import has_attention
 
 sdpa = F.scaled_dot_product_attention
 T = Size("T", 3, 5, 8)
@@ -178,6 +179,16 @@ def test_without_the_layer(row, device, monkeypatch):
     """TensorRT 10.3 has no attention layer."""
     monkeypatch.setattr("torch2rt.converters.attention.has_attention", lambda: False)
     check_case(row, "dynamic", device)
+
+
+@pytest.mark.skipif(not has_attention(), reason="this TensorRT has no attention layer")
+def test_no_layer_too_many():
+    """Scale the queries, attend; and one layer each to give three dimensions a fourth, and to take it away."""
+    for shape, shuffles in ((2, 3, 5, 8), 0), ((3, 5, 8), 4):
+        network = lower(trace(Call(sdpa, (), {"is_causal": True}), [torch.randn(shape)] * 3)).definition
+        types = sorted(network.get_layer(i).type.name for i in range(network.num_layers))
+        attention = ["ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONSTANT", "ELEMENTWISE"]
+        assert types == [*attention, *["SHUFFLE"] * shuffles]
 
 
 def test_dropout_is_refused(device):

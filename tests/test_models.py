@@ -61,4 +61,4 @@ def test_classifier(name, device):
             assert spread > 1e-3, "the model hardly looks at its input, so this would not see an error"
         errors.append(((actual - expected).abs().max() / expected.abs().max()).item())
     print(f"{name}: {model_trt.network.num_layers} layers, relative errors {', '.join(f'{e:.1e}' for e in errors)}")
-    assert max(errors) < 1e-3
+    assert max(errors) < (5e-3 if device.type == "cuda" else 1e-3)  # its kernels round differently, layer upon layer

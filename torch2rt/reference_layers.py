@@ -639,7 +639,7 @@ def pooling(layer: Any, stored: Stored) -> Run:
     def average(x: Tensor, pads: Sequence[tuple[int, int, int]]) -> Tensor:
         explicit, hanging = [pad[:2] for pad in pads], [(0, over) for *_, over in pads]
         # TensorRT for RTX 1.6 divides by the whole window here, and nothing documented says by what to divide.
-        require(excluding or not any(over for *_, over in pads), "an average over windows beyond the padding they count")
+        require(excluding or not any(over for *_, over in pads), "an average over windows beyond the padding it counts")
         counted = _pad(_pad(torch.ones(x.shape[-n:], device=x.device), explicit, 0 if excluding else 1), hanging)
         return windows(_pad(_pad(x, explicit), hanging)).sum(inside) / windows(counted).sum(inside)
 

@@ -314,7 +314,11 @@ class Tracer(TorchFunctionMode):
         node_args, node_kwargs = self._argument(args), self._argument(kwargs)
         before = self.storages.versions((args, kwargs))
         with self.decisions.inside(), self.fake_mode:
-            out = func(*args, **kwargs)
+            try:
+                out = func(*args, **kwargs)
+            except NotImplementedError:  # cuDNN's own kernels have no fake ones: torch's others give the same shapes
+                with torch.backends.cudnn.flags(enabled=False):
+                    out = func(*args, **kwargs)
         if before != self.storages.versions((args, kwargs)):
             raise TraceError(
                 f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."

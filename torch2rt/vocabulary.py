@@ -295,6 +295,8 @@ _COMPARISONS = (EW.EQUAL, EW.GREATER, EW.LESS)
 
 def elementwise(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
     """One element-wise layer on two values, promoted (to `dtype` if given) and broadcast as torch does."""
+    if (dtype or result_type(ctx, a, b)) is torch.bool:
+        a, b = _dense(ctx, a, b), _dense(ctx, b, a)
     a, b = operands(ctx, a, b, dtype=dtype)
     if dtype_of(a) is torch.bool:
         op = _ON_BOOL.get(op, op)
@@ -302,6 +304,17 @@ def elementwise(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | 
         a, b = cast(ctx, a, torch.int32), cast(ctx, b, torch.int32)
     layer = ctx.network.add_elementwise(a, b, op)
     return ctx.track(layer.get_output(0), _broadcast_sizes(dims(ctx, a), dims(ctx, b)))
+
+
+def _dense(ctx: Context, x: Value, other: Value) -> Value:
+    """A bool constant in all of the sizes it is broadcast to, where they are static.
+
+    TensorRT for RTX 1.6 folds `OR(x, true)` into the constant without broadcasting it.
+    """
+    if isinstance(x, trt.ITensor) or any(map(is_symbolic, (x, *dims(ctx, other)))):
+        return x
+    tensor = torch.as_tensor(x)
+    return tensor.expand(torch.broadcast_shapes(tensor.shape, dims(ctx, other))) if tensor.dtype is torch.bool else x
 
 
 def select(ctx: Context, condition: Value, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
