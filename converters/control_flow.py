@@ -49,7 +49,7 @@ def choose(pred, then, other):
 
 @converter(choose)
 def choose_branch(ctx, pred, then, other):
-    """Both branches run. An If runs one alone only if it is entered through If inputs, and through those TensorRT for RTX
-    1.6 hands on the sizes of an earlier call."""
+    """Both branches run: an If runs one alone only if its tensors come through If inputs, and to those TensorRT for RTX
+    1.6 gives the sizes of an earlier call."""
     pred = reshape(ctx, materialize(ctx, pred, torch.bool), ())
     return [select(ctx, pred, a, b) for a, b in zip(then, other, strict=True)]

@@ -1,6 +1,18 @@
 import math
 
-from torch2rt.vocabulary import activation, cast, check, converter, elementwise, select, torch, trt, unary, wide
+from torch2rt.vocabulary import (
+    activation,
+    cast,
+    check,
+    converter,
+    dtype_of,
+    elementwise,
+    select,
+    torch,
+    trt,
+    unary,
+    wide,
+)
 
 EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperation
 Tensor, prims = torch.Tensor, torch.ops.prims

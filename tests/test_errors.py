@@ -46,6 +46,7 @@ CONVERSIONS = [
     (dict(inputs=[X], max_shapes=[(4, 3, 1)]), InputError, r"max_shapes gives input 'input_0' 3 dimensions"),
     (dict(inputs=[X], max_shapes=[(4, 3), (4, 3)]), InputError, r"max_shapes has 2 shapes for 1 input"),
     (dict(inputs=[X], max_shapes={"x": (4, 3)}), InputError, r"max_shapes names \['x'\], the inputs are \['input_0'\]"),
+    (dict(inputs=[X], min_shapes=[(0, 3)], max_shapes=[(4, 3)]), InputError, r"a dynamic size starts at 1"),
     (dict(inputs=[X], max_batch_size=0), InputError, r"max_batch_size=0 must be at least 1"),
     (dict(inputs=[X], input_names=["a", "b"]), InputError, r"input_names has 2 names for 1 input"),
     (dict(inputs=[X, X], input_names=["a", "a"]), InputError, r"input_names must be distinct"),

@@ -163,6 +163,8 @@ def describe_inputs(
                     f"Input '{name}', dimension {axis}: min {sizes[0]}, opt {opt[axis]}, max {sizes[2]} are not in "
                     "order."
                 )
+            if sizes[0] == 0 < sizes[2]:  # torch's tracing takes every dynamic size for larger than 0
+                raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
         result.append(Input(name, leaf.dtype, low, opt, high))
     return result
 

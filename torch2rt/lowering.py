@@ -16,7 +16,7 @@ from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_n
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.interface import Interface
 from torch2rt.registry import load, qualified_name
-from torch2rt.symbolic import Dim, expression, is_symbolic
+from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -203,7 +203,7 @@ class _Lowering:
             return
         shape = tuple(tensor.shape)
         fits = len(shape) == recorded.dim() and all(
-            (ours == -1) if is_symbolic(theirs) and not theirs.node.expr.is_number else ours in (-1, int(theirs))
+            ours == -1 or self.is_always(theirs, ours)
             for ours, theirs in zip(shape, recorded.shape, strict=True)
         )
         dtype = torch.uint8 if id(tensor) in self.ctx.bytes else TORCH_DTYPES.get(tensor.dtype)
@@ -212,6 +212,10 @@ class _Lowering:
                 f"the converter gives {tensor.dtype} {shape} for a result of {recorded.dtype} {tuple(recorded.shape)}"
             )
         self.ctx.track(tensor, recorded.shape)
+
+    def is_always(self, size: Any, value: int) -> bool:
+        """Whether a recorded size is this number for every size of the inputs."""
+        return counterexample(sympy.Eq(expression(size), value), self.ctx.symbols) is None
 
     def outputs(self) -> None:
         (output,) = (node for node in self.graph.graph.nodes if node.op == "output")

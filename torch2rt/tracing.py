@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    UnsupportedOperatorException,
     unset_fake_temporarily,
 )
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
@@ -135,7 +136,9 @@ class Tracer(TorchFunctionMode):
         self.places = Places(module)
         self.symbols: dict[sympy.Symbol, Dim] = {}
         self.decisions = Decisions(self.symbols, self.places)
-        self.fake_mode = FakeTensorMode(shape_env=self.decisions.shape_env, allow_non_fake_inputs=True)
+        self.fake_mode = FakeTensorMode(
+            shape_env=self.decisions.shape_env, allow_non_fake_inputs=True, allow_fallback_kernels=False
+        )
         self.storages = Storages(self)
         self.attributes: dict[str, torch.Tensor] = {}
         self._attribute_nodes: dict[int, torch.fx.Node] = {}
@@ -245,6 +248,11 @@ class Tracer(TorchFunctionMode):
             return call()
         except DATA_DEPENDENT as error:
             raise TraceError(self._depends_on_data(func)) from error
+        except UnsupportedOperatorException as error:
+            raise TraceError(
+                f"{self.places.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
+                f"without running it ({error.func} has no fake implementation)."
+            ) from error
         except (RuntimeError, TypeError, NotImplementedError) as error:
             if getattr(func, "__name__", "") in LEAVES_TORCH:
                 raise TraceError(
@@ -316,7 +324,8 @@ class Tracer(TorchFunctionMode):
         with self.decisions.inside(), self.fake_mode:
             try:
                 out = func(*args, **kwargs)
-            except NotImplementedError:  # cuDNN's own kernels have no fake ones: torch's others give the same shapes
+            except (NotImplementedError, UnsupportedOperatorException):
+                # cuDNN's kernels have no fake ones; torch's others give the same shapes
                 with torch.backends.cudnn.flags(enabled=False):
                     out = func(*args, **kwargs)
         if before != self.storages.versions((args, kwargs)):
