@@ -218,6 +218,31 @@ def test_an_engine_of_another_tensorrt_names_both(converted, device, monkeypatch
         foreign(X.to(device), y=X.to(device), scale=3.0)
 
 
+def test_an_engine_for_another_gpu_names_both(converted, device, monkeypatch):
+    import torch2rt.module as runtime
+
+    class Unwilling:
+        def __init__(self, log):
+            self.log = log
+
+        def deserialize_cuda_engine(self, data):
+            self.log.log(runtime.trt.ILogger.Severity.ERROR, "no kernels for this compute capability")
+
+    monkeypatch.setattr(runtime.trt, "Runtime", Unwilling)
+    for name, value in {
+        "is_available": True,
+        "current_device": 0,
+        "get_device_name": "NVIDIA Test",
+        "get_device_capability": (8, 6),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    made_by = {"flavour": runtime.FLAVOUR, "version": runtime.VERSION, "target": "compute capability 8.9"}
+    foreign = TRTModule(converted.engine_bytes, converted.interface, None, made_by)
+    message = r"built for compute capability 8.9.*on NVIDIA Test \(compute capability 8.6\): no kernels for this"
+    with pytest.raises(EngineError, match=message):
+        foreign(X.to(device), y=X.to(device), scale=3.0)
+
+
 def test_reference_needs_the_network(converted):
     target = TRTModule()
     target.load_state_dict(converted.state_dict())
