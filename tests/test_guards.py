@@ -99,3 +99,21 @@ def test_arithmetic_on_two_dynamic_dimensions(made, device):
     for batch, length in [(1, 4), (2, 9), (3, 7), (4, 12), (5, 16)]:
         x = torch.randn(batch, length, 6, device=device)
         compare(run(x), made(x))
+
+
+def test_a_size_that_tensorrt_knows_better_is_checked_at_every_call():
+    """Halves of a joined batch are as long as its parts only if the parts are equally long, which the sum asks for."""
+
+    def forward(self, x, y):
+        first, second = torch.cat([x, y]).chunk(2)
+        grown = (first + x).reshape(x.shape[0], -1, 3)
+        return grown + torch.ones(2, 3, device=x.device), second
+
+    made = module(forward)
+    ranges = {"min_shapes": [(1, 2, 3)] * 2, "max_shapes": [(4, 2, 3)] * 2}
+    run = torch2rt(made, [torch.randn(2, 2, 3), torch.randn(2, 2, 3)], **ranges).reference()
+    for batch in (1, 3):
+        x, y = torch.randn(batch, 2, 3), torch.randn(batch, 2, 3)
+        compare(run(x, y), made(x, y))
+    with pytest.raises(InputError, match="The model needs"):
+        run(torch.randn(1, 2, 3), torch.randn(3, 2, 3))

@@ -16,7 +16,7 @@ from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_n
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.interface import Interface
 from torch2rt.registry import load, qualified_name
-from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
+from torch2rt.symbolic import Dim, counterexample, describe, evaluate, expression, is_symbolic, to_json
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -214,8 +214,19 @@ class _Lowering:
         self.ctx.track(tensor, recorded.shape)
 
     def is_always(self, size: Any, value: int) -> bool:
-        """Whether a recorded size is this number for every size of the inputs."""
-        return counterexample(sympy.Eq(expression(size), value), self.ctx.symbols) is None
+        """Whether a recorded size is this number, which TensorRT knows it to be.
+
+        Where that follows from relations between dimensions that every call is checked for, it is checked there too.
+        """
+        symbols = self.ctx.symbols
+        claim = sympy.Eq(expression(size), value)
+        if not evaluate(claim, {s: self.interface.inputs[d.input].opt[d.axis] for s, d in symbols.items()}):
+            return False
+        if counterexample(claim, symbols) is not None:
+            constraint = (to_json(claim, symbols), describe(claim, symbols))
+            if constraint not in self.interface.constraints:
+                self.interface.constraints.append(constraint)
+        return True
 
     def outputs(self) -> None:
         (output,) = (node for node in self.graph.graph.nodes if node.op == "output")

@@ -16,6 +16,7 @@ from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_executi
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.lowering import Network
+from torch2rt.reference import Evaluator
 
 FORMAT = 1
 MAGIC = b"torch2rt"
@@ -215,9 +216,8 @@ class ReferenceModule(_Converted):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.interface = network.interface
-        from torch2rt.reference import Evaluator
-
-        self._evaluator = Evaluator(network.definition, network.weights)
+        with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
+            self._evaluator = Evaluator(network.definition, network.weights)
         self._network = network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._decomp import core_aten_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import (
@@ -32,15 +31,14 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
-    unset_fake_temporarily,
 )
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.aliasing import Storages
+from torch2rt.aten import AtenRecorder
 from torch2rt.errors import ConversionError, InputError, TraceError
 from torch2rt.guards import Decisions
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
@@ -52,6 +50,9 @@ from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_js
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 SHAPES_IN_PLACE = frozenset({"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
+READS = frozenset(
+    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero"}
+)
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 
 
@@ -263,18 +264,7 @@ class Tracer(TorchFunctionMode):
 
     def _depends_on_data(self, func: Target) -> str:
         name = qualified_name(func)
-        reads = (
-            "__bool__",
-            "__int__",
-            "__float__",
-            "__index__",
-            "item",
-            "__contains__",
-            "equal",
-            "allclose",
-            "is_nonzero",
-        )
-        if getattr(func, "__name__", "").split(".")[0] in reads:
+        if getattr(func, "__name__", "").split(".")[0] in READS:
             return (
                 f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed "
                 "graph cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
@@ -502,81 +492,15 @@ class Tracer(TorchFunctionMode):
         return None if self.is_traced((args, kwargs)) else func(*args, **kwargs)
 
 
-class AtenRecorder(TorchDispatchMode):
-    """Records the ATen operators that one torch call makes, opening those that have no converter themselves."""
-
-    def __init__(self, tracer: Tracer, function: Target) -> None:
-        super().__init__()
-        self.tracer = tracer
-        self.function = function
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
-        if not tracer.is_traced((args, kwargs)):
-            with unset_fake_temporarily():
-                return func(*args, **kwargs)
-        if func._schema.is_mutable:
-            return self._write(func, args, kwargs)
-        if func.namespace == "prim" or not _returns_tensors(func):
-            return func(*args, **kwargs)
-        if tracer.registry.find(func) is None:
-            for decomposition in _decompositions(func):
-                with self:
-                    out = decomposition(*args, **kwargs)
-                if out is not NotImplemented:
-                    return out
-        opening, tracer._opening = tracer._opening, [self.function]
-        try:
-            return tracer.record(func, args, kwargs)
-        finally:
-            tracer._opening = opening
-
-    def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tracer = self.tracer
-        names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        target = functional(func)
-        if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
-            advice = tracer.registry.advice(self.function) or "It is not supported"
-            raise TraceError(
-                f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}. {advice}."
-            )
-        shadow = tracer.storages.shadow(args[0])
-        result = args[0]
-        args, kwargs = tracer.storages.with_shadows((args, kwargs))
-        with self:
-            value = target(*args, **kwargs)
-        func(*args, **kwargs)
-        tracer.storages.write(shadow, tracer._argument(value))
-        return result
-
-
 def _generator_states() -> list[torch.Tensor]:
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     return [generator.get_state() for generator in (torch.default_generator, *cuda)]
-
-
-@functools.cache
-def _core_decompositions() -> Mapping[Any, Callable[..., Any]]:
-    return core_aten_decompositions()
-
-
-def _decompositions(func: Any) -> list[Callable[..., Any]]:
-    """Ways to write an ATen operator in terms of others, the one that stays closest to it first."""
-    tables: tuple[Mapping[Any, Any], ...] = (_core_decompositions(), torch._decomp.decomposition_table)
-    found = [table[func] for table in tables if func in table]
-    return [*found[:1], func.decompose, *found[1:]] if _core_decompositions().get(func) else [func.decompose, *found]
 
 
 def _is_autocasting(args: Any) -> bool:
     """Whether torch would cast this call's tensors: its casts are only visible among the ATen operators."""
     devices = {t.device.type for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
     return any(torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d) for d in devices)
-
-
-def _returns_tensors(func: Any) -> bool:
-    return any("Tensor" in str(r.type) for r in func._schema.returns)
 
 
 def type_of(value: Any) -> type:

@@ -1,0 +1,84 @@
+"""One level down: a torch call without a converter, as the ATen operators that it runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._decomp import core_aten_decompositions, decomposition_table
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch2rt.errors import TraceError
+from torch2rt.registry import Target, functional, qualified_name
+
+if TYPE_CHECKING:
+    from torch2rt.tracing import Tracer
+
+
+class AtenRecorder(TorchDispatchMode):
+    """Records the ATen operators that one torch call makes, opening those that have no converter themselves."""
+
+    def __init__(self, tracer: Tracer, function: Target) -> None:
+        super().__init__()
+        self.tracer = tracer
+        self.function = function
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tracer, kwargs = self.tracer, kwargs or {}
+        if not tracer.is_traced((args, kwargs)):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return self._write(func, args, kwargs)
+        if func.namespace == "prim" or not _returns_tensors(func):
+            return func(*args, **kwargs)
+        if tracer.registry.find(func) is None:
+            for decomposition in _decompositions(func):
+                with self:
+                    out = decomposition(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+        opening, tracer._opening = tracer._opening, [self.function]
+        try:
+            return tracer.record(func, args, kwargs)
+        finally:
+            tracer._opening = opening
+
+    def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tracer = self.tracer
+        names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        target = functional(func)
+        if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
+            advice = tracer.registry.advice(self.function) or "It is not supported"
+            raise TraceError(
+                f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}. {advice}."
+            )
+        shadow = tracer.storages.shadow(args[0])
+        result = args[0]
+        args, kwargs = tracer.storages.with_shadows((args, kwargs))
+        with self:
+            value = target(*args, **kwargs)
+        func(*args, **kwargs)
+        tracer.storages.write(shadow, tracer._argument(value))
+        return result
+
+
+@functools.cache
+def _core_decompositions() -> Mapping[Any, Callable[..., Any]]:
+    return core_aten_decompositions()
+
+
+def _decompositions(func: Any) -> list[Callable[..., Any]]:
+    """Ways to write an ATen operator in terms of others, the one that stays closest to it first."""
+    tables: tuple[Mapping[Any, Any], ...] = (_core_decompositions(), decomposition_table)
+    found = [table[func] for table in tables if func in table]
+    return [*found[:1], func.decompose, *found[1:]] if _core_decompositions().get(func) else [func.decompose, *found]
+
+
+def _returns_tensors(func: Any) -> bool:
+    return any("Tensor" in str(r.type) for r in func._schema.returns)
