@@ -5,6 +5,7 @@ from torch2rt.vocabulary import (
     cast,
     converter,
     elementwise,
+    is_symbolic,
     select,
     torch,
     trt,
@@ -24,13 +25,21 @@ def binary(ctx, op, a, b):
     """One layer in the recorded dtype.
 
     TensorRT has no arithmetic on bytes, so they are computed in int32 and wrap around as torch's do. A number that half
-    precision cannot hold makes torch compute in float32.
+    precision cannot hold makes torch compute in float32. So does one here that scales down, as in `(q * scale) @ k`:
+    TensorRT for RTX 1.6 moves a plain factor behind the product, which may overflow, but none past a cast.
     """
     dtype = ctx.out.dtype
     if dtype in BYTES:
         return wrapped(ctx, elementwise(ctx, op, a, b, torch.int32), dtype)
-    outgrown = not (fits(a, dtype) and fits(b, dtype))
-    return cast(ctx, elementwise(ctx, op, a, b, torch.float32 if outgrown else dtype), dtype)
+    half = fits(a, dtype) and fits(b, dtype) and not (dtype is torch.float16 and shrinks(op, a, b))
+    return cast(ctx, elementwise(ctx, op, a, b, dtype if half else torch.float32), dtype)
+
+
+def shrinks(op, a, b):
+    """Whether one side is a number that scales the other one down."""
+    if op == EW.DIV:
+        return is_symbolic(b) or isinstance(b, (int, float)) and abs(b) > 1
+    return op == EW.PROD and any(is_symbolic(x) or isinstance(x, (int, float)) and abs(x) < 1 for x in (a, b))
 
 
 def fits(x, dtype):

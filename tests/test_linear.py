@@ -149,6 +149,16 @@ def test_scaling_down_comes_before_the_product(device):
     check_case(case(scaled, [half(B, 64, 64)]), "dynamic", device)
 
 
+SCALES = {"mul": lambda q: q * 0.01, "div": lambda q: q / 100, "rmul": lambda q: 0.01 * q}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_a_factor_stays_before_the_product(scale, device):
+    """300 * 300 * 64 / 100 fits in half precision, 300 * 300 * 64 does not."""
+    row = case(lambda q, k: (scale(q * 0 + 300) @ (k * 0 + 300).mT), [half(B, 3, 64), half(B, 5, 64)], rtol=1e-2)
+    check_case(row, "dynamic", device)
+
+
 def types(function, *inputs):
     graph = trace(Call(function), inputs)
     network = lower(graph).definition
