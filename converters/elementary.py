@@ -5,7 +5,6 @@ from torch2rt.vocabulary import (
     cast,
     check,
     converter,
-    dtype_of,
     elementwise,
     select,
     torch,
@@ -204,25 +203,24 @@ def atan2(ctx, input, other):
 
 @converter(*spellings("xlogy"))
 def xlogy(ctx, input, other):
-    y = cast(ctx, other, wide(ctx.out.dtype))
-    x = input if isinstance(input, (int, float)) else cast(ctx, input, dtype_of(y))
-    return vanishing(ctx, x, y, unary(ctx, Unary.LOG, y))
+    return vanishing(ctx, input, other, lambda y: unary(ctx, Unary.LOG, y))
 
 
 @converter(torch.special.xlog1py)
 def xlog1py(ctx, input, other):
-    y = cast(ctx, other, wide(ctx.out.dtype))
-    x = input if isinstance(input, (int, float)) else cast(ctx, input, dtype_of(y))
-    return vanishing(ctx, x, y, log_one_plus(ctx, y))
+    return vanishing(ctx, input, other, lambda y: log_one_plus(ctx, y))
 
 
 def vanishing(ctx, x, y, log):
-    """`x * log`, which is 0 with x for any y but NaN."""
-    if isinstance(x, (int, float)) and x != 0:
-        return elementwise(ctx, EW.PROD, log, x)
-    known = elementwise(ctx, EW.EQUAL, y, y)
-    nothing = elementwise(ctx, EW.AND, elementwise(ctx, EW.EQUAL, x, 0), known)
-    return cast(ctx, select(ctx, nothing, 0.0, elementwise(ctx, EW.PROD, x, log)), ctx.out.dtype)
+    """`x * log(y)`, which is 0 with x for any y but NaN."""
+    dtype = wide(ctx.out.dtype)
+    y = cast(ctx, y, dtype)
+    product = elementwise(ctx, EW.PROD, x, log(y), dtype)
+    if not isinstance(x, (int, float)) or x == 0:
+        known = elementwise(ctx, EW.EQUAL, y, y)
+        nothing = elementwise(ctx, EW.AND, elementwise(ctx, EW.EQUAL, x, 0), known)
+        product = select(ctx, nothing, 0.0, product)
+    return cast(ctx, product, ctx.out.dtype)
 
 
 @converter(torch.heaviside, Tensor.heaviside)

@@ -82,6 +82,8 @@ CASES = [
     case(torch.xlogy, [ints(B, 9, low=0, high=3), ints(9, low=0, high=3)]),
     case(torch.xlogy, [(B, 3)], 2.5),
     case(lambda x: torch.xlogy(2.5, x), [floats(B, 3)], id="xlogy-number-left"),
+    case(lambda x: torch.xlogy(2.5, x.half()), [floats(B, 3)], id="xlogy-number-left-half"),
+    case(lambda x: torch.xlogy(0, x), [floats(B, 3)], id="xlogy-zero-left"),
     case(special.xlog1py, [half(B, 3), floats(B, 3, dtype=torch.float16)]),
     case(torch.heaviside, [ints(B, 9, low=-2, high=3), ints(1)]),
     case(torch.heaviside, [(B, 9), (9,)]),

@@ -123,8 +123,7 @@ class Storages:
         if storage.doubtful:
             raise TraceError(
                 f"{self.tracer.places.here()}: whether this tensor was written to at {storage.doubtful} depends on a "
-                "dynamic "
-                "size: a reshape or contiguous() copies, except where the size is 1. Put a clone() after it."
+                "dynamic size: a reshape or contiguous() copies, except where the size is 1. Put a clone() after it."
             )
         if binding.version != storage.version:
             binding.node = storage.node if tensor is storage.root else self._replay(binding, storage)
@@ -177,8 +176,7 @@ class Storages:
             if (name := next(owned, (None,))[0]) is not None:
                 raise TraceError(
                     f"{tracer.places.here()}: the module writes to its parameter or buffer '{name}' from "
-                    "traced values. "
-                    "An engine has no state: return the new value instead."
+                    "traced values. An engine has no state: return the new value instead."
                 )
             if tensor._base is not None or _key(tensor) in self._shadowed_memory:
                 raise TraceError(
@@ -212,8 +210,7 @@ class Storages:
             if self._storages[_key(fake)].version:
                 raise TraceError(
                     f"The module writes to its input '{name}' in place, which an engine would not do to "
-                    "the caller's tensor. "
-                    "Clone the input first."
+                    "the caller's tensor. Clone the input first."
                 )
 
     def _shared_at_one(self, call: Call) -> bool:

@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch2rt.errors import TraceError
 from torch2rt.interface import Input, Interface
 from torch2rt.source import Places
-from torch2rt.symbolic import Dim, Symbols, counterexample, describe, to_json
+from torch2rt.symbolic import Dim, Symbols, counterexample, describe
 
 
 @dataclasses.dataclass
@@ -90,7 +90,7 @@ class Decisions:
                 continue
             text = describe(decision.claim, self.symbols)
             if decision in ties or wrong is True:
-                interface.constraints.append((to_json(decision.claim, self.symbols), text))
+                interface.constrain(decision.claim, self.symbols)
                 continue
             sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
             ranges = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]

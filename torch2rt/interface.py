@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import sympy
 import torch
 
 from torch2rt.errors import InputError
 from torch2rt.structure import Spec, flatten, unflatten
-from torch2rt.symbolic import evaluate_json
+from torch2rt.symbolic import Symbols, describe, evaluate_json, to_json
 
 Shape = tuple[int, ...]
 
@@ -96,6 +97,12 @@ class Interface:
             if not evaluate_json(relation, shapes):
                 got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
                 raise InputError(f"The model needs {text}, got {got}.")
+
+    def constrain(self, claim: sympy.Basic, symbols: Symbols) -> None:
+        """Check a relation between sizes at every call, once however often it is asked for."""
+        constraint = (to_json(claim, symbols), describe(claim, symbols))
+        if constraint not in self.constraints:
+            self.constraints.append(constraint)
 
     def wrap(self, outputs: Sequence[torch.Tensor], shapes: list[Shape]) -> Any:
         """Put the engine's outputs into the value that the module returns."""

@@ -16,7 +16,7 @@ from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_n
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.interface import Interface
 from torch2rt.registry import load, qualified_name
-from torch2rt.symbolic import Dim, counterexample, describe, evaluate, expression, is_symbolic, to_json
+from torch2rt.symbolic import Dim, counterexample, evaluate, expression, is_symbolic
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -218,14 +218,14 @@ class _Lowering:
 
         Where that follows from relations between dimensions that every call is checked for, it is checked there too.
         """
+        if not is_symbolic(size):
+            return size == value
         symbols = self.ctx.symbols
         claim = sympy.Eq(expression(size), value)
         if not evaluate(claim, {s: self.interface.inputs[d.input].opt[d.axis] for s, d in symbols.items()}):
             return False
         if counterexample(claim, symbols) is not None:
-            constraint = (to_json(claim, symbols), describe(claim, symbols))
-            if constraint not in self.interface.constraints:
-                self.interface.constraints.append(constraint)
+            self.interface.constrain(claim, symbols)
         return True
 
     def outputs(self) -> None:

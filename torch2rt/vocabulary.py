@@ -20,7 +20,7 @@ from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
 from torch2rt.errors import ConversionError
 from torch2rt.lowering import Context
 from torch2rt.registry import composite, converter, factory, rewrite
-from torch2rt.symbolic import counterexample, describe, expression, is_symbolic, to_json
+from torch2rt.symbolic import counterexample, expression, is_symbolic
 
 __all__ = [
     "Context", "activation", "axes", "broadcast", "cast", "check", "composite", "concat", "constant", "converter",
@@ -92,14 +92,14 @@ def require(ctx: Context, claim: Any, reason: str) -> None:
         refuse(f"{reason}, for {', '.join(f'{dim} = {size}' for dim, size in wrong.items())}")
     check(wrong is None or bool(expr.free_symbols), reason)
     if wrong:
-        ctx.lowered.interface.constraints.append((to_json(expr, ctx.symbols), describe(expr, ctx.symbols)))
+        ctx.lowered.interface.constrain(expr, ctx.symbols)
 
 
 def tie(ctx: Context, a: Any, b: Any) -> None:
     """Check at every call that two sizes are equal."""
     claim = sympy.Eq(expression(a), expression(b))
     check(bool(claim.free_symbols), f"a size of {a} meets one of {b}")
-    ctx.lowered.interface.constraints.append((to_json(claim, ctx.symbols), describe(claim, ctx.symbols)))
+    ctx.lowered.interface.constrain(claim, ctx.symbols)
 
 
 def dtype_of(x: Value) -> torch.dtype:
