@@ -9,7 +9,8 @@ used. So a stale value cannot reach the graph: what can be neither replayed nor 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,6 +75,8 @@ class Storages:
         self._bindings: dict[int, _Binding] = {}
         self._shadows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._shadowed_memory: set[int] = set()
+        self._made: set[int] | None = None  # the memory that may be written to, while that is limited
+        self._enclosed: set[torch.fx.Node] = set()  # nodes that have moved into a graph of their own
 
     def bind(
         self, tensor: torch.Tensor, node: torch.fx.Node, call: Call | None = None, path: tuple[int, ...] = ()
@@ -82,6 +85,7 @@ class Storages:
         if id(tensor) in self._bindings or not isinstance(tensor, FakeTensor):
             return
         if _key(tensor) not in self._storages:
+            self.made(tensor)
             self._storages[_key(tensor)] = _Storage(tensor, node)
             if call is not None and _copies_if_needed(call) and self._shared_at_one(call):
                 pair = (_key(tensor), _key(call[1][0]))
@@ -125,10 +129,47 @@ class Storages:
                 f"{self.tracer.places.here()}: whether this tensor was written to at {storage.doubtful} depends on a "
                 "dynamic size: a reshape or contiguous() copies, except where the size is 1. Put a clone() after it."
             )
+        if storage.node in self._enclosed:
+            raise TraceError(
+                f"{self.tracer.places.here()}: a tensor that was made in the body of a loop is used outside of it. "
+                "Return it from the body."
+            )
         if binding.version != storage.version:
             binding.node = storage.node if tensor is storage.root else self._replay(binding, storage)
             binding.version = storage.version
         return binding.node
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the context, refuse writes to tensors that were not made there."""
+        before, self._made = self._made, set()
+        try:
+            yield
+        finally:
+            self._made = before
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._made is not None
+
+    def made(self, value: Any) -> None:
+        """These tensors are new, and may be written to."""
+        if self._made is not None:
+            self._made.update(map(_key, _tensors(value)))
+
+    def check_writable(self, tensor: torch.Tensor) -> None:
+        if self._made is not None and _key(tensor) not in self._made:
+            raise TraceError(
+                f"{self.tracer.places.here()}: a branch, or the body of a loop, writes to a tensor that it did not "
+                "make. Let it return the new value."
+            )
+
+    def forget(self, nodes: set[torch.fx.Node]) -> None:
+        """These nodes have moved into a graph of their own, so no other may refer to them."""
+        self._enclosed |= nodes
+        for binding in self._bindings.values():
+            if binding.node in nodes:
+                binding.version = -1  # replayed, unless its memory is from there too
 
     def write(self, tensor: torch.Tensor, node: torch.fx.Node) -> None:
         """A tensor's memory now holds what `node` computes."""
@@ -144,6 +185,7 @@ class Storages:
 
     def reshape(self, tensor: torch.Tensor, run: Callable[[], Any], call: Callable[[torch.Tensor], Call]) -> None:
         """Follow a call that changes a tensor's shape in place (`x.t_()`): an alias takes the place of what it was."""
+        self.check_writable(tensor)
         tracer, binding, storage = self.tracer, self._bindings[id(tensor)], self._storages[_key(tensor)]
         if binding.node.op == "placeholder":
             raise TraceError(f"{tracer.places.here()}: the module changes the shape of its input in place.")
@@ -168,6 +210,7 @@ class Storages:
 
     def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
         """The fake tensor to write to; a real one gets a stand-in that takes its place from here on."""
+        self.check_writable(tensor)
         if isinstance(tensor, FakeTensor):
             return tensor
         if id(tensor) not in self._shadows:
@@ -184,6 +227,7 @@ class Storages:
                     "Write to the tensor itself, or to a clone."
                 )
             fake = tracer.fake_mode.from_tensor(tensor, static_shapes=True)
+            self.made(fake)
             self.bind(fake, tracer.attribute(tensor))
             self._shadows[id(tensor)] = (tensor, fake)
             self._shadowed_memory.add(_key(tensor))

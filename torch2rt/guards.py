@@ -52,6 +52,15 @@ class Decisions:
         finally:
             self._depth -= 1
 
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Mark what happens in the context as the user's Python again."""
+        depth, self._depth = self._depth, 0
+        try:
+            yield
+        finally:
+            self._depth = depth
+
     def note(self, expr: sympy.Basic, answer: Any, guarded: bool) -> None:
         """Take down the answer to one question.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -62,6 +62,7 @@ class Context:
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
+        self.inline: Callable[..., list[Any]]  # lowers a subgraph on given values, and returns its results
 
     def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
         """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
@@ -99,6 +100,7 @@ class _Lowering:
         self.graph = graph
         self.registry = load()
         self.ctx = Context(lowered, graph)
+        self.ctx.inline = self.inline
         self.network = lowered.definition
         self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
@@ -108,8 +110,16 @@ class _Lowering:
         self.names: dict[str, int] = {}
 
     def run(self) -> None:
-        for node in self.graph.graph.nodes:
-            if node.op == "output":
+        self.lower(self.graph.graph)
+        if self.failures:
+            count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
+            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n" + "\n".join(self.failures))
+        self.outputs()
+
+    def lower(self, graph: torch.fx.Graph) -> None:
+        """Lower all calls that can be, and keep what is wrong with the others."""
+        for node in graph.nodes:
+            if node.op == "output" or node in self.values:
                 continue
             if self.failed.intersection(node.all_input_nodes):
                 self.failed.add(node)
@@ -117,12 +127,21 @@ class _Lowering:
             try:
                 self.values[node] = self.value(node)
             except UnsupportedError as error:
-                self.failures.append(str(error))
+                self.failures += filter(None, [str(error)])
                 self.failed.add(node)
-        if self.failures:
-            count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
-            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n" + "\n".join(self.failures))
-        self.outputs()
+
+    def inline(self, subgraph: torch.fx.GraphModule, *operands: Any) -> list[Any]:
+        """The results of a subgraph on these values, as layers of the network."""
+        out, failures = self.ctx.out, len(self.failures)
+        *_, output = subgraph.graph.nodes
+        placeholders = (node for node in subgraph.graph.nodes if node.op == "placeholder")
+        for node, value in zip(placeholders, operands, strict=True):
+            self.values[node] = value
+        self.lower(subgraph.graph)
+        if len(self.failures) > failures:
+            raise UnsupportedError("")  # its reasons are listed
+        self.ctx.out = out
+        return [self.values[node] for node in output.args[0]]
 
     def value(self, node: torch.fx.Node) -> Any:
         if node.op == "placeholder":
@@ -290,6 +309,8 @@ def _show(value: Any) -> str:
             return dtype
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, torch.fx.GraphModule):
+        return "<function>"
     if isinstance(value, (tuple, list)):
         inner = ", ".join(_show(v) for v in value)
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"

@@ -45,6 +45,7 @@ from torch2rt.interface import Input, Interface, Shape, describe_inputs
 from torch2rt.registry import Target, functional, load, qualified_name
 from torch2rt.source import Places
 from torch2rt.structure import flatten, unflatten
+from torch2rt.subgraphs import without_compiler
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_json
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
@@ -141,11 +142,11 @@ class Tracer(TorchFunctionMode):
             shape_env=self.decisions.shape_env, allow_non_fake_inputs=True, allow_fallback_kernels=False
         )
         self.storages = Storages(self)
-        self.attributes: dict[str, torch.Tensor] = {}
+        self.attributes: dict[str, torch.Tensor | torch.fx.GraphModule] = {}
         self._attribute_nodes: dict[int, torch.fx.Node] = {}
         self._owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self._attribute_names = {id(t): name for name, t in self._owned.items()}
-        self._kept: list[torch.Tensor] = []
+        self._kept: list[Any] = []
         self._sizes: dict[sympy.Basic, Any] = {}
         self._opening: list[Target] = []
 
@@ -161,7 +162,7 @@ class Tracer(TorchFunctionMode):
         ]
         args, kwargs = unflatten(self.interface.arguments, fakes)
         with ExitStack() as stack:
-            for context in (torch.no_grad(), enable_python_dispatcher(), self):
+            for context in (torch.no_grad(), without_compiler(), enable_python_dispatcher(), self):
                 stack.enter_context(context)
             result = self.module(*args, **kwargs)
         self.storages.check_inputs(fakes, [spec.name for spec in self.interface.inputs])
@@ -223,7 +224,8 @@ class Tracer(TorchFunctionMode):
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.is_traced((args, kwargs)):
+        # what a function passed to an operator computes from is not among the operator's arguments
+        if not self.is_traced((args, kwargs)) and not isinstance(func, torch._ops.HigherOrderOperator):
             if (written := self._out_of_place(func, args, kwargs)[0]) is not None:
                 self._before_real_write(written)
             elif func is torch.Tensor.__setitem__:
@@ -241,7 +243,14 @@ class Tracer(TorchFunctionMode):
         if not all(map(torch.equal, before, _generator_states())):
             advice = self.registry.advice(func) or self.registry.advice(torch.randn)
             raise TraceError(f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}.")
+        self._is_made(out)
         return out
+
+    def _is_made(self, out: Any) -> None:
+        """Let a function that may only write to what it makes write to this real tensor."""
+        if self.storages.is_frozen:
+            self.storages.made(out)
+            self._kept.append(out)  # its memory must not be given to another tensor
 
     def guarded(self, func: Target, call: Callable[[], Any]) -> Any:
         """Run a traced call; what cannot be known without real data is an error at the user's line."""
@@ -386,9 +395,10 @@ class Tracer(TorchFunctionMode):
 
         What the graph has recorded of it so far must keep its value, and a module's own state is not ours to change.
         """
+        self.storages.check_writable(tensor)
         storage = tensor.untyped_storage()._cdata
         for name, held in self.attributes.items():
-            if held.untyped_storage()._cdata == storage and not isinstance(held, FakeTensor):
+            if isinstance(held, torch.Tensor) and held.untyped_storage()._cdata == storage:
                 self.attributes[name] = held.detach().clone()
                 self._attribute_nodes.pop(id(held), None)
                 self._kept.append(held)  # its id must not be given to another tensor
@@ -450,10 +460,25 @@ class Tracer(TorchFunctionMode):
             return {k: self._argument(v) for k, v in value.items()}
         if isinstance(value, slice):
             return slice(*(self._argument(v) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.fx.GraphModule):
+            return self.attribute(value)
         return value
 
-    def attribute(self, tensor: torch.Tensor) -> torch.fx.Node:
-        """The node of a parameter, a buffer, or a tensor made while tracing."""
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new fake tensor of the same type."""
+        with self.decisions.inside(), self.fake_mode, torch._C.DisableTorchFunction():
+            return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new tensor of the same type that only stands for a value, as the operand of a subgraph."""
+        fake = self.like(tensor)
+        node = self.graph.placeholder("operand")
+        node.meta.update(val=fake, module="", source="")
+        self.storages.bind(fake, node)
+        return fake
+
+    def attribute(self, tensor: torch.Tensor | torch.fx.GraphModule) -> torch.fx.Node:
+        """The node of a parameter, a buffer, a tensor made while tracing, or a subgraph."""
         if isinstance(tensor, FakeTensor):
             raise TraceError(
                 f"{self.places.here()}: a tensor that was made outside the traced calls reached one of them."
@@ -489,7 +514,11 @@ class Tracer(TorchFunctionMode):
             [1 if is_symbolic(s) else s for s in t.shape]
         )
         args, kwargs = tree_map_only(FakeTensor, stand_in, (args, kwargs))
-        return None if self.is_traced((args, kwargs)) else func(*args, **kwargs)
+        if self.is_traced((args, kwargs)):
+            return None
+        out = func(*args, **kwargs)
+        self._is_made(out)
+        return out
 
 
 def _generator_states() -> list[torch.Tensor]:
@@ -542,8 +571,8 @@ def _remove_dead(graph: torch.fx.Graph) -> None:
             graph.erase_node(node)
 
 
-def _attribute_tree(attributes: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """A module that holds tensors under their dotted names."""
+def _attribute_tree(attributes: Mapping[str, torch.Tensor | torch.fx.GraphModule]) -> torch.nn.Module:
+    """A module that holds tensors and subgraphs under their dotted names."""
     root = torch.nn.Module()
     for name, tensor in attributes.items():
         *path, leaf = name.split(".")
@@ -552,7 +581,9 @@ def _attribute_tree(attributes: Mapping[str, torch.Tensor]) -> torch.nn.Module:
             if not hasattr(owner, part):
                 owner.add_module(part, torch.nn.Module())
             owner = getattr(owner, part)
-        if isinstance(tensor, torch.nn.Parameter):
+        if isinstance(tensor, torch.nn.Module):
+            owner.add_module(leaf, tensor)
+        elif isinstance(tensor, torch.nn.Parameter):
             owner.register_parameter(leaf, tensor)
         else:
             owner.register_buffer(leaf, tensor)

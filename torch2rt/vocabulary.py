@@ -20,14 +20,15 @@ from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
 from torch2rt.errors import ConversionError
 from torch2rt.lowering import Context
 from torch2rt.registry import composite, converter, factory, rewrite
+from torch2rt.subgraphs import run, scope, subgraph
 from torch2rt.symbolic import counterexample, expression, is_symbolic
 
 __all__ = [
     "Context", "activation", "axes", "broadcast", "cast", "check", "composite", "concat", "constant", "converter",
     "dims", "dtype_of", "elementwise", "expand", "factory", "gather", "iota", "is_symbolic", "is_traced", "lift",
     "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven", "reduce", "refuse", "require",
-    "reshape", "rewrite", "same_size", "select", "shape_tensor", "slice_nd", "torch", "trt", "unary", "unlift",
-    "weighted_gather", "wide", "wrap_dim",
+    "reshape", "rewrite", "run", "same_size", "scope", "select", "shape_tensor", "slice_nd", "subgraph", "torch", "trt",
+    "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip
 
 Value = Any
