@@ -189,3 +189,64 @@ def test_autocast_is_recorded_as_the_casts_it_makes():
     graph = trace(module(forward), [torch.randn(2, 4)])
     assert next(iter(graph(torch.randn(2, 4)))).dtype is torch.bfloat16
     assert len(calls(graph)) > 1
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x) * factor
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+LINEAR = torch.nn.Linear(3, 4).eval()
+AROUND = {
+    "autograd.Function": lambda self, x: Swish.apply(x, 2.0),
+    "checkpoint": lambda self, x: torch.utils.checkpoint.checkpoint(LINEAR, x, use_reentrant=False),
+    "functional_call": lambda self, x: torch.func.functional_call(LINEAR, {"weight": LINEAR.weight * 2}, (x,)),
+    "vmap": lambda self, x: torch.vmap(LINEAR)(x),
+    "vmap of two": lambda self, x: torch.vmap(lambda a, b: (a @ b).softmax(0), in_dims=(0, None))(x, x[0].outer(x[1])),
+    "grad": lambda self, x: torch.func.grad(lambda y: (y * y).sum())(x),
+    "compile": torch.compile(lambda self, x: LINEAR(x).relu()),
+    "no_grad": torch.no_grad()(lambda self, x: LINEAR(x)),
+    "inference_mode": torch.inference_mode()(lambda self, x: LINEAR(x)),
+    "round": lambda self, x: x.repeat(round(x.shape[0] * 1.5), 1)[: round(x.shape[0] / 2)],
+}
+
+
+@pytest.mark.parametrize("forward", AROUND.values(), ids=AROUND)
+def test_what_people_put_around_their_calls(forward):
+    x = torch.randn(2, 3)
+    with torch.no_grad():
+        made = module(lambda self, *args: forward(self, *args))
+        graph = graph_equals_eager(made, x, min_shapes=[(2, 3)], max_shapes=[(4, 3)])
+        for batch in (3, 4):
+            x = torch.randn(batch, 3)
+            compare(graph(x)[0], forward(None, x), 1e-6, 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_modules_in_other_wrappers():
+    x = torch.randn(2, 3)
+    with torch.no_grad():
+        for wrapped in (
+            torch.compile(LINEAR), torch.jit.trace(LINEAR, x), torch.jit.script(LINEAR), torch.nn.DataParallel(LINEAR),
+            torch.fx.symbolic_trace(LINEAR), torch.export.export(LINEAR, (x,)).module(),
+        ):  # fmt: skip
+            compare(trace(wrapped, [x])(x)[0], LINEAR(x), 1e-6, 1e-6)
+
+
+def test_the_compiler_is_itself_again_after_a_trace():
+    from torch._dynamo import eval_frame
+
+    with pytest.raises(TraceError):
+        trace(module(lambda self, x: x if x.sum() > 0 else -x), [torch.randn(2, 3)])
+    assert eval_frame._stance.stance == "default"
+
+
+def test_assertions_about_values_are_refused():
+    with pytest.raises(TraceError, match=r"value of a tensor \(torch._assert\)"):
+        trace(module(lambda self, x: (torch._assert((x > 0).all(), "positive"), x)), [torch.rand(2, 3)])

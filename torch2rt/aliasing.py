@@ -63,7 +63,10 @@ class _View:
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse tensors and those inside of torch.vmap have no memory to show
+        return -id(tensor)
 
 
 class Storages:
@@ -75,6 +78,7 @@ class Storages:
         self._bindings: dict[int, _Binding] = {}
         self._shadows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._shadowed_memory: set[int] = set()
+        self._constant_views: dict[int, tuple[torch.Tensor, Call, tuple[int, ...]]] = {}
         self._made: set[int] | None = None  # the memory that may be written to, while that is limited
         self._enclosed: set[torch.fx.Node] = set()  # nodes that have moved into a graph of their own
 
@@ -109,8 +113,7 @@ class Storages:
 
     def node(self, tensor: torch.Tensor) -> torch.fx.Node | None:
         """The node that holds a tensor's value now, or `None` for a tensor of the outside world."""
-        if id(tensor) in self._shadows:
-            tensor = self._shadows[id(tensor)][1]
+        tensor = self.with_shadows(tensor)
         binding = self._bindings.get(id(tensor))
         if binding is None:
             if not isinstance(tensor, FakeTensor) and self.is_shadowed(tensor):
@@ -221,6 +224,8 @@ class Storages:
                     f"{tracer.places.here()}: the module writes to its parameter or buffer '{name}' from "
                     "traced values. An engine has no state: return the new value instead."
                 )
+            if id(tensor) in self._constant_views:
+                return self._shadow_view(tensor)
             if tensor._base is not None or _key(tensor) in self._shadowed_memory:
                 raise TraceError(
                     f"{tracer.places.here()}: a view of a constant tensor is written to from traced values. "
@@ -233,6 +238,32 @@ class Storages:
             self._shadowed_memory.add(_key(tensor))
         return self._shadows[id(tensor)][1]
 
+    def note_constant_views(self, out: Any, call: Call, path: tuple[int, ...] = ()) -> None:
+        """Remember how a call without traced arguments made views, should their memory be written to later."""
+        if isinstance(out, torch.Tensor):
+            arguments = _tensors(call[1:])
+            if (
+                not isinstance(out, FakeTensor) and id(out) not in self._constant_views
+                and all(t is not out for t in arguments) and any(_key(t) == _key(out) for t in arguments)
+            ):  # fmt: skip
+                self._constant_views[id(out)] = (out, call, path)
+        elif isinstance(out, (tuple, list)):
+            for index, item in enumerate(out):
+                self.note_constant_views(item, call, (*path, index))
+
+    def _shadow_view(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stand-in of a real view: the same view of its base's stand-in."""
+        _, (func, args, kwargs), path = self._constant_views[id(tensor)]
+        for base in _tensors((args, kwargs)):
+            if _key(base) == _key(tensor):
+                self.shadow(base)
+        with self.tracer:
+            out = func(*args, **kwargs)  # type: ignore[operator]
+        for index in path:
+            out = out[index]
+        self._shadows[id(tensor)] = (tensor, out)
+        return out
+
     def is_shadowed(self, tensor: torch.Tensor) -> bool:
         """Whether traced values have been written to a real tensor or to one that shares its memory."""
         return bool(self._shadows) and _key(tensor) in self._shadowed_memory
@@ -241,7 +272,14 @@ class Storages:
         """Arguments with every real tensor that was written to replaced by its stand-in."""
         if not self._shadows:
             return value
-        swap = lambda t: self._shadows[id(t)][1] if id(t) in self._shadows else t  # noqa: E731
+
+        def swap(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) in self._shadows:
+                return self._shadows[id(tensor)][1]
+            if id(tensor) in self._constant_views and self.is_shadowed(tensor):
+                return self._shadow_view(tensor)
+            return tensor
+
         return tree_map_only(torch.Tensor, swap, value)
 
     def versions(self, value: Any) -> list[int]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch2rt.tracing import Tracer
 
 
+SHAPES_IN_PLACE = frozenset({"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
+
+
 class AtenRecorder(TorchDispatchMode):
     """Records the ATen operators that one torch call makes, opening those that have no converter themselves."""
 
@@ -51,6 +54,12 @@ class AtenRecorder(TorchDispatchMode):
 
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tracer = self.tracer
+        if (packet := func.overloadpacket.__name__) in SHAPES_IN_PLACE:
+            same = getattr(getattr(torch.ops.aten, packet[:-1]), func._overloadname)
+            tracer.storages.reshape(
+                args[0], lambda: func(*args, **kwargs), lambda old: (same, (old, *args[1:]), kwargs)
+            )
+            return args[0]
         names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         target = functional(func)
         if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
@@ -66,6 +75,26 @@ class AtenRecorder(TorchDispatchMode):
         func(*args, **kwargs)
         tracer.storages.write(shadow, tracer._argument(value))
         return result
+
+
+class StrayRecorder(TorchDispatchMode):
+    """Records ATen operators that no torch function was seen to make, such as those inside of `torch.vmap`."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        tracer, kwargs = self.tracer, kwargs or {}
+        if tracer.fake_mode.enter_stack or not tracer.is_traced((args, kwargs)):
+            return func(*args, **kwargs)
+        args, kwargs = tracer.storages.with_shadows((args, kwargs))
+        with tracer.decisions.inside(), tracer.fake_mode, AtenRecorder(tracer, func):
+            out = func(*args, **kwargs)
+        tracer.storages.adopt(out, args, func)
+        return out
 
 
 @functools.cache

@@ -91,6 +91,10 @@ class Decisions:
 
     def check(self, interface: Interface) -> None:
         """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface."""
+        for symbol in self.symbols:
+            if (size := self.shape_env.replace(symbol)).is_number:  # also where torch concluded it from what was asked
+                claim = sympy.Eq(symbol, size)
+                self.made.setdefault(claim, Decision(claim, "all in all", True))
         ties = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq) and len(d.claim.free_symbols) > 1]
         tied = self._tied_ranges(ties)
         for decision in self.made.values():
@@ -158,7 +162,7 @@ def _is_difference(claim: sympy.Basic) -> bool:
     if isinstance(claim, (sympy.Gt, sympy.Ge)):
         claim = claim.reversed
     if isinstance(claim, (sympy.Lt, sympy.Le)):
-        return claim.args[0].is_Integer and int(claim.args[0]) <= (1 if isinstance(claim, sympy.Lt) else 2)
+        return claim.args[0].is_Integer and 0 <= int(claim.args[0]) <= (1 if isinstance(claim, sympy.Lt) else 2)
     return isinstance(claim, sympy.Ne)
 
 

@@ -76,6 +76,10 @@ class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
     def ceil_to_int(x: Any, dtype: torch.dtype) -> Any:
         return -torch.sym_int(-x // 1)
 
+    @staticmethod
+    def round_to_int(x: Any, dtype: torch.dtype) -> Any:
+        return x.tracer.create_proxy("call_function", round, (x,), {}) if isinstance(x, torch.fx.Proxy) else round(x)
+
 
 def evaluate(expr: sympy.Basic, values: Mapping[sympy.Symbol, int]) -> Any:
     """The value of an expression at given sizes."""

@@ -18,7 +18,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import sympy
@@ -38,7 +38,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.aliasing import Storages
-from torch2rt.aten import AtenRecorder
+from torch2rt.aten import SHAPES_IN_PLACE, AtenRecorder, StrayRecorder
 from torch2rt.errors import ConversionError, InputError, TraceError
 from torch2rt.guards import Decisions
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
@@ -49,11 +49,11 @@ from torch2rt.subgraphs import without_compiler
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_json
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
-SHAPES_IN_PLACE = frozenset({"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
 READS = frozenset(
-    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero"}
-)
+    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
+     "_assert", "_assert_async"}
+)  # fmt: skip
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 
 
@@ -93,19 +93,30 @@ def trace(
     specs = describe_inputs(
         leaves, arguments, input_names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
     )  # fmt: skip
-    parameters = [
-        p.name for p in inspect.signature(module.forward).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD
-    ]
+    module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
+    parameters = _parameters(module.forward)
     failure: Exception | None = None
-    for hint in _hints(specs, leaves):
+    take_strays = False
+    for hint in (hints := _hints(specs, leaves)):
         try:
-            return Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters)).run(
-                leaves, hint, output_names
-            )
+            interface = Interface(copy.deepcopy(specs), arguments, parameters)
+            return Tracer(module, interface, take_strays).run(leaves, hint, output_names)
+        except UnseenTensorError as error:  # watching all that torch runs makes tracing slower by half
+            hints += [] if take_strays else [hint]
+            take_strays, failure = True, failure or error
         except (TraceError, RuntimeError) as error:  # perhaps only for these sizes
-            failure = failure or error
+            failure = error if failure is None or isinstance(failure, UnseenTensorError) else failure
     assert failure is not None
     raise failure
+
+
+def _parameters(forward: Callable[..., Any]) -> list[str]:
+    """The parameters that may be given by position or by name."""
+    try:
+        signature = inspect.signature(forward)
+    except ValueError:  # compiled by torch.jit.trace
+        return []
+    return [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
 def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
@@ -126,12 +137,17 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
     return list(unique.values()) if any(s.dynamic for s in specs) else [example]
 
 
+class UnseenTensorError(TraceError):
+    """A tensor came out of calls that went past the tracer."""
+
+
 class Tracer(TorchFunctionMode):
     """One run of one module, with everything that belongs to it."""
 
-    def __init__(self, module: torch.nn.Module, interface: Interface) -> None:
+    def __init__(self, module: torch.nn.Module, interface: Interface, take_strays: bool = False) -> None:
         super().__init__()
         self.module = module
+        self.take_strays = take_strays
         self.interface = interface
         self.registry = load()
         self.graph = torch.fx.Graph()
@@ -161,8 +177,9 @@ class Tracer(TorchFunctionMode):
             for i, (spec, leaf, hint) in enumerate(zip(self.interface.inputs, leaves, hints, strict=True))
         ]
         args, kwargs = unflatten(self.interface.arguments, fakes)
+        strays = StrayRecorder(self) if self.take_strays else nullcontext()
         with ExitStack() as stack:
-            for context in (torch.no_grad(), without_compiler(), enable_python_dispatcher(), self):
+            for context in (torch.no_grad(), without_compiler(), enable_python_dispatcher(), strays, self):
                 stack.enter_context(context)
             result = self.module(*args, **kwargs)
         self.storages.check_inputs(fakes, [spec.name for spec in self.interface.inputs])
@@ -224,6 +241,8 @@ class Tracer(TorchFunctionMode):
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.take_strays and any(map(_is_wrapped, tree_leaves((args, kwargs)))):
+            return self._for_real(func, args, kwargs)  # StrayRecorder sees what it does to the tensors inside
         # what a function passed to an operator computes from is not among the operator's arguments
         if not self.is_traced((args, kwargs)) and not isinstance(func, torch._ops.HigherOrderOperator):
             if (written := self._out_of_place(func, args, kwargs)[0]) is not None:
@@ -239,11 +258,13 @@ class Tracer(TorchFunctionMode):
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run a call that depends on no input, whose result becomes a constant; a random one must not."""
         before = _generator_states()
-        out = func(*args, **kwargs)
+        with self.decisions.inside():
+            out = func(*args, **kwargs)
         if not all(map(torch.equal, before, _generator_states())):
             advice = self.registry.advice(func) or self.registry.advice(torch.randn)
             raise TraceError(f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}.")
         self._is_made(out)
+        self.storages.note_constant_views(out, (func, args, kwargs))
         return out
 
     def _is_made(self, out: Any) -> None:
@@ -479,9 +500,10 @@ class Tracer(TorchFunctionMode):
 
     def attribute(self, tensor: torch.Tensor | torch.fx.GraphModule) -> torch.fx.Node:
         """The node of a parameter, a buffer, a tensor made while tracing, or a subgraph."""
-        if isinstance(tensor, FakeTensor):
-            raise TraceError(
-                f"{self.places.here()}: a tensor that was made outside the traced calls reached one of them."
+        if isinstance(tensor, FakeTensor) or _is_wrapped(tensor):
+            raise UnseenTensorError(
+                f"{self.places.here()}: a tensor that torch made without a call that torch2rt could see reached one "
+                "that it sees."
             )
         if (node := self._attribute_nodes.get(id(tensor))) is None:
             name = self._attribute_names.get(id(tensor), f"_constant_{len(self.attributes)}")
@@ -519,6 +541,11 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         self._is_made(out)
         return out
+
+
+def _is_wrapped(value: Any) -> bool:
+    """Whether this is a tensor of `torch.vmap` and the like around another one."""
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def _generator_states() -> list[torch.Tensor]:
