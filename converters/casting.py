@@ -1,4 +1,4 @@
-from torch2rt.vocabulary import cast, check, converter, torch
+from torch2rt.vocabulary import cast, check, composite, converter, torch
 
 Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
 
@@ -22,3 +22,8 @@ def converted(ctx, input, *args, **kwargs):
     """Into the recorded dtype, which is what all spellings come down to."""
     check(ctx.out.device == ctx.device, f"an engine works on one device, and this moves data to {ctx.out.device}")
     return cast(ctx, input, ctx.out.dtype)
+
+
+@composite(Tensor.__deepcopy__)
+def deepcopy(input, memo):
+    return memo.setdefault(id(input), input.clone())

@@ -3,6 +3,7 @@ from contextlib import ExitStack
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
+from torch2rt.backend import has_dynamic_while
 from torch2rt.vocabulary import (
     check,
     composite,
@@ -87,8 +88,13 @@ def loop(test, test_captured, body, body_captured, carried):
     return [x.clone() for x in carried]
 
 
-@converter(loop)
+@converter(loop, limits="static shapes only, on TensorRT for RTX")
 def loop_layers(ctx, test, test_captured, body, body_captured, carried):
+    check(
+        not ctx.symbols or has_dynamic_while(),
+        "TensorRT for RTX runs a loop that a condition ends wrongly in an engine with dynamic shapes. Convert it with "
+        "static shapes, or loop outside of the engine",
+    )
     layers = ctx.network.add_loop()
     recurrences = [layers.add_recurrence(materialize(ctx, x)) for x in carried]
     state = [ctx.track(r.get_output(0), out.shape) for r, out in zip(recurrences, ctx.out, strict=True)]

@@ -28,12 +28,22 @@ def _divisible(self, x):
     return x.view(2, -1, 3)
 
 
+def _all_but_three(self, x):
+    return x[:-3]
+
+
+def _last_twice(self, x):
+    return x.new_ones(4)[-2 * x.shape[0] :]
+
+
 NARROWING = [
     (_more_than_two, r"test_guards.py:\d+.*input_0.shape\[0\] > 2.*false for input_0.shape\[0\] = 1"),
     (_exactly_one, r"input_0.shape\[0\] != 1.*false for input_0.shape\[0\] = 1"),
     (_even, r"false for input_0.shape\[0\] = 1"),
     (_as_int, r"input_0.shape\[0\] == \d.*from 1 to 4"),
     (_divisible, r"test_guards.py:\d+.*false for input_0.shape\[0\] = 1"),
+    (_all_but_three, r"test_guards.py:\d+.*false for input_0.shape\[0\] = \d"),
+    (_last_twice, r"test_guards.py:\d+.*false for input_0.shape\[0\] = \d"),
 ]
 
 
@@ -70,6 +80,17 @@ def test_tied_dimensions_are_checked_at_every_call():
         InputError, match=r"needs input_\d.shape\[0\] == input_\d.shape\[0\], got input_0 \(3, 3\), input_1 \(2, 3\)"
     ):
         run(x, y[:2])
+
+
+def test_other_relations_between_inputs_are_checked_at_calls():
+    made = module(lambda self, x, table: x + table[: x.shape[0]] if x.shape[0] <= table.shape[0] else x)
+    ranges = {"min_shapes": [(1, 3), (1, 3)], "opt_shapes": [(2, 3), (5, 3)], "max_shapes": [(8, 3), (9, 3)]}
+    model_trt = torch2rt(made, [torch.randn(2, 3), torch.randn(5, 3)], **ranges).reference()
+    for sizes in [(2, 5), (4, 4), (1, 9)]:
+        inputs = [torch.randn(size, 3) for size in sizes]
+        compare(model_trt(*inputs), made(*inputs))
+    with pytest.raises(InputError, match=r"needs input_0.shape\[0\] <= input_1.shape\[0\]"):
+        model_trt(torch.randn(5, 3), torch.randn(4, 3))
 
 
 def test_ranges_that_cannot_meet_are_refused():

@@ -148,6 +148,14 @@ def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) 
     return layer
 
 
+def has_dynamic_while() -> bool:
+    """Whether a loop with a condition may be part of an engine with dynamic shapes.
+
+    In TensorRT for RTX 1.6, some such loops ran their body twice a turn, stopped early, or never ended.
+    """
+    return FLAVOUR != "tensorrt_rtx"
+
+
 def has_cumulative() -> bool:
     """Whether networks have a layer for running sums (not in TensorRT 10.3, but in every TensorRT for RTX)."""
     return hasattr(trt.INetworkDefinition, "add_cumulative")

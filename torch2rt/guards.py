@@ -2,8 +2,8 @@
 
 While a module runs, Python asks symbolic sizes for plain answers (`if x.shape[0] > 2`). Each answer is a claim. Before
 an engine is built from the trace, every claim is checked against the served ranges: one that fails for some size is an
-error naming the dimension and the line; an equality that ties dimensions together, and what can be neither proven nor
-refuted, becomes a constraint that every call is checked against.
+error naming the dimension and the line; a relation between dimensions, and what can be neither proven nor refuted,
+becomes a constraint that every call is checked against.
 """
 
 from __future__ import annotations
@@ -65,10 +65,11 @@ class Decisions:
         """Take down the answer to one question.
 
         torch's own code asks whether sizes differ, from each other and from 0 and 1, to choose between ways to the same
-        result: answers that they do are its own affair. The user's Python is held to the real range.
+        result: answers that they do are its own affair. That sizes are equal is not, even where torch knows it without
+        a guard, because it takes every size for at least 2. The user's Python is held to the real range.
         """
         internal = self._depth > 0
-        if (internal and not guarded) or not (expr.free_symbols & set(self.symbols)):
+        if not (expr.free_symbols & set(self.symbols)):
             return
         if answer is True or answer is sympy.true:
             claim = expr
@@ -76,6 +77,8 @@ class Decisions:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
+        if internal and not guarded and not isinstance(claim, sympy.Eq):
+            return
         if internal and isinstance(
             claim, (sympy.And, sympy.Or)
         ):  # several sizes checked at once: ask about one at a time
@@ -102,7 +105,7 @@ class Decisions:
             if wrong is None:
                 continue
             text = describe(decision.claim, self.symbols)
-            if decision in ties or wrong is True:
+            if wrong is True or interface.is_relation(decision.claim, self.symbols):
                 interface.constrain(decision.claim, self.symbols)
                 continue
             sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ import torch
 
 from torch2rt.errors import InputError
 from torch2rt.structure import Spec, flatten, unflatten
-from torch2rt.symbolic import Symbols, describe, evaluate_json, to_json
+from torch2rt.symbolic import Symbols, describe, evaluate, evaluate_json, to_json
 
 Shape = tuple[int, ...]
 
@@ -103,6 +103,11 @@ class Interface:
         constraint = (to_json(claim, symbols), describe(claim, symbols))
         if constraint not in self.constraints:
             self.constraints.append(constraint)
+
+    def is_relation(self, claim: sympy.Basic, symbols: Symbols) -> bool:
+        """Whether a claim relates several sizes, so that no ranges could say it, and holds for the opt shapes."""
+        opt = {symbol: self.inputs[dim.input].opt[dim.axis] for symbol, dim in symbols.items()}
+        return len(claim.free_symbols) > 1 and bool(evaluate(claim, opt))
 
     def wrap(self, outputs: Sequence[torch.Tensor], shapes: list[Shape]) -> Any:
         """Put the engine's outputs into the value that the module returns."""

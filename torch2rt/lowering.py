@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,7 @@ from torch.fx.node import map_aggregate
 from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.interface import Interface
-from torch2rt.registry import load, qualified_name
+from torch2rt.registry import Converter, load, qualified_name
 from torch2rt.symbolic import Dim, counterexample, evaluate, expression, is_symbolic
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
@@ -43,6 +44,14 @@ class Network:
         return f"Network({self.num_layers} layers, {inputs} -> {', '.join(self.interface.outputs)})"
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Complex:
+    """The value of a complex tensor: TensorRT has none, so a float32 tensor for each part."""
+
+    real: Any
+    imag: Any
+
+
 class Context:
     """What a converter is given beside torch's arguments.
 
@@ -63,12 +72,15 @@ class Context:
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
         self.inline: Callable[..., list[Any]]  # lowers a subgraph on given values, and returns its results
+        self.arguments: dict[str, Any] = {}  # of a call on complex numbers: by the names of its converter for real ones
+        self.again: Callable[..., Any]  # that converter's result, with some arguments replaced by real ones
+        self.apply: Callable[..., Any]  # the result of another call's converter, on real values
 
     def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
         """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
         if tensor.dtype not in DTYPES:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
-        held = tensor.detach().cpu().contiguous()
+        held = tensor.detach().resolve_neg().cpu().contiguous()
         self.lowered.weights[self.network.num_layers, role] = held
         return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
 
@@ -100,7 +112,7 @@ class _Lowering:
         self.graph = graph
         self.registry = load()
         self.ctx = Context(lowered, graph)
-        self.ctx.inline = self.inline
+        self.ctx.inline, self.ctx.apply = self.inline, self.apply
         self.network = lowered.definition
         self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
@@ -184,6 +196,8 @@ class _Lowering:
         self.ctx.out = node.meta["val"]
         with LOG.capture() as log:
             try:
+                if any(_is_complex(leaf) for leaf in _leaves((args, kwargs, self.ctx.out))):
+                    converter = self.on_complex(node, converter, args, kwargs)
                 bound_args, bound_kwargs = converter.bind(args, kwargs)
                 result = converter.function(self.ctx, *bound_args, **bound_kwargs)
                 self.finish(node, result)
@@ -195,6 +209,40 @@ class _Lowering:
                 reason = _quote(f"{type(error).__name__}: {error}", log)
                 raise UnsupportedError(self.describe(node, args, kwargs, reason)) from error
         return result
+
+    def on_complex(self, node: torch.fx.Node, converter: Converter, args: Any, kwargs: Any) -> Converter:
+        """The converter of a call that takes or returns complex numbers, with what it asks of the context."""
+        found = self.registry.find_complex(node.target)  # type: ignore[arg-type]
+        if found is None:
+            raise ConversionError(
+                "there is no converter for it on complex numbers; write it with real and imaginary parts"
+            )
+        for out in _leaves(self.ctx.out):
+            if isinstance(out, torch.Tensor) and out.dtype in (torch.complex32, torch.complex128):
+                raise ConversionError(f"its result is {out.dtype}; of complex types, complex64 is supported")
+        if found is not converter:
+            bound_args, bound_kwargs = converter.bind(args, kwargs)
+            bound = inspect.signature(converter.function).bind(self.ctx, *bound_args, **bound_kwargs)
+            bound.apply_defaults()
+
+            def again(**changes: Any) -> Any:
+                call = inspect.BoundArguments(bound.signature, {**bound.arguments, **changes})  # type: ignore[arg-type]
+                return self.as_real(converter, call.args[1:], call.kwargs)
+
+            self.ctx.arguments, self.ctx.again = bound.arguments, again
+        return found
+
+    def apply(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.as_real(self.registry.find(target), args, kwargs)  # type: ignore[arg-type]
+
+    def as_real(self, converter: Converter, args: Any, kwargs: Any) -> Any:
+        """What a converter makes of real values, in the place of the recorded result or of a part of it."""
+        recorded = self.ctx.out
+        self.ctx.out = map_aggregate(recorded, _real)
+        try:
+            return converter.function(self.ctx, *args, **kwargs)
+        finally:
+            self.ctx.out = recorded
 
     def finish(self, node: torch.fx.Node, result: Any) -> None:
         """Name the layers a converter has added, and hold its result against what was recorded."""
@@ -218,6 +266,12 @@ class _Lowering:
                     self.compare(ours, theirs)
 
     def compare(self, tensor: Any, recorded: torch.Tensor) -> None:
+        if isinstance(tensor, Complex):
+            if not recorded.is_complex():
+                raise ConversionError(f"the converter gives complex numbers for a result of {recorded.dtype}")
+            for part in (tensor.real, tensor.imag):
+                self.compare(part, _real(recorded))
+            return
         if not isinstance(tensor, trt.ITensor):
             return
         shape = tuple(tensor.shape)
@@ -251,6 +305,12 @@ class _Lowering:
         (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
         from torch2rt.vocabulary import constant  # the vocabulary needs this module's Context
 
+        for name, node in zip(self.interface.outputs, output.args[0], strict=True):
+            if node.meta["val"].is_complex():
+                raise UnsupportedError(
+                    f"The output '{name}' is {node.meta['val'].dtype}: TensorRT has no complex numbers. "
+                    "Return torch.view_as_real(x), and call torch.view_as_complex on what the engine returns."
+                )
         marked: dict[int, Any] = {}  # the tensors stay alive, so their ids stay their own
         for name, node in zip(self.interface.outputs, output.args[0], strict=True):
             tensor = self.values[node]
@@ -285,7 +345,19 @@ def _short(target: Any) -> str:
 
 
 def _is_dynamic(value: Any) -> bool:
-    return isinstance(value, trt.ITensor) or is_symbolic(value)
+    return isinstance(value, (trt.ITensor, Complex)) or is_symbolic(value)
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, (Complex, complex)) or (isinstance(value, torch.Tensor) and value.is_complex())
+
+
+def _real(recorded: Any) -> Any:
+    """What is recorded for the real part of a result."""
+    if not isinstance(recorded, torch.Tensor) or not recorded.is_complex():
+        return recorded
+    with recorded.fake_mode:  # type: ignore[attr-defined]
+        return torch.empty(recorded.shape, dtype=recorded.dtype.to_real(), device=recorded.device)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -301,6 +373,8 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, Complex):
+        return _show(value.real).replace("float32", "complex64")
     if isinstance(value, trt.ITensor):
         dtype = str(TORCH_DTYPES.get(value.dtype, value.dtype)).removeprefix("torch.")
         try:

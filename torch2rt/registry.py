@@ -11,10 +11,12 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
+
+from torch2rt.errors import ConversionError
 
 Target = Callable[..., Any]
 
@@ -48,7 +50,7 @@ class Converter:
         `permute((0, 2, 1))` arrive alike in a `*dims` parameter.
         """
         names = [p.name for p in self.parameters]
-        kwargs = {ALIASES[k] if k not in names and ALIASES.get(k) in names else k: v for k, v in kwargs.items()}
+        kwargs = renamed(kwargs, names)
         star = next((p for p in self.parameters if p.kind is p.VAR_POSITIONAL), None)
         if star is None:
             return args, kwargs
@@ -63,11 +65,17 @@ class Converter:
         return (*args[:before], *(rest if isinstance(rest, (tuple, list)) else (rest,))), kwargs
 
 
+def renamed(kwargs: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    """Keyword arguments with numpy-style and ATen names made torch's, where `names` has those."""
+    return {ALIASES[k] if k not in names and ALIASES.get(k) in names else k: v for k, v in kwargs.items()}
+
+
 class Registry:
     """Torch callables and their converters."""
 
     def __init__(self) -> None:
         self.converters: dict[Target, Converter] = {}
+        self.on_complex: dict[Target, Converter] = {}
         self.factories: set[Target] = set()
         self.rewrites: dict[Target, str] = {}
         self.composites: dict[Target, Callable[..., Any]] = {}
@@ -78,17 +86,31 @@ class Registry:
         A target that already has a converter is a `ValueError`: two answers for one call would depend on import order.
         """
 
+        return self._register(self.converters, targets, limits)
+
+    def complex_converter(
+        self, *targets: Target, limits: str = ""
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register the decorated function for calls of `targets` that take or return complex numbers.
+
+        It also serves the other callables that share their converter with one of `targets`.
+        """
+        return self._register(self.on_complex, targets, limits)
+
+    def _register(
+        self, table: dict[Target, Converter], targets: tuple[Target, ...], limits: str
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             parameters = tuple(inspect.signature(function).parameters.values())[1:]
             entry = Converter(function, limits, parameters)
             for target in targets:
                 if not callable(target):
                     raise TypeError(f"{function.__name__}: {target!r} is not callable.")
-                if target in self.converters:
+                if target in table:
                     raise ValueError(
-                        f"{qualified_name(target)} has two converters, {self.converters[target].name} and {entry.name}."
+                        f"{qualified_name(target)} has two converters, {table[target].name} and {entry.name}."
                     )
-                self.converters[target] = entry
+                table[target] = entry
             return function
 
         return register
@@ -107,7 +129,18 @@ class Registry:
         """
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.composites.update(dict.fromkeys(targets, function))
+            signature = inspect.signature(function)
+
+            @functools.wraps(function)
+            def body(*args: Any, **kwargs: Any) -> Any:
+                kwargs = renamed(kwargs, signature.parameters)
+                try:
+                    signature.bind(*args, **kwargs)
+                except TypeError as error:
+                    raise ConversionError(f"{error}, in the way torch2rt knows it") from error
+                return function(*args, **kwargs)
+
+            self.composites.update(dict.fromkeys(targets, body))
             return function
 
         return register
@@ -122,7 +155,14 @@ class Registry:
 
     def find(self, target: Target) -> Converter | None:
         """The converter that serves a callable, or `None`."""
-        return next((self.converters[t] for t in _candidates(target) if t in self.converters), None)
+        found = next((self.converters[t] for t in _candidates(target) if t in self.converters), None)
+        return found or next((self.on_complex[t] for t in _candidates(target) if t in self.on_complex), None)
+
+    def find_complex(self, target: Target) -> Converter | None:
+        """The converter that serves a callable's calls on complex numbers, or `None`."""
+        found = next((self.on_complex[t] for t in _candidates(target) if t in self.on_complex), None)
+        shared = self.find(target)
+        return found or next((c for t, c in self.on_complex.items() if self.converters.get(t) is shared), None)
 
     def is_factory(self, target: Target) -> bool:
         return any(t in self.factories for t in _candidates(target))
@@ -130,6 +170,7 @@ class Registry:
 
 REGISTRY = Registry()
 converter = REGISTRY.converter
+complex_converter = REGISTRY.complex_converter
 composite = REGISTRY.composite
 factory = REGISTRY.factory
 rewrite = REGISTRY.rewrite

@@ -156,7 +156,11 @@ def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | boo
     else:
         candidates = itertools.product(*[_samples(r, math.ceil(ENUMERATE ** (1 / len(free)))) for r in ranges])
     for sizes in itertools.islice(candidates, 2 * ENUMERATE):
-        if not evaluate(claim, dict(zip(free, sizes, strict=True))):
+        try:
+            holds = evaluate(claim, dict(zip(free, sizes, strict=True)))
+        except ZeroDivisionError:  # nor can the module be called with them
+            holds = False
+        if not holds:
             return {symbols[s]: size for s, size in zip(free, sizes, strict=True)}
     return None if total <= ENUMERATE else True
 

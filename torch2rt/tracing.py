@@ -104,7 +104,7 @@ def trace(
         except UnseenTensorError as error:  # watching all that torch runs makes tracing slower by half
             hints += [] if take_strays else [hint]
             take_strays, failure = True, failure or error
-        except (TraceError, RuntimeError) as error:  # perhaps only for these sizes
+        except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps only for these sizes
             failure = error if failure is None or isinstance(failure, UnseenTensorError) else failure
     assert failure is not None
     raise failure

@@ -18,17 +18,17 @@ from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
 from torch2rt.errors import ConversionError
-from torch2rt.lowering import Context
-from torch2rt.registry import composite, converter, factory, rewrite
+from torch2rt.lowering import Complex, Context
+from torch2rt.registry import complex_converter, composite, converter, factory, rewrite
 from torch2rt.subgraphs import run, scope, subgraph
 from torch2rt.symbolic import counterexample, expression, is_symbolic
 
 __all__ = [
-    "Context", "activation", "axes", "broadcast", "cast", "check", "composite", "concat", "constant", "converter",
-    "dims", "dtype_of", "elementwise", "expand", "factory", "gather", "iota", "is_symbolic", "is_traced", "lift",
-    "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven", "reduce", "refuse", "require",
-    "reshape", "rewrite", "run", "same_size", "scope", "select", "shape_tensor", "slice_nd", "subgraph", "torch", "trt",
-    "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
+    "Complex", "Context", "activation", "axes", "broadcast", "cast", "check", "complex_converter", "composite",
+    "concat", "constant", "converter", "dims", "dtype_of", "elementwise", "expand", "factory", "gather", "iota",
+    "is_symbolic", "is_traced", "lift", "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven",
+    "reduce", "refuse", "require", "reshape", "rewrite", "run", "same_size", "scope", "select", "shape_tensor",
+    "slice_nd", "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip
 
 Value = Any
@@ -86,10 +86,13 @@ def proven(ctx: Context, claim: Any) -> bool:
 
 
 def require(ctx: Context, claim: Any, reason: str) -> None:
-    """Refuse if a claim about sizes fails for one that is served; if that cannot be decided, every call is checked."""
+    """Refuse if a claim about sizes fails for one that is served.
+
+    What cannot be decided, and how the sizes of several dimensions must relate, is checked at every call.
+    """
     expr = expression(claim)
     wrong = counterexample(expr, ctx.symbols)
-    if isinstance(wrong, dict):
+    if isinstance(wrong, dict) and not ctx.lowered.interface.is_relation(expr, ctx.symbols):
         refuse(f"{reason}, for {', '.join(f'{dim} = {size}' for dim, size in wrong.items())}")
     check(wrong is None or bool(expr.free_symbols), reason)
     if wrong:
