@@ -16,17 +16,15 @@ import contextlib
 import io
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from meter import Meter, in_a_process
 from torchvision import models
 
 MODELS = ("resnet50", "vit_b_16", "swin_t", "convnext_tiny")
@@ -34,36 +32,6 @@ STAGES = {"torch2rt": ("trace", "lower", "build"), "onnx": ("export", "parse", "
 MAX_BATCH = 8
 TIME_AIM = 3.0  # export and parse take at least this many times as long as trace and lower
 MEMORY_AIM = 2.0  # times the size of the weights
-
-
-class Meter:
-    """The seconds of each stage, and the process's peak memory in bytes above where it was at the start."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.peak: dict[str, int] = {}
-        _reset_peak()
-        self.base = _memory("VmRSS")
-
-    def stage(self, name: str, function: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = function()
-        self.seconds[name] = time.perf_counter() - start
-        self.peak[name] = _memory("VmHWM") - self.base
-        return result
-
-
-def _reset_peak() -> None:
-    with contextlib.suppress(OSError):  # where it is not allowed, the peak is that of the whole process: an upper bound
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory(key: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def torch2rt_route(model: torch.nn.Module, x: torch.Tensor, dynamic: bool, meter: Meter) -> int:
@@ -135,16 +103,6 @@ def measure(name: str, route: str, dynamic: bool) -> dict[str, Any]:
     return {**result, "seconds": meter.seconds, "peak": meter.peak}
 
 
-def in_a_process(name: str, route: str, dynamic: bool) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", name, route, *(["--dynamic"] if dynamic else [])]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, json.JSONDecodeError):
-        why = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return {"error": f"exit code {done.returncode}: {why}", "seconds": {}, "peak": {}}
-
-
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     lines = [
         f"{'':<25}{'trace':>9}{'lower':>9}{'':>9}{'memory above the model, MB':>34}",
@@ -199,8 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.measure:
         print(json.dumps(measure(*arguments.measure, arguments.dynamic)))
         return 0
+    dynamic = ["--dynamic"] if arguments.dynamic else []
     results = {
-        name: {route: in_a_process(name, route, arguments.dynamic) for route in ROUTES} for name in arguments.models
+        name: {route: in_a_process(__file__, "--measure", name, route, *dynamic) for route in ROUTES}
+        for name in arguments.models
     }
     print(table(results))
     checks = aims(results)

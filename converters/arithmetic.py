@@ -4,6 +4,7 @@ from torch2rt.vocabulary import (
     activation,
     cast,
     converter,
+    dims,
     elementwise,
     is_symbolic,
     select,
@@ -30,6 +31,7 @@ def binary(ctx, op, a, b):
     """
     dtype = ctx.out.dtype
     if dtype in BYTES:
+        a, b = (cast(ctx, x, dtype) if isinstance(x, (trt.ITensor, Tensor)) else x for x in (a, b))
         return wrapped(ctx, elementwise(ctx, op, a, b, torch.int32), dtype)
     half = fits(a, dtype) and fits(b, dtype) and not (dtype is torch.float16 and shrinks(op, a, b))
     return cast(ctx, elementwise(ctx, op, a, b, dtype if half else torch.float32), dtype)
@@ -129,8 +131,17 @@ def div(ctx, input, other, *, rounding_mode=None):
     if rounding_mode == "floor":
         return floor_divide(ctx, input, other)
     if rounding_mode == "trunc" and ctx.out.dtype.is_floating_point:
-        return cast(ctx, truncated(ctx, elementwise(ctx, EW.DIV, input, other, wide(ctx.out.dtype))), ctx.out.dtype)
+        return quotient_to_zero(ctx, input, other)
     return binary(ctx, EW.DIV, input, other)
+
+
+def quotient_to_zero(ctx, a, b):
+    """Of half precision, torch truncates the rounded quotient, but by a single number that in float32."""
+    dtype = ctx.out.dtype
+    quotient = elementwise(ctx, EW.DIV, a, b, wide(dtype))
+    if all(not is_symbolic(size) and size == 1 for size in dims(ctx, b)):
+        return cast(ctx, truncated(ctx, quotient), dtype)
+    return truncated(ctx, cast(ctx, quotient, dtype))
 
 
 @converter(prims.div)
@@ -140,14 +151,37 @@ def prims_div(ctx, a, b):
 
 @converter(torch.floor_divide, Tensor.floor_divide)
 def floor_divide(ctx, input, other):
-    """The floor of the rounded quotient: 1.0 // 0.1 is 10, where torch rounds only after the floor."""
-    return narrowed(ctx, EW.FLOOR_DIV, input, other)
+    """The floor of the rounded quotient: 1.0 // 0.1 is 10, where torch rounds only after the floor.
+
+    In float32 the quotient of half precision does not reach an integer by rounding, but by a number that is a float32
+    it may: then the remainder is negative. The number's products with integers are exact in two parts.
+    """
+    dtype = ctx.out.dtype
+    if not is_half(dtype):
+        return binary(ctx, EW.FLOOR_DIV, input, other)
+    (input,) = as_recorded(ctx, input)
+    whole = elementwise(ctx, EW.FLOOR_DIV, input, other, torch.float32)
+    if not isinstance(other, (int, float)) or rounded(other, dtype) == rounded(other, torch.float32):
+        return cast(ctx, whole, dtype)
+    left = input
+    for part in (rounded(other, dtype), rounded(other, torch.float32) - rounded(other, dtype)):
+        left = elementwise(ctx, EW.SUB, left, elementwise(ctx, EW.PROD, whole, part), torch.float32)
+    astray = elementwise(ctx, EW.LESS if other > 0 else EW.GREATER, left, 0)
+    return cast(ctx, select(ctx, astray, elementwise(ctx, EW.SUB, whole, 1), whole), dtype)
+
+
+def is_half(dtype):
+    return dtype.is_floating_point and wide(dtype) is not dtype
+
+
+def rounded(number, dtype):
+    return torch.tensor(number, dtype=dtype).item()
 
 
 @converter(torch.remainder, Tensor.remainder, prims.remainder)
 def remainder(ctx, input, other):
     """With the sign of the divisor. An infinite one gives NaN, as TensorRT has no remainder but by division."""
-    return cast(ctx, modulo(ctx, input, other, wide(ctx.out.dtype)), ctx.out.dtype)
+    return cast(ctx, modulo(ctx, *as_recorded(ctx, input, other), wide(ctx.out.dtype)), ctx.out.dtype)
 
 
 @converter(torch.fmod, Tensor.fmod, prims.fmod)
@@ -156,6 +190,7 @@ def fmod(ctx, input, other):
     dtype = wide(ctx.out.dtype)
     if not dtype.is_floating_point:
         return cast(ctx, left_over(ctx, EW.DIV, input, other, dtype), ctx.out.dtype)
+    input, other = as_recorded(ctx, input, other)
     input = cast(ctx, input, dtype)
     divisor = abs(other) if isinstance(other, (int, float, Tensor)) else unary(ctx, Unary.ABS, cast(ctx, other, dtype))
     x = modulo(ctx, unary(ctx, Unary.ABS, input), divisor, dtype)
@@ -169,6 +204,12 @@ def modulo(ctx, a, b, dtype):
         return x
     astray = elementwise(ctx, EW.LESS, elementwise(ctx, EW.PROD, x, b, dtype), 0)
     return select(ctx, astray, elementwise(ctx, EW.SUM, x, b, dtype), x)
+
+
+def as_recorded(ctx, *values):
+    """Numbers as the recorded dtype holds them, as torch takes a remainder of half precision by them."""
+    half = is_half(ctx.out.dtype)
+    return [rounded(v, ctx.out.dtype) if half and isinstance(v, (int, float)) else v for v in values]
 
 
 def left_over(ctx, division, a, b, dtype):

@@ -2,8 +2,13 @@ from torch2rt.vocabulary import (
     cast,
     check,
     converter,
+    dims,
     dtype_of,
     elementwise,
+    gather,
+    is_symbolic,
+    reduce,
+    reshape,
     result_type,
     select,
     torch,
@@ -22,7 +27,8 @@ def compare(ctx, op, a, b):
     """One comparison in torch's common dtype; bytes are compared as int32."""
     dtype = result_type(ctx, a, b)
     if dtype in (torch.int8, torch.uint8):
-        a, b = (x if isinstance(x, trt.ITensor) else torch.as_tensor(x).to(dtype) for x in (a, b))
+        a, b = (torch.as_tensor(x) if isinstance(x, (int, float)) else x for x in (a, b))
+        a, b = (x if is_symbolic(x) else cast(ctx, x, dtype) for x in (a, b))
         dtype = torch.int32
     return elementwise(ctx, op, a, b, dtype)
 
@@ -185,35 +191,93 @@ def logical_not(ctx, input):
 
 # Bits ----------------------------------------------------------------------------------------------------------------
 
-AS_BOOL = "TensorRT has no bitwise layers: bools are supported, integers not"
 
-
-@converter(
-    torch.bitwise_and, Tensor.bitwise_and, Tensor.__and__, prims.bitwise_and,
-    limits="bools; integers with a mask 2**n - 1",
-)  # fmt: skip
+@converter(torch.bitwise_and, Tensor.bitwise_and, Tensor.__and__, prims.bitwise_and)
 def bitwise_and(ctx, input, other):
-    """Of an integer, the lowest bits are what remains of a division."""
     if ctx.out.dtype is torch.bool:
         return elementwise(ctx, EW.AND, input, other)
-    x, mask = (other, input) if isinstance(input, int) else (input, other)
-    low_bits = isinstance(mask, int) and 0 < mask < torch.iinfo(ctx.out.dtype).max and mask & (mask + 1) == 0
-    check(low_bits, f"{AS_BOOL}, but for masks of the form 2**n - 1")
-    x = cast(ctx, x, _integer(ctx.out.dtype))
-    high = elementwise(ctx, EW.PROD, elementwise(ctx, EW.FLOOR_DIV, x, mask + 1), mask + 1)
-    return cast(ctx, elementwise(ctx, EW.SUB, x, high), ctx.out.dtype)
+    return cast(ctx, shared_bits(ctx, *whole(ctx, input, other)), ctx.out.dtype)
 
 
-@converter(torch.bitwise_or, Tensor.bitwise_or, Tensor.__or__, prims.bitwise_or, limits="bools only")
+@converter(torch.bitwise_or, Tensor.bitwise_or, Tensor.__or__, prims.bitwise_or)
 def bitwise_or(ctx, input, other):
-    check(ctx.out.dtype is torch.bool, AS_BOOL)
-    return elementwise(ctx, EW.OR, input, other)
+    """The bits that only one integer has, and all of the other one."""
+    if ctx.out.dtype is torch.bool:
+        return elementwise(ctx, EW.OR, input, other)
+    a, b = whole(ctx, input, other)
+    alone = elementwise(ctx, EW.SUB, a, shared_bits(ctx, a, b))
+    return cast(ctx, elementwise(ctx, EW.SUM, alone, b), ctx.out.dtype)
 
 
-@converter(torch.bitwise_xor, Tensor.bitwise_xor, Tensor.__xor__, prims.bitwise_xor, limits="bools only")
+@converter(torch.bitwise_xor, Tensor.bitwise_xor, Tensor.__xor__, prims.bitwise_xor)
 def bitwise_xor(ctx, input, other):
-    check(ctx.out.dtype is torch.bool, AS_BOOL)
-    return elementwise(ctx, EW.XOR, input, other)
+    if ctx.out.dtype is torch.bool:
+        return elementwise(ctx, EW.XOR, input, other)
+    a, b = whole(ctx, input, other)
+    shared = shared_bits(ctx, a, b)
+    alone = [elementwise(ctx, EW.SUB, x, shared) for x in (a, b)]
+    return cast(ctx, elementwise(ctx, EW.SUM, *alone), ctx.out.dtype)
+
+
+def whole(ctx, *values):
+    """Integers in the type they are computed in; constants keep the range of the recorded one."""
+    dtype = ctx.out.dtype
+    return [
+        cast(ctx, x if isinstance(x, trt.ITensor) or is_symbolic(x) else torch.as_tensor(x).to(dtype), _integer(dtype))
+        for x in values
+    ]
+
+
+def shared_bits(ctx, a, b):
+    """The bits that two integers share: TensorRT has no bitwise layers, but it divides.
+
+    Of a mask of the lowest bits, what remains of a division, and of one of all others, what is divided. Else all bits
+    that may be shared lie along a dimension of their own.
+    """
+    x, mask = (b, a) if isinstance(a, Tensor) else (a, b)
+    dtype, width = dtype_of(x), torch.iinfo(ctx.out.dtype).bits
+    places = list(range(width))
+    if isinstance(mask, Tensor) and mask.numel() == 1 and mask.dim() <= len(dims(ctx, x)):
+        mask = int(mask)
+        if 0 <= mask < torch.iinfo(dtype).max and mask & (mask + 1) == 0:
+            return elementwise(ctx, EW.SUB, x, multiples(ctx, x, mask + 1))
+        if -torch.iinfo(dtype).max <= mask < 0 and -mask & (-mask - 1) == 0:
+            return multiples(ctx, x, -mask)
+        places = [k for k in places if mask >> k & 1]
+    bits = bits_of(ctx, x, places)
+    if not isinstance(mask, int):
+        bits = elementwise(ctx, EW.PROD, bits, bits_of(ctx, mask, places))
+    signed = ctx.out.dtype.is_signed
+    worth = torch.tensor([-(1 << k) if signed and k == width - 1 else 1 << k for k in places], dtype=dtype)
+    return reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, bits, worth), -1)
+
+
+def multiples(ctx, x, unit):
+    """The greatest multiples of a number that integers reach."""
+    return elementwise(ctx, EW.PROD, elementwise(ctx, EW.FLOOR_DIV, x, unit), unit)
+
+
+def bits_of(ctx, x, places):
+    """Bits of integers, along a new last dimension: whether the quotients by powers of two are odd."""
+    if isinstance(x, Tensor):
+        return x.unsqueeze(-1) >> torch.tensor(places, device=x.device) & 1
+    x = shifted_down(ctx, reshape(ctx, x, [*dims(ctx, x), 1]), torch.tensor(places))
+    return elementwise(ctx, EW.SUB, x, multiples(ctx, x, 2))
+
+
+def shifted_down(ctx, x, shift):
+    """Quotients by powers of two; the highest is beyond the type, so it takes two divisions."""
+    highest = torch.iinfo(dtype_of(x)).bits - 1
+    powers = [1 << min(k, highest - 1) for k in range(highest + 1)]
+    x = elementwise(ctx, EW.FLOOR_DIV, x, _looked_up(ctx, powers, shift, x))
+    if isinstance(shift, Tensor) and not bool((shift == highest).any()):
+        return x
+    return elementwise(ctx, EW.FLOOR_DIV, x, _looked_up(ctx, [1] * highest + [2], shift, x))
+
+
+def _looked_up(ctx, table, shift, like):
+    table = torch.tensor(table, dtype=dtype_of(like))
+    return table[shift.cpu()] if isinstance(shift, Tensor) else gather(ctx, table, shift, 0)
 
 
 @converter(torch.bitwise_not, Tensor.bitwise_not, Tensor.__invert__, prims.bitwise_not)
@@ -227,27 +291,32 @@ def bitwise_not(ctx, input):
 
 
 @converter(
-    torch.bitwise_left_shift, Tensor.bitwise_left_shift, Tensor.__lshift__, prims.shift_left, limits="by constants"
+    torch.bitwise_left_shift, Tensor.bitwise_left_shift, Tensor.__lshift__, prims.shift_left, limits="int32, int64"
 )  # fmt: skip
 def left_shift(ctx, input, other):
-    return elementwise(ctx, EW.PROD, input, _power_of_two(ctx, other), ctx.out.dtype)
+    (x,), bits = whole(ctx, input), torch.iinfo(ctx.out.dtype).bits
+    powers = [1 << k for k in range(bits - 1)] + [-(1 << bits - 1)]
+    return elementwise(ctx, EW.PROD, x, _looked_up(ctx, powers, _amount(ctx, other), x))
 
 
 @converter(
     torch.bitwise_right_shift, Tensor.bitwise_right_shift, Tensor.__rshift__, prims.shift_right_arithmetic,
-    limits="by constants",
+    limits="int32, int64",
 )  # fmt: skip
 def right_shift(ctx, input, other):
-    return elementwise(ctx, EW.FLOOR_DIV, input, _power_of_two(ctx, other), ctx.out.dtype)
+    (x,) = whole(ctx, input)
+    return shifted_down(ctx, x, _amount(ctx, other))
 
 
-def _power_of_two(ctx, shift):
+def _amount(ctx, shift):
+    """By how many bits to shift; more than there are or less than none are for torch to define, which it does not."""
     dtype = ctx.out.dtype
-    check(isinstance(shift, (int, Tensor)), "TensorRT has no shift layers; shifts by constants are supported")
     check(dtype in (torch.int32, torch.int64), f"shifts of {dtype} are not supported; cast to int32")
-    shift, largest = torch.as_tensor(shift), torch.iinfo(dtype).bits - 2
+    if isinstance(shift, trt.ITensor) or is_symbolic(shift):
+        return shift if dtype_of(shift) in (torch.int32, torch.int64) else cast(ctx, shift, torch.int32)
+    shift, largest = torch.as_tensor(shift).long(), torch.iinfo(dtype).bits - 1
     check(bool(((shift >= 0) & (shift <= largest)).all()), f"shifts of {dtype} are supported from 0 to {largest}")
-    return torch.bitwise_left_shift(torch.ones_like(shift), shift).to(dtype)
+    return shift
 
 
 def _integer(dtype):

@@ -10,7 +10,9 @@ from torch2rt.vocabulary import (
     dtype_of,
     is_symbolic,
     lift,
+    narrow,
     ntuple,
+    reshape,
     slice_nd,
     torch,
     trt,
@@ -34,7 +36,7 @@ def conv(ctx, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
 
 @converter(
     torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
-    limits="kernel sizes are static; a kernel that is not constant has no stride and dilation at once",
+    limits="kernel sizes are static",
 )  # fmt: skip
 def conv_transpose(ctx, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """TensorRT has no output_padding and no deconvolution with stride and dilation, or in bfloat16.
@@ -46,7 +48,7 @@ def conv_transpose(ctx, input, weight, bias=None, stride=1, padding=0, output_pa
     stride, padding, output_padding, dilation = (ntuple(v, n) for v in (stride, padding, output_padding, dilation))
     check(not any(map(is_symbolic, (*padding, *output_padding))), "padding and output_padding must be static")
     if max(stride) > 1 and max(dilation) > 1:
-        weight, dilation = _spread(weight, dilation), (1,) * n
+        weight, dilation = _spread(ctx, weight, dilation), (1,) * n
     more = [max(0, math.ceil((o - p) / d)) for o, p, d in zip(output_padding, padding, dilation, strict=True)]
     if any(more):
         weight = _extended(ctx, weight, more)
@@ -67,6 +69,7 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
 def _layer(ctx, add, input, weight, bias, maps, stride, before, after, dilation, groups):
     """One (de)convolution; kernel and bias are its weights where they are constant, else its inputs."""
     n = len(stride)
+    check(ctx.out.dtype.is_floating_point, f"TensorRT convolves no {ctx.out.dtype}")
     check(not any(map(is_symbolic, (*dims(ctx, weight), *before))), "the sizes of kernel and padding must be static")
     x = lift(ctx, input, n)
     weight = weight if isinstance(weight, torch.Tensor) else lift(ctx, weight, n)
@@ -85,13 +88,18 @@ def _layer(ctx, add, input, weight, bias, maps, stride, before, after, dilation,
     return unlift(ctx, layer.get_output(0), n)
 
 
-def _spread(weight, dilation):
-    """A kernel with its dilation spelled out in zeros."""
-    check(isinstance(weight, torch.Tensor), "stride and dilation at once need a constant kernel")
-    sizes = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    spread = weight.new_zeros(*weight.shape[:2], *sizes)
-    spread[(..., *(slice(None, None, d) for d in dilation))] = weight
-    return spread
+def _spread(ctx, weight, dilation):
+    """A kernel with its dilation spelled out in zeros: behind each of its elements, but for the last."""
+    sizes = [d * (k - 1) + 1 for d, k in zip(dilation, dims(ctx, weight)[2:], strict=True)]
+    if isinstance(weight, torch.Tensor):
+        spread = weight.new_zeros(*weight.shape[:2], *sizes)
+        spread[(..., *(slice(None, None, d) for d in dilation))] = weight
+        return spread
+    for axis, (d, size) in enumerate(zip(dilation, sizes, strict=True), 2):
+        before, (k, *after) = dims(ctx, weight)[:axis], dims(ctx, weight)[axis:]
+        rows = _padded(ctx, reshape(ctx, weight, (*before, k, 1, *after)), (*before, k, d, *after))
+        weight = narrow(ctx, reshape(ctx, rows, (*before, k * d, *after)), axis, 0, size)
+    return weight
 
 
 def _extended(ctx, weight, more):
@@ -99,5 +107,8 @@ def _extended(ctx, weight, more):
     if isinstance(weight, torch.Tensor):
         return F.pad(weight, [v for m in reversed(more) for v in (0, m)])
     sizes = dims(ctx, weight)
-    longer = [*sizes[:2], *(k + m for k, m in zip(sizes[2:], more, strict=True))]
-    return slice_nd(ctx, weight, [0] * len(sizes), longer, [1] * len(sizes), trt.SampleMode.FILL)
+    return _padded(ctx, weight, [*sizes[:2], *(k + m for k, m in zip(sizes[2:], more, strict=True))])
+
+
+def _padded(ctx, weight, sizes):
+    return slice_nd(ctx, weight, [0] * len(sizes), sizes, [1] * len(sizes), trt.SampleMode.FILL)

@@ -115,15 +115,28 @@ def linspace(start, end, steps, *, dtype=None, device=None, **kwargs):
     if not any(map(is_traced, (start, end, steps))):
         return NotImplemented
     dtype = dtype or torch.get_default_dtype()
-    check(dtype.is_floating_point, "numbers evenly spaced and rounded to integers are not supported; make them floats")
     device = next((v.device for v in (start, end) if isinstance(v, Tensor)), device)
+    if not dtype.is_floating_point:
+        return _integers(start, end, steps, device).to(dtype)
     i = torch.arange(steps, dtype=torch.float32, device=device)
     step = (end - start) / torch.sym_max(steps - 1, 1)
     return torch.where(i < torch.sym_max(steps // 2, 1), start + step * i, end - step * (steps - 1 - i)).to(dtype)
 
 
+def _integers(start, end, steps, device):
+    """Evenly spaced numbers without their fractions, by exact arithmetic, where torch's rounds in float64."""
+    start, end = (v.long() if isinstance(v, Tensor) else torch.sym_int(v) for v in (start, end))
+    count = torch.sym_max(steps - 1, 1)
+    total = start * count + (end - start) * torch.arange(steps, device=device)
+    return torch.div(total, count, rounding_mode="trunc")
+
+
 @composite(torch.logspace)
 def logspace(start, end, steps, base=10.0, **kwargs):
+    if not any(map(is_traced, (start, end, steps, base))):
+        return NotImplemented
+    dtype = kwargs.get("dtype")
+    check(dtype is None or dtype.is_floating_point, "powers rounded to integers are not supported; make them floats")
     return torch.pow(base, torch.linspace(start, end, steps, **kwargs))
 
 

@@ -118,7 +118,8 @@ def contract(ctx, a, first, b, second, keep):
     """The product of two labelled tensors summed over the labels not in `keep`, and its labels."""
     size_a, size_b = (dict(zip(labels, dims(ctx, x))) for x, labels in ((a, first), (b, second)))
     single = lambda sizes, label: label not in sizes or same_size(sizes[label], 1)  # noqa: E731
-    alone = [n for n in {**size_a, **size_b} if n not in keep and single(size_a, n) != single(size_b, n)]
+    own = {n for n in {**size_a, **size_b} if single(size_a, n) != single(size_b, n)} | (size_a.keys() ^ size_b.keys())
+    alone = own - {*keep}
     a, first = sum_out(ctx, a, first, [label for label in first if label in alone])
     b, second = sum_out(ctx, b, second, [label for label in second if label in alone])
     inner = [label for label in first if label in second and label not in keep]

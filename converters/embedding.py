@@ -5,12 +5,17 @@ import torch.nn.functional as F
 from torch2rt.vocabulary import check, composite, converter, gather, is_traced, torch
 
 
+@composite(F.embedding)
+def never_renormed(input, weight, padding_idx=None, max_norm=None, *args, **kwargs):
+    check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
+    return NotImplemented
+
+
 @converter(F.embedding, limits="no max_norm")
 def embedding(
     ctx, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
 ):
     """`padding_idx`, `scale_grad_by_freq` and `sparse` are about gradients."""
-    check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
     return gather(ctx, weight, input, 0)
 
 

@@ -106,13 +106,23 @@ def plain_setitem(input, index, value):
         value = value.to(input.dtype) if isinstance(value, Tensor) else input.new_tensor(value)
         aten.index_put_.default(input, [None if w else item for w, item in zip(whole, items, strict=True)], value)
         return None
+    masks = [i for i, item in enumerate(items) if isinstance(item, Tensor) and is_traced(item)]
+    others = all(i in masks or isinstance(item, slice) and item == slice(None) for i, item in enumerate(items))
+    if len(masks) == 1 and others and items[masks[0]].dtype is torch.bool and isinstance(value, Tensor) and value.dim():
+        aten.index_put_.default(input, [None] * masks[0] + [items[masks[0]]], value)
+        return None
     return NotImplemented
 
 
 def _plain_index(input, index):
     """An index of numbers, slices and integer tensors only, and what is left to index once its sizes are selected."""
+    nested = isinstance(index, list) and any(not isinstance(item, (int, float)) for item in index)
+    check(not nested, "torch takes a list of other things than numbers for a tuple, or not; write a tuple or a tensor")
     items = index if isinstance(index, tuple) else (index,)
     plain = [part for item in items for part in _plain(input, item)]
+    if any(map(_is_truth, items)):
+        met = sum(_is_truth(item) or isinstance(item, Tensor) for item in (*items, *plain))
+        check(met == 1, "True beside another True or an index tensor is not supported; index one after the other")
     if any(map(is_symbolic, plain)):
         plain = _spelled_out(plain, input.dim())
         at = [d for d, item in enumerate(item for item in plain if item is not None) if is_symbolic(item)]
@@ -337,12 +347,14 @@ def _under_mask(ctx, values, mask, dim):
     return reshape(ctx, values, [*shape[:at], *[1] * masked, *shape[at + 1 :]])
 
 
-@composite(torch.index_put, Tensor.index_put)
+@composite(torch.index_put, Tensor.index_put, aten.index_put, aten.index_put.default)
 def index_put_adding(input, indices, values, accumulate=False):
-    """With indexed dimensions as one, in front, it is an `index_add`."""
+    """With indexed dimensions as one, in front, it is an `index_add`; under one computed mask, a `masked_scatter`."""
+    places, first = _places(indices)
+    if len(places) == 1 and indices[first].dtype is torch.bool and is_traced(indices[first]):
+        return _masked_put(input, indices[first], first, values, accumulate)
     if not accumulate or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
         return NotImplemented
-    places, first = _places(indices)
     order, back = _to_front(input.dim(), *places)
     x = input.permute(order)
     sizes, rest = x.shape[: len(places)], x.shape[len(places) :]
@@ -354,6 +366,19 @@ def index_put_adding(input, indices, values, accumulate=False):
     updates = updates.permute(_to_front(updates.dim(), *range(first, first + place.dim()))[0])
     rows = x.reshape(total, *rest).index_add(0, place.flatten(), updates.reshape(-1, *rest))
     return rows.reshape(x.shape).permute(back)
+
+
+def _masked_put(input, mask, dim, values, accumulate):
+    """A value, or a row of them, for each true element of a mask over the dimensions from `dim` on."""
+    order, back = _to_front(input.dim(), *range(dim, dim + mask.dim()))
+    x, after = input.permute(order), input.dim() - dim - mask.dim()
+    if values.dim() <= after or same_size(values.shape[values.dim() - after - 1], 1):
+        return NotImplemented
+    rest = x.shape[mask.dim() :]
+    rows = values.expand(*rest[:dim], values.shape[values.dim() - after - 1], *rest[dim:]).movedim(dim, 0)
+    mask = mask.reshape(*mask.shape, *[1] * len(rest))
+    result = (torch.zeros_like(x) if accumulate else x).masked_scatter(mask, rows)
+    return (x + result if accumulate else result).permute(back)
 
 
 @converter(torch.index_copy, Tensor.index_copy)
@@ -391,4 +416,7 @@ def _put_rows(ctx, x, place, rows):
             rows, place = gather(ctx, rows, torch.tensor([*last.values()]), 0), torch.tensor([*last])
     x, rows = materialize(ctx, x), materialize(ctx, rows)
     layer = ctx.network.add_scatter(x, reshape(ctx, place, [*dims(ctx, place), 1]), rows, trt.ScatterMode.ND)
-    return ctx.track(layer.get_output(0), dims(ctx, x))
+    result = ctx.track(layer.get_output(0), dims(ctx, x))
+    if id(x) in ctx.bytes:
+        ctx.bytes.add(id(result))
+    return result

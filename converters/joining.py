@@ -1,16 +1,27 @@
+from torch.overrides import handle_torch_function, has_torch_function
+
 from torch2rt.vocabulary import (
     cast,
+    check,
+    composite,
     concat,
     converter,
     dims,
+    elementwise,
+    gather,
+    iota,
+    is_traced,
     materialize,
     narrow,
     reshape,
+    select,
     torch,
+    trt,
     wrap_dim,
 )
 
 Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
+EW = trt.ElementWiseOperation
 
 
 @converter(torch.cat, torch.concat, torch.concatenate, prims.cat)
@@ -51,3 +62,38 @@ def _pieces(ctx, x, dim):
     """One piece after the other along a dimension, as long as recorded."""
     lengths = [piece.shape[dim] for piece in ctx.out]
     return tuple(narrow(ctx, x, dim, sum(lengths[:i]), length) for i, length in enumerate(lengths))
+
+
+@composite(torch.tensor_split, Tensor.tensor_split)
+def tensor_split(input, *args, **kwargs):
+    given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+    check(not any(map(is_traced, given)), "how large the parts are depends on a computed tensor; give numbers")
+    return NotImplemented
+
+
+# A part that starts where data says ----------------------------------------------------------------------------------
+
+
+@composite(torch.narrow, Tensor.narrow)
+def narrow_op(input, dim, start, length):
+    if not isinstance(start, Tensor):
+        return NotImplemented
+    check(not start.dim() and not start.dtype.is_floating_point, "a computed start is an integer without dimensions")
+    return narrow_at(input, dim, start, length) if is_traced(start) else input.narrow(dim, int(start), length)
+
+
+def narrow_at(input, dim, start, length):
+    """`torch.narrow`, of whose fake result only the memory and the sizes count: a write to that memory is refused."""
+    if has_torch_function((input, start)):
+        return handle_torch_function(narrow_at, (input, start), input, dim, start, length)
+    if not is_traced(start):
+        return input.narrow(dim, start, length)
+    part = input.narrow(dim, 0, length)
+    return part.as_strided(part.shape, part.stride(), part.storage_offset())
+
+
+@converter(narrow_at)
+def narrow_at_op(ctx, input, dim, start, length):
+    first = elementwise(ctx, EW.SUM, start, dims(ctx, input)[dim])
+    first = select(ctx, elementwise(ctx, EW.LESS, start, 0), first, start, torch.int64)
+    return gather(ctx, input, elementwise(ctx, EW.SUM, first, iota(ctx, length)), dim)

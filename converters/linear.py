@@ -13,6 +13,7 @@ from torch2rt.vocabulary import (
     dims,
     dtype_of,
     elementwise,
+    expand,
     gather,
     is_symbolic,
     materialize,
@@ -112,20 +113,23 @@ def plus_product(ctx, input, a, b, beta, alpha):
         a, alpha = cast(ctx, elementwise(ctx, EW.PROD, a, alpha, wide(ctx.out.dtype)), ctx.out.dtype), 1
     result = matmul_op(ctx, a, b)
     if alpha != 1:
-        result = elementwise(ctx, EW.PROD, result, alpha, ctx.out.dtype)
+        result = elementwise(ctx, EW.PROD, result, alpha, wide(ctx.out.dtype))
     return plus(ctx, input, result, beta)
 
 
 def plus(ctx, input, result, beta):
-    if not is_symbolic(beta) and beta == 0:
-        return result
-    if is_symbolic(beta) or beta != 1:
-        input = elementwise(ctx, EW.PROD, input, beta, ctx.out.dtype)
-    return elementwise(ctx, EW.SUM, result, input, ctx.out.dtype)
+    """`beta * input + result`, rounded once after factors."""
+    dtype = dtype_of(result)
+    if is_symbolic(beta) or beta not in (0, 1):
+        dtype = wide(ctx.out.dtype)
+        input = elementwise(ctx, EW.PROD, input, beta, dtype)
+    if is_symbolic(beta) or beta != 0:
+        result = elementwise(ctx, EW.SUM, result, input, dtype)
+    return cast(ctx, result, ctx.out.dtype)
 
 
 @converter(torch.addmm, Tensor.addmm)
-def addmm(ctx, input, mat1, mat2, *, beta=1, alpha=1):
+def addmm(ctx, input, mat1, mat2, out_dtype=None, *, beta=1, alpha=1):
     return plus_product(ctx, input, mat1, mat2, beta, alpha)
 
 
@@ -135,7 +139,7 @@ def addmv(ctx, input, mat, vec, *, beta=1, alpha=1):
 
 
 @converter(torch.baddbmm, Tensor.baddbmm)
-def baddbmm(ctx, input, batch1, batch2, *, beta=1, alpha=1):
+def baddbmm(ctx, input, batch1, batch2, out_dtype=None, *, beta=1, alpha=1):
     return plus_product(ctx, input, batch1, batch2, beta, alpha)
 
 
@@ -224,10 +228,15 @@ def norm(ctx, x, p, dim, keepdim=False):
 
 @converter(F.cosine_similarity)
 def cosine_similarity(ctx, x1, x2, dim=1, eps=1e-8):
+    """A vector that is broadcast along `dim` is as long as the other."""
     a, b = operands(ctx, x1, x2, dtype=wide(ctx.out.dtype))
-    length, other = (elementwise(ctx, EW.MAX, norm(ctx, x, 2, dim), eps) for x in (a, b))
-    dot = reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), dim)
-    return cast(ctx, elementwise(ctx, EW.DIV, dot, elementwise(ctx, EW.PROD, length, other)), ctx.out.dtype)
+    products = elementwise(ctx, EW.PROD, a, b)
+    result, axis = reduce(ctx, Reduce.SUM, products, dim), wrap_dim(dim, len(dims(ctx, products)))
+    for x in (a, b):
+        sizes = [dims(ctx, products)[d] if d == axis else n for d, n in enumerate(dims(ctx, x))]
+        length = elementwise(ctx, EW.MAX, norm(ctx, expand(ctx, x, sizes), 2, axis), eps)
+        result = elementwise(ctx, EW.DIV, result, length)
+    return cast(ctx, result, ctx.out.dtype)
 
 
 @converter(F.pairwise_distance)
@@ -235,6 +244,14 @@ def pairwise_distance(ctx, x1, x2, p=2.0, eps=1e-6, keepdim=False):
     a, b = operands(ctx, x1, x2, dtype=wide(ctx.out.dtype))
     difference = elementwise(ctx, EW.SUM, elementwise(ctx, EW.SUB, a, b), eps)
     return cast(ctx, norm(ctx, difference, p, -1, keepdim), ctx.out.dtype)
+
+
+@composite(torch.pdist)
+def pdist(input, p=2.0):
+    """The distances of all pairs of rows, in the order of the upper triangle."""
+    check(not is_symbolic(input.shape[0]), "how many pairs there are grows with the square of a dynamic size")
+    first, second = torch.triu_indices(input.shape[0], input.shape[0], 1, device=input.device)
+    return torch.linalg.vector_norm(input[first] - input[second], p, -1)
 
 
 @converter(torch.cdist)

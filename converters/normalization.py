@@ -3,6 +3,7 @@ from torch2rt.vocabulary import (
     axes,
     cast,
     check,
+    composite,
     constant,
     converter,
     dims,
@@ -18,6 +19,7 @@ from torch2rt.vocabulary import (
 )
 
 EW, Reduce, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.UnaryOperation
+aten = torch.ops.aten
 
 TRAINING = "it updates running statistics; call .eval() on the module before converting it"
 
@@ -30,6 +32,19 @@ def layer_norm(ctx, input, normalized_shape, weight=None, bias=None, eps=1e-5, c
     sizes = dims(ctx, input)
     first = len(sizes) - len(normalized_shape)
     return _normalize(ctx, input, range(first, len(sizes)), (*[1] * first, *sizes[first:]), weight, bias, eps)
+
+
+@composite(torch.native_layer_norm, aten.native_layer_norm, aten.native_layer_norm.default)
+def layer_norm_and_statistics(input, normalized_shape, weight, bias, eps):
+    spread, mean = _statistics(input, [-1 - d for d in range(len(normalized_shape))], eps, True, weight, bias)
+    return torch.layer_norm(input, normalized_shape, weight, bias, eps), mean, spread
+
+
+def _statistics(x, dim, eps, keepdim, *affine):
+    """What is divided by, as a factor, and the mean: in float32, but on the CPU in the type of the parameters."""
+    variance, mean = torch.var_mean(x.float(), dim, correction=0, keepdim=keepdim)
+    dtype = next(v.dtype for v in (*affine, x) if v is not None) if x.device.type == "cpu" else torch.float32
+    return (variance + eps).rsqrt().to(dtype), mean.to(dtype)
 
 
 @converter(torch.native_layer_norm, limits="mean and rstd are not results of the layer")
@@ -51,6 +66,12 @@ def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_e
         x = _normalize(ctx, x, spatial, (1, num_groups, *shape[2:]), None, None, eps, num_groups)
         x = _affine(ctx, x, weight, bias, shape)
     return reshape(ctx, x, sizes)
+
+
+@composite(torch.native_group_norm, aten.native_group_norm, aten.native_group_norm.default)
+def group_norm_and_statistics(input, weight, bias, N, C, HxW, group, eps):
+    spread, mean = _statistics(input.reshape(N, group, C // group * HxW), -1, eps, False, weight, bias)
+    return torch.group_norm(input, group, weight, bias, eps), mean, spread
 
 
 @converter(torch.native_group_norm, limits="mean and rstd are not results of the layer")
@@ -133,9 +154,9 @@ def native_batch_norm_legit_no_training(ctx, input, weight, bias, running_mean, 
 
 def _by_running(ctx, x, weight, bias, mean, var, eps):
     """Statistics and affine parameters folded into one scale layer, which a convolution before it takes in."""
-    given = [v for v in (weight, bias, mean, var) if v is not None]
-    check(all(isinstance(v, torch.Tensor) for v in given), "statistics, weight and bias must be constant")
     check(mean is not None and var is not None, "there are no running statistics to normalise by")
+    if any(isinstance(v, trt.ITensor) for v in (weight, bias, mean, var)):
+        return _by_computed(ctx, x, weight, bias, mean, var, eps)
     scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
     shift = (0 if bias is None else bias.double()) - mean.double() * scale
     dtype, sizes = dtype_of(x), dims(ctx, x)
@@ -147,3 +168,15 @@ def _by_running(ctx, x, weight, bias, mean, var, eps):
     weights = ctx.weights(shift, "shift"), ctx.weights(scale, "scale"), trt.Weights(x.dtype)
     layer = ctx.network.add_scale_nd(x, trt.ScaleMode.CHANNEL, *weights, 1)
     return cast(ctx, ctx.track(layer.get_output(0), sizes), dtype)
+
+
+def _by_computed(ctx, x, weight, bias, mean, var, eps):
+    """The same, of statistics and parameters that are not all constant, in float32 as torch does."""
+    var = cast(ctx, var, torch.float32)
+    scale = unary(ctx, Unary.RECIP, unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, var, eps)))
+    scale = scale if weight is None else elementwise(ctx, EW.PROD, scale, weight)
+    shift = unary(ctx, Unary.NEG, elementwise(ctx, EW.PROD, scale, mean))
+    shift = shift if bias is None else elementwise(ctx, EW.SUM, shift, bias)
+    sizes = dims(ctx, x)
+    shape = (1, sizes[1], *[1] * (len(sizes) - 2))
+    return cast(ctx, _affine(ctx, cast(ctx, x, torch.float32), scale, shift, shape), dtype_of(x))

@@ -1,6 +1,6 @@
 import torch.nn.functional as F
 
-from torch2rt.vocabulary import check, converter, dims, is_symbolic, same_size, slice_nd, torch, trt
+from torch2rt.vocabulary import check, converter, dims, is_symbolic, require, same_size, slice_nd, torch, trt
 
 Mode, _nn = trt.SampleMode, torch._C._nn
 
@@ -18,6 +18,11 @@ def pad_op(ctx, input, pad, mode="constant", value=None):
         pairs = [(before - _lower(before), after - _lower(after)) for before, after in pairs]
     if not any(is_symbolic(amount) or amount > 0 for pair in pairs for amount in pair):
         return _slice(ctx, input, pairs)
+    if mode in ("reflect", "circular"):
+        for size, pair in zip(dims(ctx, input), pairs, strict=True):
+            for amount in pair:
+                enough = size > amount if mode == "reflect" else size >= amount
+                require(ctx, enough, f"mode='{mode}' pads a dimension by {amount}, for which it is too small")
     return _slice(ctx, input, pairs, MODES[mode], value if mode == "constant" else None)
 
 
@@ -28,6 +33,8 @@ def _lower(amount):
 
 def _slice(ctx, x, pairs, mode=None, fill=None):
     sizes = [size + before + after for size, (before, after) in zip(dims(ctx, x), pairs, strict=True)]
+    for size, (before, after) in zip(dims(ctx, x), pairs, strict=True):
+        require(ctx, size + _lower(before) + _lower(after) >= 0, "more is cropped than there is")
     fill = None if fill is None or same_size(fill, 0) else fill  # zeros come for free
     return slice_nd(ctx, x, [-before for before, _ in pairs], sizes, [1] * len(pairs), mode, fill)
 

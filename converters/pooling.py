@@ -145,6 +145,7 @@ def _max_pool(ctx, x, window, ceil_mode, sizes):
     n = len(kernel)
     if max(dilation) > 1 or not dtype_of(x).is_floating_point:
         return _shifted_max(ctx, x, window, sizes[-n:])
+    kernel = _no_larger(ctx, x, kernel, padding)
     x = lift(ctx, x, n)
     if ceil_mode and any(s > k - p for k, s, p in zip(kernel, stride, padding, strict=True)):
         x = _reach(ctx, x, window, sizes[-n:], -math.inf)
@@ -153,6 +154,14 @@ def _max_pool(ctx, x, window, ceil_mode, sizes):
     if ceil_mode:
         layer.padding_mode = trt.PaddingMode.EXPLICIT_ROUND_UP
     return unlift(ctx, layer.get_output(0), n, sizes)
+
+
+def _no_larger(ctx, x, kernel, padding):
+    """A window that hangs over everything, as `ceil_mode` allows, sees what one as large as the padded input does."""
+    sizes = dims(ctx, x)[-len(kernel) :]
+    return tuple(
+        k if is_symbolic(size) else min(k, size + 2 * p) for size, k, p in zip(sizes, kernel, padding, strict=True)
+    )
 
 
 def _pool(ctx, kind, x, kernel, stride, padding):
@@ -195,6 +204,8 @@ def _strided(ctx, x, axis, start, size, stride, fill):
 def _avg_pool(ctx, input, window, ceil_mode, count_include_pad, divisor):
     """torch counts what a window has inside the padded input, however far `ceil_mode` lets it hang over."""
     kernel, stride, padding = window
+    kernel = _no_larger(ctx, input, kernel, padding)
+    window = (kernel, stride, padding)
     n, sizes = len(kernel), ctx.out.shape[-len(kernel) :]
     each = zip(dims(ctx, input)[-n:], sizes, *window, strict=True)
     hangs = ceil_mode and not all(same_size(o, (i + 2 * p - k) // s + 1) for i, o, k, s, p in each)

@@ -10,6 +10,7 @@ from torch2rt.vocabulary import (
     dtype_of,
     elementwise,
     iota,
+    proven,
     reduce,
     reshape,
     select,
@@ -77,10 +78,13 @@ def all_op(ctx, input, dim=None, keepdim=False):
 
 
 def agreed(ctx, op, input, dim, keepdim):
-    """TensorRT reduces no bools: as integers, any is the largest and all the smallest. No dimensions mean none here."""
+    """TensorRT reduces no bools: as integers, any is the largest and all the smallest. No dimensions mean none here.
+
+    Of no elements, the largest is the lowest integer and the smallest the highest.
+    """
     x = cast(ctx, input, torch.bool)
     if dim not in ((), []):
-        x = cast(ctx, reduce(ctx, op, cast(ctx, x, torch.int32), dim, keepdim), torch.bool)
+        x = elementwise(ctx, EW.GREATER, reduce(ctx, op, cast(ctx, x, torch.int32), dim, keepdim), 0)
     return cast(ctx, x, ctx.out.dtype)
 
 
@@ -97,20 +101,29 @@ def extreme(ctx, op, input, dim, keepdim):
     return cast(ctx, reduce(ctx, op, comparable(ctx, input), dim, keepdim), ctx.out.dtype)
 
 
-def extreme_and_place(ctx, op, input, dim, keepdim=True):
+def extreme_and_place(ctx, op, input, dim):
     """The extreme along one dimension, which is kept, and where it stands first.
 
-    TopK leaves open which of equal elements it takes; torch takes the first. Of a row with a NaN, TensorRT may give the
-    last position.
+    TopK leaves open which of equal elements it takes; torch takes the first, and that of a NaN before all others, which
+    TensorRT's reduce layer may pass over: its positions count from the end, so that they are negative.
     """
     x = comparable(ctx, input)
     x = x if dims(ctx, x) else reshape(ctx, x, (1,))
     sizes = dims(ctx, x)
     dim = wrap_dim(dim, len(sizes))
     best = reduce(ctx, op, x, dim, keepdim=True)
-    positions = reshape(ctx, iota(ctx, sizes[dim]), [n if d == dim else 1 for d, n in enumerate(sizes)])
+    count, along = iota(ctx, sizes[dim]), [n if d == dim else 1 for d, n in enumerate(sizes)]
+    positions = reshape(ctx, count, along)
     candidates = select(ctx, elementwise(ctx, EW.EQUAL, x, best), positions, sizes[dim] - 1, torch.int64)
-    return best, reduce(ctx, Reduce.MIN, candidates, dim, keepdim)
+    if not dtype_of(x).is_floating_point:
+        return best, reduce(ctx, Reduce.MIN, candidates, dim, keepdim=True)
+    static = isinstance(count, Tensor)
+    from_end = reshape(ctx, count - sizes[dim] if static else elementwise(ctx, EW.SUB, count, sizes[dim]), along)
+    candidates = select(ctx, unary(ctx, Unary.ISNAN, x), from_end, candidates)
+    place = reduce(ctx, Reduce.MIN, candidates, dim, keepdim=True)
+    nan = elementwise(ctx, EW.LESS, place, 0)
+    place = select(ctx, nan, elementwise(ctx, EW.SUM, place, sizes[dim]), place)
+    return select(ctx, nan, math.nan, best), place
 
 
 def extreme_call(ctx, op, pairwise, input, dim, keepdim, other):
@@ -122,7 +135,7 @@ def extreme_call(ctx, op, pairwise, input, dim, keepdim, other):
         return cast(ctx, elementwise(ctx, pairwise, input, other, common), dtype)
     if dim is None:
         return extreme(ctx, op, input, None, False)
-    value, place = extreme_and_place(ctx, op, input, dim, keepdim)
+    value, place = extreme_and_place(ctx, op, input, dim)
     return recorded(ctx, value, ctx.out[0]), recorded(ctx, place, ctx.out[1])
 
 
@@ -154,18 +167,18 @@ def aminmax(ctx, input, *, dim=None, keepdim=False):
 
 @converter(torch.argmax, Tensor.argmax)
 def argmax(ctx, input, dim=None, keepdim=False):
-    return place_call(ctx, Reduce.MAX, input, dim, keepdim)
+    return place_call(ctx, Reduce.MAX, input, dim)
 
 
 @converter(torch.argmin, Tensor.argmin)
 def argmin(ctx, input, dim=None, keepdim=False):
-    return place_call(ctx, Reduce.MIN, input, dim, keepdim)
+    return place_call(ctx, Reduce.MIN, input, dim)
 
 
-def place_call(ctx, op, input, dim, keepdim):
+def place_call(ctx, op, input, dim):
     if dim is None:
         input, dim = reshape(ctx, input, [math.prod(dims(ctx, input))]), 0
-    return reshape(ctx, extreme_and_place(ctx, op, input, dim, keepdim)[1], ctx.out.shape)
+    return reshape(ctx, extreme_and_place(ctx, op, input, dim)[1], ctx.out.shape)
 
 
 # Spread --------------------------------------------------------------------------------------------------------------
@@ -185,7 +198,7 @@ def spread(ctx, input, dim, unbiased, correction):
         return reduce(ctx, Reduce.AVG, squares, dim, keepdim=True), mean
     sizes = dims(ctx, x)
     freedom = math.prod(n for d, n in enumerate(sizes) if axes(dim, len(sizes)) >> d & 1) - correction
-    freedom = freedom if correction <= 1 else torch.sym_max(freedom, 0)
+    freedom = freedom if proven(ctx, freedom >= 0) else torch.sym_max(freedom, 0)
     return elementwise(ctx, EW.DIV, reduce(ctx, Reduce.SUM, squares, dim, keepdim=True), freedom), mean
 
 
@@ -219,8 +232,8 @@ def std_mean(ctx, input, dim=None, unbiased=None, keepdim=False, *, correction=N
 
 
 @converter(torch.linalg.vector_norm, aten.linalg_vector_norm)
-def vector_norm(ctx, x, ord=2, dim=None, keepdim=False, *, dtype=None):
-    x = cast(ctx, x if dtype is None else cast(ctx, x, dtype), wide(ctx.out.dtype))
+def vector_norm(ctx, input, ord=2, dim=None, keepdim=False, *, dtype=None):
+    x = cast(ctx, input if dtype is None else cast(ctx, input, dtype), wide(ctx.out.dtype))
     return cast(ctx, norm_of(ctx, x, ord, dim, keepdim), ctx.out.dtype)
 
 
@@ -241,20 +254,20 @@ def norm_of(ctx, x, ord, dim, keepdim):
 
 
 @composite(torch.linalg.norm)
-def norm(A, ord=None, dim=None, keepdim=False, *, dtype=None):
-    vector = ord is None or isinstance(dim, int) or len(range(A.dim()) if dim is None else dim) == 1
+def norm(input, ord=None, dim=None, keepdim=False, *, dtype=None):
+    vector = ord is None or isinstance(dim, int) or len(range(input.dim()) if dim is None else dim) == 1
     if vector:
-        return torch.linalg.vector_norm(A, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
-    return torch.linalg.matrix_norm(A, ord, (0, 1) if dim is None else dim, keepdim, dtype=dtype)
+        return torch.linalg.vector_norm(input, 2 if ord is None else ord, dim, keepdim, dtype=dtype)
+    return torch.linalg.matrix_norm(input, ord, (0, 1) if dim is None else dim, keepdim, dtype=dtype)
 
 
 @composite(torch.linalg.matrix_norm)
-def matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None):
+def matrix_norm(input, ord="fro", dim=(-2, -1), keepdim=False, *, dtype=None):
     """The largest or smallest sum of a column (1) or a row (inf); torch's own body would make dynamic sizes static."""
     if ord == "fro":
-        return torch.linalg.vector_norm(A, 2, dim, keepdim, dtype=dtype)
+        return torch.linalg.vector_norm(input, 2, dim, keepdim, dtype=dtype)
     check(ord in (1, -1, math.inf, -math.inf), f"{ord=} needs singular values, which TensorRT has no layer for")
     summed, chosen = dim if abs(ord) == 1 else reversed(dim)
-    sums = torch.linalg.vector_norm(A, 1, summed, True, dtype=dtype)
+    sums = torch.linalg.vector_norm(input, 1, summed, True, dtype=dtype)
     x = sums.amax(chosen, True) if ord > 0 else sums.amin(chosen, True)
     return x if keepdim else x.squeeze(tuple(dim))

@@ -11,7 +11,6 @@ from torch2rt.vocabulary import (
     gather,
     iota,
     is_symbolic,
-    ntuple,
     proven,
     reshape,
     same_size,
@@ -43,20 +42,26 @@ ANTIALIASED = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_l
 
 
 def _register(name):
-    """The converter of one of the operators that `F.interpolate` calls; `ctx.out` knows the size that is asked for."""
+    """The converter of one of the operators that `F.interpolate` calls; `ctx.out` knows the size that is asked for.
+
+    `F.interpolate` gives the scale factors as a list, ATen's operators take them one by one.
+    """
     if "nearest" in name:
 
         @converter(getattr(_nn, name))
-        def nearest(ctx, input, output_size, scale_factors=None):
-            return _resize(ctx, name, input, scale_factors)
+        def nearest(ctx, input, output_size, *scale_factors, scales=None, scales_d=None, scales_h=None, scales_w=None):
+            return _resize(ctx, name, input, scale_factors, (scales_d, scales_h, scales or scales_w))
 
     else:
 
         @converter(getattr(_nn, name), limits="floating point only; static sizes for antialias and some of bicubic")
-        def interpolate(ctx, input, output_size, align_corners, scale_factors=None):
+        def interpolate(
+            ctx, input, output_size, align_corners, *scale_factors, scales=None, scales_d=None, scales_h=None,
+            scales_w=None,
+        ):  # fmt: skip
             dtype = dtype_of(input)
             check(dtype.is_floating_point, f"TensorRT resizes {dtype} only by 'nearest' and 'nearest-exact'")
-            return _resize(ctx, name, input, scale_factors, align_corners)
+            return _resize(ctx, name, input, scale_factors, (scales_d, scales_h, scales or scales_w), align_corners)
 
 
 for _name in (*LAYERS, *ANTIALIASED):
@@ -64,14 +69,15 @@ for _name in (*LAYERS, *ANTIALIASED):
         _register(_name)
 
 
-def _resize(ctx, name, input, scale_factors, align_corners=False):
+def _resize(ctx, name, input, scale_factors, more, align_corners=False):
     """One resize layer where its coordinates, which follow from the sizes, are torch's; else dimension by dimension.
 
     torch takes coordinates from a scale factor if there is one, whatever size that was rounded to.
     """
     dtype, sizes, out = dtype_of(input), dims(ctx, input)[2:], ctx.out.shape[2:]
     x = input if dtype.is_floating_point else cast(ctx, input, torch.float32)
-    each = list(zip(sizes, out, [s or None for s in ntuple(scale_factors, len(out))], strict=True))
+    scales = [*scale_factors, *more[-len(out) :][len(scale_factors) :]]
+    each = list(zip(sizes, out, [s or None for s in scales], strict=True))
     if name in LAYERS and all(_follows_from_sizes(ctx, name, align_corners, *one) for one in each):
         return cast(ctx, _layer(ctx, name, x, align_corners, each), dtype)
     x = x if "nearest" in name else cast(ctx, x, torch.float32)

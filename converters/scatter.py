@@ -14,7 +14,6 @@ from torch2rt.vocabulary import (
     materialize,
     require,
     reshape,
-    rewrite,
     same_size,
     slice_nd,
     torch,
@@ -43,9 +42,11 @@ def gather_op(ctx, input, dim, index, *, sparse_grad=False):
 
 @composite(torch.take_along_dim, Tensor.take_along_dim)
 def take_along_dim(input, indices, dim=None):
+    """A gather for which an index counts on after the last element, as before the first."""
     if dim is None:
-        return input.flatten().gather(0, indices.flatten())
+        return input.flatten().gather(0, indices.flatten() % input.numel())
     dim = wrap_dim(dim, input.dim())
+    indices = indices % input.shape[dim]
     around = lambda size, shape: [*shape[:dim], size, *shape[dim + 1 :]]  # noqa: E731
     shape = torch.broadcast_shapes(around(1, input.shape), around(1, indices.shape))
     return input.expand(around(input.shape[dim], shape)).gather(dim, indices.expand(around(indices.shape[dim], shape)))
@@ -73,12 +74,16 @@ def _in_range(ctx, index, x, dim):
 
 
 @converter(torch.scatter, Tensor.scatter)
-def scatter(ctx, input, dim, index, src=None, *, value=None):
+def scatter(ctx, input, dim, index, src=None, *, value=None, reduce=None):
+    check(reduce is None, f"{reduce=} is supported in torch.scatter itself")
     x, index = (materialize(ctx, v, None, 1) for v in (input, _in_range(ctx, index, input, dim)))
     updates = _for_each(ctx, value if src is None else src, dims(ctx, index))
     layer = ctx.network.add_scatter(x, index, updates, trt.ScatterMode.ELEMENT)
     layer.axis = wrap_dim(dim, len(dims(ctx, x)))
-    return reshape(ctx, ctx.track(layer.get_output(0), dims(ctx, x)), ctx.out.shape)
+    result = ctx.track(layer.get_output(0), dims(ctx, x))
+    if id(x) in ctx.bytes:
+        ctx.bytes.add(id(result))
+    return reshape(ctx, result, ctx.out.shape)
 
 
 def _for_each(ctx, src, sizes):
@@ -93,9 +98,31 @@ def take(input, index):
     return input.flatten()[index.flatten()].reshape(index.shape)
 
 
-@composite(Tensor.put)
+@composite(torch.put, Tensor.put)
 def put(input, index, source, accumulate=False):
     return input.flatten().index_put((index.flatten(),), source.flatten(), accumulate).reshape(input.shape)
+
+
+@composite(torch.masked_scatter, Tensor.masked_scatter)
+def masked_scatter(input, mask, source):
+    """Each true element takes the value at its place among all of them, or where these come in rows, each row does."""
+    input, mask = torch.broadcast_tensors(input, mask)
+    if same_size(source.numel(), 0):
+        return input.clone()
+    shape, rows = input.shape, mask
+    while rows.dim() and same_size(rows.stride(-1), 0) and fits_last(source, shape, input.dim() - rows.dim() + 1):
+        rows = rows.select(-1, 0)
+    place = (rows.reshape(-1).long().cumsum(0) - 1).clamp(min=0)
+    values = source.reshape(-1, *shape[rows.dim() :])
+    if is_symbolic(values.shape[0]):  # of size 1, the only row is for all that index_put puts under a mask
+        place = place.clamp(max=values.shape[0] - 1)
+    values = values.index_select(0, place).reshape(shape)
+    return torch.where(rows.reshape(*rows.shape, *[1] * (input.dim() - rows.dim())), values, input)
+
+
+def fits_last(x, shape, n):
+    """Whether the last `n` sizes of a tensor are those of a shape."""
+    return x.dim() >= n and all(map(same_size, x.shape[x.dim() - n :], shape[len(shape) - n :]))
 
 
 @composite(torch.index_fill, Tensor.index_fill)
@@ -180,8 +207,3 @@ def _extremes(dtype):
         return -math.inf, math.inf
     return (False, True) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
 
-
-rewrite(
-    "How many values it takes depends on the mask. Give the values the tensor's own shape and use torch.where",
-    torch.masked_scatter, Tensor.masked_scatter,
-)  # fmt: skip

@@ -2,6 +2,7 @@ import math
 
 import torch.nn.functional as F
 
+from torch2rt.symbolic import expression
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -19,6 +20,7 @@ from torch2rt.vocabulary import (
     proven,
     reduce,
     refuse,
+    require,
     reshape,
     same_size,
     select,
@@ -71,21 +73,44 @@ def squeeze(ctx, input, *dim):
     return reshape(ctx, input, ctx.out.shape)
 
 
-@composite(torch.as_strided, Tensor.as_strided)
+@composite(torch.as_strided, Tensor.as_strided, torch.as_strided_copy)
 def known_memory(input, size, stride, storage_offset=None):
-    static = not any(map(is_symbolic, (*input.shape, *size, *stride)))
-    whole = static and input.is_contiguous() and input.untyped_storage().nbytes() == input.numel() * input.itemsize
-    check(whole, "as_strided reads memory, which is known for static sizes and a contiguous tensor that is no view")
+    check(owns_memory(input), "as_strided reads memory, which is only known of a contiguous tensor that is no view")
     return NotImplemented
 
 
-@converter(torch.as_strided, Tensor.as_strided)
+def owns_memory(x):
+    """Whether a tensor is all of its memory, in order."""
+    expected = 1
+    for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if not same_size(size, 1) and not same_size(stride, expected):
+            return False
+        expected = expected * size
+    return expression(x.untyped_storage().nbytes() - expected * x.itemsize).expand() == 0
+
+
+@converter(torch.as_strided, Tensor.as_strided, torch.as_strided_copy)
 def as_strided(ctx, input, size, stride, storage_offset=None):
     """Of a tensor that is all of its memory, in order: `known_memory` has seen to that."""
-    position = torch.tensor(storage_offset or 0)
-    for length, step in zip(size, stride, strict=True):
-        position = position.unsqueeze(-1) + torch.arange(length) * step
-    return gather(ctx, reshape(ctx, input, [math.prod(dims(ctx, input))]), position, 0)
+    first, total = storage_offset or 0, math.prod(dims(ctx, input))
+    last = sum(((length - 1) * step for length, step in zip(size, stride, strict=True)), first)
+    if not any(same_size(length, 0) for length in size):
+        require(ctx, last < total, "it reads beyond the tensor's memory")
+    if any(map(is_symbolic, (first, *size, *stride))):
+        position = first
+        for d, (length, step) in enumerate(zip(size, stride, strict=True)):
+            row = reshape(ctx, iota(ctx, length), [length, *[1] * (len(size) - 1 - d)])
+            position = elementwise(ctx, EW.SUM, position, elementwise(ctx, EW.PROD, row, step))
+    else:
+        position = torch.arange(max(last + 1, first)).as_strided(size, stride, first)
+    return gather(ctx, reshape(ctx, input, [total]), position, 0)
+
+
+@composite(torch.as_strided_scatter, Tensor.as_strided_scatter)
+def as_strided_scatter(input, src, size, stride, storage_offset=None):
+    check(owns_memory(input), "it writes to memory, which is only known of a contiguous tensor that is no view")
+    place = torch.arange(input.numel(), device=input.device).as_strided(size, stride, storage_offset or 0)
+    return input.reshape(-1).index_put((place.reshape(-1),), src.reshape(-1)).reshape(input.shape)
 
 
 @converter(aten.as_strided)
@@ -154,7 +179,7 @@ def channel_shuffle(ctx, input, groups):
 
 
 @converter(Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to)
-def expand_op(ctx, input, *size, implicit=False):
+def expand_op(ctx, input, *size, implicit=False, other=None):
     return expand(ctx, input, ctx.out.shape)
 
 
@@ -186,7 +211,8 @@ def _rolled(ctx, x, shifts, dim):
     start = [0] * len(sizes)
     for shift, d in zip(flat([shifts]), flat([dim]), strict=True):
         start[d] += shift
-    start = [0 if same_size(shift, 0) else -shift % size for shift, size in zip(start, sizes, strict=True)]
+    still = [same_size(shift, 0) or same_size(size, 0) for shift, size in zip(start, sizes, strict=True)]
+    start = [0 if s else -shift % size for s, shift, size in zip(still, start, sizes, strict=True)]
     return slice_nd(ctx, x, start, sizes, [1] * len(sizes), trt.SampleMode.WRAP)
 
 
@@ -208,6 +234,7 @@ def unfold(ctx, input, dimension, size, step):
     if not ndim:
         return reshape(ctx, input, ctx.out.shape)
     dim = wrap_dim(dimension, ndim)
+    require(ctx, dims(ctx, input)[dim] >= size, f"{size=} is more than dimension {dim} has")
     first, offset = iota(ctx, ctx.out.shape[dim]), torch.arange(size)
     if isinstance(first, torch.Tensor):
         index = first[:, None] * step + offset

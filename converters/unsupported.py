@@ -5,20 +5,17 @@ from torch2rt.vocabulary import rewrite, torch
 Tensor = torch.Tensor
 
 rewrite(
-    "TensorRT has no complex numbers. Multiply real and imaginary parts, or a DFT matrix, as real tensors",
-    *(f for name, f in vars(torch.fft).items() if callable(f) and not name.startswith("_")),
-    torch.stft, torch.istft, Tensor.stft, Tensor.istft, torch.view_as_complex, torch.complex, torch.polar,
-)  # fmt: skip
-rewrite(
-    "TensorRT has no matrix decompositions. Compute it outside the module and pass the result as an input or a buffer",
+    "TensorRT has no matrix decompositions. Compute it outside the module and pass the result as an input or a buffer; "
+    "systems of up to 16 equations are solved: torch.linalg.solve, inv, det, slogdet and cholesky",
     *(
         getattr(torch.linalg, name)
-        for name in ("svd", "svdvals", "eig", "eigh", "eigvals", "eigvalsh", "qr", "lu", "lu_factor", "cholesky",
-                     "inv", "pinv", "solve", "solve_triangular", "lstsq", "det", "slogdet",
-                     "matrix_rank", "matrix_exp")
+        for name in ("svd", "svdvals", "eig", "eigh", "eigvals", "eigvalsh", "qr", "lu", "lu_factor", "lu_factor_ex",
+                     "lu_solve", "ldl_factor", "ldl_factor_ex", "ldl_solve", "pinv", "lstsq", "matrix_rank",
+                     "matrix_exp", "cond", "householder_product")
     ),
-    torch.svd, torch.qr, torch.inverse, torch.pinverse, torch.det, torch.logdet, torch.slogdet, torch.cholesky,
-    Tensor.svd, Tensor.qr, Tensor.inverse, Tensor.pinverse, Tensor.det, Tensor.logdet, Tensor.slogdet, Tensor.cholesky,
+    torch.svd, torch.qr, torch.pinverse, torch.lu, torch.lu_solve, torch.lu_unpack, torch.geqrf, torch.ormqr,
+    torch.matrix_exp, Tensor.svd, Tensor.qr, Tensor.pinverse, Tensor.lu, Tensor.lu_solve, Tensor.geqrf, Tensor.ormqr,
+    Tensor.matrix_exp,
 )  # fmt: skip
 rewrite(
     "An engine draws no random numbers. Pass the noise to the module as an input",
@@ -31,3 +28,4 @@ rewrite(
     torch.nonzero, torch.argwhere, torch.masked_select, torch.unique, torch.unique_consecutive, torch.bincount,
     Tensor.nonzero, Tensor.argwhere, Tensor.masked_select, Tensor.unique, Tensor.unique_consecutive, Tensor.bincount,
 )  # fmt: skip
+rewrite("An engine has no access to the bits of a number", torch.nextafter, Tensor.nextafter)

@@ -12,8 +12,9 @@ def pytest_addoption(parser):
         "--device", default="cpu", choices=["cpu", "cuda"], help="cuda runs the engines; cpu evaluates the networks"
     )
     parser.addoption(
-        "--all-models", action="store_true", help="convert every torchvision classifier, not one of each family"
+        "--all-models", action="store_true", help="convert every model of the tables, not a few of each kind"
     )
+    parser.addoption("--examples", type=int, default=50, help="how many calls test_properties.py draws of each family")
 
 
 @pytest.fixture(scope="session")

@@ -105,11 +105,14 @@ class Case:
 
 def case(
     function: Callable[..., Any], inputs: Sequence[Any], *args: Any, id: str | None = None, rtol: float | None = None,
-    atol: float | None = None, modes: tuple[str, ...] = ("static", "dynamic"), **kwargs: Any,
+    atol: float | None = None, modes: tuple[str, ...] | None = None, **kwargs: Any,
 ) -> Case:  # fmt: skip
     """A row. `inputs` are shapes (float32) or `Data`; the rest is passed on. `modes` narrows how it runs."""
     data = [i if isinstance(i, Data) else Data(tuple(i)) for i in inputs]
     name = id or _name(function, data, args, kwargs)
+    if modes is None:
+        dynamic = any(isinstance(size, Size) for one in data for size in one.shape)
+        modes = ("static", "dynamic") if dynamic else ("static",)
     return Case(function, data, args, kwargs, name, rtol, atol, modes)
 
 
@@ -141,15 +144,18 @@ class Call(torch.nn.Module):
 TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
 
 
-def check_case(row: Case, mode: str, device: torch.device) -> Any:
-    """Convert one row, run it at one size or at three, compare with eager; returns the `TRTModule`."""
+def prepared(row: Case, mode: str, device: torch.device) -> tuple[torch.nn.Module, list[torch.Tensor], dict[str, Any]]:
+    """A row's module, an example of its inputs, and the ranges of their shapes, as `torch2rt` takes them."""
     args, kwargs = tree_map_only(torch.Tensor, lambda t: t.to(device), (row.args, row.kwargs))
     module = row.function if isinstance(row.function, torch.nn.Module) else Call(row.function, args, kwargs)
-    module = module.eval().to(device)
-    shapes = {}
-    if mode == "dynamic":
-        shapes = {f"{which}_shapes": [d.at(which) for d in row.inputs] for which in ("min", "opt", "max")}
-    example = [d.make("opt").to(device) for d in row.inputs]
+    whiches = ("min", "opt", "max") if mode == "dynamic" else ()
+    shapes = {f"{which}_shapes": [d.at(which) for d in row.inputs] for which in whiches}
+    return module.eval().to(device), [d.make("opt").to(device) for d in row.inputs], shapes
+
+
+def check_case(row: Case, mode: str, device: torch.device) -> Any:
+    """Convert one row, run it at one size or at three, compare with eager; returns the `TRTModule`."""
+    module, example, shapes = prepared(row, mode, device)
     model_trt = torch2rt(module, example, **shapes)
     run = model_trt if device.type == "cuda" else model_trt.reference()
     for which in ("opt", "min", "max") if mode == "dynamic" else ("opt",):

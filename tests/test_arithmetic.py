@@ -74,6 +74,7 @@ ADD = [
 ]  # fmt: skip
 
 DIVIDE = [
+    case(torch.ops.prims.div.default, [(B, 3), floats(B, 3)], id="prims.div"),
     case(torch.div, [(B, 3), (3,)]),
     case(torch.div, [ints(B, 3), nonzero]),
     case(torch.true_divide, [ints(B, 3)], 4),
@@ -202,6 +203,36 @@ def test_remainder_of_a_quotient_that_rounds_up(device):
     for function in (torch.remainder, torch.fmod):
         model_trt = torch2rt(Call(function, (2,)), [a])
         compare((model_trt if device.type == "cuda" else model_trt.reference())(a), function(a, 2))
+
+
+ROUNDED = {
+    "trunc": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
+    "floor": lambda a, b: torch.div(a, b, rounding_mode="floor"),
+    "remainder": torch.remainder,
+    "fmod": torch.fmod,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", ROUNDED.values(), ids=ROUNDED)
+def test_quotients_of_half_precision_near_integers(function, dtype, device):
+    """By a tensor, and by numbers that half precision holds and does not hold; as torch computes on the CPU."""
+    numerators = torch.linspace(-40, 40, 4001).to(dtype)
+    divisors = torch.tensor([0.3, -0.7, 3.3, 7.0, 0.0999]).repeat_interleave(9)[: numerators.numel()].to(dtype)
+    multiples = torch.cat([(divisors.float() * k).to(dtype) for k in range(-30, 31)])
+    pairs = (multiples, divisors.repeat(61))
+    for inputs, call in [(pairs, function)] + [((numerators,), lambda a, s=s: function(a, s)) for s in (3.3, -0.1, 4)]:
+        model_trt = torch2rt(Call(call), [i.to(device) for i in inputs])
+        result = (model_trt if device.type == "cuda" else model_trt.reference())(*[i.to(device) for i in inputs])
+        compare(result.cpu(), call(*inputs))
+
+
+def test_a_number_divided_by_half_precision(device):
+    x = torch.linspace(0.05, 9, 4001, dtype=torch.float16)
+    for function in (lambda x: 7.7 // x, lambda x: 7.7 % x):
+        model_trt = torch2rt(Call(function), [x.to(device)])
+        run = model_trt if device.type == "cuda" else model_trt.reference()
+        compare(run(x.to(device)).cpu(), function(x))
 
 
 def test_a_square_is_a_product():

@@ -79,6 +79,11 @@ CASES = [
         for d in (torch.int64, torch.int32, torch.int8, torch.uint8)
     ],
     case(lambda x: (x << 3) - (x >> 1), [ints(B, 3)], id="shifts"),
+    case(lambda x, y: (x | y) ^ (x & -y), [ints(B, 3), ints(S, 1, 1)], id="bits"),
+    case(lambda x: x & x.shape[0], [ints(B, 3)], id="and-size"),
+    case(operator.lshift, [ints(B, 3), ints(3, low=0, high=9, dtype=torch.int8)], id="shifts-by-bytes"),
+    case(lambda x: (x << x.shape[0]) ^ (x >> (x.shape[0] - 1)), [ints(B, 3)], id="shifts-by-size"),
+    case(torch.ops.aten.bitwise_xor.Tensor, [ints(B, 3, dtype=torch.int32), bools(3)], id="aten.bitwise_xor"),
     case(
         lambda x: torch.bitwise_right_shift(x, torch.tensor([0, 1, 30], device=x.device, dtype=x.dtype)),
         [int32], id="shifts-tensor",
@@ -100,6 +105,46 @@ CASES = [
 @parametrize(CASES)
 def test_comparison(row, mode, device):
     check_case(row, mode, device)
+
+
+WHOLE = [torch.int64, torch.int32, torch.int8, torch.uint8]
+
+
+def extremes(dtype, device):
+    """Integers of all sizes and signs, and those at the ends of the range."""
+    limits = torch.iinfo(dtype)
+    ends = [limits.min, limits.max, 0, 1, limits.max // 2, limits.max - 1]
+    inner = torch.randint(limits.min, limits.max, (30,), dtype=dtype)
+    return torch.cat([inner, torch.tensor(ends, dtype=dtype)]).to(device)
+
+
+def run(function, *inputs):
+    model_trt = torch2rt(Call(function), inputs)
+    return (model_trt if inputs[0].device.type == "cuda" else model_trt.reference())(*inputs)
+
+
+@pytest.mark.parametrize("dtype", WHOLE)
+@pytest.mark.parametrize("function", [operator.and_, operator.or_, operator.xor])
+def test_bits(function, dtype, device):
+    a, b = extremes(dtype, device), extremes(dtype, device).flip(0)
+    compare(run(function, a, b), function(a, b))
+    compare(run(function, a[:, None], b), function(a[:, None], b))
+    for number in (0, 1, 5, 112, 127, *((-1, -4, -5, -128) if dtype.is_signed else (252, 255))):
+        compare(run(lambda x, n=number: function(x, n), a), function(a, number))
+        compare(run(lambda x, n=number: function(n, x), a), function(number, a))
+    compare(run(lambda x: function(x, b), a), function(a, b))
+
+
+@pytest.mark.parametrize("dtype", WHOLE[:2])
+@pytest.mark.parametrize("function", [operator.lshift, operator.rshift])
+def test_shifts(function, dtype, device):
+    bits = torch.iinfo(dtype).bits
+    a, amount = extremes(dtype, device), torch.arange(36, device=device, dtype=dtype) % bits
+    amount[-6:] = torch.tensor([bits - 1, bits - 1, bits - 2, bits - 1, 0, 1])
+    compare(run(function, a, amount), function(a, amount))
+    compare(run(lambda n: function(-37, n), amount), function(-37, amount))
+    for number in (0, 3, bits - 2, bits - 1):
+        compare(run(lambda x, n=number: function(x, n), a), function(a, number))
 
 
 NAN, INF = float("nan"), float("inf")
@@ -128,12 +173,8 @@ def test_special_values(function, dtype, device):
 
 
 ERRORS = [
-    (lambda x: x & 6, "but for masks of the form 2"),
-    (lambda x: x & x, "no bitwise layers"),
-    (lambda x: x | 1, "no bitwise layers"),
-    (lambda x: x ^ x, "no bitwise layers"),
-    (lambda x: x << x, "no shift layers"),
-    (lambda x: x >> 63, "from 0 to 62"),
+    (lambda x: x >> 64, "from 0 to 63"),
+    (lambda x: x << -1, "from 0 to 63"),
     (lambda x: x.to(torch.uint8) << 1, "shifts of torch.uint8 are not supported"),
     (lambda x: torch.where(x > 1), "depends on the values"),
 ]

@@ -92,6 +92,9 @@ TRANSPOSED = [
     ),
     case(F.conv_transpose2d, [(B, 4, S, 5), (4, 3, 2, 3), (6,)], 3, 0, 1, 2),
     case(torch.conv_transpose1d, [(B, 4, S), (4, 3, 2)], output_padding=2, stride=3),
+    case(F.conv_transpose1d, [(B, 4, S), (4, 3, 2)], stride=3, dilation=2),
+    case(F.conv_transpose2d, [(B, 4, S, 5), (4, 3, 2, 3), (6,)], (2, 1), 1, (1, 0), 2, (1, 3)),
+    case(F.conv_transpose3d, [(2, 3, S, 4), (2, 4, 2, 1, 3)], stride=2, dilation=(3, 2, 2), output_padding=(1, 1, 0)),
 ]
 
 
@@ -121,11 +124,6 @@ def test_output_size(device):
     check_case(case(Sized(), [(B, 3, 7, 5)], id="output_size"), "dynamic", device)
 
 
-class Computed(nn.Module):
-    def forward(self, x, w):
-        return F.conv_transpose2d(x, w, stride=2, dilation=2)
-
-
 class DynamicKernel(nn.Module):
     def forward(self, x, w):
         return F.conv1d(x, w)
@@ -134,7 +132,6 @@ class DynamicKernel(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shapes", "max_shapes", "message"),
     [
-        (Computed(), [(2, 3, 5, 5), (3, 4, 2, 2)], None, "stride and dilation at once need a constant kernel"),
         (DynamicKernel(), [(2, 3, 9), (4, 3, 2)], [(2, 3, 9), (4, 3, 5)], "kernel and padding must be static"),
     ],
 )  # fmt: skip
@@ -142,3 +139,8 @@ def test_refused(module, shapes, max_shapes, message):
     ranges = {} if max_shapes is None else {"min_shapes": shapes, "opt_shapes": shapes, "max_shapes": max_shapes}
     with pytest.raises(UnsupportedError, match=message):
         torch2rt(module, [torch.randn(s) for s in shapes], **ranges)
+
+
+def test_integers_are_refused():
+    with pytest.raises(UnsupportedError, match=r"TensorRT convolves no torch\.int64"):
+        torch2rt(DynamicKernel(), [torch.ones(2, 3, 9, dtype=torch.int64), torch.ones(4, 3, 2, dtype=torch.int64)])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import B, Data, S, bools, case, check_case, floats, half, ints, parametrize
+from harness import B, Call, Data, S, bools, case, check_case, floats, half, ints, parametrize
 
 from torch2rt import TraceError, UnsupportedError, torch2rt
 
@@ -79,6 +79,11 @@ def test_renormalising_is_refused(module):
     with pytest.raises((TraceError, UnsupportedError), match=r"max_norm=1\.0 writes to the weight"):
         torch2rt(module, [torch.zeros(2, 3, dtype=torch.int64)])
     assert torch.equal(module.weight, before)
+
+
+def test_renormalising_an_input_is_refused():
+    with pytest.raises(TraceError, match=r"max_norm=2\.0 writes to the weight"):
+        torch2rt(Call(lambda i, w: F.embedding(i, w, None, 2.0)), [torch.zeros(2).long(), torch.randn(4, 3)])
 
 
 def test_dynamic_offsets(device):

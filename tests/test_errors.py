@@ -77,7 +77,7 @@ def test_a_module_whose_result_depends_on_training_mode_is_refused():
 def test_all_unsupported_calls_are_reported_together():
     class Inner(torch.nn.Module):
         def forward(self, x):
-            return torch.fft.fft(x).real
+            return torch.linalg.eigvalsh(x)
 
     class Outer(torch.nn.Module):
         def __init__(self):
@@ -90,7 +90,7 @@ def test_all_unsupported_calls_are_reported_together():
     with pytest.raises(UnsupportedError) as caught:
         torch2rt(Outer(), [torch.randn(3, 3)])
     message = str(caught.value)
-    assert message.count("torch.fft") >= 2 and "svd" in message
+    assert message.count("eigvalsh") >= 2 and "svd" in message
     assert "in first" in message and "in second" in message
     assert message.count(__file__) >= 3
 

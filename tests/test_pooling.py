@@ -13,6 +13,7 @@ def bf16(*shape):
 
 
 MAX = [
+    case(F.max_pool2d, [(B, 3, 2, 4)], 25, 25, 0, 1, True, id="largest-of-everything"),
     case(F.max_pool1d, [(B, 3, S)], 3),
     case(torch.max_pool1d, [(3, S)], 3, 2, 1, 1, True),
     case(F.max_pool2d, [(B, 3, S, 9)], (3, 2), (2, 3), (1, 0)),
@@ -49,6 +50,9 @@ MAX = [
 ]
 
 AVERAGE = [
+    case(F.avg_pool2d, [(B, 3, 2, 4)], 2560, 2560, 0, True, True, id="window-over-everything"),
+    case(F.avg_pool2d, [(B, 3, 2, 4)], 9, 9, 1, True, False, id="window-over-everything-but-padding"),
+    case(F.avg_pool2d, [(B, 3, 2, 4)], (7, 3), 8, 1, True, True, 5, id="window-over-everything-divided"),
     case(F.avg_pool1d, [(B, 3, S)], 3),
     case(F.avg_pool1d, [(3, S)], 4, 2, 2, True, False),
     case(F.avg_pool2d, [(B, 3, S, 9)], (3, 2), (2, 3), (1, 0)),

@@ -42,6 +42,8 @@ SUMS = [
 ]
 
 TRUTH = [
+    case(torch.any, [bools(B, 0)], 1),
+    case(torch.all, [bools(B, 0)], 1),
     *[case(f, [bools(B, 3, S)]) for f in (torch.any, torch.all)],
     *[case(f, [bools(B, 3, S)], -1) for f in (torch.any, torch.all)],
     *[case(f, [few], 1, True) for f in (torch.any, torch.all)],
@@ -102,6 +104,12 @@ SPREAD = [
     case(lambda x: x.half().mul(100).std(-1), [(B, 64)], id="half-large"),
     case(aten.var.correction, [(B, 3)], [1], correction=0, keepdim=True, id="aten.var"),
     case(aten.var_mean.correction, [(B, 3)], [1], correction=1, id="aten.var_mean"),
+    *[case(f, [(0, 3)], 0) for f in (torch.var, torch.std, torch.var_mean, torch.std_mean)],
+    case(torch.var, [(0,)]),
+    case(torch.var, [(B, 0)], 1, correction=0),
+    case(torch.std_mean, [(B, 2)], 1, correction=2),
+    case(torch.var, [(B, 2)], 1, correction=2.5),
+    case(torch.var_mean, [half(B, 1)], 1),
 ]
 
 NORMS = [
@@ -149,6 +157,24 @@ def test_first_of_equal_elements(device):
     for function in (torch.max, torch.min, torch.argmax, torch.argmin):
         model_trt = torch2rt(Call(function, (1,)), [x])
         compare((model_trt if device.type == "cuda" else model_trt.reference())(x), function(x, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_nan_comes_first(dtype, device):
+    nan = float("nan")
+    x = torch.tensor([[1, INF, nan, 3, nan], [nan] * 5, [0, -INF, 2, 2, nan], [4, 1, 4, 1, 0]], device=device).to(dtype)
+    calls = [(f, (1,)) for f in (torch.max, torch.min, torch.argmax, torch.argmin)]
+    for function, args in [*calls, (torch.argmax, ()), (torch.argmin, (0,)), (torch.max, (0, True))]:
+        model_trt = torch2rt(Call(function, args), [x])
+        compare((model_trt if device.type == "cuda" else model_trt.reference())(x), function(x, *args))
+
+
+def test_where_all_is_masked(device):
+    x, mask = torch.randn(3, 5, device=device), torch.zeros(3, 5, dtype=torch.bool, device=device)
+    for function in (torch.masked.argmax, torch.masked.argmin):
+        model_trt = torch2rt(Call(lambda x, m, f=function: f(x, mask=m)), [x, mask])
+        run = model_trt if device.type == "cuda" else model_trt.reference()
+        compare(run(x, mask), function(x, mask=mask))
 
 
 ERRORS = [

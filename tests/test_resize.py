@@ -104,6 +104,17 @@ ANTIALIAS = [
         {"scale_factor": 0.4, "recompute_scale_factor": True},
     )
 ]
+ANTIALIAS += [
+    *[
+        case(f, [(B, 3, 9, 12)], output_size=[4, 5], align_corners=False, scales_h=0.5, id=f"aten-{i}-{f}")
+        for i, f in enumerate((aten._upsample_bilinear2d_aa, aten._upsample_bicubic2d_aa.default))
+    ],
+    case(aten._upsample_bilinear2d_aa, [(B, 3, 9, 12)], [4, 5], False, 0.5, 0.45, id="aten-positions"),
+    case(aten._upsample_bilinear2d_aa.vec, [(B, 3, 9, 12)], None, False, [0.5, 0.4], id="aten-vec"),
+    case(aten.upsample_nearest2d.default, [(B, 3, 9, 12)], [4, 5], scales_w=0.45, id="aten-nearest2d"),
+    case(aten.upsample_linear1d.default, [(B, 3, 9)], [4], False, scales=0.45, id="aten-linear1d"),
+    case(aten.upsample_nearest3d.default, [(B, 3, 4, 5, 6)], [6, 5, 7], 1.6, id="aten-nearest3d"),
+]
 
 
 FROM_FLOATS = [

@@ -10,6 +10,7 @@ index = lambda *shape, low=0, high=3, **kwargs: ints(*shape, low=low, high=high,
 order = lambda x, dim: x.argsort(dim)  # distinct indices, computed  # noqa: E731
 
 READ = [
+    case(torch.take, [(B, 3), ints(4, 2, low=-3, high=3)]),
     case(lambda x: torch.index_select(x, 1, torch.tensor([2, 0], device=x.device)), [(B, 3, S)], id="index_select"),
     case(lambda x, i: x.index_select(-1, i), [ints(B, S), index(3)], id="index_select-computed"),
     case(lambda x, i: x.index_select(dim=0, index=i), [(3, 4), index()], id="index_select-0d-index"),
@@ -136,6 +137,43 @@ ADDED = [
 ]
 
 
+MASKED = [
+    case(torch.masked_scatter, [(B, 3, S), bools(B, 3, S), (B, 3, S)]),
+    case(torch.masked_scatter, [(B, 3, S), bools(3, 1), (B * 2, 3, S)]),
+    case(torch.masked_scatter, [(3, 1), bools(B, 1, 4), (B, 12)]),
+    case(T.masked_scatter, [ints(B, 3), bools(B, 3), ints(B, 3)]),
+    case(lambda x, y: (x * 1).masked_scatter_(x > 0, y), [half(B, S), half(B, S)], id="masked_scatter_"),
+    case(
+        lambda x, i, y: x.masked_scatter((i == 0).unsqueeze(-1).expand_as(x), y),
+        [(B, S, 4), index(B, S), (B, S, 4)], id="masked_scatter-rows",
+    ),
+    case(
+        lambda x, i, y: x.masked_scatter((i == 0).unsqueeze(-1), y), [half(2, 5, 4), index(2, 5), half(5, 8)],
+        id="masked_scatter-rows-of-other-sizes",
+    ),
+    case(
+        lambda x, y: x.masked_scatter(torch.tensor([True, False, True], device=x.device), y), [(B, 3), (B * 2,)],
+        id="masked_scatter-constant",
+    ),
+    case(lambda x, y: x.masked_scatter(x.isnan(), y), [(B, 3), (0,)], id="masked_scatter-nothing"),
+    case(torch.put, [(2, 3), index(2, 2, low=-3), (2, 2)], accumulate=True),
+]
+
+
+@parametrize(MASKED)
+def test_masked(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_rows_under_a_mask_are_gathered_whole():
+    """A mask over (batch, sequence) counts as many elements, not as many for each channel."""
+    function = lambda x, m, y: x.masked_scatter(m.unsqueeze(-1).expand_as(x), y)  # noqa: E731
+    inputs = [torch.randn(2, 5, 64), torch.ones(2, 5).bool(), torch.randn(10, 64)]
+    network = torch2rt(Call(function), inputs).network
+    shapes = [tuple(network.get_layer(i).get_output(0).shape) for i in range(network.num_layers)]
+    assert (10,) in shapes and (640,) not in shapes
+
+
 @parametrize(READ)
 def test_read(row, mode, device):
     check_case(row, mode, device)
@@ -158,9 +196,8 @@ def test_added(row, mode, device):
         (lambda x: x.index_select(1, torch.tensor([-1])), "index -1 is out of range"),
         (lambda x: x.scatter(1, torch.tensor([[9]]), 1.0), "index 9 is out of range"),
         (lambda x: x.index_add(1, torch.tensor([5]), x[:, :1]), "out of range"),
-        (lambda x: x.masked_scatter(x > 0, x), "use torch.where"),
         (lambda x: x.masked_select(x > 0), "torch.where"),
-        (lambda x: x.index_put((x > 0,), x.new_tensor([1, 2])), "how many values a computed mask takes"),
+        (lambda x: x.index_put((x > 0, x[0].long()), x.new_tensor([1, 2])), "computed mask"),
     ],
 )
 def test_refused(function, message):

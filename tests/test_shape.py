@@ -89,6 +89,8 @@ AGAIN = [
     case(T.roll, [ints(3, 4)], 5),
     case(T.roll, [bf16(B, 3)], 2),
     case(lambda x: x.roll(x.shape[1] // 2, 1), [(2, S)], id="roll-symbolic"),
+    case(torch.roll, [(0, B)], (2, 1), (0, 1)),
+    case(torch.roll, [(B, 0)], 3),
     case(torch.flip, [(B, 3, S)], (0, -1)),
     case(T.flip, [ints(2, 3)], 1),
     case(T.flip, [bools(2, 3)], dims=[0]),
@@ -106,6 +108,17 @@ AGAIN = [
     case(lambda x, y: torch.block_diag(x, y), [(2, 3), (4, 1)], id="block_diag"),
     case(lambda x: x.as_strided((2, 3), (1, 2)), [(3, 4)], id="as_strided"),
     case(lambda x: torch.as_strided(x * 2, (4, 3), (3, 1), 1), [ints(3, 5)], id="as_strided-offset"),
+    case(torch.as_strided, [(3, 4)], (3, 2, 4), (0, 1, 2), 1),
+    case(T.as_strided, [half(3, 4)], size=(), stride=(), storage_offset=7),
+    case(torch.as_strided, [(3, 4)], (2, 0), (1, 1)),
+    case(torch.as_strided_copy, [bools(3, 4)], (2, 3), (5, 2)),
+    case(lambda x: x.as_strided((x.shape[0], 3), (x.shape[1], 1), 1), [(B, S)], id="as_strided-dynamic"),
+    case(lambda x: x.exp().as_strided((x.shape[0] * 2 - 1, 6), (3, 1)), [(B, 6)], id="as_strided-windows"),
+    case(torch.as_strided_scatter, [(3, 4), (2, 3)], (2, 3), (5, 1), 2),
+    case(
+        lambda x, y: x.as_strided_scatter(y, (x.shape[0], 2), (x.shape[1], 1), 1), [ints(B, S), ints(B, 2)],
+        id="as_strided_scatter-dynamic",
+    ),
     case(lambda x: torch.atleast_3d(x)[..., 0].numel() + x.stride(0) + x.dim() + x, [(3, 4)], id="metadata"),
 ]
 
@@ -203,10 +216,14 @@ def test_one_shuffle_per_view():
     [
         (lambda x: x.squeeze(), (4, 3, 1), "torch drops dimension 0 where its size is 1"),
         (lambda x: x.squeeze(0), (4, 3), "torch drops dimension 0"),
-        (lambda x: x.as_strided((2, 2), (1, 2)), (4, 3), "as_strided reads memory"),
+        (lambda x: x.as_strided((2, 2), (1, 2)), (4, 3), r"beyond the tensor's memory, for input_0.shape\[0\] = 1"),
+        (lambda x: x.t().as_strided((2, 2), (1, 2)), (4, 3), "as_strided reads memory"),
+        (lambda x: x[:, 1:].as_strided((2, 2), (1, 2)), (4, 3), "as_strided reads memory"),
+        (lambda x: torch.as_strided_copy(x.expand(2, *x.shape), (2,), (1,)), (4, 3), "as_strided reads memory"),
+        (lambda x: x.t().as_strided_scatter(x[0, :2], (2,), (1,)), (4, 3), "it writes to memory"),
         (lambda x: torch.ops.aten.as_strided.default(x, (2, 2), (1, 2)), (4, 3), "not known here"),
         (lambda x: x.view(torch.int32), (4, 3), "memory cannot be read as another type"),
-        (lambda x: F.unfold(x.transpose(0, 3), 2), (4, 3, 5, 6), "height and width must be static"),
+        (lambda x: F.unfold(x.transpose(0, 3), 2), (4, 3, 5, 6), r"height and width must be static|false for input_0.shape\[0\] = 1"),
     ],
 )
 def test_refused(function, shape, message):

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from harness import B, Call, Data, S, bools, case, check_case, half, ints, parametrize
+from harness import B, Call, Data, S, bools, case, check_case, compare, half, ints, parametrize
 
 from torch2rt import UnsupportedError, torch2rt
 
@@ -61,6 +61,19 @@ CASES = [
     case(aten.topk.default, [(B, 9)], 2, id="aten.topk"),
     case(aten.sort.default, [(B, 9)], -1, True, id="aten.sort"),
     case(aten.sort.stable, [(B, 9)], stable=False, dim=1, id="aten.sort.stable"),
+    # equal elements in order
+    *[case(torch.sort, [ints(B, 9, S, low=0, high=4)], dim=d, descending=down, stable=True)
+      for d in (1, -1) for down in (False, True)],
+    *[case(Tensor.sort, [ints(B, 9, low=0, high=4, dtype=d)], stable=True) for d in (torch.int32, torch.uint8)],
+    case(torch.sort, [bools(B, 9)], stable=True, descending=True),
+    case(lambda x: x.round().sort(stable=True), [(B, S)], id="sort-stable-float"),
+    case(lambda x: x.round().sort(dim=0, stable=True), [half(S, 3)], id="sort-stable-half"),
+    case(torch.argsort, [ints(B, 9, low=0, high=4)], stable=True, dim=1, descending=True),
+    case(Tensor.argsort, [ints(S, 3, low=0, high=3)], dim=0, stable=True),
+    case(aten.sort.stable, [ints(B, 9, low=0, high=4)], stable=True, dim=1, id="aten.sort.stable-True"),
+    case(aten.argsort.stable, [ints(B, 9, low=0, high=4)], stable=True, dim=1, id="aten.argsort.stable"),
+    case(torch.msort, [(3900, B)]),
+    case(lambda x: [*x.sum().sort(stable=True), *x[:1].sort(dim=0, stable=True)], [(B, 3)], id="stable-of-one"),
 ]  # fmt: skip
 
 
@@ -72,15 +85,16 @@ def test_sorting(row, mode, device):
 ERRORS = [
     (lambda x: x.sort(stable=True), "stable=True: TensorRT leaves the order of equal elements open"),
     (lambda x: x.topk(3841), "orders 3840 elements at most, here up to 3841"),
-    (lambda x: x.sort(), "orders 3840 elements at most, here up to 9000"),
-    (lambda x: x.median(), "orders 3840 elements at most, here up to 9000"),
+    (lambda x: x.sort(), "orders 3840 elements at most, here up to 17000"),
+    (lambda x: x.argsort(), "orders 3840 elements at most, here up to 17000"),
+    (lambda x: x.median(), "orders 3840 elements at most, here up to 17000"),
 ]
 
 
 @pytest.mark.parametrize(("function", "message"), ERRORS)
 def test_refused(function, message):
     with pytest.raises(UnsupportedError, match=message):
-        torch2rt(Call(function), [torch.randn(2, 9000)])
+        torch2rt(Call(function), [torch.randn(2, 17000)])
 
 
 def test_a_dynamic_size_beyond_the_limit_is_refused():
@@ -95,3 +109,16 @@ def test_the_largest_of_many(device):
         actual = (model_trt if device.type == "cuda" else model_trt.reference())(x)
         for ours, theirs in zip(actual, function(x, *args), strict=True):
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_more_elements_than_a_layer_orders(descending, device):
+    """Each is compared with all, which keeps equal ones in order."""
+    x = torch.randint(0, 900, (2, 4100, 1), device=device)
+    for function in (torch.sort, torch.argsort):
+        module = Call(function, (), {"dim": 1, "descending": descending})
+        model_trt = torch2rt(module, [x], min_shapes=[(1, 4100, 1)], max_shapes=[(3, 4100, 1)])
+        expected = function(x, dim=1, descending=descending, stable=True)
+        compare((model_trt if device.type == "cuda" else model_trt.reference())(x), expected)
+    model_trt = torch2rt(Call(torch.msort), [x[0]])
+    compare((model_trt if device.type == "cuda" else model_trt.reference())(x[0]), torch.msort(x[0]))

@@ -1,5 +1,6 @@
 """Tracing alone: the graph computes what the module does, whatever Python it is written in."""
 
+import functools
 import types
 
 import pytest
@@ -250,3 +251,93 @@ def test_the_compiler_is_itself_again_after_a_trace():
 def test_assertions_about_values_are_refused():
     with pytest.raises(TraceError, match=r"value of a tensor \(torch._assert\)"):
         trace(module(lambda self, x: (torch._assert((x > 0).all(), "positive"), x)), [torch.rand(2, 3)])
+
+
+class Keeping(torch.nn.Module):
+    """A module that keeps tensors between calls."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.keep, self.held, self.list, self.dict = keep, None, [], {}
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        return self.keep(self, x)
+
+
+def cached(self, x):
+    if self.held is None or len(self.held) != x.shape[0]:
+        self.held = torch.arange(x.shape[0]) * 2.0
+    return x + self.held[:, None]
+
+
+def shown(self, x):
+    self.held = x * 2
+    self.list.append(x)
+    self.dict["x"] = (x, self.held)
+    return self.held + 1
+
+
+@pytest.mark.parametrize("keep", [cached, shown])
+def test_a_module_is_left_as_it_was(keep):
+    made = Keeping(keep).eval()
+    graph = trace(made, [torch.randn(2, 3)], min_shapes=[(2, 3)], max_shapes=[(5, 3)])
+    assert (made.held, made.list, made.dict) == (None, [], {})
+    for batch in (2, 4):
+        x = torch.randn(batch, 3)
+        compare(graph(x)[0], Keeping(keep)(x))
+
+
+def decaying(self, x):
+    self.held = x if self.held is None else self.held * 0.5 + x
+    return self.held
+
+
+def collecting(self, x):
+    self.list.append(x)
+    return sum(self.list)
+
+
+def remembering(self, x):
+    if "first" not in self.dict:
+        self.dict["first"] = x.sum(0)
+    return x + self.dict["first"]
+
+
+def averaging(self, x):
+    self.mean = self.mean * 0.9 + x.mean(0) * 0.1
+    return x - self.mean
+
+
+@pytest.mark.parametrize(
+    ("keep", "name"), [(decaying, "held"), (collecting, "list"), (remembering, "dict"), (averaging, "mean")]
+)
+def test_results_that_depend_on_earlier_calls_are_refused(keep, name):
+    with pytest.raises(TraceError, match=rf"test_tracing.py:\d+.*'{name}.*an earlier call"):
+        trace(Keeping(keep).eval(), [torch.randn(2, 3)])
+
+
+K = torch.tensor(2)
+NUMBERS = {
+    "pad": lambda self, x: F.pad(x, (1, K)),
+    "slice": lambda self, x: x[:, : torch.tensor(3), K],
+    "reshape": lambda self, x: x.reshape(-1, K),
+    "sum": lambda self, x: x.sum(K),
+    "expand": lambda self, x: x[:, :1].expand(-1, K, -1),
+    "split": lambda self, x: x.split(K, 1),
+    "roll": lambda self, x: x.roll(K, 1),
+    "topk": lambda self, x: x.topk(K)[0],
+    "interpolate": lambda self, x: F.interpolate(x, size=K * 3),
+    "add": lambda self, x: x + K,
+}
+
+
+@pytest.mark.parametrize("forward", NUMBERS.values(), ids=NUMBERS)
+def test_constant_tensors_in_the_place_of_numbers(forward):
+    graph_equals_eager(module(forward), torch.randn(2, 4, 6), min_shapes=[(2, 4, 6)], max_shapes=[(4, 4, 6)])
+
+
+def test_a_size_that_python_cannot_take_is_refused_at_its_line():
+    made = module(lambda self, x: x + functools.lru_cache(torch.arange)(x.shape[0])[:, None])
+    with pytest.raises(TraceError, match=r"test_tracing.py:\d+: Python code needs a dynamic size"):
+        trace(made, [torch.randn(2, 3)], max_batch_size=4)

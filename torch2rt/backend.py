@@ -6,6 +6,7 @@ of a version string: the 1.x numbers of TensorRT for RTX mean nothing next to 10
 
 from __future__ import annotations
 
+import collections
 import importlib
 import importlib.util
 import os
@@ -74,10 +75,13 @@ class Log(trt.ILogger):  # type: ignore[name-defined,misc]
         trt.ILogger.__init__(self)
         self.level = int(trt.ILogger.Severity.ERROR)
         self._captures: dict[int, list[_Capture]] = {}  # per thread, innermost last
+        self._recent: collections.deque[tuple[int, str]] = collections.deque(maxlen=32)  # errors, with their threads
         self._lock = threading.Lock()
 
     def log(self, severity: Any, message: str) -> None:
         with self._lock:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                self._recent.append((threading.get_ident(), message))
             mine = self._captures.get(threading.get_ident(), [])[-1:]
             captures = mine or [stack[-1] for stack in self._captures.values()]
         if captures and int(severity) <= int(trt.ILogger.Severity.ERROR):
@@ -85,6 +89,13 @@ class Log(trt.ILogger):  # type: ignore[name-defined,misc]
                 capture.errors.append(message)
         elif int(severity) <= max([c.level for c in captures], default=self.level):
             print(f"[TensorRT] {message}", file=sys.stderr)
+
+    def recent(self) -> list[str]:
+        """This thread's last errors, for calls that cannot afford a capture; they are forgotten with that."""
+        with self._lock:
+            mine = [message for ident, message in self._recent if ident == threading.get_ident()]
+            self._recent = collections.deque((e for e in self._recent if e[1] not in mine), maxlen=32)
+        return mine
 
     @contextmanager
     def capture(self, level: Any = None) -> Iterator[list[str]]:
@@ -181,15 +192,21 @@ def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def create_execution_context(engine: Any, capability: tuple[int, int]) -> Any:
-    """An execution context of an engine on a GPU of this compute capability.
+def create_execution_context(engine: Any, capability: tuple[int, int], kernels: Any = None) -> Any:
+    """An execution context, without scratch memory, of an engine on a GPU of this compute capability.
 
     TensorRT for RTX compiles kernels for each shape it meets. On a GPU that it runs on but does not list, those of 1.6
     compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only general kernels are used.
+    `kernels` is an `IRuntimeCache` of what it has compiled before.
     """
-    if IS_RTX and not hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"):
-        config = engine.create_runtime_config()
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if not IS_RTX:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    if kernels is not None:
+        config.set_runtime_cache(kernels)
+    if not hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"):
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
-        return engine.create_execution_context(config)
-    return engine.create_execution_context()
+    return engine.create_execution_context(config)

@@ -30,6 +30,7 @@ def torch2rt(
     tf32: bool | None = None,
     log_level: Any = None,
     keep_network: bool = True,
+    cuda_graph: bool = False,
     progress: bool | None = None,
     configure: Callable[[Any], None] | None = None,
 ) -> TRTModule:
@@ -43,6 +44,7 @@ def torch2rt(
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
     - `input_names`, `output_names`: the engine's names, by default `input_0` and so on, in the order of the tensors.
     - `keep_network`: keep the TensorRT network, for `model_trt.network` and `model_trt.reference()`.
+    - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
 
@@ -62,4 +64,6 @@ def torch2rt(
         optimization_level=optimization_level, tf32=tf32, progress=progress, log_level=log_level, configure=configure,
     )  # fmt: skip
     made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
-    return TRTModule(engine, network.interface, network if keep_network else None, made_by)
+    model_trt = TRTModule(engine, network.interface, network if keep_network else None, made_by)
+    model_trt.cuda_graph = cuda_graph
+    return model_trt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,23 @@ class Interface:
     result: Spec = None
     leaves: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     constraints: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+
+    @functools.cached_property
+    def plain_inputs(self) -> int:
+        """How many tensors a call has, one after the other and nothing else; -1 if that is not how it is called."""
+        count = len(self.inputs)
+        plain = {"tuple": [{"tuple": [{"leaf": i} for i in range(count)]}, {"dict": [], "items": []}]}
+        return count if self.arguments == plain else -1
+
+    @functools.cached_property
+    def plain_outputs(self) -> int:
+        """1 if a call returns one tensor, n if it returns a tuple of n, in the order of the outputs; else 0."""
+        leaves = [{"leaf": i} for i in range(len(self.outputs))]
+        if self.leaves != [{"output": i} for i in range(len(self.outputs))]:
+            return 0
+        if self.result == {"leaf": 0}:
+            return 1
+        return len(leaves) if len(leaves) > 1 and self.result == {"tuple": leaves} else 0
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""

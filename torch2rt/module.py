@@ -6,17 +6,18 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, trt
-from torch2rt.errors import EngineError, InputError, Torch2RTError
+from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.lowering import Network
 from torch2rt.reference import Evaluator
+from torch2rt.runtime import Runtime
 
 FORMAT = 1
 MAGIC = b"torch2rt"
@@ -57,7 +58,8 @@ class TRTModule(_Converted):
     >>> again.load_state_dict(torch.load("model.pth"))      # doctest: +SKIP
 
     Attributes: `engine_bytes` (the serialized engine), `network` (the TensorRT network if it was kept, else `None`),
-    `interface` (names, dtypes and ranges), `engine` and `context` (TensorRT's objects, made when first asked for).
+    `interface` (names, dtypes and ranges), `engine` and `context` (TensorRT's objects, made when first asked for),
+    `device` (the GPU), `cuda_graph` and `borrow_outputs` (see `forward`).
     """
 
     def __init__(
@@ -72,31 +74,75 @@ class TRTModule(_Converted):
         self.interface = interface
         self._network = network
         self._made_by = dict(made_by or {"flavour": FLAVOUR, "version": VERSION})
-        self._runtime: _Runtime | None = None
-        self._lock = threading.Lock()
+        self.cuda_graph = False
+        self.borrow_outputs = False
+        self._index: int | None = None
+        self._is_replica = False
+        self._runtimes: dict[int, Runtime] = {}
+        self._lock = threading.RLock()
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine in the order of the caller's current CUDA stream, without waiting for it.
 
-        Raises `InputError` for tensors that do not fit (number, dtype, rank, device, a size outside its range) and
-        `EngineError` where the engine cannot run here.
-        """
-        interface = self._interface()
-        tensors = interface.tensors(args, kwargs)
-        shapes = [tuple(t.shape) for t in tensors]
-        interface.check(shapes, [t.dtype for t in tensors])
-        outputs = self._ready()(tensors, interface)
-        return interface.wrap(outputs, shapes)
+        It may be called from any number of threads and streams at once. With `cuda_graph` set, the call is captured
+        once for each stream and shapes, and replayed; with `borrow_outputs` too, the outputs of a replay are the
+        graph's own, overwritten by the next call on the same stream with the same shapes.
 
-    def _ready(self) -> _Runtime:
-        if self._runtime is None:
-            with self._lock:
-                if self._runtime is None:
-                    self._interface()
-                    self._runtime = _Runtime(self.engine_bytes or b"", self._made_by)
-        return self._runtime
+        Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
+        and `EngineError` where the engine cannot run here.
+        """
+        interface = self.interface
+        if interface is None or kwargs or len(args) != interface.plain_inputs or not _are_tensors(args):
+            interface = self._interface()
+            tensors: Any = interface.tensors(args, kwargs)
+        else:
+            tensors = args
+        index = self._index
+        if index is None or (runtime := self._runtimes.get(index)) is None:
+            runtime = self._ready(tensors)
+        outputs = runtime(tensors, self.cuda_graph, self.borrow_outputs)
+        if interface.plain_outputs == 1:
+            return outputs[0]
+        if interface.plain_outputs:
+            return tuple(outputs)
+        return interface.wrap(outputs, [tuple(t.shape) for t in tensors])
+
+    def _ready(self, tensors: Sequence[torch.Tensor] = ()) -> Runtime:
+        """The runtime on this module's GPU: the one it was put on, or else that of the first call's inputs."""
+        interface = self._interface()
+        with self._lock:
+            index = self._index
+            if index is None:
+                index = next((t.get_device() for t in tensors if t.is_cuda), None)
+            if index is None or (runtime := self._runtimes.get(index)) is None:
+                runtime = Runtime(self.engine_bytes or b"", self._made_by, interface, index)
+                self._runtimes[runtime.index] = runtime
+            if not self._is_replica:
+                self._index = runtime.index
+            return runtime
+
+    @property
+    def device(self) -> torch.device | None:
+        """The GPU that the engine runs on; `None` before its first use, or before `.to("cuda:1")`, decides."""
+        return None if self._index is None else torch.device("cuda", self._index)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Follow `.to`, `.cuda` and `.cpu`: on another GPU, the engine is deserialized at its first use there."""
+        where = fn(torch.empty(0, device=self.device or "cpu")).device
+        with self._lock:
+            index = where.index if where.type == "cuda" else None
+            if index != self._index:
+                self._runtimes = {}
+            self._index = index
+        return super()._apply(fn, recurse)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica runs on the GPU of its inputs; all of them share one engine for each GPU."""
+        replica = super()._replicate_for_data_parallel()
+        replica._index, replica._is_replica = None, True
+        return replica
 
     @property
     def engine(self) -> Any:
@@ -105,7 +151,7 @@ class TRTModule(_Converted):
 
     @property
     def context(self) -> Any:
-        """The `IExecutionContext`."""
+        """An `IExecutionContext` of the engine for uses of your own; calls of the module have others."""
         return self._ready().context
 
     @property
@@ -163,7 +209,7 @@ class TRTModule(_Converted):
                 f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
             )
         self.engine_bytes, self.interface, self._made_by = engine, interface, made_by
-        self._network, self._runtime = None, None
+        self._network, self._runtimes = None, {}
 
     def save_engine(self, path: str | os.PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
@@ -191,17 +237,18 @@ class TRTModule(_Converted):
             module._set(data[: end - size], data[end - size : end])
             return module
         made_by = {"flavour": FLAVOUR, "version": "unknown"}
-        runtime = _Runtime(data, made_by)
+        runtime = Runtime(data, made_by)
         module.engine_bytes, module.interface, module._made_by = data, _interface_of(runtime.engine), made_by
-        module._runtime = runtime
+        runtime.serve(module.interface)
+        module._index, module._runtimes = runtime.index, {runtime.index: runtime}
         return module
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runtime": None, "_network": None, "_lock": None}
+        return {**self.__dict__, "_runtimes": {}, "_network": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def extra_repr(self) -> str:
         if self.interface is None:
@@ -231,93 +278,6 @@ class ReferenceModule(_Converted):
         return interface.wrap([outputs[name] for name in interface.outputs], shapes)
 
 
-class _Runtime:
-    """A deserialized engine and one execution context, on one GPU.
-
-    The context works on one call at a time: calls are queued on the GPU behind each other, also across streams.
-    """
-
-    def __init__(self, engine_bytes: bytes, made_by: Mapping[str, str]) -> None:
-        if not torch.cuda.is_available():
-            raise EngineError(
-                "Running an engine needs an NVIDIA GPU and torch sees none (torch.cuda.is_available() is False). "
-                "Without one, model_trt.reference() evaluates the same network with torch."
-            )
-        if made_by["flavour"] != FLAVOUR or made_by["version"] not in (VERSION, "unknown"):
-            raise EngineError(
-                f"The engine was built by {made_by['flavour']} {made_by['version']}, this is {FLAVOUR} {VERSION}. "
-                "Engines do not cross versions: convert the model again, or install that version."
-            )
-        self.device = torch.device("cuda", torch.cuda.current_device())
-        with LOG.capture() as log:
-            self.runtime = trt.Runtime(LOG)
-            self.engine = self.runtime.deserialize_cuda_engine(engine_bytes)
-            self.context: Any = None
-            if self.engine is not None:
-                self.context = create_execution_context(self.engine, torch.cuda.get_device_capability(self.device))
-        if self.context is None:
-            name, capability = torch.cuda.get_device_name(self.device), torch.cuda.get_device_capability(self.device)
-            target = made_by.get("target", "an unknown GPU")
-            raise EngineError(
-                f"The engine was built for {target}; {FLAVOUR} {VERSION} cannot use it "
-                f"on {name} (compute capability {'.'.join(map(str, capability))}): "
-                + ("; ".join(log) or "it gave no reason.")
-            )
-        self.lock = threading.Lock()
-        self.stream = torch.cuda.Stream(self.device)
-        self.done = torch.cuda.Event()
-        self.last_stream: torch.cuda.Stream | None = None
-
-    def __call__(self, tensors: list[torch.Tensor], interface: Interface) -> list[torch.Tensor]:
-        for spec, tensor in zip(interface.inputs, tensors, strict=True):
-            if tensor.device != self.device:
-                raise InputError(f"Input '{spec.name}' is on {tensor.device}, the engine on {self.device}.")
-        context = self.context
-        with self.lock, torch.cuda.device(self.device):
-            caller = torch.cuda.current_stream()
-            # TensorRT synchronizes the device on the default stream, so calls from there run on a stream of our own.
-            stream = self.stream if caller == torch.cuda.default_stream() else caller
-            held = [t.detach().contiguous() for t in tensors]
-            held = [t if t.data_ptr() % 256 == 0 else t.clone() for t in held]
-            for spec, tensor in zip(interface.inputs, held, strict=True):
-                if not context.set_input_shape(spec.name, tuple(tensor.shape)):
-                    raise InputError(f"TensorRT refuses the shape {tuple(tensor.shape)} of input '{spec.name}'.")
-                context.set_tensor_address(spec.name, _address(tensor))
-            outputs = []
-            for name in interface.outputs:
-                dtype = TORCH_DTYPES[self.engine.get_tensor_dtype(name)]
-                output = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device=self.device)
-                context.set_tensor_address(name, _address(output))
-                outputs.append(output)
-            if stream is not caller:
-                stream.wait_stream(caller)
-            if self.last_stream is not None and self.last_stream != stream:
-                stream.wait_event(self.done)
-            with LOG.capture() as log:
-                ok = context.execute_async_v3(stream.cuda_stream)
-            if not ok:
-                raise EngineError("TensorRT could not run the engine: " + "; ".join(log))
-            self.done.record(stream)
-            self.last_stream = stream
-            if stream is not caller:
-                caller.wait_stream(stream)
-                for tensor in (*held, *outputs):
-                    tensor.record_stream(stream)
-        return outputs
-
-
-def _address(tensor: torch.Tensor) -> int:
-    """A tensor's address; TensorRT refuses null, which is what an empty tensor has."""
-    return tensor.data_ptr() or _placeholder(tensor.device).data_ptr()
-
-
-_PLACEHOLDERS: dict[torch.device, torch.Tensor] = {}
-
-
-def _placeholder(device: torch.device) -> torch.Tensor:
-    return _PLACEHOLDERS.setdefault(device, torch.empty(256, dtype=torch.uint8, device=device))
-
-
 def _interface_of(engine: Any) -> Interface:
     """The calling convention of an engine that says nothing about one: tensors in and out, in its order."""
     inputs, outputs = [], []
@@ -332,6 +292,13 @@ def _interface_of(engine: Any) -> Interface:
     arguments = {"tuple": [{"tuple": [{"leaf": i} for i in range(len(inputs))]}, {"dict": [], "items": []}]}
     result = leaves[0] if len(leaves) == 1 else {"tuple": leaves}
     return Interface(inputs, arguments, [], outputs, result, [{"output": i} for i in range(len(outputs))])
+
+
+def _are_tensors(args: tuple[Any, ...]) -> bool:
+    for arg in args:  # noqa: SIM110  (all() of a generator takes three times as long)
+        if not isinstance(arg, torch.Tensor):
+            return False
+    return True
 
 
 def _digest(data: bytes) -> str:

@@ -28,6 +28,8 @@ ALIASES = {
     "x2": "other",
     "self": "input",
     "a": "input",
+    "A": "input",
+    "input": "A",
 }
 
 

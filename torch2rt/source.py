@@ -32,14 +32,28 @@ class Places:
         """`file:line` of the innermost frame that is neither torch's nor ours."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            name = frame.f_code.co_filename
-            ours = frame.f_globals.get("__name__", "").startswith("torch2rt.")  # converters/ stands beside torch2rt/
-            if not ours and not name.startswith(_LIBRARY) and not name.startswith("<"):
-                return f"{name}:{frame.f_lineno}"
+            if not _is_library(frame):
+                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
             frame = frame.f_back
         return ""
+
+    def of(self, error: BaseException) -> str:
+        """`file:line` of the innermost frame of the user's that an error has come through."""
+        trace, place = error.__traceback__, ""
+        while trace is not None:
+            if not _is_library(trace.tb_frame):
+                place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+            trace = trace.tb_next
+        return place
 
     def here(self) -> str:
         """Both, for the beginning of a message."""
         module, line = self.module(), self.line()
         return f"{line} (in {module})" if module else line
+
+
+def _is_library(frame: FrameType) -> bool:
+    """Whether code is torch's, ours or nobody's."""
+    name = frame.f_code.co_filename
+    ours = frame.f_globals.get("__name__", "").startswith("torch2rt.")  # converters/ stands beside torch2rt/
+    return ours or name.startswith(_LIBRARY) or name.startswith("<")

@@ -44,6 +44,7 @@ from torch2rt.guards import Decisions
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
 from torch2rt.registry import Target, functional, load, qualified_name
 from torch2rt.source import Places
+from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
 from torch2rt.subgraphs import without_compiler
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_json
@@ -54,6 +55,7 @@ READS = frozenset(
     {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
      "_assert", "_assert_async"}
 )  # fmt: skip
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 
 
@@ -95,12 +97,16 @@ def trace(
     )  # fmt: skip
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
     parameters = _parameters(module.forward)
+    make = functools.partial(_tracer, module, specs, arguments, parameters)
     failure: Exception | None = None
     take_strays = False
     for hint in (hints := _hints(specs, leaves)):
         try:
-            interface = Interface(copy.deepcopy(specs), arguments, parameters)
-            return Tracer(module, interface, take_strays).run(leaves, hint, output_names)
+            tracer = make(take_strays)
+            graph = tracer.run(leaves, hint, output_names)
+            if tracer.remembered:  # perhaps only for somebody to look at
+                make(take_strays).run(leaves, hint, output_names, tracer.remembered)
+            return graph
         except UnseenTensorError as error:  # watching all that torch runs makes tracing slower by half
             hints += [] if take_strays else [hint]
             take_strays, failure = True, failure or error
@@ -108,6 +114,10 @@ def trace(
             failure = error if failure is None or isinstance(failure, UnseenTensorError) else failure
     assert failure is not None
     raise failure
+
+
+def _tracer(module: torch.nn.Module, specs: list[Input], arguments: Any, parameters: list[str], strays: bool) -> Tracer:
+    return Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), strays)
 
 
 def _parameters(forward: Callable[..., Any]) -> list[str]:
@@ -165,23 +175,47 @@ class Tracer(TorchFunctionMode):
         self._kept: list[Any] = []
         self._sizes: dict[sympy.Basic, Any] = {}
         self._opening: list[Target] = []
+        self.remembered: list[str] = []  # what the module keeps of the inputs' values for its next call
 
     # The run ---------------------------------------------------------------------------------------------------------
 
     def run(
-        self, leaves: Sequence[torch.Tensor], hints: Sequence[Shape], output_names: Sequence[str] | None
-    ) -> torch.fx.GraphModule:
-        """Trace with these sizes standing for the dynamic ones."""
+        self, leaves: Sequence[torch.Tensor], hints: Sequence[Shape], output_names: Sequence[str] | None,
+        forgotten: Sequence[str] = (),
+    ) -> torch.fx.GraphModule:  # fmt: skip
+        """Trace with these sizes standing for the dynamic ones.
+
+        `forgotten` are names of what an earlier run has left in the module. The module is run twice then, and the
+        second time without them.
+        """
         fakes = [
             self._placeholder(i, spec, leaf, hint)
             for i, (spec, leaf, hint) in enumerate(zip(self.interface.inputs, leaves, hints, strict=True))
         ]
         args, kwargs = unflatten(self.interface.arguments, fakes)
         strays = StrayRecorder(self) if self.take_strays else nullcontext()
-        with ExitStack() as stack:
-            for context in (torch.no_grad(), without_compiler(), enable_python_dispatcher(), strays, self):
-                stack.enter_context(context)
-            result = self.module(*args, **kwargs)
+        state = State(self.module)
+        try:
+            with ExitStack() as stack:
+                for context in (torch.no_grad(), without_compiler(), enable_python_dispatcher(), strays, self):
+                    stack.enter_context(context)
+                result = self.module(*args, **kwargs)
+                if forgotten:
+                    for name, owner, key, _ in list(state.kept()):
+                        if name in forgotten:
+                            owner[key] = Forgotten(name, self.places.here)
+                    result = self.module(*args, **kwargs)
+            if not forgotten:
+                self.remembered = [name for name, _, _, value in state.kept() if self._depends_on_values(value)]
+        except TypeError as error:
+            if "SymInt" not in str(error):
+                raise
+            raise TraceError(
+                f"{self.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
+                "dimension static, or compute with the size."
+            ) from error
+        finally:
+            state.restore()
         self.storages.check_inputs(fakes, [spec.name for spec in self.interface.inputs])
         self._output(result, output_names)
         self.decisions.check(self.interface)
@@ -190,6 +224,19 @@ class Tracer(TorchFunctionMode):
         graph_module.meta["interface"] = self.interface
         graph_module.meta["symbols"] = self.symbols
         return graph_module
+
+    def _depends_on_values(self, value: Any) -> bool:
+        """Whether tensors were computed from the inputs' values, and not from their sizes alone."""
+        todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := self.storages.node(t))]
+        seen = set(todo)
+        while todo:
+            node = todo.pop()
+            if node.op == "placeholder":
+                return True
+            sources = node.all_input_nodes if isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) else []
+            todo += (new := [n for n in sources if n not in seen])
+            seen.update(new)
+        return False
 
     def _placeholder(self, index: int, spec: Input, leaf: torch.Tensor, hint: tuple[int, ...]) -> torch.Tensor:
         sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
@@ -253,7 +300,33 @@ class Tracer(TorchFunctionMode):
         if func is torch.Tensor.__setitem__:
             self.storages.shadow(args[0])
         args, kwargs = self.storages.with_shadows((args, kwargs))
+        plain = self._plain_numbers((args, kwargs))
+        if plain is not None:  # torch takes a constant tensor for a number where it expects one
+            try:
+                return self._call(func, args, kwargs)
+            except DATA_DEPENDENT:
+                args, kwargs = plain
         return self.guarded(func, lambda: self._call(func, args, kwargs))
+
+    def _plain_numbers(self, value: Any) -> Any:
+        """Arguments with Python's integers in the place of constant 0-d ones; `None` if there are none."""
+        found = False
+
+        def plain(item: Any) -> Any:
+            nonlocal found
+            if isinstance(item, torch.Tensor):
+                if item.dim() or item.dtype not in INTEGERS or self.is_traced(item) or _is_wrapped(item):
+                    return item
+                found = True
+                return int(item)
+            if isinstance(item, slice):
+                return slice(plain(item.start), plain(item.stop), plain(item.step))
+            if type(item) in (tuple, list):
+                return type(item)(map(plain, item))
+            return {k: plain(v) for k, v in item.items()} if type(item) is dict else item
+
+        value = plain(value)
+        return value if found else None
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run a call that depends on no input, whose result becomes a constant; a random one must not."""

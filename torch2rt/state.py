@@ -1,0 +1,82 @@
+"""What a module keeps between calls: put back after a trace, and refused where the next call would depend on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from torch2rt.errors import TraceError
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+class State:
+    """The attributes of a module and its submodules as they are now, and what is in their lists, dicts and sets."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._before = [
+            (name, m, dict(m.__dict__), [(v, v.copy()) for v in m.__dict__.values() if type(v) in (list, dict, set)])
+            for name, m in module.named_modules()
+            if not isinstance(m, torch.jit.ScriptModule)
+        ]
+
+    def kept(self) -> Iterator[tuple[str, Any, Any, Any]]:
+        """What has come to hold traced tensors: its name, the dict or list that it is in, its key there, the value."""
+        for name, module, _, _ in self._before:
+            prefix = f"{name}." if name else ""
+            for key, value in [*module.__dict__.items(), *module._buffers.items()]:
+                if key not in _TABLES:
+                    yield from _traced(f"{prefix}{key}", module.__dict__ if key in module.__dict__ else module._buffers,
+                                       key, value)  # fmt: skip
+
+    def restore(self) -> None:
+        for _, module, attributes, containers in self._before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for value, content in containers:
+                value.clear()
+                value.extend(content) if isinstance(value, list) else value.update(content)
+
+
+def _traced(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+    if isinstance(value, FakeTensor):
+        yield name, owner, key, value
+    elif type(value) in (list, dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for inner, item in list(items):
+            yield from _traced(f"{name}[{inner!r}]", value, inner, item)
+    elif type(value) is tuple and any(isinstance(item, FakeTensor) for item in value):
+        yield name, owner, key, value
+
+
+class Forgotten:
+    """Stands where a module has kept a tensor of an earlier call, and refuses to be used."""
+
+    def __init__(self, name: str, place: Callable[[], str]) -> None:
+        object.__setattr__(self, "_refuse", (name, place))
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise next(_refusal(a) for a in [*args, *(kwargs or {}).values()] if isinstance(a, cls))
+
+
+def _refusal(forgotten: Forgotten) -> TraceError:
+    name, place = object.__getattribute__(forgotten, "_refuse")
+    return TraceError(
+        f"{place()}: the module uses '{name}', which it has computed from the inputs of an earlier call. An engine "
+        "has no state: pass it as an input and return the new value."
+    )
+
+
+def _refuse(self: Forgotten, *args: Any, **kwargs: Any) -> Any:
+    raise _refusal(self)
+
+
+for _name in (
+    "getattribute", "getitem", "setitem", "len", "iter", "contains", "bool", "call", "eq", "ne", "lt", "le", "gt", "ge",
+    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "neg", "invert",
+):  # fmt: skip
+    setattr(Forgotten, f"__{_name}__", _refuse)
