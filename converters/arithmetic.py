@@ -175,7 +175,7 @@ def is_half(dtype):
 
 
 def rounded(number, dtype):
-    return torch.tensor(number, dtype=dtype).item()
+    return torch.tensor(number).to(dtype).item()
 
 
 @converter(torch.remainder, Tensor.remainder, prims.remainder)
@@ -207,9 +207,10 @@ def modulo(ctx, a, b, dtype):
 
 
 def as_recorded(ctx, *values):
-    """Numbers as the recorded dtype holds them, as torch takes a remainder of half precision by them."""
-    half = is_half(ctx.out.dtype)
-    return [rounded(v, ctx.out.dtype) if half and isinstance(v, (int, float)) else v for v in values]
+    """Numbers as the recorded dtype holds them, as torch takes a remainder of half precision or bytes by them."""
+    dtype = ctx.out.dtype
+    narrow = is_half(dtype) or dtype in BYTES
+    return [rounded(v, dtype) if narrow and isinstance(v, (int, float)) else v for v in values]
 
 
 def left_over(ctx, division, a, b, dtype):

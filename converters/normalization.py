@@ -71,7 +71,8 @@ def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_e
 @composite(torch.native_group_norm, aten.native_group_norm, aten.native_group_norm.default)
 def group_norm_and_statistics(input, weight, bias, N, C, HxW, group, eps):
     spread, mean = _statistics(input.reshape(N, group, C // group * HxW), -1, eps, False, weight, bias)
-    return torch.group_norm(input, group, weight, bias, eps), mean, spread
+    kind = input.dtype if input.is_cuda else mean.dtype  # as torch's two kernels have it
+    return torch.group_norm(input, group, weight, bias, eps), mean.to(kind), spread.to(kind)
 
 
 @converter(torch.native_group_norm, limits="mean and rstd are not results of the layer")

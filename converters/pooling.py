@@ -19,6 +19,7 @@ from torch2rt.vocabulary import (
     lift,
     ntuple,
     reduce,
+    require,
     reshape,
     rewrite,
     same_size,
@@ -143,6 +144,7 @@ def _max_pool(ctx, x, window, ceil_mode, sizes):
     """`ceil_mode` is TensorRT's ROUND_UP, unless a last window may start in the padding, which torch leaves out."""
     kernel, stride, padding, dilation = window
     n = len(kernel)
+    _some(ctx, sizes[-n:])
     if max(dilation) > 1 or not dtype_of(x).is_floating_point:
         return _shifted_max(ctx, x, window, sizes[-n:])
     kernel = _no_larger(ctx, x, kernel, padding)
@@ -154,6 +156,12 @@ def _max_pool(ctx, x, window, ceil_mode, sizes):
     if ceil_mode:
         layer.padding_mode = trt.PaddingMode.EXPLICIT_ROUND_UP
     return unlift(ctx, layer.get_output(0), n, sizes)
+
+
+def _some(ctx, sizes):
+    """torch refuses a result without elements."""
+    for size in sizes:
+        require(ctx, size > 0, "the input is too small for the window")
 
 
 def _no_larger(ctx, x, kernel, padding):
@@ -207,6 +215,7 @@ def _avg_pool(ctx, input, window, ceil_mode, count_include_pad, divisor):
     kernel = _no_larger(ctx, input, kernel, padding)
     window = (kernel, stride, padding)
     n, sizes = len(kernel), ctx.out.shape[-len(kernel) :]
+    _some(ctx, sizes)
     each = zip(dims(ctx, input)[-n:], sizes, *window, strict=True)
     hangs = ceil_mode and not all(same_size(o, (i + 2 * p - k) // s + 1) for i, o, k, s, p in each)
     x = lift(ctx, cast(ctx, input, torch.float32) if hangs or divisor else input, n)

@@ -25,8 +25,6 @@ from torch2rt.vocabulary import (
 Op, Reduce, Unary = trt.TopKOperation, trt.ReduceOperation, trt.UnaryOperation
 Tensor, aten = torch.Tensor, torch.ops.aten
 LIMIT = 3840
-RANKED = 16384  # of so many elements, comparing each with all takes 2**28 comparisons a row
-BLOCK = 1024
 
 
 def lifted(ctx, x, dim):
@@ -71,34 +69,26 @@ def ordered(ctx, input, dim, descending, stable):
     return top(ctx, x, dims(ctx, x)[dim], dim, descending)
 
 
-@converter(torch.sort, Tensor.sort, limits=f"{RANKED} elements, {LIMIT} where their number is dynamic")
+@converter(torch.sort, Tensor.sort, limits=f"{LIMIT} elements")
 def sort(ctx, input, dim=-1, descending=False, stable=False):
     return both(ctx, ordered(ctx, input, dim, descending, stable))
 
 
-@converter(torch.argsort, Tensor.argsort, limits=f"{RANKED} elements, {LIMIT} where their number is dynamic")
+@converter(torch.argsort, Tensor.argsort, limits=f"{LIMIT} elements")
 def argsort(ctx, input, dim=-1, descending=False, stable=False):
     return recorded(ctx, ordered(ctx, input, dim, descending, stable)[1], ctx.out)
 
 
-@converter(torch.msort, Tensor.msort, limits=f"{RANKED} elements, {LIMIT} where their number is dynamic")
+@converter(torch.msort, Tensor.msort, limits=f"{LIMIT} elements")
 def msort(ctx, input):
     return recorded(ctx, ordered(ctx, input, 0, False, False)[0], ctx.out)
-
-
-def is_large(input, dim):
-    """Whether there are more elements than one TopK orders, and not too many to compare each with all."""
-    n = input.shape[dim] if input.dim() else 1
-    return not is_symbolic(n) and LIMIT < n <= RANKED
 
 
 @composite(torch.sort, Tensor.sort, aten.sort.stable)
 def sort_in_order(input, dim=-1, descending=False, *, stable=False):
     """Of equal elements, which a sort brings together, a second sort orders the places."""
-    if is_large(input, dim):
-        return torch.return_types.sort(ranked(input, dim, descending))
     n = input.shape[dim] if input.dim() else 1
-    if not stable or not is_symbolic(n) and n > RANKED:
+    if not stable or not is_symbolic(n) and n > LIMIT:
         return NotImplemented
     values, places = torch.sort(input, dim, descending)
     if not is_symbolic(n) and n <= 1:
@@ -110,36 +100,9 @@ def sort_in_order(input, dim=-1, descending=False, *, stable=False):
 
 @composite(torch.argsort, Tensor.argsort, aten.argsort.stable)
 def argsort_in_order(input, dim=-1, descending=False, *, stable=False):
-    if not stable and not is_large(input, dim):
+    if not stable:
         return NotImplemented
     return torch.sort(input, dim=dim, descending=descending, stable=stable)[1]
-
-
-@composite(torch.msort, Tensor.msort)
-def msort_of_many(input):
-    return torch.sort(input, 0)[0] if is_large(input, 0) else NotImplemented
-
-
-def ranked(input, dim, descending):
-    """More than TopK takes: an element's place is how many come before it, which are compared with it block by block.
-
-    Equal elements stay in order: those in earlier blocks come before it, and in its own those further ahead.
-    """
-    rows = input.movedim(dim, -1)
-    x = rows.reshape(-1, rows.shape[-1])  # in 3 dimensions, TensorRT for RTX 1.7 does not build it for dynamic sizes
-    comes, ties = (torch.gt, torch.ge) if descending else (torch.lt, torch.le)
-    n, ranks = x.shape[-1], []
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        earlier, own, later = (part.unsqueeze(-2) for part in x.tensor_split((start, stop), -1))
-        each, i = own.mT, torch.arange(stop - start, device=x.device)
-        counts = [comes(own, each) | (own == each) & (i < i.unsqueeze(-1))]
-        counts += [ties(earlier, each)] * (start > 0) + [comes(later, each)] * (stop < n)
-        ranks.append(sum(count.sum(-1, dtype=torch.int32) for count in counts))
-    rank = torch.cat(ranks, -1).long()
-    places = torch.arange(n, device=x.device).expand(x.shape)
-    places = torch.zeros_like(rank).scatter(-1, rank, places)
-    return tuple(side.reshape(rows.shape).movedim(-1, dim) for side in (x.gather(-1, places), places))
 
 
 def smallest(ctx, x, k, dim):

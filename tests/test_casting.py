@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from harness import B, Call, Data, S, bools, case, check_case, floats, half, ints, parametrize
@@ -8,6 +10,7 @@ T = torch.Tensor
 uint8 = lambda *shape: ints(*shape, low=0, high=256, dtype=torch.uint8)  # noqa: E731
 
 CASES = [
+    case(lambda x: copy.deepcopy(x * 2) + 1, [(B, 3)], id="deepcopy"),
     case(T.to, [(B, 3)], torch.float16),
     case(T.to, [floats(B, 3, low=-9, high=9)], torch.int64),
     case(T.to, [floats(B, 3, low=-9, high=9)], dtype=torch.int32, copy=True, non_blocking=True),

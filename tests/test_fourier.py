@@ -53,7 +53,7 @@ def test_transforms(row, mode, device):
 
 @pytest.mark.parametrize("n", [1, 2, 1000, 2049, 4096, 6561, 10007 * 2, 65536])
 def test_accuracy(n, device):
-    """To 1e-5 of the largest element; 20014 has no factors that fit."""
+    """To 1e-5 of the largest element, and twice that on a GPU; 20014 has no factors that fit."""
 
     def function(x):
         spectrum = fft.rfft(x)
@@ -68,7 +68,7 @@ def test_accuracy(n, device):
     run = model_trt if device.type == "cuda" else model_trt.reference()
     for ours, theirs in zip(run(x), function(x), strict=True):
         assert ours.shape == theirs.shape
-        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        assert (ours - theirs).abs().max() < (2e-5 if x.is_cuda else 1e-5) * theirs.abs().max()
 
 
 def spectrogram(x, n_fft=16, window=None, **kwargs):

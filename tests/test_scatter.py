@@ -84,6 +84,10 @@ WRITTEN = [
 ]
 
 ADDED = [
+    case(lambda x, i, y: x.scatter_reduce(1, i, y, "amax"), [(B, 4), index(B, 5), (B, 5)], id="scatter_reduce-any"),
+    case(lambda x, i, y: x.scatter(1, i, y, reduce="add"), [(B, 4), index(B, 5), (B, 5)], id="scatter-add-any"),
+    case(lambda x, i, y: x.index_reduce(1, i, y, "mean"), [(B, 4), index(5), (B, 5)], id="index_reduce-any"),
+    case(torch.put, [(B, 4), ints(2, low=0, high=4), (2,)], True),
     case(lambda x, i, y: torch.scatter_add(x, 1, i[: x.shape[0]], y), [(B, 3), index(4, 5), (4, 5)], id="scatter_add"),
     case(
         lambda x, i, y: x.scatter_add(dim=0, index=i, src=y),

@@ -234,8 +234,9 @@ def test_modules_in_other_wrappers():
     x = torch.randn(2, 3)
     with torch.no_grad():
         for wrapped in (
-            torch.compile(LINEAR), torch.jit.trace(LINEAR, x), torch.jit.script(LINEAR), torch.nn.DataParallel(LINEAR),
+            torch.compile(LINEAR), torch.jit.trace(LINEAR, x), torch.jit.script(LINEAR),
             torch.fx.symbolic_trace(LINEAR), torch.export.export(LINEAR, (x,)).module(),
+            *([] if torch.cuda.is_available() else [torch.nn.DataParallel(LINEAR)]),  # which moves it to the GPU
         ):  # fmt: skip
             compare(trace(wrapped, [x])(x)[0], LINEAR(x), 1e-6, 1e-6)
 
@@ -341,3 +342,27 @@ def test_a_size_that_python_cannot_take_is_refused_at_its_line():
     made = module(lambda self, x: x + functools.lru_cache(torch.arange)(x.shape[0])[:, None])
     with pytest.raises(TraceError, match=r"test_tracing.py:\d+: Python code needs a dynamic size"):
         trace(made, [torch.randn(2, 3)], max_batch_size=4)
+
+
+def test_random_numbers_that_nothing_depends_on():
+    def layer_drop(self, x):
+        chance = torch.rand([])  # drawn in eval mode too
+        skip = self.training and (chance < 0.5)
+        noise = torch.empty(3).normal_() * 2
+        del noise
+        return x if skip else x + 1
+
+    graph_equals_eager(module(layer_drop), torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("use", [
+    lambda self, x: x + torch.rand(3) * 2,
+    lambda self, x: x if torch.rand([]) < 0.5 else x + 1,
+    lambda self, x: x * torch.rand(3)[0].item(),
+    lambda self, x: x + torch.empty(3).normal_()[None],
+    lambda self, x: x[torch.randperm(2)],
+    lambda self, x: torch.zeros(2, 3).index_put_((torch.randint(2, (1,)),), x[:1]),
+])  # fmt: skip
+def test_random_numbers_are_refused(use):
+    with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*draws? random numbers"):
+        trace(module(use), [torch.randn(2, 3)])

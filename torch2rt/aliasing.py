@@ -79,6 +79,7 @@ class Storages:
         self._shadows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._shadowed_memory: set[int] = set()
         self._constant_views: dict[int, tuple[torch.Tensor, Call, tuple[int, ...]]] = {}
+        self.tainted: dict[int, tuple[torch.Tensor, str]] = {}  # memory that must not reach the graph, and why
         self._made: set[int] | None = None  # the memory that may be written to, while that is limited
         self._enclosed: set[torch.fx.Node] = set()  # nodes that have moved into a graph of their own
 
@@ -159,6 +160,13 @@ class Storages:
         """These tensors are new, and may be written to."""
         if self._made is not None:
             self._made.update(map(_key, _tensors(value)))
+
+    def taint(self, value: Any, reason: str) -> None:
+        """These tensors, and what shares their memory, must not become constants of the graph."""
+        self.tainted.update((_key(tensor), (tensor, reason)) for tensor in _tensors(value))
+
+    def taint_of(self, value: Any) -> str:
+        return self.tainted.get(_key(value), (None, ""))[1] if isinstance(value, torch.Tensor) else ""
 
     def check_writable(self, tensor: torch.Tensor) -> None:
         if self._made is not None and _key(tensor) not in self._made:

@@ -330,15 +330,26 @@ class Tracer(TorchFunctionMode):
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run a call that depends on no input, whose result becomes a constant; a random one must not."""
+        drawn = self._drawn((args, kwargs))
+        if drawn and getattr(func, "__name__", "") in READS | LEAVES_TORCH:
+            raise TraceError(drawn)
         before = _generator_states()
         with self.decisions.inside():
             out = func(*args, **kwargs)
         if not all(map(torch.equal, before, _generator_states())):
             advice = self.registry.advice(func) or self.registry.advice(torch.randn)
-            raise TraceError(f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}.")
+            drawn = f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}."
+        if drawn:
+            self.storages.taint(out, drawn)
         self._is_made(out)
         self.storages.note_constant_views(out, (func, args, kwargs))
         return out
+
+    def _drawn(self, value: Any) -> str:
+        """What is wrong with arguments that are random, if any are."""
+        if not self.storages.tainted:
+            return ""
+        return next(filter(None, map(self.storages.taint_of, tree_leaves(value))), "")
 
     def _is_made(self, out: Any) -> None:
         """Let a function that may only write to what it makes write to this real tensor."""
@@ -578,6 +589,8 @@ class Tracer(TorchFunctionMode):
                 f"{self.places.here()}: a tensor that torch made without a call that torch2rt could see reached one "
                 "that it sees."
             )
+        if drawn := self._drawn(tensor):
+            raise TraceError(drawn)
         if (node := self._attribute_nodes.get(id(tensor))) is None:
             name = self._attribute_names.get(id(tensor), f"_constant_{len(self.attributes)}")
             self.attributes[name] = tensor
