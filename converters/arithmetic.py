@@ -31,7 +31,7 @@ def binary(ctx, op, a, b):
     """
     dtype = ctx.out.dtype
     if dtype in BYTES:
-        a, b = (cast(ctx, x, dtype) if isinstance(x, (trt.ITensor, Tensor)) else x for x in (a, b))
+        a, b = (cast(ctx, x, dtype) if isinstance(x, (trt.ITensor, Tensor)) else x for x in as_recorded(ctx, a, b))
         return wrapped(ctx, elementwise(ctx, op, a, b, torch.int32), dtype)
     half = fits(a, dtype) and fits(b, dtype) and not (dtype is torch.float16 and shrinks(op, a, b))
     return cast(ctx, elementwise(ctx, op, a, b, dtype if half else torch.float32), dtype)

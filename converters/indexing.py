@@ -97,6 +97,8 @@ def plain_setitem(input, index, value):
         x, plain = _plain_index(input, index)
         x[plain] = value
         return None
+    if any(isinstance(item, slice) and any(map(is_symbolic, (item.start, item.stop))) for item in items):
+        _check_bounds(input, items)
     if any(isinstance(item, Tensor) and is_traced(item) and not item.dim() for item in items):
         whole = [isinstance(item, slice) and item == slice(None) for item in items]
         check(
@@ -112,6 +114,23 @@ def plain_setitem(input, index, value):
         aten.index_put_.default(input, [None] * masks[0] + [items[masks[0]]], value)
         return None
     return NotImplemented
+
+
+def _check_bounds(input, items):
+    """Hold torch to Python's rule for slices: it takes one for the whole where it is that for sizes from 2 on."""
+    masks = any(isinstance(item, Tensor) and item.dtype is torch.bool or isinstance(item, (list, bool)) for item in items)
+    check(not masks, "a slice with dynamic bounds beside a mask is not supported; write to a view")
+    for dim, part in enumerate(item for item in _spelled_out(items, input.dim()) if item is not None):
+        if isinstance(part, slice) and any(map(is_symbolic, (part.start, part.stop))):
+            size, step = input.shape[dim], 1 if part.step is None else part.step
+            first = 0 if part.start is None else _within(part.start, size)
+            last = size if part.stop is None else _within(part.stop, size)
+            length = input.movedim(dim, 0)[part].shape[0]
+            torch._check(length == torch.sym_max((last - first + step - 1) // step, 0))
+
+
+def _within(bound, size):
+    return torch.sym_min(torch.sym_max(torch.sym_ite(bound < 0, bound + size, bound), 0), size)
 
 
 def _plain_index(input, index):

@@ -203,6 +203,11 @@ class Swish(torch.autograd.Function):
         return gradient, None
 
 
+@torch.jit.script
+def bucket(x, size: int):
+    return torch.where((x < size) & (x > -size), torch.tensor(size - 1).type_as(x), torch.abs(x)) * torch.sign(x)
+
+
 LINEAR = torch.nn.Linear(3, 4).eval()
 AROUND = {
     "autograd.Function": lambda self, x: Swish.apply(x, 2.0),
@@ -212,6 +217,7 @@ AROUND = {
     "vmap of two": lambda self, x: torch.vmap(lambda a, b: (a @ b).softmax(0), in_dims=(0, None))(x, x[0].outer(x[1])),
     "grad": lambda self, x: torch.func.grad(lambda y: (y * y).sum())(x),
     "compile": torch.compile(lambda self, x: LINEAR(x).relu()),
+    "jit.script": lambda self, x: bucket(x * 3, 2),
     "no_grad": torch.no_grad()(lambda self, x: LINEAR(x)),
     "inference_mode": torch.inference_mode()(lambda self, x: LINEAR(x)),
     "round": lambda self, x: x.repeat(round(x.shape[0] * 1.5), 1)[: round(x.shape[0] / 2)],

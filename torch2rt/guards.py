@@ -65,8 +65,9 @@ class Decisions:
         """Take down the answer to one question.
 
         torch's own code asks whether sizes differ, from each other and from 0 and 1, to choose between ways to the same
-        result: answers that they do are its own affair. That sizes are equal is not, even where torch knows it without
-        a guard, because it takes every size for at least 2. The user's Python is held to the real range.
+        result: answers that they do are its own affair. That sizes are equal, or which one is larger, is not, even where
+        torch knows it without a guard, because it takes every size for at least 2. The user's Python is held to the
+        real range.
         """
         internal = self._depth > 0
         if not (expr.free_symbols & set(self.symbols)):
@@ -77,7 +78,7 @@ class Decisions:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
-        if internal and not guarded and not isinstance(claim, sympy.Eq):
+        if internal and not guarded and not isinstance(claim, sympy.core.relational.Relational):
             return
         if internal and isinstance(
             claim, (sympy.And, sympy.Or)
@@ -90,6 +91,7 @@ class Decisions:
         if known is None or (known.internal and not internal):
             if internal and (_is_difference(claim) or _is_kernel_choice()):
                 return
+            claim = claim if guarded or not internal else _or_equal(claim)
             self.made[claim] = Decision(claim, self.places.here(), internal)
 
     def check(self, interface: Interface) -> None:
@@ -159,14 +161,22 @@ class _ShapeEnv(ShapeEnv):
 
 
 def _is_difference(claim: sympy.Basic) -> bool:
-    """Whether a claim says that two sizes differ, or that one is neither 0 nor 1."""
+    """Whether a claim says that two sizes differ, or that one is neither 0 nor 1, of itself or as a factor."""
     if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.core.relational.Relational):
         claim = claim.args[0].negated
     if isinstance(claim, (sympy.Gt, sympy.Ge)):
         claim = claim.reversed
     if isinstance(claim, (sympy.Lt, sympy.Le)):
-        return claim.args[0].is_Integer and 0 <= int(claim.args[0]) <= (1 if isinstance(claim, sympy.Lt) else 2)
+        small, large = claim.args
+        if isinstance(claim, sympy.Lt) and small.is_positive and sympy.cancel(large / small).is_Symbol:
+            return True  # one stride is smaller than another: 3 < 3 * size
+        return small.is_Integer and 0 <= int(small) <= (1 if isinstance(claim, sympy.Lt) else 2)
     return isinstance(claim, sympy.Ne)
+
+
+def _or_equal(claim: sympy.Basic) -> sympy.Basic:
+    """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
+    return {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}.get(type(claim), type(claim))(*claim.args)
 
 
 _TRANSPARENT = ("guards.py", "symbolic_shapes.py", "sym_node.py", "recording.py", "contextlib.py", "torch/__init__.py")

@@ -99,7 +99,7 @@ def trace(
     parameters = _parameters(module.forward)
     make = functools.partial(_tracer, module, specs, arguments, parameters)
     failure: Exception | None = None
-    take_strays = False
+    take_strays = first_was_unseen = False
     for hint in (hints := _hints(specs, leaves)):
         try:
             tracer = make(take_strays)
@@ -107,11 +107,13 @@ def trace(
             if tracer.remembered:  # perhaps only for somebody to look at
                 make(take_strays).run(leaves, hint, output_names, tracer.remembered)
             return graph
-        except UnseenTensorError as error:  # watching all that torch runs makes tracing slower by half
-            hints += [] if take_strays else [hint]
-            take_strays, failure = True, failure or error
         except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps only for these sizes
-            failure = error if failure is None or isinstance(failure, UnseenTensorError) else failure
+            unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
+            if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
+                hints.append(hint)
+                take_strays = True
+            if failure is None or first_was_unseen:
+                failure, first_was_unseen = error, unseen
     assert failure is not None
     raise failure
 
