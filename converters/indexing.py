@@ -118,7 +118,7 @@ def plain_setitem(input, index, value):
 
 def _check_bounds(input, items):
     """Hold torch to Python's rule for slices: it takes one for the whole where it is that for sizes from 2 on."""
-    masks = any(isinstance(item, Tensor) and item.dtype is torch.bool or isinstance(item, (list, bool)) for item in items)
+    masks = [item for item in items if isinstance(item, (list, bool)) or getattr(item, "dtype", None) is torch.bool]
     check(not masks, "a slice with dynamic bounds beside a mask is not supported; write to a view")
     for dim, part in enumerate(item for item in _spelled_out(items, input.dim()) if item is not None):
         if isinstance(part, slice) and any(map(is_symbolic, (part.start, part.stop))):

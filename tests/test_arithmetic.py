@@ -74,6 +74,8 @@ ADD = [
 ]  # fmt: skip
 
 DIVIDE = [
+    case(torch.maximum, [ints(B, 3, low=0, dtype=torch.uint8), ints(low=-9, high=-3, dtype=torch.int8)]),
+    case(lambda x: [-1 % x, x // -1, x % -3], [ints(B, 3, low=1, dtype=torch.uint8)], id="bytes-by-numbers"),
     case(torch.ops.prims.div.default, [(B, 3), floats(B, 3)], id="prims.div"),
     case(torch.div, [(B, 3), (3,)]),
     case(torch.div, [ints(B, 3), nonzero]),

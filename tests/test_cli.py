@@ -34,7 +34,7 @@ class Branch(torch.nn.Module):
 
 class Unknown(torch.nn.Module):
     def forward(self, x):
-        return torch.fft.fft(x).real
+        return torch.linalg.svdvals(x)
 
 
 instance = Net()
@@ -202,6 +202,9 @@ def test_ops_lists_converters_by_family(capsys):
     assert main(["ops", "leaky"]) == 0
     family, first, *_ = capsys.readouterr().out.splitlines()
     assert family == "activation" and "torch.nn.functional.leaky_relu" in first
+    assert main(["ops", "normalize"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"Python makes for them \(\d+\)\n(    .*\n)*    torch.nn.functional.normalize", out)
     assert main(["ops", "no such call"]) == 1
 
 

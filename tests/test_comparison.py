@@ -7,12 +7,14 @@ from harness import B, Call, S, bools, case, check_case, compare, half, ints, pa
 from torch2rt import ConversionError, torch2rt
 
 Tensor, aten = torch.Tensor, torch.ops.aten
+BYTES = ints(B, 5, low=0, dtype=torch.uint8)
 COMPARISONS = [torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge]
 small = ints(B, 3, low=-2, high=3)
 byte = ints(B, 3, low=0, high=4, dtype=torch.uint8)
 int32 = ints(B, 3, low=-2, high=3, dtype=torch.int32)
 
 CASES = [
+    *[case(f, [BYTES, ints(low=-9, high=-3)]) for f in COMPARISONS],  # as a byte, -3 is 253
     *[case(f, [small, ints(B, 1, low=-2, high=3)]) for f in COMPARISONS],
     *[case(f, [(B, 3, S), (S,)]) for f in COMPARISONS],
     *[case(f, [byte], 2) for f in COMPARISONS],

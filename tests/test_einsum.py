@@ -10,6 +10,9 @@ def einsum(equation, *inputs, **options):
 
 
 CASES = [
+    einsum("aad,", (1, 1, 4), ()),
+    einsum("ab,->", (1, 4), ()),
+    einsum("ebb,e->", (B, 1, 1), (B,)),
     einsum("ij,jk->ik", (B, 4), (4, S)),
     einsum("ij,jk", (B, 4), (4, S)),
     einsum("ij,kj->ik", (B, S), (5, S)),

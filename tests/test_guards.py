@@ -36,6 +36,12 @@ def _last_twice(self, x):
     return x.new_ones(4)[-2 * x.shape[0] :]
 
 
+def _third(self, x):
+    x = x.clone()
+    x[1::3, torch.tensor([0])] *= -1
+    return x
+
+
 NARROWING = [
     (_more_than_two, r"test_guards.py:\d+.*input_0.shape\[0\] > 2.*false for input_0.shape\[0\] = 1"),
     (_exactly_one, r"input_0.shape\[0\] != 1.*false for input_0.shape\[0\] = 1"),
@@ -44,6 +50,7 @@ NARROWING = [
     (_divisible, r"test_guards.py:\d+.*false for input_0.shape\[0\] = 1"),
     (_all_but_three, r"test_guards.py:\d+.*false for input_0.shape\[0\] = \d"),
     (_last_twice, r"test_guards.py:\d+.*false for input_0.shape\[0\] = \d"),
+    (_third, r"test_guards.py:\d+.*false for input_0.shape\[0\] = 1"),
 ]
 
 

@@ -10,6 +10,13 @@ P = Size("P", 2, 3, 5)
 at = lambda index, *shapes, id, **kwargs: case(lambda x: x[index], shapes, id=id, **kwargs)  # noqa: E731
 index = lambda *shape, low=-3, high=3, **kwargs: ints(*shape, low=low, high=high, **kwargs)  # noqa: E731
 
+def written(x, index):
+    """The first two columns, written to as rows."""
+    x = x[0, :2].clone()
+    x[index] = 2
+    return x
+
+
 BASIC = [
     at(0, (3, S), id="int"),
     at(-1, (3, S), id="negative"),
@@ -53,6 +60,7 @@ BASIC = [
 ]
 
 FANCY = [
+    case(lambda x, i: x.index_put((i,), x[:1]), [ints(4, B, low=0, dtype=torch.uint8), ints(2, low=-4, high=4)]),
     at(torch.tensor([2, 0, -1, 0]), (3, S), id="front"),
     at((slice(None), [0, 2]), (B, 3), id="list"),
     at((slice(None), range(2)), (B, 3), id="range"),
@@ -177,6 +185,10 @@ def test_one_slice_and_one_reshape():
         (lambda x: x[2:], "length follows another rule for small sizes, for input_0"),
         (lambda x: x[:3], "only does the same for every size"),
         (lambda x: x[False], "leaves nothing"),
+        (lambda x: x[True, :, True], "True beside another True"),
+        (lambda x: x[:, True, torch.tensor([0])], "True beside another True or an index tensor"),
+        (lambda x: x[[[0]]], "write a tuple or a tensor"),
+        (lambda x: written(x, slice(None, x.shape[0] ** 2)), "only does the same for every size"),
     ],
 )
 def test_refused(function, message):

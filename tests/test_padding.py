@@ -8,6 +8,7 @@ from torch2rt.backend import trt
 aten = torch.ops.aten
 
 CASES = [
+    case(lambda x: F.pad(x, (0, 0, -1, 1)), [(B, 3)], id="crop-one"),
     # constant: any rank, any value, any dtype; negative amounts crop
     case(F.pad, [(B, 3, S)], (1, 2)),
     case(F.pad, [(B, 3, S)], (1, 2, 0, 3, 2, 1), value=-1.5),

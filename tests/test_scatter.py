@@ -11,6 +11,8 @@ order = lambda x, dim: x.argsort(dim)  # distinct indices, computed  # noqa: E73
 
 READ = [
     case(torch.take, [(B, 3), ints(4, 2, low=-3, high=3)]),
+    case(torch.take_along_dim, [(B, 5), ints(B, 3, low=-5, high=5)], dim=1),
+    case(lambda x: x.take_along_dim(indices=x.new_tensor([[-1], [0]]).long(), axis=0), [(2, B)], id="take-constant"),
     case(lambda x: torch.index_select(x, 1, torch.tensor([2, 0], device=x.device)), [(B, 3, S)], id="index_select"),
     case(lambda x, i: x.index_select(-1, i), [ints(B, S), index(3)], id="index_select-computed"),
     case(lambda x, i: x.index_select(dim=0, index=i), [(3, 4), index()], id="index_select-0d-index"),

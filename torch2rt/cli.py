@@ -377,26 +377,23 @@ def _latency(module: torch.nn.Module, model_trt: Any, inputs: list[torch.Tensor]
 
 
 def _ops(arguments: argparse.Namespace) -> int:
-    from torch2rt.registry import load, qualified_name
-
     require_tensorrt()
-    families: dict[str, dict[Any, list[str]]] = {}
-    for target, entry in load().converters.items():
-        if arguments.pattern in (name := qualified_name(target)):
-            family = entry.function.__module__.rpartition(".")[2]
-            families.setdefault(family, {}).setdefault(entry, []).append(name)
-    if not families:
+    from torch2rt.operators import LEVELS, families, measured
+
+    listed, rest = families(arguments.pattern), measured(arguments.pattern)
+    if not listed and not any(rest.values()):
         raise Failure(
             f"no converter has {arguments.pattern!r} in its name. A call without one is converted as the calls that it "
             "makes, so it may be supported all the same."
         )
-    for family, entries in sorted(families.items()):
-        print(f"{family}")
-        for entry, names in entries.items():
-            print(f"    {', '.join(names)}" + (f"\n        limits: {entry.limits}" if entry.limits else ""))
-    total = sum(len(names) for entries in families.values() for names in entries.values())
-    print(f"\n{total} callables, and their in-place and out= spellings. A call that is not listed is converted as")
-    print("the calls that it makes, down to ATen operators, where those have converters.")
+    for family, entries in listed.items():
+        print(family)
+        for names, limits in entries:
+            print(f"    {', '.join(names)}" + (f"\n        limits: {limits}" if limits else ""))
+    total = sum(len(names) for entries in listed.values() for names, _ in entries)
+    print(f"\n{total} callables, and their in-place and out= spellings. Without a converter of their own are:")
+    for level, what in LEVELS.items():
+        print(f"{what} ({len(rest[level])})" + "".join(f"\n    {name}" for name in rest[level]))
     return 0
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -31,6 +31,7 @@ class Decision:
     claim: sympy.Basic
     place: str
     internal: bool
+    assumed: bool = False  # torch knew it of sizes from 2 on, and did not ask
 
 
 class Decisions:
@@ -40,6 +41,7 @@ class Decisions:
         self.symbols = symbols
         self.places = places
         self.made: dict[sympy.Basic, Decision] = {}
+        self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self)
         self._depth = 0
 
@@ -65,7 +67,7 @@ class Decisions:
         """Take down the answer to one question.
 
         torch's own code asks whether sizes differ, from each other and from 0 and 1, to choose between ways to the same
-        result: answers that they do are its own affair. That sizes are equal, or which one is larger, is not, even where
+        result: answers that they do are its own affair. That they are equal, or which is larger, is not, even where
         torch knows it without a guard, because it takes every size for at least 2. The user's Python is held to the
         real range.
         """
@@ -91,8 +93,9 @@ class Decisions:
         if known is None or (known.internal and not internal):
             if internal and (_is_difference(claim) or _is_kernel_choice()):
                 return
-            claim = claim if guarded or not internal else _or_equal(claim)
-            self.made[claim] = Decision(claim, self.places.here(), internal)
+            assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
+            claim = _or_equal(claim) if assumed else claim
+            self.made.setdefault(claim, Decision(claim, self.places.here(), internal, assumed))
 
     def check(self, interface: Interface) -> None:
         """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface."""
@@ -102,21 +105,8 @@ class Decisions:
                 self.made.setdefault(claim, Decision(claim, "all in all", True))
         ties = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq) and len(d.claim.free_symbols) > 1]
         tied = self._tied_ranges(ties)
-        for decision in self.made.values():
-            wrong = counterexample(decision.claim, tied)
-            if wrong is None:
-                continue
-            text = describe(decision.claim, self.symbols)
-            if wrong is True or interface.is_relation(decision.claim, self.symbols):
-                interface.constrain(decision.claim, self.symbols)
-                continue
-            sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
-            ranges = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]
-            raise TraceError(
-                f"{decision.place}: the module only does the same for every size if {text}, which is false for "
-                f"{sizes}. "
-                f"Asked for: {ranges}. Narrow the range, make the dimension static, or build one engine for each side."
-            )
+        hold([d for d in self.made.values() if not d.assumed], tied, interface)
+        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied)
         for dim in tied.values():
             _narrow(interface.inputs[dim.input], dim)
 
@@ -136,6 +126,31 @@ class Decisions:
                     for arg in tie.claim.args:
                         ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
         return ranges
+
+
+class Assumed(NamedTuple):
+    """What a trace rests on without having asked; `lower` holds it last, as its own errors say more."""
+
+    decisions: list[Decision]
+    ranges: Symbols
+
+
+def hold(decisions: list[Decision], ranges: Symbols, interface: Interface) -> None:
+    """Raise `TraceError` for the first claim that is false inside the ranges; check at every call what is open."""
+    for decision in decisions:
+        wrong = counterexample(decision.claim, ranges)
+        if wrong is None:
+            continue
+        if wrong is True or interface.is_relation(decision.claim, ranges):
+            interface.constrain(decision.claim, ranges)
+            continue
+        sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
+        asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]
+        raise TraceError(
+            f"{decision.place}: the module only does the same for every size if {describe(decision.claim, ranges)}, "
+            f"which is false for {sizes}. "
+            f"Asked for: {asked}. Narrow the range, make the dimension static, or build one engine for each side."
+        )
 
 
 def _narrow(spec: Input, dim: Dim) -> None:
@@ -176,7 +191,8 @@ def _is_difference(claim: sympy.Basic) -> bool:
 
 def _or_equal(claim: sympy.Basic) -> sympy.Basic:
     """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
-    return {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}.get(type(claim), type(claim))(*claim.args)
+    loose = {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}
+    return loose.get(type(claim), type(claim))(*claim.args)
 
 
 _TRANSPARENT = ("guards.py", "symbolic_shapes.py", "sym_node.py", "recording.py", "contextlib.py", "torch/__init__.py")

@@ -225,6 +225,7 @@ class Tracer(TorchFunctionMode):
         graph_module = torch.fx.GraphModule(_attribute_tree(self.attributes), self.graph, type(self.module).__name__)
         graph_module.meta["interface"] = self.interface
         graph_module.meta["symbols"] = self.symbols
+        graph_module.meta["assumed"] = self.decisions.assumed
         return graph_module
 
     def _depends_on_values(self, value: Any) -> bool:

@@ -1,0 +1,297 @@
+"""Every converter has a row that reaches it, and takes its arguments as torch does."""
+
+import contextlib
+import importlib
+import inspect
+import types
+from pathlib import Path
+
+import coverage
+import pytest
+import torch
+from harness import Case, compare, eager, prepared
+
+from torch2rt import lower, operators, trace
+from torch2rt.errors import Torch2RTError
+from torch2rt.module import ReferenceModule
+from torch2rt.registry import ALIASES, Converter, load, qualified_name, renamed
+
+REGISTRY = load()
+
+
+def served():
+    """The callables that each converter and each composite serves."""
+    functions = {}
+    for table in (REGISTRY.converters, REGISTRY.on_complex):
+        for target, entry in table.items():
+            functions.setdefault(entry.function, []).append(target)
+    for target, body in REGISTRY.composites.items():
+        functions.setdefault(inspect.unwrap(body), []).append(target)
+    return functions
+
+
+SERVED = served()
+FAMILIES = sorted({function.__module__.rpartition(".")[2] for function in SERVED})
+
+
+def label(function):
+    return f"{function.__module__.rpartition('.')[2]} {qualified_name(SERVED[function][0])}"
+
+
+def of_family(name):
+    return [function for function in SERVED if function.__module__.endswith(f".{name}")]
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+# Called by no row of the family's own tables, and why.
+ALIASED = "torch returns its argument, so that nothing is left to convert"
+CHECKS = "it checks an argument and steps aside"
+ELSEWHERE = {
+    "elementary torch.positive": ALIASED,
+    "dropout torch.dropout": ALIASED,
+    "dropout torch.nn.functional.alpha_dropout": ALIASED,
+    "attention torch.nn.functional.multi_head_attention_forward": CHECKS,
+    "embedding torch.nn.functional.embedding": CHECKS,
+    "joining torch.tensor_split": CHECKS,
+    "shape torch.as_strided": CHECKS,
+    "shape torch.ops.aten.as_strided": "it only refuses",
+    "vision torch.ops.torchvision.nms": "it only refuses",
+    "vision torch.ops.torchvision.box_iou_rotated": "it only refuses",
+    "resize torch._C._nn._upsample_lanczos2d_aa": "it came with torch 2.15, and has a test of its own",
+    "complex torch.scalar_tensor": "it is folded",
+}
+# Called for static sizes only, and why.
+STATIC = {
+    "integers torch.gcd": "how often its loop runs depends on data, which is refused for dynamic shapes",
+    "integers torch.lcm": "like gcd",
+    "pooling torch._C._nn.adaptive_max_pool2d": "indices need static sizes",
+    "scatter torch.masked_select": "a constant mask has a size of its own",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_converter_has_a_row(family, monkeypatch):
+    """The family's rows are traced and lowered, dynamic ones first, until all of its converters have been called."""
+    wanted = {function for function in of_family(family) if label(function) not in ELSEWHERE}
+    called = set()
+
+    def bind(self, args, kwargs, bind=Converter.bind):
+        called.add(self.function)
+        return bind(self, args, kwargs)
+
+    def noting(body):
+        def noted(*args, **kwargs):
+            out = body(*args, **kwargs)
+            if out is not NotImplemented:  # it has not stepped aside
+                called.add(inspect.unwrap(body))
+            return out
+
+        return noted
+
+    monkeypatch.setattr(Converter, "bind", bind)
+    monkeypatch.setattr(REGISTRY, "composites", {t: noting(body) for t, body in REGISTRY.composites.items()})
+    tables = vars(importlib.import_module(f"test_{family}")).values()
+    rows = [row for table in tables if isinstance(table, list) for row in table if isinstance(row, Case)]
+    missing = {}
+    for mode in ("dynamic", "static"):
+        for row in rows:
+            if mode in row.modes and not wanted <= called:
+                module, example, shapes = prepared(row, mode, torch.device("cpu"))
+                with contextlib.suppress(Torch2RTError):  # the table's own test tells
+                    lower(trace(module, example, **shapes))
+        missing[mode] = sorted(map(label, wanted - called))
+    assert missing["static"] == []
+    assert set(missing["dynamic"]) <= STATIC.keys()
+
+
+# Signatures ----------------------------------------------------------------------------------------------------------
+
+OVERRIDES = torch.overrides.get_testing_overrides()
+IGNORED = {"out", "names", "generator", "layout", "pin_memory", "memory_format"}  # values do not depend on them
+# Arguments that one of the signatures of a name gives to the parameter that another one calls otherwise.
+SHARED = {
+    ("other", "dim"), ("unbiased", "dim"), ("value", "src"), ("end", "start"), ("idx", "index"), ("k", "index"),
+    ("v", "value"), ("self", "A"), ("split_size_or_sections", "split_size"),
+    ("self", "tensor"),
+}  # fmt: skip
+# Functions whose parameters are not to be told from torch's signatures, and why.
+UNTOLD = {
+    "where_method": "the schema is that of torch.where(condition, input, other)",
+    "einsum_of_two": "torch.einsum takes *args",
+    "einsum": "torch.einsum takes *args",
+    "tensordot": "torch.functional.tensordot calls the operator by position",
+    "tensor": "the schemas of torch.tensor are of numbers alone",
+    "polygamma_method": "the schema is that of torch.polygamma(n, input)",
+}
+# Signatures that no call reaches a converter with, and why.
+FOREIGN = {
+    "aten::where": "where(condition) is nonzero",
+    "aten::copy.Dict_Tensor": "it copies dicts",
+    "aten::repeat_interleave.Tensor": "the size of repeat_interleave(repeats) depends on data",
+    "aten::isin.Tensor_Scalar": "numbers are taken by position",
+    "aten::isin.Scalar_Tensor": "numbers are taken by position",
+    "aten::lstm.data": "of packed sequences, which are refused",
+    "aten::gru.data": "of packed sequences, which are refused",
+    "aten::rnn_tanh.data": "of packed sequences, which are refused",
+    "aten::rnn_relu.data": "of packed sequences, which are refused",
+    "aten::stft.center": "torch.stft pads before it calls the operator",
+}
+
+
+class Argument(str):
+    """Stands for the argument of this name."""
+
+
+def signatures(target):
+    """torch's signatures of a callable: each one's text, and its parameters' names, defaults and whether by keyword."""
+    if isinstance(target, torch._ops.OpOverload):
+        schemas = [target._schema]
+    elif isinstance(target, torch._ops.OpOverloadPacket):
+        schemas = schemas_of(target)
+    elif isinstance(target, types.FunctionType):
+        found = inspect.signature(target)
+        if "args" in found.parameters and "kwargs" in found.parameters:  # it is one of two, chosen by an argument
+            found = inspect.signature(getattr(torch.nn.functional, f"{target.__name__}_with_indices", None))
+        return [in_python(found)]
+    else:
+        name = getattr(target, "__name__", "__")
+        schemas = [] if name.startswith("__") else schemas_of(getattr(torch.ops.aten, name, None))
+    if not schemas and target in OVERRIDES:
+        return [in_python(inspect.signature(OVERRIDES[target]))]
+    return [in_schema(schema) for schema in schemas]
+
+
+def schemas_of(packet):
+    """The schemas of an operator that are of tensors and return new ones."""
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()] if packet else []
+    return [
+        schema for schema in schemas
+        if f"{schema.name}.{schema.overload_name}".rstrip(".") not in FOREIGN
+        and any("Tensor" in str(value.type) for value in (*schema.arguments, *schema.returns))
+        and any("Tensor" in str(value.type) for value in schema.returns)
+        and not any("Dimname" in str(argument.type) or argument.is_out for argument in schema.arguments)
+        and not schema.is_mutable
+    ]  # fmt: skip
+
+
+def in_python(signature):
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = [p for p in signature.parameters.values() if p.kind not in kinds and p.name not in IGNORED]
+    return str(signature), [(p.name, p.default, p.kind is p.KEYWORD_ONLY) for p in parameters]
+
+
+def in_schema(schema):
+    absent = inspect.Parameter.empty
+    return str(schema), [
+        (a.name, a.default_value if a.has_default_value() else absent, a.kwarg_only)
+        for a in schema.arguments if a.name not in IGNORED
+    ]  # fmt: skip
+
+
+def bound(function, args, kwargs):
+    """Which argument each parameter of a converter or composite receives."""
+    signature = inspect.signature(function)
+    if function in {inspect.unwrap(body) for body in REGISTRY.composites.values()}:
+        found = signature.bind(*args, **renamed(kwargs, signature.parameters))
+    else:
+        args, kwargs = Converter(function, "", tuple(signature.parameters.values())[1:]).bind(args, kwargs)
+        found = signature.bind(None, *args, **kwargs)
+    found.apply_defaults()
+    return found
+
+
+def misfits(function, target, parameters):
+    """Where a call as torch's signature has it does not mean to the converter what it means to torch."""
+    args = [Argument(name) for name, _, keyword in parameters if not keyword]
+    kwargs = {name: Argument(name) for name, _, keyword in parameters if keyword}
+    calls = [(args, kwargs)]
+    operators = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+    by_name = not isinstance(target, operators) and not target.__name__.startswith("__")
+    if by_name:
+        calls.append((args[:1], {**{name: name for name in args[1:]}, **kwargs}))
+    if by_name and getattr(torch.Tensor, getattr(target, "__name__", ""), None) is not target:
+        calls.append(([], {**{"input" if name == "self" else name: name for name in args}, **kwargs}))
+    star = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for args, kwargs in calls:
+        try:
+            found = bound(function, tuple(args), dict(kwargs))
+        except TypeError as error:
+            yield str(error)
+            continue
+        for name, value in found.arguments.items():
+            if isinstance(value, Argument) and found.signature.parameters[name].kind not in star:
+                if by_name and name not in (value, ALIASES.get(value)) and (value, name) not in SHARED:
+                    yield f"{value} is taken for {name}"
+    required = [(name, keyword) for name, default, keyword in parameters if default is inspect.Parameter.empty]
+    try:
+        found = bound(
+            function, tuple(Argument(n) for n, keyword in required if not keyword),
+            {n: Argument(n) for n, keyword in required if keyword},
+        )  # fmt: skip
+    except TypeError as error:
+        yield f"{error} by default"
+        return
+    for name, default, _ in parameters:
+        ours = found.arguments.get(name, default)
+        if default is not inspect.Parameter.empty and plain(ours) != plain(default):
+            if not isinstance(ours, (Argument, dict)) and (name, default) not in DEFAULTS:
+                yield f"{name} is {ours!r} by default, not {default!r}"
+
+
+# Defaults of one of several signatures of a name, where that of another one is the converter's.
+DEFAULTS = [("unbiased", True), ("padding", "valid"), ("return_indices", False)]
+
+
+def plain(default):
+    """A default without the difference of 1 and [1, 1], or of None and []."""
+    if isinstance(default, (list, tuple)):
+        return plain(default[0]) if len(set(default)) == 1 else tuple(default) or None
+    return default
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arguments_are_torchs(family):
+    """In order and by name, all that torch's signatures have, with the same defaults."""
+    wrong = []
+    for function in of_family(family):
+        for target in SERVED[function] if function.__name__ not in UNTOLD else []:
+            for text, parameters in signatures(target):
+                wrong += [f"{qualified_name(target)}: {m} ({text})" for m in misfits(function, target, parameters)]
+    assert wrong == []
+
+
+def test_most_callables_have_a_signature():
+    known = [target for targets in SERVED.values() for target in targets if signatures(target)]
+    assert len(known) > 0.95 * sum(map(len, SERVED.values()))
+
+
+# Levels --------------------------------------------------------------------------------------------------------------
+
+measured = pytest.mark.skipif(not operators.is_listed_version(), reason=f"measured with torch {operators.TORCH}")
+
+
+@measured
+@pytest.mark.parametrize("row", coverage.CASES, ids=lambda row: qualified_name(coverage.target(row)))
+def test_functions_without_a_converter(row):
+    """They are converted as the list says; `python tests/coverage.py` writes it."""
+    level, network = coverage.level(row)
+    assert qualified_name(coverage.target(row)) in operators.measured()[level]
+    if network is not None:
+        module, inputs, _ = prepared(row, "static", torch.device("cpu"))
+        compare(ReferenceModule(network)(*inputs), eager(module, inputs), row.rtol, row.atol)
+
+
+@measured
+def test_every_public_function_is_listed():
+    """It has a converter, an advice what to write instead, a row in `tests/coverage.py`, or is left out there."""
+    rows = [coverage.target(row) for row in coverage.CASES]
+    unknown = [f for f in coverage.public() if f not in rows and not coverage.is_left_out(f)]
+    assert [qualified_name(function) for function in unknown] == []
+    assert [qualified_name(function) for function in rows if REGISTRY.find(function)] == []
+
+
+@measured
+def test_the_list_is_up_to_date():
+    """`python -m torch2rt.operators > docs/operators.md`"""
+    assert (Path(__file__).parent.parent / "docs" / "operators.md").read_text() == operators.markdown()
