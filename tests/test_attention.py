@@ -194,3 +194,10 @@ def test_no_layer_too_many():
 def test_dropout_is_refused(device):
     with pytest.raises(UnsupportedError, match=r"dropout_p=0\.1 is random"):
         torch2rt(Call(sdpa, (), {"dropout_p": 0.1}), [torch.randn(2, 3, 5, 8, device=device)] * 3)
+
+
+def test_a_decomposition_with_other_results_is_refused():
+    q = torch.randn(2, 3, 5, 4)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    with pytest.raises(UnsupportedError, match="_scaled_dot_product_flash_attention_for_cpu"):
+        torch2rt(Call(flash), [q, q, q])

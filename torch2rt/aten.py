@@ -44,7 +44,7 @@ class AtenRecorder(TorchDispatchMode):
             for decomposition in _decompositions(func):
                 with self:
                     out = decomposition(*args, **kwargs)
-                if out is not NotImplemented:
+                if out is not NotImplemented and _is_like(out, func, args, kwargs):
                     return out
         opening, tracer._opening = tracer._opening, [self.function]
         try:
@@ -107,6 +107,14 @@ def _decompositions(func: Any) -> list[Callable[..., Any]]:
     tables: tuple[Mapping[Any, Any], ...] = (_core_decompositions(), decomposition_table)
     found = [table[func] for table in tables if func in table]
     return [*found[:1], func.decompose, *found[1:]] if _core_decompositions().get(func) else [func.decompose, *found]
+
+
+def _is_like(out: Any, func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a decomposition has the results of its operator: torch's for attention returns another second one."""
+    if len(func._schema.returns) < 2:
+        return True
+    kind = lambda x: (x.dim(), x.dtype) if isinstance(x, torch.Tensor) else None  # noqa: E731
+    return [*map(kind, out)] == [*map(kind, func(*args, **kwargs))]
 
 
 def _returns_tensors(func: Any) -> bool:
