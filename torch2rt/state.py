@@ -33,12 +33,23 @@ class State:
                                        key, value)  # fmt: skip
 
     def restore(self) -> None:
+        """Put back what has changed, and touch nothing else: other threads may be using the module."""
         for _, module, attributes, containers in self._before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
+            now = module.__dict__
+            for key in [key for key in now if key not in attributes]:
+                del now[key]
+            now.update((key, value) for key, value in attributes.items() if now.get(key, self) is not value)
             for value, content in containers:
-                value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)
+                if not _same(value, content):
+                    value.clear()
+                    value.extend(content) if isinstance(value, list) else value.update(content)
+
+
+def _same(value: Any, content: Any) -> bool:
+    """Whether a container still holds the same objects."""
+    sides = [list(side.items() if isinstance(side, dict) else side) for side in (value, content)]
+    flat = [[x for item in side for x in (item if isinstance(value, dict) else (item,))] for side in sides]
+    return len(flat[0]) == len(flat[1]) and all(a is b for a, b in zip(*flat, strict=True))
 
 
 def _traced(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
