@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from meter import Meter, in_a_process
+from meter import Meter, in_a_process, verdict
 from torchvision import models
 
 MODELS = ("resnet50", "vit_b_16", "swin_t", "convnext_tiny")
@@ -164,13 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(table(results))
     checks = aims(results)
-    print()
-    for met, text in checks:
-        print(f"{'met   ' if met else 'missed'} {text}")
+    status = verdict(checks, arguments.check)
     if arguments.json:
         facts = {"torch": torch.__version__, "dynamic": arguments.dynamic, "cpus": os.cpu_count(), "results": results}
         Path(arguments.json).write_text(json.dumps(facts, indent=2))
-    return 1 if arguments.check and not all(met for met, _ in checks) else 0
+    return status
 
 
 if __name__ == "__main__":

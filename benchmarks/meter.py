@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +51,12 @@ def in_a_process(script: str, *arguments: str) -> dict[str, Any]:
     except (IndexError, json.JSONDecodeError):
         why = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return {"error": f"exit code {done.returncode}: {why}", "seconds": {}, "peak": {}}
+
+
+def verdict(checks: Iterable[tuple[bool, str]], strict: bool) -> int:
+    """Print which aims are met; the exit status, which is 1 only if it is `strict` and one is missed."""
+    checks = list(checks)
+    print()
+    for met, text in checks:
+        print(f"{'met   ' if met else 'missed'} {text}")
+    return 1 if strict and not all(met for met, _ in checks) else 0

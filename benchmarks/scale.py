@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from meter import Meter, in_a_process
+from meter import Meter, in_a_process, verdict
 
 from torch2rt import build, lower, trace
 
@@ -179,12 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         results["time"] = curves
         print(table(curves))
         checks = aims(curves)
-    print()
-    for met, text in checks:
-        print(f"{'met   ' if met else 'missed'} {text}")
+    status = verdict(checks, arguments.check)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(results, indent=2))
-    return 1 if arguments.check and not all(met for met, _ in checks) else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -122,10 +122,13 @@ class Interface:
         if constraint not in self.constraints:
             self.constraints.append(constraint)
 
+    def holds_at_opt(self, claim: sympy.Basic, symbols: Symbols) -> bool:
+        """Whether a claim about sizes is true of the opt shapes."""
+        return bool(evaluate(claim, {s: self.inputs[dim.input].opt[dim.axis] for s, dim in symbols.items()}))
+
     def is_relation(self, claim: sympy.Basic, symbols: Symbols) -> bool:
         """Whether a claim relates several sizes, so that no ranges could say it, and holds for the opt shapes."""
-        opt = {symbol: self.inputs[dim.input].opt[dim.axis] for symbol, dim in symbols.items()}
-        return len(claim.free_symbols) > 1 and bool(evaluate(claim, opt))
+        return len(claim.free_symbols) > 1 and self.holds_at_opt(claim, symbols)
 
     def wrap(self, outputs: Sequence[torch.Tensor], shapes: list[Shape]) -> Any:
         """Put the engine's outputs into the value that the module returns."""

@@ -18,7 +18,7 @@ from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.guards import hold
 from torch2rt.interface import Interface
 from torch2rt.registry import Converter, load, qualified_name
-from torch2rt.symbolic import Dim, counterexample, evaluate, expression, is_symbolic
+from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -298,7 +298,7 @@ class _Lowering:
             return size == value
         symbols = self.ctx.symbols
         claim = sympy.Eq(expression(size), value)
-        if not evaluate(claim, {s: self.interface.inputs[d.input].opt[d.axis] for s, d in symbols.items()}):
+        if not self.interface.holds_at_opt(claim, symbols):
             return False
         if counterexample(claim, symbols) is not None:
             self.interface.constrain(claim, symbols)

@@ -35,8 +35,6 @@ _current_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 _current_device: Any = getattr(torch._C, "_cuda_getDevice", None)
 _is_capturing: Any = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
 
-Shapes = list[tuple[int, ...]]
-
 
 class Runtime:
     """A deserialized engine on one GPU, for calls from any thread and stream.
