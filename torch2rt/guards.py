@@ -198,9 +198,18 @@ def _or_equal(claim: sympy.Basic) -> sympy.Basic:
 _TRANSPARENT = ("guards.py", "symbolic_shapes.py", "sym_node.py", "recording.py", "contextlib.py", "torch/__init__.py")
 
 
+_CHOICES = {  # function and file
+    ("conv", "fake_impls.py"),
+    ("are_strides_like_channels_last", "_prims_common/__init__.py"),
+    ("are_strides_like_channels_last_or_false", "_prims_common/__init__.py"),
+}
+
+
 def _is_kernel_choice() -> bool:
-    """Whether torch is choosing among kernels that compute the same, as oneDNN's convolutions do by batch size."""
+    """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.endswith(_TRANSPARENT):
         frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == "conv" and frame.f_code.co_filename.endswith("fake_impls.py")
+    return frame is not None and any(
+        frame.f_code.co_name == name and frame.f_code.co_filename.endswith(file) for name, file in _CHOICES
+    )
