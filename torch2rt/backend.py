@@ -192,14 +192,17 @@ def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def create_execution_context(engine: Any, capability: tuple[int, int], kernels: Any = None) -> Any:
-    """An execution context, without scratch memory, of an engine on a GPU of this compute capability.
+def create_execution_context(
+    engine: Any, capability: tuple[int, int], kernels: Any = None, own_memory: bool = False
+) -> Any:
+    """An execution context of an engine on a GPU of this compute capability, with or without scratch memory.
 
     TensorRT for RTX compiles kernels for each shape it meets. On a GPU that it runs on but does not list, those of 1.6
     compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only general kernels are used.
     `kernels` is an `IRuntimeCache` of what it has compiled before.
     """
-    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    strategies = trt.ExecutionContextAllocationStrategy
+    strategy = strategies.STATIC if own_memory else strategies.USER_MANAGED
     if not IS_RTX:
         return engine.create_execution_context(strategy)
     config = engine.create_runtime_config()
@@ -207,6 +210,6 @@ def create_execution_context(engine: Any, capability: tuple[int, int], kernels: 
     if kernels is not None:
         config.set_runtime_cache(kernels)
     if not hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"):
-        strategies = trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
+        specialization = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.NONE
     return engine.create_execution_context(config)

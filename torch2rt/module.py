@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class TRTModule(_Converted):
         self.borrow_outputs = False
         self._index: int | None = None
         self._is_replica = False
-        self._runtimes: dict[int, Runtime] = {}
+        self._runtimes: dict[int | None, Runtime] = {}
         self._lock = threading.RLock()
 
     # Calls -----------------------------------------------------------------------------------------------------------
@@ -93,28 +93,25 @@ class TRTModule(_Converted):
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
         """
-        interface = self.interface
-        if interface is None or kwargs or len(args) != interface.plain_inputs or not _are_tensors(args):
-            interface = self._interface()
-            tensors: Any = interface.tensors(args, kwargs)
-        else:
-            tensors = args
-        index = self._index
-        if index is None or (runtime := self._runtimes.get(index)) is None:
-            runtime = self._ready(tensors)
-        outputs = runtime(tensors, self.cuda_graph, self.borrow_outputs)
+        runtime = self._runtimes.get(self._index) or self._ready(args, kwargs)
+        interface = runtime.interface  # not self.interface, which load_state_dict may be changing
+        tensors: Any = args
+        if kwargs or len(args) != interface.plain_inputs:
+            tensors = interface.tensors(args, kwargs)
+        outputs = runtime.run(tensors, self.cuda_graph, self.borrow_outputs)
         if interface.plain_outputs == 1:
             return outputs[0]
         if interface.plain_outputs:
             return tuple(outputs)
         return interface.wrap(outputs, [tuple(t.shape) for t in tensors])
 
-    def _ready(self, tensors: Sequence[torch.Tensor] = ()) -> Runtime:
+    def _ready(self, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> Runtime:
         """The runtime on this module's GPU: the one it was put on, or else that of the first call's inputs."""
-        interface = self._interface()
         with self._lock:
+            interface = self._interface()
             index = self._index
-            if index is None:
+            if index is None and args is not None:
+                tensors = interface.tensors(args, kwargs or {})
                 index = next((t.get_device() for t in tensors if t.is_cuda), None)
             if index is None or (runtime := self._runtimes.get(index)) is None:
                 runtime = Runtime(self.engine_bytes or b"", self._made_by, interface, index)
@@ -208,8 +205,9 @@ class TRTModule(_Converted):
             raise EngineError(
                 f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
             )
-        self.engine_bytes, self.interface, self._made_by = engine, interface, made_by
-        self._network, self._runtimes = None, {}
+        with self._lock:
+            self.engine_bytes, self.interface, self._made_by = engine, interface, made_by
+            self._network, self._runtimes = None, {}
 
     def save_engine(self, path: str | os.PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
@@ -292,13 +290,6 @@ def _interface_of(engine: Any) -> Interface:
     arguments = {"tuple": [{"tuple": [{"leaf": i} for i in range(len(inputs))]}, {"dict": [], "items": []}]}
     result = leaves[0] if len(leaves) == 1 else {"tuple": leaves}
     return Interface(inputs, arguments, [], outputs, result, [{"output": i} for i in range(len(outputs))])
-
-
-def _are_tensors(args: tuple[Any, ...]) -> bool:
-    for arg in args:  # noqa: SIM110  (all() of a generator takes three times as long)
-        if not isinstance(arg, torch.Tensor):
-            return False
-    return True
 
 
 def _digest(data: bytes) -> str:

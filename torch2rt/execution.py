@@ -1,0 +1,175 @@
+"""One execution context of an engine, told only what has changed since its last call; and calls as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torch2rt.backend import LOG, create_execution_context
+from torch2rt.cuda import contiguous_strides, copy, empty, is_capturing
+from torch2rt.errors import EngineError, InputError
+
+if TYPE_CHECKING:
+    from torch2rt.runtime import Runtime
+
+ALIGNMENT = 256  # bytes; TensorRT reads and writes no other addresses
+NOT_WARM = (
+    "CUDA graph capture needs a context that has run with these shapes on this stream: call the module once on it, as "
+    "the warm-up for a capture does, before each capture"
+)
+Result = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]  # name, shape, strides, dtype
+
+
+class Execution:
+    """An execution context, with the shapes and addresses that it knows."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        with LOG.capture() as log:
+            context = create_execution_context(runtime.engine, runtime.capability, runtime.kernels.cache)
+        if context is None:
+            raise runtime.refusal(log)
+        self.context = context
+        self.execute, self.set_address = context.execute_async_v3, context.set_tensor_address
+        self.shapes: list[Any] | None = None
+        self.addresses: list[int] = []
+        self.results: list[Result] = []
+        self.scratch, self.scratch_address = 0, -1
+        self.warm = False
+
+    def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
+        """Enqueue one call on a stream; the outputs belong to torch's current one."""
+        try:
+            if not self.warm or self.shapes != [tensor.shape for tensor in tensors]:
+                self.fit(runtime, tensors)
+        except AttributeError:  # not all of them are tensors
+            self.fit(runtime, tensors)
+        addresses, dtypes, index = self.addresses, runtime.dtypes, runtime.index
+        held: Any = None  # inputs that were copied, until the engine is enqueued
+        place = 0
+        for tensor in tensors:
+            if (
+                tensor.dtype is not dtypes[place] or tensor.get_device() != index or not tensor.is_contiguous()
+                or tensor.is_neg() or not (address := address_of(tensor)) or address % ALIGNMENT
+            ):  # fmt: skip
+                tensor = runtime.usable(place, tensor)
+                held = held, tensor
+                address = tensor.data_ptr() or runtime.placeholder.data_ptr()
+            if address != addresses[place]:
+                self.set_address(runtime.names[place], address)
+                addresses[place] = address
+            place += 1
+        outputs = []
+        for name, shape, stride, dtype in self.results:
+            output = empty(shape, stride, dtype)
+            address = output.data_ptr() or runtime.placeholder.data_ptr()
+            if address != addresses[place]:
+                self.set_address(name, address)
+                addresses[place] = address
+            outputs.append(output)
+            place += 1
+        if self.scratch:
+            scratch = empty((self.scratch,), (1,), torch.uint8)
+            if (address := scratch.data_ptr()) != self.scratch_address:
+                self.context.set_device_memory(address, self.scratch)
+                self.scratch_address = address
+        with runtime.lock:  # TensorRT for RTX 1.6 crashes if a context is made while another one runs
+            done = self.execute(stream)
+        if not done:
+            raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
+        self.warm = True
+        return outputs
+
+    def fit(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> None:
+        """Prepare for other shapes than those of the last call."""
+        context = self.context
+        for place, tensor in enumerate(tensors):
+            runtime.check(place, tensor)
+        shapes = [tensor.shape for tensor in tensors]
+        sizes = [tuple(shape) for shape in shapes]
+        runtime.interface.check(sizes, runtime.dtypes)
+        if is_capturing():
+            raise EngineError(NOT_WARM)
+        self.shapes, self.warm = None, False
+        with LOG.capture() as log:
+            for name, shape in zip(runtime.names, sizes, strict=True):
+                if not context.set_input_shape(name, shape):
+                    raise InputError(f"TensorRT refuses the shape {shape} of input '{name}': {'; '.join(log)}")
+            self.scratch = context.update_device_memory_size_for_shapes()
+        if self.scratch < 0:
+            raise EngineError("TensorRT cannot tell how much memory these shapes need: " + "; ".join(log))
+        self.results = []
+        for name, dtype in runtime.outputs:
+            shape = tuple(context.get_tensor_shape(name))
+            self.results.append((name, shape, contiguous_strides(shape), dtype))
+        self.addresses = [-1] * (len(sizes) + len(self.results))
+        self.scratch_address = -1
+        self.shapes = shapes
+
+
+class Graph:
+    """A captured call: the engine on fixed inputs and outputs, replayed as one piece.
+
+    It is captured on the tensors of its first call, so that a caller who passes the same ones again copies nothing. A
+    call with others makes it be captured again, on inputs of its own.
+    """
+
+    def __init__(self, runtime: Runtime, tensors: Sequence[torch.Tensor], before: Graph | None) -> None:
+        stream = torch.cuda.Stream(runtime.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            usable = [runtime.usable(place, tensor) for place, tensor in enumerate(tensors)]
+            self.own = before is not None or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
+            self.inputs = [x.clone() for x in usable] if self.own else [x.detach() for x in tensors]
+            self.execution: Execution = Execution(runtime) if before is None else before.execution
+            self.execution.run(runtime, self.inputs, stream.cuda_stream)  # what happens once must not be captured
+            if not getattr(self.execution.context, "is_stream_capturable", lambda _: True)(stream.cuda_stream):
+                raise EngineError("TensorRT cannot run this engine in a CUDA graph: call it with cuda_graph = False.")
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self.outputs = self.execution.run(runtime, self.inputs, stream.cuda_stream)
+            finally:
+                graph.capture_end()
+        self.graph, self.replay = graph, graph.replay
+        self.addresses = [x.data_ptr() for x in self.inputs]
+        self.sizes = [x.nbytes for x in self.inputs]
+        self.results = [(out.data_ptr(), out.nbytes, out.shape, out.stride(), out.dtype) for out in self.outputs]
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def run(
+        self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int, borrow: bool
+    ) -> list[torch.Tensor] | None:
+        """Replay it on torch's current stream; `None` if the tensors are not those it was captured on and must be."""
+        index = runtime.index
+        for place, tensor in enumerate(tensors):
+            if (
+                tensor.dtype is not runtime.dtypes[place] or tensor.get_device() != index or tensor.is_neg()
+                or not tensor.is_contiguous() or not (address := address_of(tensor))
+            ):  # fmt: skip
+                tensor = runtime.usable(place, tensor)
+                address = tensor.data_ptr()
+            if address != self.addresses[place]:
+                if not self.own:
+                    return None
+                copy(self.addresses[place], address, self.sizes[place], stream)
+        self.replay()
+        if borrow:
+            return self.outputs
+        outputs = []
+        for address, size, shape, stride, dtype in self.results:
+            output = empty(shape, stride, dtype)
+            if size:
+                copy(output.data_ptr(), address, size, stream)
+            outputs.append(output)
+        return outputs
+
+
+def address_of(tensor: torch.Tensor) -> int:
+    """Where a tensor's values are; 0 if it has none."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # fake, or inside of torch.vmap
+        return 0
