@@ -7,7 +7,7 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +42,28 @@ def on_device(index: int) -> Any:
     return contextlib.nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index)
 
 
-def blocking_stream() -> int:
-    """A stream that CUDA orders with its default stream, as those of torch are not."""
+# The driver -----------------------------------------------------------------------------------------------------------
+
+
+def make_stream(blocking: bool) -> int:
+    """A new stream on the current GPU. A blocking one is ordered by CUDA with its default stream; torch's are not."""
     handle = ctypes.c_void_p(0)
-    error = torch.cuda.cudart().cudaStreamCreate(ctypes.addressof(handle))
-    if int(error):
-        raise EngineError(f"CUDA gives no stream to run on: {error}.")
+    _call("cuStreamCreate", ctypes.byref(handle), 0 if blocking else 1)
     return handle.value or 0
+
+
+def destroy_stream(stream: int) -> None:
+    """Let go of a stream of `make_stream`; what is enqueued on it is still done."""
+    _call("cuStreamDestroy_v2", stream)
+
+
+def synchronize(stream: int) -> bool:
+    """Wait for a stream alone; `False`, at once, if it is being captured."""
+    status = ctypes.c_int(0)
+    if _driver().cuStreamIsCapturing(stream, ctypes.byref(status)) or status.value:
+        return False  # an error: it is the default stream, and another is being captured that is ordered with it
+    _call("cuStreamSynchronize", stream)
+    return True
 
 
 def copy(target: int, source: int, size: int, stream: int) -> None:
@@ -58,8 +73,35 @@ def copy(target: int, source: int, size: int, stream: int) -> None:
         raise EngineError(f"CUDA could not copy {size} bytes: error {error}.")
 
 
+@contextlib.contextmanager
+def beside_captures() -> Iterator[None]:
+    """Allow this thread to allocate and to wait, which breaks what other threads capture in CUDA's default mode."""
+    mode = ctypes.c_int(2)
+    _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+
+def is_torchs(stream: int, index: int) -> bool:
+    """Whether the current stream of a GPU, with this handle, is torch's own, which lives as long as the process.
+
+    An `ExternalStream` is anyone's: it may be destroyed at any time, and its handle be another stream's from then on.
+    """
+    return not stream or torch._C._cuda_getCurrentStream(index)[0] != stream
+
+
+def _call(name: str, *arguments: Any) -> None:
+    error = getattr(_driver(), name)(*arguments)
+    if error:
+        raise EngineError(f"{name} failed: CUDA error {error}.")
+
+
 @functools.cache
 def _driver() -> Any:
     library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     library.cuMemcpyDtoDAsync_v2.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p]
+    library.cuStreamDestroy_v2.argtypes = library.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
+    library.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     return library

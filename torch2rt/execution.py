@@ -19,6 +19,7 @@ NOT_WARM = (
     "CUDA graph capture needs a context that has run with these shapes on this stream: call the module once on it, as "
     "the warm-up for a capture does, before each capture"
 )
+NOWHERE = 1 << 32  # no GPU's memory begins below; a tensor whose storage was freed seems to be at its offset
 Result = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]  # name, shape, strides, dtype
 
 
@@ -40,26 +41,26 @@ class Execution:
 
     def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
         """Enqueue one call on a stream; the outputs belong to torch's current one."""
+        held: Any = None  # inputs that were copied, until the engine is enqueued
         try:
             if not self.warm or self.shapes != [tensor.shape for tensor in tensors]:
                 self.fit(runtime, tensors)
-        except AttributeError:  # not all of them are tensors
-            self.fit(runtime, tensors)
-        addresses, dtypes, index = self.addresses, runtime.dtypes, runtime.index
-        held: Any = None  # inputs that were copied, until the engine is enqueued
-        place = 0
-        for tensor in tensors:
-            if (
-                tensor.dtype is not dtypes[place] or tensor.get_device() != index or not tensor.is_contiguous()
-                or tensor.is_neg() or not (address := address_of(tensor)) or address % ALIGNMENT
-            ):  # fmt: skip
-                tensor = runtime.usable(place, tensor)
-                held = held, tensor
-                address = tensor.data_ptr() or runtime.placeholder.data_ptr()
-            if address != addresses[place]:
-                self.set_address(runtime.names[place], address)
-                addresses[place] = address
-            place += 1
+            addresses, dtypes, index, place = self.addresses, runtime.dtypes, runtime.index, 0
+            for tensor in tensors:
+                if (
+                    tensor.dtype is not dtypes[place] or tensor.get_device() != index or not tensor.is_contiguous()
+                    or tensor.is_neg() or (address := tensor.data_ptr()) < NOWHERE or address % ALIGNMENT
+                ):  # fmt: skip
+                    tensor = runtime.usable(place, tensor)
+                    held = held, tensor
+                    address = tensor.data_ptr() or runtime.placeholder.data_ptr()
+                if address != addresses[place]:
+                    self.set_address(runtime.names[place], address)
+                    addresses[place] = address
+                place += 1
+        except (AttributeError, RuntimeError):
+            runtime.check(tensors)  # some are not what they should be, or not tensors at all
+            raise
         outputs = []
         for name, shape, stride, dtype in self.results:
             output = empty(shape, stride, dtype)
@@ -84,11 +85,9 @@ class Execution:
     def fit(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> None:
         """Prepare for other shapes than those of the last call."""
         context = self.context
-        for place, tensor in enumerate(tensors):
-            runtime.check(place, tensor)
+        runtime.check(tensors)
         shapes = [tensor.shape for tensor in tensors]
         sizes = [tuple(shape) for shape in shapes]
-        runtime.interface.check(sizes, runtime.dtypes)
         if is_capturing():
             raise EngineError(NOT_WARM)
         self.shapes, self.warm = None, False
@@ -116,9 +115,9 @@ class Graph:
     """
 
     def __init__(self, runtime: Runtime, tensors: Sequence[torch.Tensor], before: Graph | None) -> None:
-        stream = torch.cuda.Stream(runtime.device)
+        stream = torch.cuda.ExternalStream(runtime.capture_stream, runtime.device)
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), torch.inference_mode(False):
             usable = [runtime.usable(place, tensor) for place, tensor in enumerate(tensors)]
             self.own = before is not None or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
             self.inputs = [x.clone() for x in usable] if self.own else [x.detach() for x in tensors]
@@ -143,11 +142,11 @@ class Graph:
         self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int, borrow: bool
     ) -> list[torch.Tensor] | None:
         """Replay it on torch's current stream; `None` if the tensors are not those it was captured on and must be."""
-        index = runtime.index
-        for place, tensor in enumerate(tensors):
+        dtypes, index, place = runtime.dtypes, runtime.index, 0
+        for tensor in tensors:
             if (
-                tensor.dtype is not runtime.dtypes[place] or tensor.get_device() != index or tensor.is_neg()
-                or not tensor.is_contiguous() or not (address := address_of(tensor))
+                tensor.dtype is not dtypes[place] or tensor.get_device() != index or not tensor.is_contiguous()
+                or tensor.is_neg() or (address := tensor.data_ptr()) < NOWHERE
             ):  # fmt: skip
                 tensor = runtime.usable(place, tensor)
                 address = tensor.data_ptr()
@@ -155,6 +154,7 @@ class Graph:
                 if not self.own:
                     return None
                 copy(self.addresses[place], address, self.sizes[place], stream)
+            place += 1  # noqa: SIM113  (enumerate makes a tuple a turn)
         self.replay()
         if borrow:
             return self.outputs
@@ -165,11 +165,3 @@ class Graph:
                 copy(output.data_ptr(), address, size, stream)
             outputs.append(output)
         return outputs
-
-
-def address_of(tensor: torch.Tensor) -> int:
-    """Where a tensor's values are; 0 if it has none."""
-    try:
-        return tensor.data_ptr()
-    except RuntimeError:  # fake, or inside of torch.vmap
-        return 0

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
+from torch2rt import cuda
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, trt
-from torch2rt.cuda import blocking_stream, current_device, current_stream, is_capturing, on_device
+from torch2rt.cuda import current_device, current_stream, is_capturing, on_device
 from torch2rt.errors import EngineError, InputError
-from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph, address_of
+from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph
 from torch2rt.interface import Interface
 from torch2rt.kernels import KernelCache
 
-CONTEXTS = 32  # idle execution contexts that a runtime keeps, over all streams
 GRAPHS = 16  # CUDA graphs that a runtime keeps, over all streams and shapes
 
 
@@ -56,19 +56,19 @@ class Runtime:
         self.made_by = made_by
         self.capability = torch.cuda.get_device_capability(self.device)
         self.lock = threading.RLock()
-        self.free: dict[int, list[Execution]] = {}
+        self.idle: dict[int, list[Execution] | Travellers] = {}
+        self.travellers = Travellers()
         self.taken: list[Execution] = []  # by CUDA graphs that callers have captured
         self.graphs: collections.OrderedDict[Any, Graph] = collections.OrderedDict()
-        with on_device(self.index):
+        with on_device(self.index), cuda.beside_captures():
             with LOG.capture() as log:
                 self.runtime = trt.Runtime(LOG)
                 self.engine = self.runtime.deserialize_cuda_engine(engine_bytes)
             if self.engine is None:
                 raise self.refusal(log)
-            torch.cuda.current_stream()  # makes the CUDA context
             self.kernels = KernelCache(self.engine, engine_bytes, self.device)
-            self.stream = blocking_stream()
             self.placeholder = torch.empty(ALIGNMENT, dtype=torch.uint8, device=self.device)
+            self.stream, self.capture_stream = cuda.make_stream(blocking=True), cuda.make_stream(blocking=False)
         if interface is not None:
             self.serve(interface)
 
@@ -78,8 +78,8 @@ class Runtime:
         self.names = [spec.name for spec in interface.inputs]
         self.dtypes = [spec.dtype for spec in interface.inputs]
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in interface.outputs]
-        with on_device(self.index):
-            self.free[0] = [Execution(self)]
+        with on_device(self.index), cuda.beside_captures():
+            self.idle[0] = [Execution(self)]
         self.kernels.save()
 
     @functools.cached_property
@@ -103,55 +103,69 @@ class Runtime:
             with torch.cuda.device(self.index):
                 return self.run(tensors, graph, borrow)
         stream = current_stream(self.index)
-        if graph and not is_capturing():
+        idle = self.idle.get(stream)
+        if idle is None:
+            idle = self.idle.setdefault(stream, [] if cuda.is_torchs(stream, self.index) else self.travellers)
+        if graph and idle is not self.travellers and not is_capturing():
             return self.replay(tensors, stream, borrow)
         try:
-            execution = self.free[stream].pop()
-        except LookupError:
-            execution = self.make(stream)
+            execution = idle.pop()
+        except IndexError:
+            execution = self.make()
         try:
             outputs = execution.run(self, tensors, stream or self.stream)
         except BaseException:
             execution.shapes = None  # whatever it was told last is told again
-            self.free.setdefault(stream, []).append(execution)
+            idle.append(execution)
             raise
         if stream and is_capturing():
             self.taken.append(execution)  # the graph works with its state from now on
         else:
-            self.free.setdefault(stream, []).append(execution)
+            idle.append(execution)
         return outputs
 
-    def make(self, stream: int) -> Execution:
-        """Another execution context, for calls on this stream."""
-        if stream and is_capturing():
+    def make(self) -> Execution:
+        """Another execution context."""
+        if is_capturing():
             raise EngineError(NOT_WARM)
-        with self.lock:
-            if sum(map(len, list(self.free.values()))) >= CONTEXTS:
-                torch.cuda.synchronize(self.index)  # so that any of them may go
-                self.free = {}
+        with self.lock, cuda.beside_captures():
             return Execution(self)
 
     def replay(self, tensors: Sequence[torch.Tensor], stream: int, borrow: bool) -> list[torch.Tensor]:
         """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures."""
-        key = (stream, *[getattr(tensor, "shape", None) for tensor in tensors])
-        with self.lock:  # a graph's inputs and outputs are in use from the copy in to the copy out
-            graph = self.graphs.get(key)
-            while graph is None or (outputs := graph.run(self, tensors, stream, borrow)) is None:
-                graph = self.graphs[key] = Graph(self, tensors, graph)
-                if len(self.graphs) > GRAPHS:
-                    torch.cuda.synchronize(self.index)  # it may be running
-                    self.graphs.popitem(last=False)
-            self.graphs.move_to_end(key)
-            return outputs
+        try:
+            key = (stream, *[tensor.shape for tensor in tensors])
+            with self.lock:  # a graph's inputs and outputs are in use from the copy in to the copy out
+                graph = self.graphs.get(key)
+                while graph is None or (outputs := graph.run(self, tensors, stream, borrow)) is None:
+                    self.check(tensors)
+                    with cuda.beside_captures():
+                        graph = self.graphs[key] = Graph(self, tensors, graph)
+                        self.forget_graphs()
+                self.graphs.move_to_end(key)
+                return outputs
+        except (AttributeError, RuntimeError):
+            self.check(tensors)  # some are not what they should be, or not tensors at all
+            raise
+
+    def forget_graphs(self) -> None:
+        """Let go of the CUDA graphs that were not used for longest, beyond the number that is kept."""
+        for key in list(self.graphs)[:-1]:
+            if len(self.graphs) > GRAPHS and cuda.synchronize(key[0]):  # it may be running
+                del self.graphs[key]
 
     # Inputs ----------------------------------------------------------------------------------------------------------
 
-    def check(self, position: int, tensor: Any) -> None:
+    def check(self, tensors: Sequence[Any]) -> None:
+        """Raise `InputError` for what the engine does not take."""
+        for position, tensor in enumerate(tensors):
+            self.check_one(position, tensor)
+        self.interface.check([tuple(tensor.shape) for tensor in tensors], self.dtypes)
+
+    def check_one(self, position: int, tensor: Any) -> None:
         """Raise `InputError` for what the engine cannot read, whatever its shape."""
-        if position >= len(self.dtypes):
-            raise InputError(f"The engine takes {len(self.dtypes)} tensors, got more.")
         spec = self.interface.inputs[position]
-        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_nested:
             raise InputError(f"Input '{spec.name}' is {_kind(tensor)}, the engine takes {spec.describe()}.")
         if tensor.dtype != spec.dtype:
             raise InputError(
@@ -159,30 +173,83 @@ class Runtime:
             )
         if tensor.device != self.device:
             raise InputError(f"Input '{spec.name}' is on {tensor.device}, the engine on {self.device}.")
-        if tensor.numel() and not address_of(tensor):
+        if tensor.numel() and not _has_memory(tensor):
             raise InputError(f"Input '{spec.name}' is {_kind(tensor)}, without memory to read.")
 
     def usable(self, position: int, tensor: Any) -> torch.Tensor:
         """An input as TensorRT can read it: dense, aligned, and what it seems to be; `InputError` if it cannot be."""
-        self.check(position, tensor)
+        self.check_one(position, tensor)
         tensor = tensor.detach().resolve_neg().contiguous()
         return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
     def close(self) -> None:
-        """Wait for the calls under way, and let go of the engine: what was made from what goes first."""
-        torch.cuda.synchronize(self.index)
-        self.kernels.save()
-        self.graphs.clear()
-        self.free, self.taken = {}, []
-        self.__dict__.pop("context", None)
-        self.kernels.cache = None
-        self.engine = None
-        self.runtime = None
+        """Wait for the calls under way, and let go of the engine: what was made from what goes first.
+
+        Where that is not possible, in the middle of a capture, and where a graph that the caller has captured may be
+        replayed later, all of it stays until the process ends.
+        """
+        own = [self.stream, self.capture_stream]
+        with on_device(self.index), cuda.beside_captures():
+            streams = own + [stream for stream, idle in self.idle.items() if idle is not self.travellers]
+            done = [cuda.synchronize(stream) for stream in streams]
+            self.travellers.wait()
+            self.kernels.save()
+            if self.taken or not all(done):
+                _KEPT.append(dict(self.__dict__))
+                return
+            self.graphs.clear()
+            self.idle.clear()
+            self.travellers = Travellers()
+            self.__dict__.pop("context", None)
+            self.kernels.cache = None
+            self.engine = None
+            self.runtime = None
+            for stream in own:
+                cuda.destroy_stream(stream)
 
     def __del__(self) -> None:
         if getattr(self, "kernels", None) is not None:
             with contextlib.suppress(Exception):  # Python or CUDA is closing down, and takes everything along
                 self.close()
+
+
+class Travellers:
+    """Idle execution contexts of streams that are not torch's, each with an event after its last work.
+
+    Such a stream may be destroyed at any time, so its contexts wait for the next caller on any other.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[tuple[Execution, torch.cuda.Event]] = []
+
+    def pop(self) -> Execution:
+        """One that the current stream may use; `IndexError` if there is none, or if it is being captured."""
+        if is_capturing():
+            raise IndexError
+        execution, event = self.idle.pop()
+        event.wait()
+        return execution
+
+    def append(self, execution: Execution) -> None:
+        """Take back one that was used on the current stream."""
+        event = torch.cuda.Event()
+        event.record()
+        self.idle.append((execution, event))
+
+    def wait(self) -> None:
+        """Wait for all of them."""
+        for _, event in self.idle:
+            event.synchronize()
+
+
+_KEPT: list[Any] = []  # what cannot be let go of
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.untyped_storage().data_ptr() != 0
+    except RuntimeError:  # fake, or inside of torch.vmap
+        return False
 
 
 def _kind(value: Any) -> str:
