@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from harness import compare
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt import TraceError, trace
 from torch2rt.registry import qualified_name
@@ -372,3 +373,17 @@ def test_random_numbers_that_nothing_depends_on():
 def test_random_numbers_are_refused(use):
     with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*draws? random numbers"):
         trace(module(use), [torch.randn(2, 3)])
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.BatchNorm1d])
+def test_layers_alike_are_worked_out_once(norm):
+    """torch's fake mode knows a call again by the types of its tensors if all of them are fake, the weights too."""
+    def worked_out(layers):
+        alike = [torch.nn.Sequential(torch.nn.Linear(5, 5), norm(5)) for _ in range(layers)]
+        FakeTensorMode.cache_clear()
+        trace(torch.nn.Sequential(*alike).eval(), [torch.randn(2, 5)])
+        info = FakeTensorMode.cache_info()
+        return info.misses, {why: n for why, n in info.bypasses.items() if why != "CompositeImplicitAutograd"}
+
+    assert worked_out(6) == worked_out(2)
+    assert worked_out(2)[0] > 0

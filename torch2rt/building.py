@@ -7,10 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from torch2rt import caches
 from torch2rt.backend import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
 from torch2rt.errors import BuildError, InputError
 from torch2rt.interface import Interface
@@ -45,6 +47,9 @@ def build(
     - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
 
+    What TensorRT measures on the GPU while it builds is kept for later builds (see `torch2rt.caches`); `configure` may
+    give the config another timing cache. TensorRT for RTX measures nothing.
+
     Raises `BuildError` with TensorRT's log.
 
     >>> from torch2rt import build, lower, trace
@@ -77,6 +82,7 @@ def build(
             f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
         )
     _add_profile(builder, config, network.interface)
+    timings = None if IS_RTX else TimingCache(config)
     if configure is not None:
         configure(config)
     with LOG.capture(log_level) as log, _progress(config, progress):
@@ -84,7 +90,44 @@ def build(
     if plan is None:
         said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
+    if timings is not None:
+        timings.save()
     return bytes(plan)
+
+
+class TimingCache:
+    """What TensorRT's builder has measured on this GPU: one file for the layers of all networks."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.cache: Any = None
+        self.known: bytes | None = None
+        self.path: Path | None = caches.path("timings")
+        if self.path is None:
+            return
+        self.known = caches.read(self.path)
+        with LOG.capture():
+            # TensorRT refuses what another one has measured, or on another GPU
+            self.cache = self._used(self.known) or self._used(b"")
+
+    def _used(self, blob: bytes | None) -> Any:
+        """A timing cache that the config takes from now on, or `None` if it does not take this one."""
+        cache = None if blob is None else self.config.create_timing_cache(blob)
+        return cache if cache is not None and self.config.set_timing_cache(cache, False) else None
+
+    def save(self) -> None:
+        """Write what was measured, together with what other processes have written meanwhile."""
+        if self.path is None or self.cache is None:
+            return
+        with caches.locked(self.path.parent), LOG.capture():
+            stored = caches.read(self.path)
+            if stored is not None and stored != self.known:
+                theirs = self.config.create_timing_cache(stored)
+                if theirs is not None:
+                    self.cache.combine(theirs, False)  # if it cannot, theirs is of no use here and replaced
+            blob = bytes(self.cache.serialize())
+            if blob != stored:
+                caches.write(self.path, blob)
 
 
 def _capabilities(asked: Sequence[str] | None) -> Sequence[str]:

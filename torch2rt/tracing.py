@@ -429,12 +429,13 @@ class Tracer(TorchFunctionMode):
         node_args, node_kwargs = self._argument(args), self._argument(kwargs)
         before = self.storages.versions((args, kwargs))
         with self.decisions.inside(), self.fake_mode:
+            fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
             try:
-                out = func(*args, **kwargs)
+                out = func(*fake_args, **fake_kwargs)
             except (NotImplementedError, UnsupportedOperatorException):
                 # cuDNN's kernels have no fake ones; torch's others give the same shapes
                 with torch.backends.cudnn.flags(enabled=False):
-                    out = func(*args, **kwargs)
+                    out = func(*fake_args, **fake_kwargs)
         if before != self.storages.versions((args, kwargs)):
             raise TraceError(
                 f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
@@ -442,6 +443,17 @@ class Tracer(TorchFunctionMode):
         node = self._node(func, tuple(node_args), node_kwargs, out)
         self.bind(out, node, (func, args, kwargs))
         return out
+
+    def _fake(self, value: Any) -> Any:
+        """A call's argument with stand-ins for weights: calls of fake tensors alone torch's fake mode remembers.
+
+        It makes the same stand-ins itself, but later. A 0-d tensor stays, as torch may take it for a number.
+        """
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.dim() and value.is_floating_point():
+            return self.fake_mode.from_tensor(value, static_shapes=True)
+        if type(value) in (tuple, list):
+            return type(value)(map(self._fake, value))
+        return {k: self._fake(v) for k, v in value.items()} if type(value) is dict else value
 
     def bind(self, out: Any, node: torch.fx.Node, call: tuple[Target, Any, Any], path: tuple[int, ...] = ()) -> None:
         """Remember which node computes each tensor of a call's result."""
