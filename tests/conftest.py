@@ -14,7 +14,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-models", action="store_true", help="convert every model of the tables, not a few of each kind"
     )
-    parser.addoption("--examples", type=int, default=50, help="how many calls test_properties.py draws of each family")
+    parser.addoption("--examples", type=int, default=50, help="how many calls of a kind the drawn tests make")
+    parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from torch2rt import TRTModule, cli
-from torch2rt.cli import Difference, main
+from torch2rt.cli import main
 
 MODELS = """
 import torch
@@ -178,22 +178,6 @@ def test_torchvision_models_have_random_weights(monkeypatch):
     assert isinstance(cli.load_model("torchvision:lraspp_mobilenet_v3_large"), torch.nn.Module)
 
 
-@pytest.mark.parametrize(
-    ("actual", "expected", "absolute", "relative"),
-    [
-        ([1.0, 2.0], [1.0, 4.0], 2.0, 0.5),
-        ([float("nan"), float("inf")], [float("nan"), float("inf")], 0.0, 0.0),
-        ([float("nan"), 1.0], [1.0, 1.0], float("inf"), float("inf")),
-        ([1.0, 1.0], [1.0, float("inf")], float("inf"), float("inf")),
-        ([0.5], [0.0], 0.5, 0.5),
-        ([], [], 0.0, 0.0),
-    ],
-)
-def test_difference(actual, expected, absolute, relative):
-    difference = Difference(torch.tensor(actual), torch.tensor(expected))
-    assert (difference.absolute, difference.relative) == (absolute, relative)
-
-
 def test_ops_lists_converters_by_family(capsys):
     assert main(["ops"]) == 0
     out = capsys.readouterr().out
@@ -227,31 +211,6 @@ def test_doctor_without_cuda_in_torch(monkeypatch, capsys):
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out
     assert "built without CUDA" in out and "install a CUDA build of torch" in out
-
-
-def test_latency_is_the_median(monkeypatch):
-    class Event:
-        clock = 0.0
-
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            self.time = Event.clock
-
-        def elapsed_time(self, end):
-            return end.time - self.time
-
-    calls = []
-
-    def function(x):
-        calls.append(x)
-        Event.clock += 100.0 if len(calls) % 10 == 0 else 2.0
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert cli._latency(function, function, [torch.ones(1)]) == ("engine 2.000 ms", "eager 2.000 ms")
-    assert len(calls) == 120
 
 
 WITHOUT_TENSORRT = """

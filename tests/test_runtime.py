@@ -1,7 +1,10 @@
-"""Calls on a GPU: streams, threads, graphs, memory, and callers who do it wrong."""
+"""Calls on a GPU: streams, threads, graphs, memory, and how it all ends."""
 
 import gc
+import os
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from harness import compare
 from test_tracing import module
 
-from torch2rt import TRTModule, torch2rt
+from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError
 
 
@@ -236,24 +239,6 @@ def test_the_same_tensor_twice_and_empty_ones(device):
         compare(model_trt(x, x[:1].expand(3, -1)), made(x, x[:1].expand(3, -1)))
 
 
-def test_memory_does_not_grow(net, model_trt):
-    inputs = [images() for _ in range(4)]
-    for graph in (False, True):
-        model_trt.cuda_graph = graph
-        for x in inputs * 3:
-            model_trt(x)
-        gc.collect()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-        for turn in range(20_000):
-            model_trt(inputs[turn % 4])
-        torch.cuda.synchronize()
-        gc.collect()
-        assert torch.cuda.memory_allocated() <= before[0]
-        assert torch.cuda.memory_reserved() <= before[1]
-    model_trt.cuda_graph = False
-
-
 def test_closing_down_while_calls_are_under_way(net, device):
     for graph in (False, True):
         x = torch.randn(4, 3, 32, 32, device=device)
@@ -267,37 +252,168 @@ def test_closing_down_while_calls_are_under_way(net, device):
             close(y, expected)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-class TestTwoGPUs:
-    def test_an_engine_lives_where_it_was_put(self, net, model_trt, tmp_path):
-        x = images()
-        with torch.no_grad():
-            expected = net(x)
-        model_trt(x)
-        with torch.cuda.device(1):
+# How a process ends --------------------------------------------------------------------------------------------------
+
+ENDING = """
+import gc, os, sys, threading, time
+import torch
+from torch2rt import TRTModule
+
+path, how, graph = sys.argv[1], sys.argv[2], sys.argv[3] == "graph"
+x = torch.randn(2, 3, 16, 16, device="cuda")
+if how == "torch":  # the same without torch2rt
+    made = torch.nn.Conv2d(3, 4, 3).cuda().requires_grad_(False)
+else:
+    made = TRTModule.from_engine(path)
+    made.cuda_graph = graph
+    made(x)
+holder, stop, begun = [made], threading.Event(), threading.Barrier(5)
+
+def work():
+    with torch.cuda.stream(torch.cuda.Stream()):
+        x = torch.randn(2, 3, 16, 16, device="cuda")
+        torch.cuda.current_stream().synchronize()
+        begun.wait()
+        while not stop.is_set():
+            try:
+                function = holder[0]
+            except IndexError:
+                return
+            function(x)
+
+daemon = how in ("daemons", "torch")
+threads = [threading.Thread(target=work, daemon=daemon) for _ in range(4)]
+for thread in threads:
+    thread.start()
+begun.wait()
+time.sleep(0.3)
+if how == "deleted":
+    del made
+    holder.clear()
+    gc.collect()
+if how == "stopped":
+    stop.set()
+if how == "raised":
+    stop.set()
+    sys.exit(0)
+if how == "interpreter":  # a cycle, so that the garbage collector of a dying interpreter finds it
+    made.itself = [made]
+    stop.set()
+"""
+
+
+def ends(tmp_path, model_trt, how, graph):
+    model_trt.save_engine(tmp_path / "model.engine")
+    (tmp_path / "ending.py").write_text(ENDING)
+    command = [sys.executable, "-X", "faulthandler", str(tmp_path / "ending.py"), str(tmp_path / "model.engine"), how,
+               "graph" if graph else "plain"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+@pytest.mark.parametrize("how", ["stopped", "deleted", "raised", "interpreter"])
+def test_a_process_ends_quietly_with_calls_under_way(tmp_path, model_trt, how, graph):
+    assert ends(tmp_path, model_trt, how, graph) == (0, "")
+
+
+def test_a_process_ends_quietly_under_daemon_threads(tmp_path, model_trt):
+    """Where torch itself survives that its threads are cut off in the middle of a call, so does a module."""
+    if any(ends(tmp_path, model_trt, "torch", False) != (0, "") for _ in range(2)):
+        pytest.skip("torch alone does not end quietly under daemon threads here")
+    for graph in (False, True):
+        for _ in range(2):
+            assert ends(tmp_path, model_trt, "daemons", graph) == (0, "")
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+def test_the_first_deed_of_a_thread_may_be_a_call(net, model_trt, graph):
+    inputs = [torch.randn(2, 3, 16, 16, device="cuda") for _ in range(4)]
+    with torch.no_grad():
+        expected = [net(x) for x in inputs]
+    torch.cuda.synchronize()
+    results = {}
+
+    def work(place):
+        results[place] = model_trt(inputs[place])
+
+    model_trt.cuda_graph = graph
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    model_trt.cuda_graph = False
+    assert len(results) == 4
+    for place, y in results.items():
+        close(y, expected[place])
+
+
+# Whose memory it is --------------------------------------------------------------------------------------------------
+
+
+def requested():
+    """Bytes that torch has handed out now, and at most since the last reset, without its rounding."""
+    stats = torch.cuda.memory_stats()
+    return stats["requested_bytes.all.current"], stats["requested_bytes.all.peak"]
+
+
+@pytest.fixture(scope="module")
+def large(device):
+    """A module with images of 64 MiB between its layers, and ones of 3 MiB at its ends."""
+    if device.type != "cuda":
+        return None
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3, padding=1),
+              torch.nn.ReLU(), torch.nn.Conv2d(64, 3, 3, padding=1)]  # fmt: skip
+    net = torch.nn.Sequential(*layers).eval().to(device)
+    x = torch.randn(4, 3, 256, 256, device=device)
+    with torch.no_grad():
+        return net, x, net(x), torch2rt(net, [x])
+
+
+def test_outputs_and_scratch_memory_are_torchs(large):
+    _, x, expected, model_trt = large
+    model_trt(x)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, outside = requested()[0], torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    y = model_trt(x)
+    torch.cuda.synchronize()
+    now, peak = requested()
+    assert now - before == y.nbytes
+    assert peak - before >= y.nbytes + (64 << 20)  # one of the images between the layers has to be somewhere
+    assert abs(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - outside) <= 8 << 20
+    close(y, expected)
+    del y
+    assert requested()[0] == before
+
+
+@pytest.mark.parametrize("layout", ["dense", "strided"])
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+def test_out_of_memory_is_torchs_error_and_passes(large, graph, layout):
+    net, x, expected, _ = large
+    model_trt = torch2rt(net, [x])
+    if layout == "strided":
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    total = torch.cuda.get_device_properties(x.device).total_memory
+    for warm in (False, True):
+        if warm and not graph:
             close(model_trt(x), expected)
-        with pytest.raises(InputError, match="is on cuda:1, the engine on cuda:0"):
-            model_trt(x.to("cuda:1"))
-        other = TRTModule()
-        other.load_state_dict(model_trt.state_dict())
-        close(other.to("cuda:1")(x.to("cuda:1")).to("cuda:0"), expected)
-        assert other.device == torch.device("cuda:1")
-        close(other.to("cuda:0")(x), expected)
-
-    def test_data_parallel(self, net, model_trt):
-        x = torch.randn(4, 3, 16, 16, device="cuda:0")
-        with torch.no_grad():
-            close(torch.nn.DataParallel(model_trt, [0, 1])(x), net(x))
-
-    def test_two_gpus_at_once(self, net, model_trt):
-        other = TRTModule()
-        other.load_state_dict(model_trt.state_dict())
-        modules = [model_trt, other.to("cuda:1")]
-        inputs = [images() for _ in range(6)]
-        with torch.no_grad():
-            expected = [net(x) for x in inputs]
-        for _ in range(50):
-            for x, y in zip(inputs, expected, strict=True):
-                results = [m(x.to(f"cuda:{i}")) for i, m in enumerate(modules)]
-                for result in results:
-                    close(result.to("cuda:0"), y)
+        model_trt.cuda_graph = graph and not warm
+        model_trt._ready((x,))  # an engine's own memory is not what is short
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(min((torch.cuda.memory_reserved() + (1 << 20)) / total, 1.0))
+        try:
+            for _ in range(3):
+                with pytest.raises(torch.OutOfMemoryError):
+                    model_trt(x)
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        model_trt.cuda_graph = graph
+        for _ in range(2):
+            close(model_trt(x), expected)
+    torch.cuda.synchronize()

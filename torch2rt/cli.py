@@ -1,39 +1,36 @@
-"""The `torch2rt` command: convert a model, list what can be converted, look at the installation.
+"""The `torch2rt` command: convert a model, measure it, list what can be converted, look at the installation.
 
-Exit codes: 0 done, 1 the model cannot be converted or does not compute what it should (`doctor`: something is missing),
-2 the command does not make sense.
+Exit codes: 0 done, 1 the model cannot be converted or does not compute what it should (`doctor`: something is missing;
+`bench`: there is no GPU, or no way to run the model succeeds), 2 the command does not make sense.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import inspect
 import os
 import re
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torch2rt.commands import (
+    DTYPES,
+    Failure,
+    Shape,
+    Table,
+    UsageError,
+    by,
+    check_inputs,
+    example,
+    load_model,
+    require_tensorrt,
+    timed,
+)
 from torch2rt.errors import InputError, Torch2RTError
-
-DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-TF32_TOLERANCE = 1e-2
-Shape = tuple[int, ...]
-
-
-class UsageError(Exception):
-    """A command that does not make sense."""
-
-
-class Failure(Exception):
-    """A command that makes sense and does not succeed."""
+from torch2rt.verification import verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,22 +64,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SHAPE is like 1x3x224x224, or 'scalar'. Example: torch2rt convert torchvision:resnet18 "
         "--input 1x3x224x224 --max 8x3x224x224 --verify -o resnet18.engine",
     )
-    convert.add_argument(
-        "model", metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, or package.module:NAME of an nn.Module, or of a callable that makes one",
-    )  # fmt: skip
-    convert.add_argument(
-        "--input", dest="inputs", action="append", required=True, type=_input, metavar="SHAPE[:DTYPE]",
-        help=f"an input, once for each; DTYPE is one of {', '.join(DTYPES)}, by default the model's",
-    )  # fmt: skip
+    _add_model(convert)
     for which, text in (("min", "smallest"), ("opt", "most common"), ("max", "largest")):
         convert.add_argument(
             f"--{which}", action="append", type=_shape, metavar="SHAPE",
             help=f"the {text} shape to serve, once for each --input and in their order",
         )  # fmt: skip
-    convert.add_argument(
-        "--dtype", choices=DTYPES[:3], default="float32", help="the model's parameters (default: float32)"
-    )
     convert.add_argument(
         "--verify", action="store_true", help="compare with eager PyTorch, at every one of min, opt and max"
     )
@@ -95,6 +82,27 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(command=_convert)
 
+    bench = commands.add_parser(
+        "bench",
+        help="measure the ways to run a model on this GPU",
+        description="Build and run a model with random weights in every way there is here, each in a process of its "
+        "own, and print how fast they are.",
+        epilog="Example: torch2rt bench torchvision:resnet50 --input 16x3x224x224 --dtype float16 --picture bench.png",
+    )
+    _add_model(bench)
+    bench.add_argument(
+        "--ways", type=lambda text: text.split(","), metavar="A,B,...",
+        help="some of eager, torch.compile, torch2rt, onnx, torch-tensorrt (default: all that are installed); a way "
+        "that can replay a CUDA graph is measured without and with one",
+    )  # fmt: skip
+    bench.add_argument("--json", metavar="FILE", help="write the numbers, the machine and the versions to a file")
+    bench.add_argument("--picture", metavar="FILE", help="draw the latencies (.png, .svg; needs matplotlib)")
+    bench.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS",
+        help="give up a way that takes longer to get ready, or to build and run (default: 300)",
+    )  # fmt: skip
+    bench.set_defaults(command=_bench)
+
     ops = commands.add_parser("ops", help="list the torch calls that have a converter")
     ops.add_argument("pattern", nargs="?", default="", help="only names that contain this")
     ops.set_defaults(command=_ops)
@@ -102,6 +110,21 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check torch, TensorRT and GPU")
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """The arguments that say what to convert, and with which inputs."""
+    command.add_argument(
+        "model", metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, or package.module:NAME of an nn.Module, or of a callable that makes one",
+    )  # fmt: skip
+    command.add_argument(
+        "--input", dest="inputs", action="append", required=True, type=_input, metavar="SHAPE[:DTYPE]",
+        help=f"an input, once for each; DTYPE is one of {', '.join(DTYPES)}, by default the model's",
+    )  # fmt: skip
+    command.add_argument(
+        "--dtype", choices=DTYPES[:3], default="float32", help="the model's parameters (default: float32)"
+    )
 
 
 # Arguments -----------------------------------------------------------------------------------------------------------
@@ -120,69 +143,6 @@ def _input(text: str) -> tuple[Shape, torch.dtype | None]:
     if dtype and dtype not in DTYPES:
         raise argparse.ArgumentTypeError(f"{dtype!r} is not one of {', '.join(DTYPES)}")
     return _shape(shape), getattr(torch, dtype) if dtype else None
-
-
-def load_model(spec: str) -> torch.nn.Module:
-    """The module that a MODEL argument names, with random weights."""
-    source, _, name = spec.partition(":")
-    if not source or not name:
-        raise UsageError(f"MODEL {spec!r} is none of torchvision:NAME, timm:NAME and package.module:NAME.")
-    if source == "torchvision":
-        return _torchvision(name)
-    if source == "timm":
-        return _timm(name)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        value: Any = importlib.import_module(source)
-    except ModuleNotFoundError as error:
-        if not (source + ".").startswith(f"{error.name}."):
-            raise
-        raise UsageError(f"MODEL {spec!r}: there is no module {error.name!r} here.") from error
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise UsageError(f"MODEL {spec!r}: {source} has no {name!r}.")
-        value = getattr(value, part)
-    if not isinstance(value, torch.nn.Module):
-        if not callable(value):
-            raise UsageError(f"MODEL {spec!r} is a {type(value).__name__}, neither an nn.Module nor callable.")
-        value = value()
-    if not isinstance(value, torch.nn.Module):
-        raise UsageError(f"MODEL {spec!r} returns a {type(value).__name__}, not an nn.Module.")
-    return value
-
-
-def _torchvision(name: str) -> torch.nn.Module:
-    from torchvision import models
-
-    if name not in models.list_models():
-        raise UsageError(f"torchvision has no model {name!r}.{_similar(name, models.list_models())}")
-    takes = inspect.signature(models.get_model_builder(name)).parameters
-    return models.get_model(name, weights=None, **{k: None for k in ("weights_backbone",) if k in takes})
-
-
-def _timm(name: str) -> torch.nn.Module:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise UsageError("timm is not installed: pip install timm") from error
-    if not timm.is_model(name):
-        raise UsageError(f"timm has no model {name!r}.{_similar(name, timm.list_models())}")
-    return timm.create_model(name, pretrained=False)
-
-
-def _similar(name: str, names: Sequence[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, names, n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
-def example(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Values to try a model with; integers are 0 or 1, which every embedding has."""
-    if dtype.is_floating_point:
-        return torch.randn(shape).to(device, dtype)
-    return torch.randint(0, 2, shape).to(device, dtype)
 
 
 # convert -------------------------------------------------------------------------------------------------------------
@@ -219,14 +179,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def require_tensorrt() -> None:
-    """Say what is missing before anything takes time."""
-    try:
-        importlib.import_module("torch2rt.backend")
-    except ImportError as error:
-        raise Failure(str(error)) from error
-
-
 def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
     from torch2rt import TRTModule, build, lower, trace
     from torch2rt.symbolic import is_symbolic
@@ -237,7 +189,7 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     except Torch2RTError:
         raise
     except Exception:
-        _check_inputs(module, inputs)
+        check_inputs(module, inputs)
         raise
     nodes = [n for n in graph.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
     interface = graph.meta["interface"]
@@ -251,126 +203,31 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     return TRTModule(engine, network.interface, network)
 
 
-def _check_inputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> None:
-    """Tell inputs that the model does not take from a failure of the conversion."""
-    try:
-        with torch.no_grad():
-            module(*inputs)
-    except Exception as error:
-        given = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {by(x.shape)}" for x in inputs)
-        raise UsageError(f"the model itself fails on {given}: {type(error).__name__}: {error}") from error
+# bench ---------------------------------------------------------------------------------------------------------------
 
 
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """A call's result and how long it took."""
-    start = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - start
+def _bench(arguments: argparse.Namespace) -> int:
+    from torch2rt import bench, report
 
-
-def by(shape: Sequence[int]) -> str:
-    """A shape as the command line takes it."""
-    return "x".join(map(str, shape)) or "scalar"
-
-
-class Table:
-    """Rows of three columns, printed as they come."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-
-    def row(self, *columns: str) -> None:
-        if not self.quiet:
-            first, *rest = columns
-            print(f"{first:<10} {'  '.join(f'{c:<24}' for c in rest)}".rstrip(), flush=True)
-
-
-# Verification --------------------------------------------------------------------------------------------------------
-
-
-def verify(module: torch.nn.Module, model_trt: Any, device: torch.device, tolerance: float | None, show: Table) -> None:
-    """Hold a converted model against its module at each of min, opt and max; raises `Failure`."""
-    on_gpu = device.type == "cuda"
-    run = model_trt if on_gpu else model_trt.reference()
-    specs = model_trt.interface.inputs
-    show.row(
-        "verify",
-        f"on {torch.cuda.get_device_name(device)}" if on_gpu else "by evaluating the network with torch, without a GPU",
-    )
-    failures = []
-    dynamic = any(spec.dynamic for spec in specs)
-    for which in ("min", "opt", "max") if dynamic else ("opt",):
-        shapes = [getattr(spec, which) for spec in specs]
-        inputs = [example(shape, spec.dtype, device) for shape, spec in zip(shapes, specs, strict=True)]
-        with torch.no_grad():
-            expected = module(*[x.clone() for x in inputs])
-            actual = run(*inputs)
-        where = f"at {which} {', '.join(map(by, shapes))}" if dynamic else f"at {', '.join(map(by, shapes))}"
-        show.row("", where, *(_latency(module, model_trt, inputs) if on_gpu else ()))
-        for name, difference in compare(model_trt.interface, actual, expected):
-            allowed = tolerance if tolerance is not None else _allowed(difference.dtype, on_gpu and model_trt.network)
-            show.row(
-                f"  {name}", f"absolute error {difference.absolute:.1e}", f"relative error {difference.relative:.1e}"
-            )
-            if not difference.relative <= allowed:
-                failures.append(f"{name} {where}: relative error {difference.relative:.1e}, allowed {allowed:.1e}")
-    if failures:
-        raise Failure("the converted model does not compute what the module does:\n  " + "\n  ".join(failures))
-
-
-def _allowed(dtype: torch.dtype, network: Any) -> float:
-    """The relative error to allow; `network` is the one that runs on a GPU, if one does."""
-    from torch2rt.building import uses_tf32
-
-    tf32 = network and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32 or uses_tf32(network))
-    return TF32_TOLERANCE if tf32 and dtype is torch.float32 else TOLERANCES.get(dtype, 0.0)
-
-
-class Difference:
-    """The largest difference between two tensors, alone and relative to the largest expected value."""
-
-    def __init__(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
-        self.dtype = expected.dtype
-        a, b = (t.detach().double().flatten() for t in (actual, expected))
-        same = (a == b) | (a.isnan() & b.isnan())
-        errors = torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf, torch.inf)
-        scale = torch.where(b.isfinite(), b.abs(), 0.0)
-        self.absolute = errors.max().item() if errors.numel() else 0.0
-        largest = scale.max().item() if scale.numel() else 0.0
-        self.relative = self.absolute / largest if largest else self.absolute
-
-
-def compare(interface: Any, actual: Any, expected: Any) -> list[tuple[str, Difference]]:
-    """The difference of each output; raises `Failure` for values that are not built alike."""
-    from torch2rt.structure import flatten
-
-    (ours, our_spec), (theirs, their_spec) = (flatten(value, torch.is_tensor, "result") for value in (actual, expected))
-    if our_spec != their_spec:
-        raise Failure(f"the converted model returns {our_spec}, the module {their_spec}.")
-    names = [interface.outputs[leaf["output"]] for leaf in interface.leaves if "output" in leaf]
-    differences = {}
-    for name, a, b in zip(names, ours, theirs, strict=True):
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            raise Failure(f"{name} is {a.dtype} {tuple(a.shape)}, the module gives {b.dtype} {tuple(b.shape)}.")
-        differences[name] = Difference(a, b)
-    return list(differences.items())
-
-
-def _latency(module: torch.nn.Module, model_trt: Any, inputs: list[torch.Tensor], repeats: int = 50) -> tuple[str, str]:
-    """Median milliseconds on the GPU of the engine and of the module."""
-    medians = []
-    for function in (model_trt, module):
-        events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-        with torch.no_grad():
-            for _ in range(10):
-                function(*inputs)
-            for start, end in events:
-                start.record()
-                function(*inputs)
-                end.record()
-        torch.cuda.synchronize()
-        medians.append(statistics.median(start.elapsed_time(end) for start, end in events))
-    return f"engine {medians[0]:.3f} ms", f"eager {medians[1]:.3f} ms"
+    for path in filter(None, (arguments.json, arguments.picture)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UsageError(f"there is no folder for {path}.")
+    if arguments.picture:
+        report.require_matplotlib()
+    require_tensorrt()
+    job = bench.Job(
+        arguments.model,
+        [(shape, str(dtype or getattr(torch, arguments.dtype)).removeprefix("torch."))
+         for shape, dtype in arguments.inputs],
+        arguments.dtype,
+    )  # fmt: skip
+    measurements = bench.benchmark(job, arguments.ways, timeout=arguments.timeout)
+    print(report.table(measurements))
+    if arguments.json:
+        report.save(arguments.json, job, bench.facts(), measurements)
+    if arguments.picture:
+        report.picture(arguments.picture, f"{job.title()} on {torch.cuda.get_device_name()}", measurements)
+    return 1 if all(m.failure for m in measurements) else 0
 
 
 # ops and doctor ------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ class Graph:
         self.graph, self.replay = graph, graph.replay
         self.addresses = [x.data_ptr() for x in self.inputs]
         self.sizes = [x.nbytes for x in self.inputs]
-        self.results = [(out.data_ptr(), out.nbytes, out.shape, out.stride(), out.dtype) for out in self.outputs]
+        self.results = [(out.data_ptr(), out.nbytes, tuple(out.shape), out.stride(), out.dtype) for out in self.outputs]
         torch.cuda.current_stream().wait_stream(stream)
 
     def run(

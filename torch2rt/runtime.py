@@ -188,6 +188,8 @@ class Runtime:
         Where that is not possible, in the middle of a capture, and where a graph that the caller has captured may be
         replayed later, all of it stays until the process ends.
         """
+        if self.engine is None:
+            return
         own = [self.stream, self.capture_stream]
         with on_device(self.index), cuda.beside_captures():
             streams = own + [stream for stream, idle in self.idle.items() if idle is not self.travellers]
