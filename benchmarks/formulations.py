@@ -797,6 +797,29 @@ class PatchesSumFirst(Patches):
         return self.norm(y)
 
 
+class Downsampling(Block):
+    """A convolution of patches that do not overlap, and a normalization of each: convnext's and swin's."""
+
+    def __init__(self, maps: int, out: int, size: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(maps, out, size, size), nn.LayerNorm(out)
+
+    def patches(self, x):
+        return self.conv(x).permute(0, 2, 3, 1)
+
+    def forward(self, x):
+        return self.norm(self.patches(x)).permute(0, 3, 1, 2)
+
+
+class DownsamplingProduct(Downsampling):
+    """A matrix product of patches."""
+
+    def patches(self, x):
+        (batch, maps, high, wide), size = x.shape, self.conv.stride[0]
+        x = x.reshape(batch, maps, high // size, size, wide // size, size).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(x.reshape(batch, high // size, wide // size, -1), self.conv.weight.flatten(1), self.conv.bias)
+
+
 # The table of patterns -----------------------------------------------------------------------------------------------
 
 
@@ -970,6 +993,13 @@ def patches() -> dict[str, nn.Module]:
     return {"as written": base, "matrix product": product, "positions first": first}
 
 
+def downsampling(*args: int) -> dict[str, nn.Module]:
+    base = Downsampling(*args)
+    product = base.with_()
+    product.__class__ = DownsamplingProduct
+    return {"as written": base, "matrix product": product}
+
+
 class Pattern(NamedTuple):
     formulations: Callable[[], dict[str, nn.Module]]
     inputs: Callable[[int], tuple[torch.Tensor, ...]]
@@ -997,6 +1027,11 @@ PATTERNS = {
     "layer norm 56x56x96": Pattern(lambda: norms(96), pair(56, 56, 96), 1),
     "vit attention 197x768": Pattern(vit_attention, image(197, 768), 2),
     "vit patches": Pattern(patches, image(3, 224, 224), 1),
+    "convnext stem": Pattern(lambda: downsampling(3, 96, 4), image(3, 224, 224), 1),
+    "convnext downsampling 96x56": Pattern(lambda: downsampling(96, 192, 2), image(96, 56, 56), 1),
+    "convnext downsampling 384x14": Pattern(lambda: downsampling(384, 768, 2), image(384, 14, 14), 1),
+    "mean 96x112": Pattern(lambda: head(96), image(96, 112, 112), 1),
+    "mean 240x28": Pattern(lambda: head(240), image(240, 28, 28), 1),
     "bert attention 128x768": Pattern(bert_attention, tokens_and_mask, 2),
     "swin window 96x56": Pattern(lambda: window(96, 3, 56), image(56, 56, 96), 2),
     "swin window 384x14": Pattern(lambda: window(384, 12, 14), image(14, 14, 384), 2),

@@ -1,3 +1,5 @@
+import torch.nn.functional as F
+
 from torch2rt.backend import add_normalization, scales_groups_by_channel
 from torch2rt.vocabulary import (
     axes,
@@ -9,6 +11,7 @@ from torch2rt.vocabulary import (
     dims,
     dtype_of,
     elementwise,
+    fusion,
     is_symbolic,
     materialize,
     reduce,
@@ -143,6 +146,45 @@ def batch_norm(ctx, input, weight, bias, running_mean, running_var, training, mo
     return _normalize(ctx, input, [d for d in range(ndim) if d != 1], shape, weight, bias, eps)
 
 
+_PRODUCTS = {  # and which axis of the weight is that of the channels
+    torch.conv1d: 0, torch.conv2d: 0, torch.conv3d: 0, F.linear: 0,
+    torch.conv_transpose1d: 1, torch.conv_transpose2d: 1, torch.conv_transpose3d: 1,
+}  # fmt: skip
+
+
+@fusion(torch.batch_norm)
+def into_product(fuser, node):
+    """Running statistics and affine parameters as part of the weight and bias of the call before, if it is only for it.
+
+    That is left alone where the weight's type cannot hold the result as exactly as it holds the weight.
+    """
+    norm = fuser.arguments(node)
+    before, names = norm["input"], ("weight", "bias", "running_mean", "running_var")
+    values = [fuser.constant(norm[name]) for name in names]
+    if norm["training"] or before.target not in _PRODUCTS or len(before.users) > 1 or None in values[2:]:
+        return
+    product, axis = fuser.arguments(before), _PRODUCTS[before.target]
+    weight, bias = fuser.constant(product["weight"]), fuser.constant(product["bias"])
+    computed = any(
+        given is not None and value is None
+        for given, value in ((norm["weight"], values[0]), (norm["bias"], values[1]), (product["bias"], bias))
+    )
+    if weight is None or computed or (before.target is F.linear and node.meta["val"].dim() != 2):
+        return
+    scale, shift = _as_affine(*values, norm["eps"])
+    shift = shift if bias is None else shift + bias.double() * scale
+    dtype, groups = weight.dtype, product.get("groups", 1) if axis else 1
+    wide = torch.float64 if dtype is torch.float32 else torch.float32
+    parts = weight.to(wide).reshape(groups, -1, *weight.shape[1:])
+    channels = scale.to(wide).reshape(groups, *[1] * axis, -1, *[1] * (weight.dim() - axis - 1))
+    exact = parts * channels
+    rounded, shift = exact.to(dtype), shift.to(dtype)
+    others = [d for d in range(exact.dim()) if d not in (0, axis + 1)]
+    error, largest = ((rounded - exact).abs().amax(others), exact.abs().amax(others))
+    if shift.isfinite().all() and (error <= torch.finfo(dtype).eps * largest).all():
+        fuser.replace(node, before, weight=rounded.reshape(weight.shape), bias=shift)
+
+
 @converter(torch.native_batch_norm, limits="does not update running statistics")
 def native_batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps):
     return batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps), None, None
@@ -154,12 +196,11 @@ def native_batch_norm_legit_no_training(ctx, input, weight, bias, running_mean, 
 
 
 def _by_running(ctx, x, weight, bias, mean, var, eps):
-    """Statistics and affine parameters folded into one scale layer, which a convolution before it takes in."""
+    """Statistics and affine parameters as one scale layer."""
     check(mean is not None and var is not None, "there are no running statistics to normalise by")
     if any(isinstance(v, trt.ITensor) for v in (weight, bias, mean, var)):
         return _by_computed(ctx, x, weight, bias, mean, var, eps)
-    scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
-    shift = (0 if bias is None else bias.double()) - mean.double() * scale
+    scale, shift = _as_affine(weight, bias, mean, var, eps)
     dtype, sizes = dtype_of(x), dims(ctx, x)
     if not all(v.to(dtype).isfinite().all() for v in (scale, shift)):
         x = cast(ctx, x, torch.float32)
@@ -169,6 +210,12 @@ def _by_running(ctx, x, weight, bias, mean, var, eps):
     weights = ctx.weights(shift, "shift"), ctx.weights(scale, "scale"), trt.Weights(x.dtype)
     layer = ctx.network.add_scale_nd(x, trt.ScaleMode.CHANNEL, *weights, 1)
     return cast(ctx, ctx.track(layer.get_output(0), sizes), dtype)
+
+
+def _as_affine(weight, bias, mean, var, eps):
+    """A factor and a summand for each channel, in float64."""
+    scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
+    return scale, (0 if bias is None else bias.double()) - mean.double() * scale
 
 
 def _by_computed(ctx, x, weight, bias, mean, var, eps):

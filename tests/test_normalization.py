@@ -168,12 +168,6 @@ def kinds(module, *inputs):
     return [network.get_layer(i).type for i in range(network.num_layers)]
 
 
-def test_conv_batch_norm_relu_is_three_layers():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), trained(nn.BatchNorm2d(4)), nn.ReLU())
-    Type = trt.LayerType
-    assert kinds(module, torch.randn(2, 3, 8, 8)) == [Type.CONVOLUTION, Type.SCALE, Type.ACTIVATION]
-
-
 def test_group_norm_scaled_per_group(monkeypatch, device):
     """TensorRT 10.3 scales per group: the weights of the channels come after the layer."""
     from torch2rt.converters import normalization

@@ -15,6 +15,7 @@ from torch.fx.node import map_aggregate
 
 from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
+from torch2rt.fusion import Fuser
 from torch2rt.guards import hold
 from torch2rt.interface import Interface
 from torch2rt.registry import Converter, load, qualified_name
@@ -112,6 +113,7 @@ class _Lowering:
     def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
         self.graph = graph
         self.registry = load()
+        self.fused = Fuser(graph, self.registry).run()
         self.ctx = Context(lowered, graph)
         self.ctx.inline, self.ctx.apply = self.inline, self.apply
         self.network = lowered.definition
@@ -123,7 +125,7 @@ class _Lowering:
         self.names: dict[str, int] = {}
 
     def run(self) -> None:
-        self.lower(self.graph.graph)
+        self.lower(self.fused)
         if self.failures:
             count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
             raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n" + "\n".join(self.failures))
@@ -305,7 +307,7 @@ class _Lowering:
         return True
 
     def outputs(self) -> None:
-        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        (output,) = (node for node in self.fused.nodes if node.op == "output")
         from torch2rt.vocabulary import constant  # the vocabulary needs this module's Context
 
         for name, node in zip(self.interface.outputs, output.args[0], strict=True):

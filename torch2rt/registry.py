@@ -81,6 +81,7 @@ class Registry:
         self.factories: set[Target] = set()
         self.rewrites: dict[Target, str] = {}
         self.composites: dict[Target, Callable[..., Any]] = {}
+        self.fusions: dict[Target, Callable[..., None]] = {}
 
     def converter(self, *targets: Target, limits: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `targets`; `limits` says in a few words what it refuses.
@@ -147,6 +148,18 @@ class Registry:
 
         return register
 
+    def fusion(self, *targets: Target) -> Callable[[Callable[..., None]], Callable[..., None]]:
+        """Register the decorated function to do away with calls of `targets` where others can do their work.
+
+        It is given the `torch2rt.fusion.Fuser` of a graph and each such call, once, before the graph is lowered.
+        """
+
+        def register(function: Callable[..., None]) -> Callable[..., None]:
+            self.fusions.update(dict.fromkeys(targets, function))
+            return function
+
+        return register
+
     def rewrite(self, advice: str, *targets: Target) -> None:
         """Declare callables that cannot be converted, and what to write instead."""
         self.rewrites.update(dict.fromkeys(targets, advice))
@@ -175,6 +188,7 @@ converter = REGISTRY.converter
 complex_converter = REGISTRY.complex_converter
 composite = REGISTRY.composite
 factory = REGISTRY.factory
+fusion = REGISTRY.fusion
 rewrite = REGISTRY.rewrite
 
 

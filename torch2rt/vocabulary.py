@@ -19,16 +19,16 @@ from torch.utils._sympy.interp import sympy_interp
 from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
 from torch2rt.errors import ConversionError
 from torch2rt.lowering import Complex, Context
-from torch2rt.registry import complex_converter, composite, converter, factory, rewrite
+from torch2rt.registry import complex_converter, composite, converter, factory, fusion, rewrite
 from torch2rt.subgraphs import run, scope, subgraph
 from torch2rt.symbolic import counterexample, expression, is_symbolic
 
 __all__ = [
     "Complex", "Context", "activation", "axes", "broadcast", "cast", "check", "complex_converter", "composite",
-    "concat", "constant", "converter", "dims", "dtype_of", "elementwise", "expand", "factory", "gather", "iota",
-    "is_symbolic", "is_traced", "lift", "materialize", "matmul", "narrow", "ntuple", "operands", "permute", "proven",
-    "reduce", "refuse", "require", "reshape", "rewrite", "run", "same_size", "scope", "select", "shape_tensor",
-    "slice_nd", "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
+    "concat", "constant", "converter", "dims", "dtype_of", "elementwise", "expand", "factory", "fusion", "gather",
+    "iota", "is_symbolic", "is_traced", "lift", "materialize", "matmul", "narrow", "ntuple", "operands", "permute",
+    "proven", "reduce", "refuse", "require", "reshape", "rewrite", "run", "same_size", "scope", "select",
+    "shape_tensor", "slice_nd", "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip
 
 Value = Any

@@ -1,0 +1,118 @@
+"""Calls that become part of others before they are lowered."""
+
+import pytest
+import torch
+from harness import B, case, check_case, parametrize
+from test_tracing import module
+from torch import nn
+from torch.nn import functional as F
+
+from torch2rt import lower, trace
+from torch2rt.backend import trt
+
+
+def normed(product, features, norm, **options):
+    """A product and a batch normalization with statistics and parameters that matter."""
+    torch.manual_seed(0)
+    norm = norm(features, **options)
+    for tensor in (norm.running_mean, norm.weight, norm.bias):
+        if tensor is not None:
+            tensor.data.normal_()
+    norm.running_var.data.uniform_(0.5, 2)
+    return nn.Sequential(product, norm).eval()
+
+
+def kinds(model, *inputs):
+    definition = lower(trace(model, list(inputs))).definition
+    return [definition.get_layer(i).type for i in range(definition.num_layers)]
+
+
+PRODUCTS = {
+    "conv1d": (normed(nn.Conv1d(3, 5, 3, stride=2), 5, nn.BatchNorm1d), (3, 11)),
+    "conv2d": (normed(nn.Conv2d(3, 6, (3, 2), padding=1, bias=False), 6, nn.BatchNorm2d, eps=0.1), (3, 7, 5)),
+    "grouped": (normed(nn.Conv2d(4, 6, 3, groups=2), 6, nn.BatchNorm2d, affine=False), (4, 7, 5)),
+    "depthwise": (normed(nn.Conv2d(4, 8, 3, groups=4, padding="same"), 8, nn.BatchNorm2d), (4, 7, 5)),
+    "conv3d": (normed(nn.Conv3d(2, 3, 2), 3, nn.BatchNorm3d), (2, 4, 3, 5)),
+    "transposed": (normed(nn.ConvTranspose2d(3, 4, 3, stride=2), 4, nn.BatchNorm2d), (3, 4, 5)),
+    "grouped and transposed": (normed(nn.ConvTranspose2d(6, 4, 3, groups=2), 4, nn.BatchNorm2d), (6, 4, 5)),
+    "linear": (normed(nn.Linear(3, 5), 5, nn.BatchNorm1d), (3,)),
+}
+CASES = [case(model, [(B, *size)], id=name) for name, (model, size) in PRODUCTS.items()]
+
+
+@parametrize(CASES)
+def test_products(row, mode, device):
+    check_case(row, mode, device)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_normalization_becomes_part_of_the_product_before(name, dtype):
+    model, size = PRODUCTS[name]
+    x = torch.randn(2, *size, dtype=dtype)
+    product = kinds(model[0].to(dtype), x)
+    assert kinds(model.to(dtype), x) == product
+    model.float()
+
+
+def test_the_users_graph_and_module_stay_as_they_were():
+    model, size = PRODUCTS["conv2d"]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = trace(model, [torch.randn(2, *size)])
+    before = [(node.op, str(node.target), str(node.args)) for node in graph.graph.nodes]
+    for _ in range(2):
+        assert lower(graph).num_layers == 1
+    assert [(node.op, str(node.target), str(node.args)) for node in graph.graph.nodes] == before
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def norm(self, x, mean=None, var=None):
+    mean, var = self.mean if mean is None else mean, self.var if var is None else var
+    return torch.batch_norm(x, self.scale, self.shift, mean, var, False, 0.1, 1e-5, False)
+
+
+def both(self, x):
+    y = torch.conv2d(x, self.weight)
+    return y, norm(self, y)
+
+
+def computed_bias(self, x):
+    return norm(self, torch.conv2d(x, self.weight, x.sum((0, 2, 3))[:1].expand(4)))
+
+
+APART = {
+    "also used": lambda self, x: (lambda y: norm(self, y) + y)(torch.conv2d(x, self.weight)),
+    "also returned": both,
+    "computed bias": computed_bias,
+    "computed weight": lambda self, x: norm(self, torch.conv2d(x[:1], self.weight + x[0, 0, 0, 0])),
+    "computed statistics": lambda self, x: norm(self, torch.conv2d(x, self.weight), var=x.abs().amax().expand(4)),
+    "by its own statistics": lambda self, x: torch.batch_norm(
+        torch.conv2d(x, self.weight), self.scale, self.shift, None, None, True, 0.1, 1e-5, False
+    ),
+    "features are not the channels": lambda self, x: norm(self, F.linear(x.flatten(2)[:, [0, 1, 2, 0]], self.flat)),
+    "of an input": lambda self, x: norm(self, x[:, [0, 1, 2, 0]]),
+}
+VALUES = dict(
+    weight=torch.randn(4, 3, 1, 1), flat=torch.randn(4, 15), mean=torch.randn(4), var=torch.rand(4) + 0.5,
+    scale=torch.randn(4), shift=torch.randn(4),
+)  # fmt: skip
+
+
+@parametrize([case(module(function, **VALUES), [(B, 3, 3, 5)], id=name) for name, function in APART.items()])
+def test_left_alone(row, mode, device):
+    check_case(row, mode, device)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "variance", "apart"),
+    [
+        (torch.float16, 1e-12, True), (torch.float16, 1e12, True), (torch.float16, 1e-4, False),
+        (torch.bfloat16, 1e12, False), (torch.float32, 1e-12, False), (torch.float32, 0.0, True),
+    ],
+)  # fmt: skip
+def test_not_where_the_type_cannot_hold_the_weights(dtype, variance, apart):
+    """What the product's type would lose, or not hold at all, stays in a layer of its own."""
+    conv, norm = normed(nn.Conv2d(3, 4, 1), 4, nn.BatchNorm2d, eps=0.0)
+    norm.running_var.fill_(variance)
+    made = kinds(nn.Sequential(conv.to(dtype), norm), torch.randn(2, 3, 5, 7, dtype=dtype))
+    assert (trt.LayerType.SCALE in made) == apart

@@ -1,0 +1,68 @@
+"""Fuse: calls of a traced graph that are one call with other constants, before it is lowered.
+
+A fusion is registered beside the converter of the call that it does away with (`registry.fusion`), and works on a copy:
+the user's graph stays as it was traced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+
+from torch2rt.registry import Converter, Registry
+
+
+class Fuser:
+    """A copy of a traced graph under change: what a fusion is given.
+
+    `node` is a call, `arguments(node)` its arguments by the names of its converter's parameters, and
+    `constant(value)` the tensor that an argument stands for.
+    """
+
+    def __init__(self, module: torch.fx.GraphModule, registry: Registry) -> None:
+        self.module = module
+        self.registry = registry
+        self.graph = torch.fx.Graph()
+        copies: dict[torch.fx.Node, torch.fx.Node] = {}
+        for node in module.graph.nodes:
+            copies[node] = self.graph.node_copy(node, copies.__getitem__)
+
+    def run(self) -> torch.fx.Graph:
+        """Apply every fusion once, in the order of the calls."""
+        for node in list(self.graph.nodes):
+            if node.op == "call_function" and (fusion := self.registry.fusions.get(node.target)) is not None:
+                fusion(self, node)
+        return self.graph
+
+    def converter(self, node: Any) -> Converter | None:
+        """The converter of a call; `None` of anything else."""
+        is_call = isinstance(node, torch.fx.Node) and node.op == "call_function"
+        return self.registry.find(node.target) if is_call else None  # type: ignore[arg-type]
+
+    def arguments(self, node: torch.fx.Node) -> dict[str, Any]:
+        """A call's arguments, defaults included, by the names of its converter's parameters."""
+        converter = self.converter(node)
+        assert converter is not None
+        args, kwargs = converter.bind(node.args, dict(node.kwargs))
+        bound = inspect.Signature(converter.parameters).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def constant(self, value: Any) -> torch.Tensor | None:
+        """The tensor that an argument stands for; `None` if it is computed or no tensor."""
+        if isinstance(value, torch.fx.Node) and value.op == "get_attr":
+            value = operator.attrgetter(str(value.target))(self.module)
+        return value if isinstance(value, torch.Tensor) else None
+
+    def replace(self, node: torch.fx.Node, by: torch.fx.Node, **changes: Any) -> None:
+        """Let the call `by`, with some of its arguments changed, take the place of `node`; a tensor is a constant."""
+        with self.graph.inserting_before(node):
+            call = self.graph.call_function(by.target, (), {**self.arguments(by), **changes})  # type: ignore[arg-type]
+        call.meta = {**by.meta, "val": node.meta["val"]}
+        node.replace_all_uses_with(call)
+        self.graph.erase_node(node)
+        if not by.users:
+            self.graph.erase_node(by)
