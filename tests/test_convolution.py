@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from harness import B, Data, S, case, check_case, half, parametrize
 
-from torch2rt import UnsupportedError, torch2rt
+from torch2rt import UnsupportedError, lower, torch2rt, trace
+from torch2rt.backend import trt
 
 nn, aten = torch.nn, torch.ops.aten
 
@@ -28,6 +29,16 @@ CASES = [
         case(nn.Conv2d(3, 5, (3, 2), padding=(2, 1), padding_mode=m), [(B, 3, S, 9)], id=f"Conv2d-{m}")
         for m in ("reflect", "replicate", "circular")
     ),
+    # products of matrices: patches of few channels, and single elements
+    case(nn.Conv1d(3, 5, 4, stride=4), [(B, 3, 12)], id="Conv1d-patches"),
+    case(nn.Conv2d(3, 5, (4, 2), stride=(4, 2)), [(B, 3, 8, 6)], id="Conv2d-patches"),
+    case(nn.Conv2d(2, 3, (3, 1), stride=(3, 1), bias=False).half(), [half(B, 2, 6, 5)], id="Conv2d-patches-half"),
+    case(nn.Conv3d(1, 4, (1, 2, 3), stride=(1, 2, 3)), [(B, 1, 2, 4, 3)], id="Conv3d-patches"),
+    case(nn.Conv2d(3, 5, 2, stride=2), [(B, 3, 7, 6)], id="Conv2d-patches-rest"),
+    case(nn.Conv2d(3, 5, 2, stride=2), [(B, 3, S, 6)], id="Conv2d-patches-dynamic"),
+    case(nn.Conv2d(6, 5, 1), [(B, 6, 1, 1)], id="Conv2d-single"),
+    case(nn.Conv2d(6, 5, 1, stride=2, bias=False), [(B, 6, 1, 1)], id="Conv2d-single-stride"),
+    case(F.conv2d, [(B, 4, 8, 6), (6, 4, 2, 3), (6,)], None, (2, 3), id="conv2d-patches-computed"),
     # without a batch
     case(nn.Conv1d(4, 6, 3), [(4, S)], id="Conv1d-unbatched"),
     case(nn.Conv2d(4, 6, 3), [(4, S, 8)], id="Conv2d-unbatched"),
@@ -144,3 +155,10 @@ def test_refused(module, shapes, max_shapes, message):
 def test_integers_are_refused():
     with pytest.raises(UnsupportedError, match=r"TensorRT convolves no torch\.int64"):
         torch2rt(DynamicKernel(), [torch.ones(2, 3, 9, dtype=torch.int64), torch.ones(4, 3, 2, dtype=torch.int64)])
+
+
+def test_patches_and_single_elements_are_products():
+    for model, shape in ((nn.Conv2d(3, 8, 4, 4), (2, 3, 8, 12)), (nn.Conv2d(16, 8, 1), (2, 16, 1, 1))):
+        definition = lower(trace(model, [torch.randn(shape)], max_batch_size=4)).definition
+        kinds = {definition.get_layer(i).type for i in range(definition.num_layers)}
+        assert trt.LayerType.MATRIX_MULTIPLY in kinds and trt.LayerType.CONVOLUTION not in kinds

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from harness import B, Data, S, case, check_case, floats, half, parametrize
 
 from torch2rt import ConversionError, lower, torch2rt, trace
-from torch2rt.backend import trt
 
 nn, aten = torch.nn, torch.ops.aten
 

@@ -147,6 +147,14 @@ def has_attention() -> bool:
     return hasattr(trt.INetworkDefinition, "add_attention") or hasattr(trt.INetworkDefinition, "add_attention_v2")
 
 
+def fuses_attention() -> bool:
+    """Whether the layers that make up an attention run as one kernel, as the attention layer does, and no slower.
+
+    TensorRT for RTX then also leaves out the copies around it, and what it makes of the layer's mask.
+    """
+    return IS_RTX
+
+
 def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) -> Any:
     """Softmax attention, in one kernel where there is one; if `causal`, query i sees the keys up to i."""
     norm = trt.AttentionNormalizationOp.SOFTMAX

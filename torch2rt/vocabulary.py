@@ -7,6 +7,7 @@ Sizes are ints, or `SymInt`s where dynamic, and plain Python arithmetic works on
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -335,16 +336,25 @@ def select(ctx: Context, condition: Value, a: Value, b: Value, dtype: torch.dtyp
 def reduce(ctx: Context, op: Any, x: Value, dim: int | Sequence[int] | None, keepdim: bool = False) -> Any:
     """Reduce over one, several or all dimensions; a 0-d value is its own reduction.
 
-    One layer a dimension: a layer over several, fused with what was reduced or normalised over some of them before,
-    gives wrong sums in TensorRT for RTX 1.6 (`softmax(x, 1).sum((1, 2))`).
+    One layer a dimension, or for neighbours of static size that `reshape` makes one: a layer over several, fused with
+    what was reduced or normalised over some of them before, gives wrong sums in TensorRT for RTX 1.6
+    (`softmax(x, 1).sum((1, 2))`).
     """
     x = materialize(ctx, x)
-    mask = axes(dim, len(dims(ctx, x)))
-    for axis in reversed(range(len(dims(ctx, x)))):
-        if mask >> axis & 1:
-            sizes = dims(ctx, x)
-            result = (*sizes[:axis], *([1] if keepdim else []), *sizes[axis + 1 :])
-            x = ctx.track(ctx.network.add_reduce(x, op, 1 << axis, keepdim).get_output(0), result)
+    sizes = dims(ctx, x)
+    mask = axes(dim, len(sizes))
+    reduced = [axis for axis in range(len(sizes)) if mask >> axis & 1]
+    while reduced:
+        first = last = reduced.pop()
+        while reduced and reduced[-1] == first - 1 and not any(map(is_symbolic, sizes[first - 1 : last + 1])):
+            first = reduced.pop()
+        before, after = dims(ctx, x)[:first], dims(ctx, x)[last + 1 :]
+        if last > first:
+            x = reshape(ctx, x, (*before, math.prod(sizes[first : last + 1]), *after))
+        kept = (*before, *[1] * keepdim, *after)
+        x = ctx.track(ctx.network.add_reduce(x, op, 1 << first, keepdim).get_output(0), kept)
+        if last > first and keepdim:
+            x = reshape(ctx, x, (*before, *[1] * (last - first + 1), *after))
     return x
 
 
