@@ -38,7 +38,7 @@ CASES = [
     case(nn.Conv2d(3, 5, 2, stride=2), [(B, 3, S, 6)], id="Conv2d-patches-dynamic"),
     case(nn.Conv2d(6, 5, 1), [(B, 6, 1, 1)], id="Conv2d-single"),
     case(nn.Conv2d(6, 5, 1, stride=2, bias=False), [(B, 6, 1, 1)], id="Conv2d-single-stride"),
-    case(F.conv2d, [(B, 4, 8, 6), (6, 4, 2, 3), (6,)], None, (2, 3), id="conv2d-patches-computed"),
+    case(F.conv2d, [(B, 4, 8, 6), (6, 4, 2, 3), (6,)], (2, 3), id="conv2d-patches-computed"),
     # without a batch
     case(nn.Conv1d(4, 6, 3), [(4, S)], id="Conv1d-unbatched"),
     case(nn.Conv2d(4, 6, 3), [(4, S, 8)], id="Conv2d-unbatched"),
