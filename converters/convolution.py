@@ -37,6 +37,8 @@ def conv(ctx, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
         before = after = ntuple(0 if padding == "valid" else padding, n)
     if _is_product(ctx, input, weight, stride, (*before, *after), dilation, groups):
         return _as_product(ctx, input, weight, bias)
+    if _has_few_channels(ctx, input, weight, stride, dilation, groups):
+        input, weight, stride, before, after = _space_to_depth(ctx, input, weight, stride, before, ctx.out.shape[2:])
     maps = dims(ctx, weight)[0]
     return _layer(ctx, "add_convolution_nd", input, weight, bias, maps, stride, before, after, dilation, groups)
 
@@ -126,6 +128,39 @@ def _as_product(ctx, x, weight, bias):
     y = y if bias is None else elementwise(ctx, EW.SUM, y, bias, dtype_of(y))
     y = permute(ctx, y, (0, 2, 1)) if math.prod(places) > 1 else y
     return reshape(ctx, y, ctx.out.shape)
+
+
+def _has_few_channels(ctx, input, weight, stride, dilation, groups):
+    """Whether a convolution has too few channels for the GPU's matrix units, and could have more: that of an image."""
+    sizes = dims(ctx, input)[1:]
+    if not isinstance(weight, torch.Tensor) or any(map(is_symbolic, sizes)) or len(sizes) != weight.dim() - 1:
+        return False
+    fits = not any(size % s for size, s in zip(sizes[1:], stride, strict=True))
+    return fits and max(stride) > 1 and sizes[0] < 8 and groups == 1 and set(dilation) == {1}
+
+
+def _space_to_depth(ctx, x, weight, stride, before, out):
+    """The same convolution without a stride: what lies within one becomes channels.
+
+    Row s*i + b of the input is row i of its channel b. Tap t reads row s*i + t - padding, which is tap a of channel b
+    for t - padding = s*a + b. A tap that there was none of is zero.
+    """
+    n, (batch, maps, *sizes) = len(stride), dims(ctx, x)
+    kernel = weight.shape[2:]
+    low = [-p // s for p, s in zip(before, stride, strict=True)]
+    taps = [(k - 1 - p) // s - a + 1 for k, p, s, a in zip(kernel, before, stride, low, strict=True)]
+    front = [-(s * a + p) for p, s, a in zip(before, stride, low, strict=True)]
+    back = [t * s - f - k for t, s, f, k in zip(taps, stride, front, kernel, strict=True)]
+    weight = F.pad(weight, [v for pair in reversed(list(zip(front, back, strict=True))) for v in pair])
+    split = [v for t, s in zip(taps, stride, strict=True) for v in (t, s)]
+    order = (0, 1, *range(3, 3 + 2 * n, 2), *range(2, 2 + 2 * n, 2))
+    features = maps * math.prod(stride)
+    weight = weight.reshape(weight.shape[0], maps, *split).permute(order).reshape(-1, features, *taps)
+    places = [size // s for size, s in zip(sizes, stride, strict=True)]
+    split = [v for p, s in zip(places, stride, strict=True) for v in (p, s)]
+    x = reshape(ctx, permute(ctx, reshape(ctx, x, (batch, maps, *split)), order), (batch, features, *places))
+    after = [o - p + a + t - 1 for o, p, a, t in zip(out, places, low, taps, strict=True)]
+    return x, weight, (1,) * n, [-a for a in low], after
 
 
 def _spread(ctx, weight, dilation):

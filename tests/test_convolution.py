@@ -39,6 +39,16 @@ CASES = [
     case(nn.Conv2d(6, 5, 1), [(B, 6, 1, 1)], id="Conv2d-single"),
     case(nn.Conv2d(6, 5, 1, stride=2, bias=False), [(B, 6, 1, 1)], id="Conv2d-single-stride"),
     case(F.conv2d, [(B, 4, 8, 6), (6, 4, 2, 3), (6,)], (2, 3), id="conv2d-patches-computed"),
+    # strides of few channels become channels
+    case(nn.Conv1d(3, 5, 5, stride=2, padding=2), [(B, 3, 12)], id="Conv1d-image"),
+    case(nn.Conv2d(3, 5, 7, stride=2, padding=3, bias=False), [(B, 3, 16, 12)], id="Conv2d-image"),
+    case(nn.Conv2d(3, 5, (3, 2), stride=(2, 3), padding=(1, 0)), [(B, 3, 8, 9)], id="Conv2d-image-uneven"),
+    case(nn.Conv2d(1, 4, (2, 5), stride=(4, 1), padding=(3, 2)), [(B, 1, 8, 7)], id="Conv2d-image-padded"),
+    case(nn.Conv2d(2, 4, 1, stride=2), [(B, 2, 8, 6)], id="Conv2d-image-gaps"),
+    case(nn.Conv2d(3, 4, 5, stride=2), [(B, 3, 8, 10)], id="Conv2d-image-rest"),
+    case(nn.Conv2d(3, 4, 3, stride=3, padding=1).half(), [half(B, 3, 9, 6)], id="Conv2d-image-half"),
+    case(nn.Conv3d(2, 3, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)), [(B, 2, 3, 6, 4)], id="Conv3d-image"),
+    case(nn.Conv2d(3, 4, 3, stride=2, padding=1), [(B, 3, S, 8)], id="Conv2d-image-dynamic"),
     # without a batch
     case(nn.Conv1d(4, 6, 3), [(4, S)], id="Conv1d-unbatched"),
     case(nn.Conv2d(4, 6, 3), [(4, S, 8)], id="Conv2d-unbatched"),
