@@ -122,12 +122,15 @@ def _as_product(ctx, x, weight, bias):
         x = reshape(ctx, x, (batch, maps, *parts))
         x = permute(ctx, x, (0, *range(2, 2 + 2 * n, 2), 1, *range(3, 2 + 2 * n, 2)))
     features = maps * math.prod(window)
-    x = reshape(ctx, x, (batch, math.prod(places), features) if math.prod(places) > 1 else (batch, features))
+    single = math.prod(places) == 1
+    x = reshape(ctx, x, (batch, features) if single else (batch, math.prod(places), features))
     weight = reshape(ctx, weight, (dims(ctx, weight)[0], features))
     y = matmul(ctx, x, weight, transpose_b=True)
     y = y if bias is None else elementwise(ctx, EW.SUM, y, bias, dtype_of(y))
-    y = permute(ctx, y, (0, 2, 1)) if math.prod(places) > 1 else y
-    return reshape(ctx, y, ctx.out.shape)
+    if single:
+        return reshape(ctx, y, ctx.out.shape)
+    # in this order, so that a permutation to channels last undoes it
+    return permute(ctx, reshape(ctx, y, (batch, *places, dims(ctx, weight)[0])), (0, n + 1, *range(1, n + 1)))
 
 
 def _has_few_channels(ctx, input, weight, stride, dilation, groups):

@@ -11,7 +11,7 @@ import torch
 from harness import compare
 from test_tracing import module
 
-from torch2rt import TRTModule, torch2rt
+from torch2rt import TRTModule, backend, torch2rt
 
 
 @dataclasses.dataclass
@@ -253,3 +253,21 @@ def test_threads_may_share_a_module(gpu):
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(4)))
+
+
+@pytest.mark.parametrize(
+    ("flavour", "version", "override", "capability", "expected"),
+    [
+        ("tensorrt_rtx", "1.4.0.76", "0", (9, 0), True), ("tensorrt_rtx", "1.6.1.120", "0", (9, 0), False),
+        ("tensorrt_rtx", "1.4.0.76", None, (9, 0), False), ("tensorrt_rtx", "1.4.0.76", "0", (8, 9), False),
+        ("tensorrt", "10.3.0", "0", (9, 0), False),
+    ],
+)  # fmt: skip
+def test_engines_that_would_compute_wrong_are_refused(monkeypatch, flavour, version, override, capability, expected):
+    monkeypatch.setattr(backend, "VERSION", version)
+    monkeypatch.setattr(backend, "IS_RTX", flavour == "tensorrt_rtx")
+    monkeypatch.setattr(backend, "is_listed", {(9, 0): False, (8, 9): True}.get)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    if override is not None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
+    assert bool(backend.distrust(capability)) == expected

@@ -200,6 +200,26 @@ def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
         config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
+def is_listed(capability: tuple[int, int]) -> bool:
+    """Whether this TensorRT for RTX names GPUs of a compute capability among those it builds for."""
+    return hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
+
+
+def distrust(capability: tuple[int, int]) -> str | None:
+    """Why engines with dynamic shapes must not run here, if they must not.
+
+    Without TF32, convolutions of TensorRT for RTX 1.4 with dynamic shapes give wrong results without an error on a GPU
+    that it runs on but does not list (seen on 9.0). Static ones, those in TF32 and those of 1.6 are right.
+    """
+    old = IS_RTX and tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 6)
+    if old and not is_listed(capability) and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return (
+            f"{FLAVOUR} {VERSION} computes convolutions with dynamic shapes wrong on this GPU if NVIDIA_TF32_OVERRIDE=0"
+            " is in the environment. Start Python without it, convert with static shapes, or install version 1.6."
+        )
+    return None
+
+
 def create_execution_context(
     engine: Any, capability: tuple[int, int], kernels: Any = None, own_memory: bool = False
 ) -> Any:
@@ -217,7 +237,7 @@ def create_execution_context(
     config.set_execution_context_allocation_strategy(strategy)
     if kernels is not None:
         config.set_runtime_cache(kernels)
-    if not hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}"):
+    if not is_listed(capability):
         specialization = trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = specialization.NONE
     return engine.create_execution_context(config)

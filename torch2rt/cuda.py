@@ -67,10 +67,47 @@ def synchronize(stream: int) -> bool:
 
 
 def copy(target: int, source: int, size: int, stream: int) -> None:
-    """Copy bytes from one address on a GPU to another, in a stream's order, in a quarter of a `Tensor.copy_`'s time."""
-    error = _driver().cuMemcpyDtoDAsync_v2(target, source, size, stream)
-    if error:
-        raise EngineError(f"CUDA could not copy {size} bytes: error {error}.")
+    """Copy bytes from one address on a GPU to another, in a stream's order."""
+    _call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
+
+
+class Copy:
+    """A copy within a captured graph, whose addresses may be others at each replay.
+
+    Changing one takes a third of the host time of a copy beside the graph, and does not affect replays under way.
+    """
+
+    SOURCE, TARGET = 6, 17  # places in CUDA_MEMCPY3D, all of whose members are as wide as an address
+
+    def __init__(self, executable: int, node: int | None, parameters: Any, context: int | None) -> None:
+        self.parameters = parameters
+        self.arguments = executable, node, ctypes.addressof(parameters), context
+        self.set = _driver().cuGraphExecMemcpyNodeSetParams
+
+    def move(self, end: int, address: int) -> None:
+        """Read from (`SOURCE`) or write to (`TARGET`) another address of the same size."""
+        if self.parameters[end] != address:
+            self.parameters[end] = address
+            if error := self.set(*self.arguments):
+                self.parameters[end] = 0  # unknown
+                raise EngineError(f"CUDA cannot change a copy of a graph: error {error}.")
+
+
+def copies(graph: torch.cuda.CUDAGraph) -> dict[tuple[int, int], Copy]:
+    """The copies of an instantiated graph made with `keep_graph=True`, by target and source."""
+    library, count, context = _driver(), ctypes.c_size_t(0), ctypes.c_void_p(0)
+    raw = graph.raw_cuda_graph()
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    _call("cuGraphGetNodes", raw, None, ctypes.byref(count))
+    nodes = (ctypes.c_void_p * count.value)()
+    _call("cuGraphGetNodes", raw, nodes, ctypes.byref(count))
+    found = {}
+    for node in nodes:
+        parameters = (ctypes.c_uint64 * 25)()
+        if library.cuGraphMemcpyNodeGetParams(node, parameters) == 0:  # else it is no copy
+            ends = parameters[Copy.TARGET], parameters[Copy.SOURCE]
+            found[ends] = Copy(graph.raw_cuda_graph_exec(), node, parameters, context.value)
+    return found
 
 
 @contextlib.contextmanager
@@ -101,7 +138,12 @@ def _call(name: str, *arguments: Any) -> None:
 @functools.cache
 def _driver() -> Any:
     library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    library.cuMemcpyDtoDAsync_v2.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p]
-    library.cuStreamDestroy_v2.argtypes = library.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
-    library.cuStreamIsCapturing.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    pointer = ctypes.c_void_p
+    for name, arguments in {
+        "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, pointer],
+        "cuStreamDestroy_v2": [pointer], "cuStreamSynchronize": [pointer], "cuStreamIsCapturing": [pointer, pointer],
+        "cuGraphGetNodes": [pointer] * 3, "cuGraphMemcpyNodeGetParams": [pointer] * 2,
+        "cuGraphExecMemcpyNodeSetParams": [pointer] * 4,
+    }.items():  # fmt: skip
+        getattr(library, name).argtypes = arguments
     return library

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torch2rt.backend import LOG, create_execution_context
-from torch2rt.cuda import contiguous_strides, copy, empty, is_capturing
+from torch2rt.cuda import Copy, contiguous_strides, copies, copy, empty, is_capturing
 from torch2rt.errors import EngineError, InputError
 
 if TYPE_CHECKING:
@@ -111,10 +111,13 @@ class Graph:
     """A captured call: the engine on fixed inputs and outputs, replayed as one piece.
 
     It is captured on the tensors of its first call, so that a caller who passes the same ones again copies nothing. A
-    call with others makes it be captured again, on inputs of its own.
+    call with others makes it be captured again, with copies to inputs of its own. Outputs that are not borrowed are
+    copied to fresh ones. The copies are part of the graph, and told their addresses before each replay.
     """
 
-    def __init__(self, runtime: Runtime, tensors: Sequence[torch.Tensor], before: Graph | None) -> None:
+    def __init__(
+        self, runtime: Runtime, tensors: Sequence[torch.Tensor], borrow: bool, before: Graph | None
+    ) -> None:  # fmt: skip
         stream = torch.cuda.ExternalStream(runtime.capture_stream, runtime.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode(False):
@@ -122,26 +125,32 @@ class Graph:
             self.own = before is not None or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
             self.inputs = [x.clone() for x in usable] if self.own else [x.detach() for x in tensors]
             self.execution: Execution = Execution(runtime) if before is None else before.execution
-            self.execution.run(runtime, self.inputs, stream.cuda_stream)  # what happens once must not be captured
+            self.outputs = self.execution.run(runtime, self.inputs, stream.cuda_stream)
             if not getattr(self.execution.context, "is_stream_capturable", lambda _: True)(stream.cuda_stream):
                 raise EngineError("TensorRT cannot run this engine in a CUDA graph: call it with cuda_graph = False.")
+            fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
             stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(capture_error_mode="thread_local")
+            self.graph = torch.cuda.CUDAGraph(keep_graph=True)
+            self.graph.capture_begin(capture_error_mode="thread_local")
             try:
+                into = _copied(self.inputs, usable, stream) if self.own else []
                 self.outputs = self.execution.run(runtime, self.inputs, stream.cuda_stream)
+                out = _copied(fresh, self.outputs, stream)
             finally:
-                graph.capture_end()
-        self.graph, self.replay = graph, graph.replay
+                self.graph.capture_end()
+            self.graph.instantiate()
+            found = copies(self.graph)
+        self.replay = self.graph.replay
+        self.sources = [_found(found, ends, x) for x, ends in zip(self.inputs, into)]
         self.addresses = [x.data_ptr() for x in self.inputs]
-        self.sizes = [x.nbytes for x in self.inputs]
-        self.results = [(out.data_ptr(), out.nbytes, tuple(out.shape), out.stride(), out.dtype) for out in self.outputs]
+        self.results = [
+            (tuple(x.shape), x.stride(), x.dtype, _found(found, ends, x)) for x, ends in zip(self.outputs, out)
+        ]
         torch.cuda.current_stream().wait_stream(stream)
 
-    def run(
-        self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int, borrow: bool
-    ) -> list[torch.Tensor] | None:
+    def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """Replay it on torch's current stream; `None` if the tensors are not those it was captured on and must be."""
+        held: Any = None  # inputs that were copied, until the graph is enqueued
         dtypes, index, place = runtime.dtypes, runtime.index, 0
         for tensor in tensors:
             if (
@@ -149,19 +158,36 @@ class Graph:
                 or tensor.is_neg() or (address := tensor.data_ptr()) < NOWHERE
             ):  # fmt: skip
                 tensor = runtime.usable(place, tensor)
+                held = held, tensor
                 address = tensor.data_ptr()
-            if address != self.addresses[place]:
-                if not self.own:
+            if not self.own:
+                if address != self.addresses[place]:
                     return None
-                copy(self.addresses[place], address, self.sizes[place], stream)
+            elif (source := self.sources[place]) is not None:
+                source.move(Copy.SOURCE, address)
             place += 1  # noqa: SIM113  (enumerate makes a tuple a turn)
-        self.replay()
-        if borrow:
-            return self.outputs
         outputs = []
-        for address, size, shape, stride, dtype in self.results:
+        for shape, stride, dtype, target in self.results:
             output = empty(shape, stride, dtype)
-            if size:
-                copy(output.data_ptr(), address, size, stream)
+            if target is not None:
+                target.move(Copy.TARGET, output.data_ptr())
             outputs.append(output)
-        return outputs
+        self.replay()
+        return outputs or self.outputs
+
+
+def _copied(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], stream: Any) -> list[tuple[int, int]]:
+    """Copy tensors in a stream's order; the addresses of each copy."""
+    ends = []
+    for target, source in zip(targets, sources):
+        ends.append((target.data_ptr(), source.data_ptr()))
+        if target.nbytes:
+            copy(*ends[-1], target.nbytes, stream.cuda_stream)
+    return ends
+
+
+def _found(found: dict[tuple[int, int], Copy], ends: tuple[int, int], tensor: torch.Tensor) -> Copy | None:
+    """The copy between these addresses, which a tensor with elements must have."""
+    if tensor.nbytes and ends not in found:
+        raise EngineError("CUDA has captured a copy in a way that cannot be changed: call it with cuda_graph = False.")
+    return found.get(ends)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from torch2rt import cuda
-from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, trt
+from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, distrust, trt
 from torch2rt.cuda import current_device, current_stream, is_capturing, on_device
 from torch2rt.errors import EngineError, InputError
 from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph
@@ -74,6 +74,8 @@ class Runtime:
 
     def serve(self, interface: Interface) -> None:
         """Take the calling convention, and make the first execution context, which says whether the GPU fits."""
+        if any(spec.dynamic for spec in interface.inputs) and (reason := distrust(self.capability)):
+            raise EngineError(reason)
         self.interface = interface
         self.names = [spec.name for spec in interface.inputs]
         self.dtypes = [spec.dtype for spec in interface.inputs]
@@ -134,13 +136,13 @@ class Runtime:
     def replay(self, tensors: Sequence[torch.Tensor], stream: int, borrow: bool) -> list[torch.Tensor]:
         """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures."""
         try:
-            key = (stream, *[tensor.shape for tensor in tensors])
+            key = (stream, borrow, *[tensor.shape for tensor in tensors])
             with self.lock:  # a graph's inputs and outputs are in use from the copy in to the copy out
                 graph = self.graphs.get(key)
-                while graph is None or (outputs := graph.run(self, tensors, stream, borrow)) is None:
+                while graph is None or (outputs := graph.run(self, tensors)) is None:
                     self.check(tensors)
                     with cuda.beside_captures():
-                        graph = self.graphs[key] = Graph(self, tensors, graph)
+                        graph = self.graphs[key] = Graph(self, tensors, borrow, graph)
                         self.forget_graphs()
                 self.graphs.move_to_end(key)
                 return outputs
