@@ -2,28 +2,35 @@
 
     python benchmarks/table.py [--rows NAME,...] [--ways A,...] [--results FOLDER] [--check]
 
-Weights and inputs are float16 and random; what is measured, and how, is `torch2rt bench`. After every row the results
-are written to FOLDER (benchmarks/results): numbers as JSON, the table as markdown, a picture. What is there already,
-from the same machine and versions, stays; so `--rows` and `--ways` can measure the table in parts. Needs a GPU.
+Weights and inputs are float16 and random, but no layer is without effect and none out of range, so that the errors mean
+something; what is measured, and how, is `torch2rt bench`. The results are written to FOLDER (benchmarks/results):
+numbers as JSON after every batch size, the table as markdown and a picture after every row. What is there already, from
+the same machine and versions, stays; so `--rows` and `--ways` can measure the table in parts. Needs a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from meter import verdict
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch2rt.bench import Job, benchmarks, facts
-from torch2rt.commands import Failure, UsageError
-from torch2rt.report import COLUMNS, GREEN, INK, OURS
+from torch2rt.commands import Failure, UsageError, load_model
+from torch2rt.report import COLUMNS, GREEN, INK, OURS, cell, remarks
 from torch2rt.ways import WAYS, Measurement
 
 VISION = ("resnet50", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
@@ -57,15 +64,55 @@ def conv_relu() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
 
 
+def lively(name: str) -> torch.nn.Module:
+    """A model of torchvision in which every layer matters and keeps its values in range."""
+    module = load_model(f"torchvision:{name}").eval()
+    awaken(module)
+    settle(module, torch.randn(4, 3, 224, 224))
+    return module
+
+
+def lively_bert() -> torch.nn.Module:
+    module = Bert().eval()
+    awaken(module)
+    return module
+
+
+def awaken(module: torch.nn.Module) -> None:
+    """New values for parameters that are zero or nearly so: such heads and layer scales hide what is before them."""
+    for parameter in module.parameters():
+        if parameter.detach().abs().max() < 1e-4:
+            torch.nn.init.normal_(parameter.data, 0.0, 0.2)
+
+
+def settle(module: torch.nn.Module, x: torch.Tensor) -> None:
+    """The statistics that batch norms see in one call; those of an untrained model let values vanish."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        module(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
+
+
+MODELS = SimpleNamespace(
+    **{name: functools.partial(lively, name) for name in VISION}, bert=lively_bert, conv_relu=conv_relu
+)
+
+
 def jobs() -> dict[str, dict[int, Job]]:
     """The rows: a job for each batch size."""
     half = "float16"
     rows = {
-        name: {n: Job(f"torchvision:{name}", [((n, 3, 224, 224), half)], half) for n in BATCHES} for name in VISION
+        name: {n: Job(f"table:MODELS.{name}", [((n, 3, 224, 224), half)], half) for n in BATCHES} for name in VISION
     }
     ids = "int64"
-    rows["bert"] = {n: Job("table:Bert", [((n, TOKENS), ids), ((n, TOKENS), ids)], half) for n in BATCHES}
-    rows["conv + relu"] = {1: Job("table:conv_relu", [((1, 3, 32, 32), half)], half)}
+    rows["bert"] = {n: Job("table:MODELS.bert", [((n, TOKENS), ids), ((n, TOKENS), ids)], half) for n in BATCHES}
+    rows["conv + relu"] = {1: Job("table:MODELS.conv_relu", [((1, 3, 32, 32), half)], half)}
     return rows
 
 
@@ -100,12 +147,18 @@ def merge(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Measur
     return [by_way[name] for way in WAYS.values() for name in way.variants if name in by_way]
 
 
-def write(base: Path, facts: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
-    """The three files."""
+def save(base: Path, facts: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
+    """The numbers, in a file that is whole at any time."""
     data = {name: {batch: [dataclasses.asdict(m) for m in ms] for batch, ms in row.items()}
             for name, row in rows.items()}  # fmt: skip
     base.parent.mkdir(parents=True, exist_ok=True)
-    base.with_name(base.name + ".json").write_text(json.dumps({**facts, "rows": data}, indent=1) + "\n")
+    new = base.with_name(base.name + ".json.new")
+    new.write_text(json.dumps({**facts, "rows": data}, indent=1) + "\n")
+    os.replace(new, base.with_name(base.name + ".json"))
+
+
+def show(base: Path, facts: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
+    """The table and the picture."""
     base.with_name(base.name + ".md").write_text(markdown(facts, rows))
     picture(base.with_name(base.name + ".png"), f"{facts['machine']['gpu']}, float16", rows)
 
@@ -144,28 +197,30 @@ def markdown(facts: Mapping[str, Any], rows: Mapping[str, Row]) -> str:
     ways = list(dict.fromkeys(m.way for row in rows.values() for ms in row.values() for m in ms))
     stated = ", ".join(f"{key} {value}" for part in facts.values() for key, value in part.items() if value)
     lines = [f"float16, batch {' / '.join(map(str, BATCHES))}; {stated}."]
-    failures = []
-    for field, (heading, unit, form) in COLUMNS.items():
+    failures, footnotes = [], []
+    for field, (heading, unit, _) in COLUMNS.items():
         lines += ["", f"### {heading.capitalize() if heading[1:].islower() else heading} ({unit})", ""]
         lines += [f"| | {' | '.join(ways)} |", f"|---{'|---:' * len(ways)}|"]
         for name, row in rows.items():
-            cells = [" / ".join(_cell(ms, way, field, form) for ms in row.values()) for way in ways]
+            cells = [" / ".join(_cell(ms, way, field) for ms in row.values()) for way in ways]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     for name, row in rows.items():
         for batch, ms in row.items():
             failures += [f"- {name}, batch {batch}, {m.way}: {m.failure}" for m in ms if m.failure is not None]
+            footnotes += [f"- {name}, batch {batch}: {remark}" for remark in remarks(ms)]
+    lines += ["", "### Errors that say nothing", "", *footnotes] if footnotes else []
     lines += ["", "### Failures", "", *failures] if failures else []
     lines += ["", "### Aims", "", *(f"- {'met' if met else 'missed'}: {text}" for met, text in aims(rows))]
     return "\n".join(lines) + "\n"
 
 
-def _cell(measurements: Sequence[Measurement], way: str, field: str, form: str) -> str:
+def _cell(measurements: Sequence[Measurement], way: str, field: str) -> str:
     found = next((m for m in measurements if m.way == way), None)
     if found is None:
         return "-"
     if found.failure is not None:
         return "failed"
-    text = format(getattr(found, field), form)
+    text = cell(found, field)
     if field != "latency":
         return text
     best = min(m.latency for m in measurements if m.latency is not None)
@@ -224,28 +279,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--timeout", type=float, default=240.0, metavar="SECONDS", help="for each way")
     parser.add_argument("--check", action="store_true", help="exit with 1 if an aim is missed")
     arguments = parser.parse_args(argv)
-    chosen = arguments.rows.split(",") if arguments.rows else list(every)
-    if unknown := [name for name in chosen if name not in every]:
+    asked = arguments.rows.split(",") if arguments.rows else list(every)
+    if unknown := [name for name in asked if name not in every]:
         parser.error(f"there is no row {', '.join(unknown)}")
+    chosen = [name for name in every if name in asked]
     ways = arguments.ways.split(",") if arguments.ways else None
     here = facts()
     base = path(arguments.results, here)
     rows = load(base.with_name(base.name + ".json"), here)
-    for name in chosen:
-        found = benchmarks(list(every[name].values()), ways, timeout=arguments.timeout)
-        for batch in every[name]:
-            try:
+    todo = [job for name in chosen for job in every[name].values()]
+    found = benchmarks(todo, ways, together=len(BATCHES), timeout=arguments.timeout)
+    seconds: dict[str, float] = {}
+    try:
+        for name in chosen:
+            start = time.monotonic()
+            for batch in every[name]:
                 new = next(found)
-            except (Failure, UsageError) as error:
-                print(error, file=sys.stderr)
-                return 1
-            row = rows.setdefault(name, {})
-            row[batch] = merge(row.get(batch, ()), new)
-            rows = {n: dict(sorted(rows[n].items())) for n in every if n in rows}
-            write(base, here, rows)
+                row = rows.setdefault(name, {})
+                row[batch] = merge(row.get(batch, ()), new)
+                rows = {n: dict(sorted(rows[n].items())) for n in every if n in rows}
+                save(base, here, rows)
+            show(base, here, rows)
+            seconds[name] = time.monotonic() - start
+    except (Failure, UsageError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        for name, value in seconds.items():
+            print(f"{name}: {value:.0f} s", file=sys.stderr)
     print(markdown(here, rows))
     return verdict(aims(rows), arguments.check)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process stays behind
     sys.exit(main())

@@ -36,6 +36,13 @@ class Net(torch.nn.Module):
         return {"y": self.linear(x), "z": None}
 
 
+def zeros():
+    net = Net()
+    torch.nn.init.zeros_(net.linear.weight)
+    torch.nn.init.zeros_(net.linear.bias)
+    return net
+
+
 def when_real(act):
     # the small module that a process gets ready with has another input
     return lambda module, inputs: act(module) if inputs[0].dim() == 2 else module
@@ -169,6 +176,61 @@ def test_several_jobs_get_ready_together(fakes):
 def test_the_error_is_against_float32(fakes):
     found, _ = run(fakes("GOOD"), dtype="bfloat16")
     assert 1e-5 < found["good"].error < 3e-2
+
+
+@pytest.mark.parametrize(
+    ("actual", "expected", "found"),
+    [
+        ([[1.0, 2.0], [3.0]], [[1.0, 2.5], [3.0]], {"error": 0.2}),
+        ([[0.0, 0.0]], [[0.0, 0.0]], {"remark": "nothing to compare: the module's output is all zero"}),
+        ([[0.1, 0.0]], [[0.0, 0.0]], {"remark": "nothing to compare: the module's output is all zero"}),
+        ([[1.0, 2.0]], [[1.0, torch.nan]], {"remark": "nothing to compare: the module's output is not finite"}),
+        ([[1.0, torch.inf]], [[1.0, 7e4]], {"remark": "the output is not finite, the module's is"}),
+        ([[]], [[]], {"remark": "nothing to compare: the module's output is empty"}),
+    ],
+)
+def test_an_error_that_would_say_nothing_is_a_remark(actual, expected, found):
+    assert ways.compare(*([torch.tensor(x) for x in xs] for xs in (actual, expected))) == found
+
+
+def test_a_model_of_zeros_has_a_remark_for_an_error(fakes):
+    names = fakes("GOOD", "DOUBLED")
+    job = Job("fakes_of_bench:zeros", [((5, 4), "float32")])
+    found = benchmark(job, names, device="cpu", say=lambda _: None)
+    assert [(m.way, m.failure, m.error) for m in found] == [("good", None, None), ("doubled", None, None)]
+    *_, good, doubled, note = report.table(found).splitlines()
+    assert good.split()[-1] == doubled.split()[-1] == "-"
+    assert note == "error - of good, doubled: nothing to compare: the module's output is all zero"
+
+
+def test_the_processes_of_later_jobs_are_begun_early_and_get_ready_late(fakes, monkeypatch):
+    events = []
+
+    class Spy(bench.Worker):
+        def __init__(self, job, folder):
+            self.title = f"{job['inputs'][0][0][0]} {job['way'][-4:]}"
+            events.append(f"begin {self.title}")
+            super().__init__(job, folder)
+
+        def go(self):
+            events.append(f"go {self.title}")
+            super().go()
+
+        def close(self):
+            if self.process.poll() is None:
+                events.append(f"close {self.title}")
+            super().close()
+
+    monkeypatch.setattr(bench, "Worker", Spy)
+    jobs = [Job("fakes_of_bench:Net", [((n, 4), "float32")]) for n in (2, 3, 5)]
+    found = bench.benchmarks(jobs, fakes("GOOD", "HALF"), together=2, device="cpu", say=lambda _: None)
+    assert all(m.error is not None for m in next(found) if m.way != "half + graph")
+    begun = [e for e in events if e.startswith("begin")]
+    assert begun == ["begin 2 GOOD", "begin 2 HALF", "begin 3 GOOD", "begin 3 HALF", "begin 5 GOOD", "begin 5 HALF"]
+    assert not {"go 5 GOOD", "go 5 HALF"} & set(events)
+    assert len(list(found)) == 2
+    assert all(events.count(f"{what} {n} {way}") == times for n in (2, 3, 5) for way in ("GOOD", "HALF")
+               for what, times in (("begin", 1), ("go", 2)))  # fmt: skip
 
 
 def test_a_process_has_caches_of_its_own(fakes, monkeypatch):
@@ -421,7 +483,8 @@ def test_results_are_written_and_extended_on_the_same_machine_only(table, tmp_pa
     base = table.path(tmp_path / "new", FACTS)
     assert base.name == "nvidia-h200-tensorrt-rtx-1.4.0.76"
     rows = {"resnet50": {1: row(), 16: row(own=2.0)}, "conv + relu": {1: row()}}
-    table.write(base, FACTS, rows)
+    table.save(base, FACTS, rows)
+    table.show(base, FACTS, rows)
     file = base.with_name(base.name + ".json")
     assert table.load(file, FACTS) == rows
     assert table.load(file, {**FACTS, "versions": {"tensorrt_rtx": "1.5"}}) == {}
@@ -440,9 +503,10 @@ def test_a_run_measures_the_rows_it_is_asked_for(table, tmp_path, monkeypatch, c
     pytest.importorskip("matplotlib")
     asked = []
 
-    def fake(jobs, ways, timeout):
+    def fake(jobs, ways, together, timeout):
+        assert together == 2
         for job in jobs:
-            asked.append(job.model)
+            asked.append(job.model.partition(".")[2])
             if len(asked) == 4:
                 raise KeyboardInterrupt  # a run that is cut off keeps what it has
             yield row(own=7.0)[2:3] if ways == ["torch2rt"] else row()
@@ -452,11 +516,14 @@ def test_a_run_measures_the_rows_it_is_asked_for(table, tmp_path, monkeypatch, c
     results = ["--results", str(tmp_path)]
     assert table.main(["--rows", "conv + relu", *results]) == 0
     with pytest.raises(KeyboardInterrupt):
-        table.main(["--rows", "swin_t,bert", *results])
-    assert asked == ["table:conv_relu", "torchvision:swin_t", "torchvision:swin_t", "table:Bert"]
+        table.main(["--rows", "bert,swin_t", *results])
+    assert asked == ["conv_relu", "swin_t", "swin_t", "bert"]  # in the order of the table
     kept = table.load(table.path(tmp_path, FACTS).with_name("nvidia-h200-tensorrt-rtx-1.4.0.76.json"), FACTS)
     assert {name: list(batches) for name, batches in kept.items()} == {"swin_t": [1, 16], "conv + relu": [1]}
-    assert "met    conv + relu, batch 1: host time" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "met    conv + relu, batch 1: host time" in out
+    assert re.findall(r"^(.*): \d+ s$", err, re.M) == ["conv + relu", "swin_t"]
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".md", ".png"}
     assert table.main(["--rows", "conv + relu", "--ways", "torch2rt", *results]) == 0
     kept = table.load(table.path(tmp_path, FACTS).with_name("nvidia-h200-tensorrt-rtx-1.4.0.76.json"), FACTS)
     assert [m.latency for m in kept["conv + relu"][1]] == [1.1, 0.9, 7.0, 2.0, None, 1.2]  # in the order of WAYS
@@ -477,3 +544,26 @@ def test_the_table_has_the_models_it_speaks_of(table):
     assert {job.inputs[0][0][0] for batches in every.values() for job in batches.values()} == {1, 16}
     module, inputs = ways.make(dataclasses.asdict(every["conv + relu"][1]))
     assert module(inputs[0]).shape == (1, 8, 30, 30)
+
+
+def test_no_layer_of_the_table_is_without_effect(table):
+    norm = torch.nn.BatchNorm2d(3)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), norm, torch.nn.Flatten(), torch.nn.Linear(48, 4)).eval()
+    torch.nn.init.zeros_(model[3].weight)
+    kept = model[0].weight.clone()
+    table.awaken(model)
+    assert all(p.abs().max() > 0.01 for p in model.parameters()) and torch.equal(model[0].weight, kept)
+    x = torch.randn(8, 3, 4, 4) * 50 + 7
+    table.settle(model, x)
+    y = (model[:2](x) - norm.bias[:, None, None]).transpose(0, 1).flatten(1)
+    assert y.mean(1).abs().max() < 1e-2 and (y.std(1) - 1).abs().max() < 2e-2
+    assert norm.momentum == 0.1 and not norm.training
+
+
+def test_a_model_of_the_table_tells_samples_apart_in_half_precision(table):
+    job = Job("table:MODELS.mobilenet_v3_large", [((2, 3, 224, 224), "float16")], "float16")
+    y = bench.expected({**dataclasses.asdict(job), "device": "cpu"})
+    module, inputs = ways.make(dataclasses.asdict(job))
+    with torch.no_grad():
+        assert 1e-5 < ways.compare([module(*inputs)], y)["error"] < 5e-2
+    assert (y[0][0] - y[0][1]).abs().max() > 0.02 * y[0].abs().max()

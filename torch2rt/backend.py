@@ -201,7 +201,9 @@ def set_compute_capabilities(config: Any, capabilities: Sequence[str]) -> None:
 
 
 def is_listed(capability: tuple[int, int]) -> bool:
-    """Whether this TensorRT for RTX names GPUs of a compute capability among those it builds for."""
+    """Whether this TensorRT names GPUs of a compute capability among those it builds for; only that for RTX does."""
+    if not IS_RTX:
+        return True
     return hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
 
 

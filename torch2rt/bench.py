@@ -1,8 +1,11 @@
 """Measure the ways to run a module, each in a process of its own.
 
-All processes get ready at once, which takes as long as the slowest: they import, start CUDA and TensorRT and make the
-model. Then one after the other builds and runs, while the others wait and do nothing, so that times, memory and
+All processes get ready at once, which takes as long as the slowest: they import, make the model and start CUDA and
+TensorRT. Then one after the other builds and runs, while the others wait and do nothing, so that times, memory and
 crashes of one way are no other's. Kernel caches are empty, in a temporary folder. `ways.py` is the other side.
+
+With many jobs, some get ready together. Those that follow are begun meanwhile, one process as another builds and
+measures: it imports torch and makes the model in one thread, without the GPU, and waits.
 """
 
 from __future__ import annotations
@@ -61,11 +64,12 @@ def benchmarks(
     jobs: Sequence[Job],
     ways: Sequence[str] | None = None,
     *,
+    together: int | None = None,
     device: str = "cuda",
     timeout: float = TIMEOUT,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[list[Measurement]]:
-    """What `benchmark` gives, for several jobs whose processes get ready together.
+    """What `benchmark` gives, for several jobs; the processes of so many jobs `together` get ready at once (all).
 
     `timeout` is in seconds, for getting ready and again for building and measuring a way. `say` is given lines about
     the progress; by default they go to stderr.
@@ -75,35 +79,48 @@ def benchmarks(
         raise Failure("a benchmark needs an NVIDIA GPU and torch sees none (torch.cuda.is_available() is False).")
     say = say or (lambda text: print(text, file=sys.stderr, flush=True))
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="torch2rt-bench-")))
+        folder = tempfile.TemporaryDirectory(prefix="torch2rt-bench-", ignore_cleanup_errors=True)
+        scratch = Path(stack.enter_context(folder))
         orders = [
             {**dataclasses.asdict(job), "device": device, "expected": str(scratch / f"{i}.pt")}
             for i, job in enumerate(jobs)
         ]
         workers: dict[tuple[int, str], Worker] = {}
-        say(f"{len(jobs) * len(chosen)} processes get ready")
-        start = time.monotonic()
-        for i, order in enumerate(orders):
-            for name in chosen:
-                folder = scratch / f"{i}-{len(workers)}"
-                workers[i, name] = worker = Worker({**order, "way": name}, folder)
-                stack.callback(worker.close)
-        for order in orders:
-            torch.save(expected(order), order["expected"])
-        for worker in workers.values():
-            worker.get_ready(start + timeout)
-        say(f"they are, after {time.monotonic() - start:.1f} s")
-        for i, job in enumerate(jobs):
-            measurements = []
-            for name, way in chosen.items():
-                start = time.monotonic()
-                rows = workers[i, name].measure(list(way.variants), timeout)
-                workers[i, name].close()
-                say(f"{job.title()}, {name}: {time.monotonic() - start:.1f} s")
-                if any(m.failure for m in rows):
-                    say(workers[i, name].said())
-                measurements += rows
-            yield measurements
+
+        def begin(i: int, name: str) -> None:
+            workers[i, name] = Worker({**orders[i], "way": name}, scratch / f"{i}-{len(workers)}")
+            stack.callback(workers[i, name].close)
+
+        size = together or max(1, len(jobs))
+        for first in range(0, len(jobs), size):
+            here, following = (range(len(jobs))[k : k + size] for k in (first, first + size))
+            later = ((i, name) for i in following for name in chosen)
+            say(f"{len(here) * len(chosen)} processes get ready")
+            start = time.monotonic()
+            for i in here:
+                for name in chosen:
+                    if (i, name) not in workers:
+                        begin(i, name)
+                    workers[i, name].go()
+            for i in here:
+                torch.save(expected(orders[i]), orders[i]["expected"])
+            for i in here:
+                for name in chosen:
+                    workers[i, name].get_ready(start + timeout)
+            say(f"they are, after {time.monotonic() - start:.1f} s")
+            for i in here:
+                measurements = []
+                for name, way in chosen.items():
+                    if (following_worker := next(later, None)) is not None:
+                        begin(*following_worker)
+                    worker, start = workers[i, name], time.monotonic()
+                    rows = worker.measure(list(way.variants), timeout)
+                    worker.close()
+                    say(f"{jobs[i].title()}, {name}: {time.monotonic() - start:.1f} s")
+                    if any(m.failure for m in rows):
+                        say(worker.said())
+                    measurements += rows
+                yield measurements
 
 
 def installed() -> list[str]:
@@ -195,13 +212,17 @@ class Worker:
         text = self.errors.read_text(encoding="utf-8", errors="replace")
         return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
+    def go(self) -> None:
+        """Let it use the GPU: to get ready, and then to build and measure."""
+        self._send("go")
+
     def get_ready(self, deadline: float) -> None:
         self.failure = self._receive(deadline, "get ready").get("failure")
 
     def measure(self, names: Sequence[str], timeout: float) -> list[Measurement]:
         """Let it build and measure; a measurement for each of these names."""
         done: dict[str, Measurement] = {}
-        self._send("go")
+        self.go()
         deadline = time.monotonic() + timeout
         while self.failure is None and len(done) < len(names):
             message = self._receive(deadline, "build and measure")
@@ -213,14 +234,11 @@ class Worker:
 
     def close(self) -> None:
         """End the process, and wait until its GPU memory is free."""
-        if self.process.stdin is not None and not self.process.stdin.closed:
+        self.process.kill()  # all is told; to end CUDA, TensorRT and Python in good order takes seconds
+        self.process.wait()
+        if self.process.stdin is not None:
             with contextlib.suppress(OSError):  # it has ended before it read everything
                 self.process.stdin.close()
-        try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
 
 
 def facts() -> dict[str, dict[str, str | None]]:

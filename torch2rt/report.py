@@ -37,9 +37,24 @@ def table(measurements: Sequence[Measurement]) -> str:
         if m.failure is not None:
             lines.append(f"{m.way:<{width}} failed: {m.failure}")
         else:
-            cells = (format(getattr(m, field), form) for field, (_, _, form) in COLUMNS.items())
-            lines.append(f"{m.way:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
-    return "\n".join(lines)
+            cells = (cell(m, field) for field in COLUMNS)
+            lines.append(f"{m.way:<{width}}" + "".join(f"{text:>13}" for text in cells))
+    return "\n".join(lines + remarks(measurements))
+
+
+def cell(measurement: Measurement, field: str) -> str:
+    """A number as its column has it, `-` where there is none."""
+    value = getattr(measurement, field)
+    return "-" if value is None else format(value, COLUMNS[field][2])
+
+
+def remarks(measurements: Sequence[Measurement]) -> list[str]:
+    """A line for each reason why an error is `-`, with the ways it holds for."""
+    ways: dict[str, list[str]] = {}
+    for m in measurements:
+        if m.remark is not None:
+            ways.setdefault(m.remark, []).append(m.way)
+    return [f"error - of {', '.join(names)}: {remark}" for remark, names in ways.items()]
 
 
 def save(path: str | os.PathLike[str], job: Job, facts: Mapping[str, Any], measurements: Sequence[Measurement]) -> None:

@@ -3,9 +3,10 @@
 A `Way` has a function that turns a module into something callable, and variants: context managers that give a call
 without arguments. `WAYS` is the table of them; another way is another row.
 
-`python -m torch2rt.ways` builds and measures one way. It reads a job from stdin, a line of JSON, imports what the way
-needs, builds and runs a small module in the same way, so that loading libraries is not counted, and makes the model.
-Then it says that it is ready and waits for the line "go". Each variant's numbers are a line of JSON on stdout.
+`python -m torch2rt.ways` builds and measures one way. It reads a job from stdin, a line of JSON, and makes the model,
+which takes no GPU memory, and waits for the line "go". Then it imports what the way needs, builds and runs a small
+module in the same way, so that loading libraries is not counted, says that it is ready and waits for another "go". Each
+variant's numbers are a line of JSON on stdout.
 
 All ways run on one CUDA stream, which is not the default stream: TensorRT would wait for the device there.
 """
@@ -34,8 +35,8 @@ from torch2rt.verification import Difference
 
 Call = Callable[[], Any]
 Variant = Callable[[Any, Sequence[torch.Tensor]], contextlib.AbstractContextManager[Call]]
-WARM = 0.3  # seconds to run before measuring, so that the GPU's clocks are up
-LONG = 0.4  # seconds to measure latency, and throughput, at least
+WARM = 0.2  # seconds to run before measuring, so that the GPU's clocks are up
+LONG = 0.3  # seconds to measure latency, and throughput, at least
 CALLS = 20  # the fewest calls that a median is taken of
 
 
@@ -61,7 +62,8 @@ class Measurement:
     - `build`: seconds from a module in GPU memory to the first finished output.
     - `memory`: MiB of GPU memory in use after calls, beyond what was in use before the model: weights, activations,
       and the module where the way still needs it.
-    - `error`: largest absolute difference over the largest absolute value of what the same weights give in float32.
+    - `error`: largest absolute difference over the largest absolute value of what the same weights give in float32;
+      None where that says nothing, for the reason in `remark`.
     """
 
     way: str
@@ -71,6 +73,7 @@ class Measurement:
     build: float | None = None
     memory: float | None = None
     error: float | None = None
+    remark: str | None = None
     failure: str | None = None
 
 
@@ -294,12 +297,23 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [x.detach().cpu() for x in flatten(value, torch.is_tensor, "result")[0]]
 
 
-def largest_error(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """The largest relative error of several outputs; raises `ValueError` where they do not correspond."""
+def compare(actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """`error`, the largest of several outputs, or the `remark` why there is none.
+
+    Raises `ValueError` where the outputs do not correspond.
+    """
     shapes = [[tuple(x.shape) for x in outputs] for outputs in (actual, expected)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"the outputs have the shapes {shapes[0]}, the module's {shapes[1]}")
-    return max((Difference(a, b).relative for a, b in zip(actual, expected, strict=True)), default=0.0)
+    if not any(x.numel() for x in expected):
+        return {"remark": "nothing to compare: the module's output is empty"}
+    if not any(x.any() for x in expected):
+        return {"remark": "nothing to compare: the module's output is all zero"}
+    if not all(x.isfinite().all() for x in expected):
+        return {"remark": "nothing to compare: the module's output is not finite"}
+    if not all(x.isfinite().all() for x in actual):
+        return {"remark": "the output is not finite, the module's is"}
+    return {"error": max(Difference(a, b).relative for a, b in zip(actual, expected, strict=True))}
 
 
 def first_line(error: BaseException) -> str:
@@ -313,27 +327,49 @@ def first_line(error: BaseException) -> str:
 
 def make(job: Mapping[str, Any]) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     """A job's model and inputs on the CPU: the same ones in every process."""
-    torch.manual_seed(0)
-    module = load_model(job["model"]).eval().to(getattr(torch, job["dtype"]))
-    cpu = torch.device("cpu")
-    return module, [example(tuple(shape), getattr(torch, dtype), cpu) for shape, dtype in job["inputs"]]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many processes do this at once; and sums are rounded alike in all of them
+    try:
+        torch.manual_seed(0)
+        module = load_model(job["model"]).eval().to(getattr(torch, job["dtype"]))
+        cpu = torch.device("cpu")
+        return module, [example(tuple(shape), getattr(torch, dtype), cpu) for shape, dtype in job["inputs"]]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def work(job: Mapping[str, Any], go: Callable[[], bool], tell: Callable[[dict[str, Any]], None]) -> None:
     """Build and measure a job's way, telling {"ready": True} and then the fields of each `Measurement`."""
     way, device, dtype = find(job["way"]), torch.device(job["device"]), getattr(torch, job["dtype"])
-    for package in way.needs:
-        importlib.import_module(package)
-    small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5))
-    attempt(way, small.eval().to(device, dtype), [torch.randn(2, 3, 8, 8).to(device, dtype)])
-    del small
     module, inputs = make(job)
-    tidy(device)
-    tell({"ready": True})
     if not go():
         return
+    for package in way.needs:
+        importlib.import_module(package)  # some start CUDA, whose memory another's measurement would see
+    with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):
+        small = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 5)
+        )
+        attempt(way, small.eval().to(device, dtype), [torch.randn(2, 3, 8, 8).to(device, dtype)])
+        del small
+        tidy(device)
+        tell({"ready": True})
+        if go():
+            measure(way, module, inputs, device, job["expected"], tell)
+
+
+def measure(
+    way: Way,
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    device: torch.device,
+    expected: str,
+    tell: Callable[[dict[str, Any]], None],
+) -> None:
+    """Build a way of a module that is still on the CPU and measure its variants; `expected` is a file of outputs."""
     before = used(device)
-    module, inputs = module.to(device), [x.to(device) for x in inputs]
+    inputs = [x.to(device) for x in inputs]
+    module.to(device)
     wait(device)
     start = time.perf_counter()
     run = way.build(module, inputs)
@@ -353,8 +389,7 @@ def work(job: Mapping[str, Any], go: Callable[[], bool], tell: Callable[[dict[st
                 numbers = {"build": seconds, "memory": (used(device) - before) / 2**20}
                 numbers |= timings(call, device, inputs[0].shape[0] if inputs[0].dim() else 1)
                 outputs = tensors(call())
-            numbers["error"] = largest_error(outputs, torch.load(job["expected"]))
-            tell({"way": name, **numbers})
+            tell({"way": name, **numbers, **compare(outputs, torch.load(expected))})
         except Exception as error:
             traceback.print_exc()
             tell({"way": name, "failure": first_line(error)})
@@ -380,10 +415,8 @@ def main() -> None:
 
     job = json.loads(sys.stdin.readline())
     torch.set_grad_enabled(False)
-    stream = torch.cuda.Stream(job["device"]) if job["device"] != "cpu" else None
     try:
-        with torch.cuda.stream(stream):
-            work(job, lambda: sys.stdin.readline().strip() == "go", tell)
+        work(job, lambda: sys.stdin.readline().strip() == "go", tell)
     except Exception as error:
         traceback.print_exc()
         tell({"failure": first_line(error)})
