@@ -14,6 +14,7 @@ from torch2rt.vocabulary import (
     dtype_of,
     elementwise,
     expand,
+    fusion,
     gather,
     is_symbolic,
     materialize,
@@ -23,6 +24,7 @@ from torch2rt.vocabulary import (
     proven,
     reduce,
     reshape,
+    same_size,
     slice_nd,
     torch,
     trt,
@@ -56,6 +58,62 @@ def linear(ctx, input, weight, bias=None):
     if bias is not None:
         result = elementwise(ctx, EW.SUM, result, bias, ctx.out.dtype)
     return reshape(ctx, result, ctx.out.shape)
+
+
+@fusion(F.linear)
+def heads_of_one_input(fuser, node):
+    """Queries, keys and values, products with one input that are split into heads: one product, split once.
+
+    TensorRT unites the products itself, but then brings each result into the order of its heads by a kernel of its own.
+    """
+    if (mine := _in_heads(fuser, node)) is None:
+        return
+    x, shape = fuser.arguments(node)["input"], mine.meta["val"].shape
+    alike = [
+        (user, moved) for user in x.users
+        if user.target is F.linear and user.meta["val"].dtype is node.meta["val"].dtype
+        and (moved := _in_heads(fuser, user)) is not None and all(map(same_size, moved.meta["val"].shape, shape))
+    ]  # fmt: skip
+    calls = [fuser.arguments(user) for user, _ in alike]
+    if len(calls) < 2 or any(call["input"] is not x for call in calls):
+        return
+    weights, biases = ([fuser.constant(call[name]) for call in calls] for name in ("weight", "bias"))
+    bias = None
+    if any(b is not None for b in biases):
+        bias = torch.cat([w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)])
+    (batch, heads, length, size), count = shape, len(calls)
+    y = fuser.call(node, node, (batch, length, count * heads * size), F.linear, x, torch.cat(weights), bias)
+    y = fuser.call(node, node, (batch, length, count, heads, size), torch.unflatten, y, -1, (count, heads, size))
+    y = fuser.call(node, node, (count, *shape), torch.permute, y, (2, 0, 3, 1, 4))
+    for index, (_, moved) in enumerate(alike):
+        fuser.substitute(moved, fuser.call(moved, moved, shape, torch.select, y, 0, index))
+
+
+def _in_heads(fuser, product):
+    """The call that makes (batch, heads, tokens, size) of a product with constants, if that is all it is for."""
+    call = fuser.arguments(product)
+    constants = [call["weight"], *([] if call["bias"] is None else [call["bias"]])]
+    if len(product.users) > 1 or any(fuser.constant(value) is None for value in constants):
+        return None
+    (view,) = product.users
+    if view.target not in _VIEWS or len(view.users) > 1 or product.meta["val"].dim() != 3:
+        return None
+    (moved,), (batch, length, features), sizes = view.users, product.meta["val"].shape, view.meta["val"].shape
+    if len(sizes) != 4 or not same_size(sizes[0], batch) or not same_size(sizes[1], length):
+        return None
+    if any(map(is_symbolic, (features, *sizes[2:]))) or sizes[2] * sizes[3] != features:
+        return None
+    if moved.target in (torch.transpose, Tensor.transpose):
+        arguments = fuser.arguments(moved)
+        order = {arguments["dim0"] % 4, arguments["dim1"] % 4} == {1, 2}
+    else:
+        order = moved.target in (torch.permute, Tensor.permute) and [
+            d % 4 for d in fuser.arguments(moved)["dims"]
+        ] == [0, 2, 1, 3]  # fmt: skip
+    return moved if order else None
+
+
+_VIEWS = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.unflatten)
 
 
 @converter(torch.matmul, Tensor.matmul, torch.linalg.matmul)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from harness import B, case, check_case, parametrize
+from harness import B, S, case, check_case, parametrize
 from test_tracing import module
 from torch import nn
 from torch.nn import functional as F
@@ -117,3 +117,50 @@ def test_not_where_the_type_cannot_hold_the_weights(dtype, variance, apart):
     norm.running_var.fill_(variance)
     made = kinds(nn.Sequential(conv.to(dtype), norm), torch.randn(2, 3, 5, 7, dtype=dtype))
     assert (trt.LayerType.SCALE in made) == apart
+
+
+class Attention(nn.Module):
+    """Queries, keys and values as separate products, the keys without a bias."""
+
+    def __init__(self, heads=2, keys=2, split=lambda x, h: x.view(*x.shape[:-1], h, -1).transpose(1, 2), more=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = nn.Linear(6, 3 * heads), nn.Linear(6, 3 * keys, bias=False), nn.Linear(6, 3 * keys)
+        self.heads, self.keys, self.split, self.more = heads, keys, split, more
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        extra = 0 if self.more is None else self.more(q)
+        q, k, v = self.split(q, self.heads), self.split(k, self.keys), self.split(v, self.keys)
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=self.keys != self.heads) + extra
+
+
+ATTENTIONS = {  # and how many products with weights there are
+    "view and transpose": (Attention(), 1),
+    "reshape and permute": (
+        Attention(split=lambda x, h: torch.reshape(x, (*x.shape[:2], h, 3)).permute(0, -2, 1, 3)), 1
+    ),
+    "unflatten": (Attention(split=lambda x, h: x.unflatten(-1, (h, 3)).transpose(-2, -3)), 1),
+    "fewer keys": (Attention(heads=4), 2),
+    "the queries are also used": (Attention(more=lambda q: q.mean()), 2),
+    "another order": (Attention(split=lambda x, h: x.view(*x.shape[:-1], -1, h).transpose(1, 2)), 1),
+    "tokens and heads not exchanged": (Attention(split=lambda x, h: x.view(*x.shape[:-1], h, -1).transpose(1, 3)), 3),
+    "tokens and heads mixed": (Attention(split=lambda x, h: x.view(x.shape[0], h, -1, 3)), 3),
+}  # fmt: skip
+
+
+@parametrize([case(model, [(B, S, 6)], id=name) for name, (model, _) in ATTENTIONS.items()])
+def test_heads(row, mode, device):
+    check_case(row, mode, device)
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_products_with_one_input_are_one(name):
+    model, count = ATTENTIONS[name]
+    definition = lower(trace(copy.deepcopy(model).cpu(), [torch.randn(2, 5, 6)], max_batch_size=3)).definition
+    layers = [definition.get_layer(i) for i in range(definition.num_layers)]
+    weighted = [
+        layer for layer in layers
+        if layer.type == trt.LayerType.MATRIX_MULTIPLY and tuple(layer.get_input(1).shape)[-1] == 6
+    ]  # fmt: skip
+    assert len(weighted) == count

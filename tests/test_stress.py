@@ -313,6 +313,23 @@ def settled():
 GROWTH = {"allocated": 0, "reserved": 0, "on the device": 8 << 20, "on the host": 6 << 20, "objects": 500}
 
 
+def tensorrt_alone(net_trt, inputs):
+    """A function that makes this many calls of the engine without torch2rt."""
+    context, stream = net_trt.context, torch.cuda.Stream()
+    (name,), (result,) = net_trt.input_names, net_trt.output_names
+    outputs = [torch.empty_like(net_trt(x)) for x in inputs]
+
+    def call(count):
+        for turn in range(count):
+            x, output = inputs[turn % len(inputs)], outputs[turn % len(inputs)]
+            context.set_input_shape(name, tuple(x.shape))
+            context.set_tensor_address(name, x.data_ptr())
+            context.set_tensor_address(result, output.data_ptr())
+            context.execute_async_v3(stream.cuda_stream)
+
+    return call
+
+
 @GRAPHS
 @pytest.mark.parametrize("caller", ["good", "strided", "with gradients", "bad"])
 def test_nothing_grows(on_a_gpu, net_trt, graph, caller, device, pytestconfig):
@@ -339,6 +356,15 @@ def test_nothing_grows(on_a_gpu, net_trt, graph, caller, device, pytestconfig):
         call(calls)
         after = settled()
     grown = {what: after[what] - before[what] for what in before}
+    if caller == "good" and not graph:
+        # TensorRT for RTX 1.6 keeps 1.7 KB on the host each time that a context is told other shapes
+        alone = tensorrt_alone(net_trt, inputs)
+        alone(100)
+        before = resident()
+        alone(calls)
+        torch.cuda.synchronize()
+        grown["TensorRT alone"] = resident() - before
+        grown["on the host"] -= grown["TensorRT alone"]
     print(grown)
     for what, most in GROWTH.items():
         assert grown[what] <= most, grown

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from torch2rt.registry import Converter, Registry
+from torch2rt.registry import Converter, Registry, Target
 
 
 class Fuser:
     """A copy of a traced graph under change: what a fusion is given.
 
-    `node` is a call, `arguments(node)` its arguments by the names of its converter's parameters, and
-    `constant(value)` the tensor that an argument stands for.
+    `arguments(node)` are a call's by the names of its converter's parameters, `constant(value)` is the tensor that an
+    argument stands for; `call`, `replace` and `substitute` change the graph.
     """
 
     def __init__(self, module: torch.fx.GraphModule, registry: Registry) -> None:
         self.module = module
         self.registry = registry
         self.graph = torch.fx.Graph()
+        self.erased: set[torch.fx.Node] = set()
         copies: dict[torch.fx.Node, torch.fx.Node] = {}
         for node in module.graph.nodes:
             copies[node] = self.graph.node_copy(node, copies.__getitem__)
@@ -33,8 +35,9 @@ class Fuser:
     def run(self) -> torch.fx.Graph:
         """Apply every fusion once, in the order of the calls."""
         for node in list(self.graph.nodes):
-            if node.op == "call_function" and (fusion := self.registry.fusions.get(node.target)) is not None:
-                fusion(self, node)
+            if node.op == "call_function" and node not in self.erased:
+                if (fusion := self.registry.fusions.get(node.target)) is not None:
+                    fusion(self, node)
         return self.graph
 
     def converter(self, node: Any) -> Converter | None:
@@ -57,12 +60,32 @@ class Fuser:
             value = operator.attrgetter(str(value.target))(self.module)
         return value if isinstance(value, torch.Tensor) else None
 
+    def call(
+        self, before: torch.fx.Node, like: torch.fx.Node, shape: Sequence[Any], target: Target, *args: Any
+    ) -> torch.fx.Node:  # fmt: skip
+        """A new call in front of a node, of this shape, with the dtype, module and source of another call."""
+        with self.graph.inserting_before(before):
+            call = self.graph.call_function(target, args)
+        recorded = like.meta["val"]
+        with recorded.fake_mode:
+            value = torch.empty(tuple(shape), dtype=recorded.dtype, device=recorded.device)
+        call.meta = {**like.meta, "val": value}
+        return call
+
     def replace(self, node: torch.fx.Node, by: torch.fx.Node, **changes: Any) -> None:
         """Let the call `by`, with some of its arguments changed, take the place of `node`; a tensor is a constant."""
         with self.graph.inserting_before(node):
             call = self.graph.call_function(by.target, (), {**self.arguments(by), **changes})  # type: ignore[arg-type]
         call.meta = {**by.meta, "val": node.meta["val"]}
-        node.replace_all_uses_with(call)
-        self.graph.erase_node(node)
-        if not by.users:
-            self.graph.erase_node(by)
+        self.substitute(node, call)
+
+    def substitute(self, node: torch.fx.Node, other: torch.fx.Node) -> None:
+        """Use another call's result for a call's, and let go of it and of what was only for it."""
+        node.replace_all_uses_with(other)
+        unused = [node]
+        while unused:
+            old = unused.pop()
+            if not old.users and old.op == "call_function" and old not in self.erased:
+                unused += old.all_input_nodes
+                self.graph.erase_node(old)
+                self.erased.add(old)
