@@ -119,6 +119,14 @@ def test_not_where_the_type_cannot_hold_the_weights(dtype, variance, apart):
     assert (trt.LayerType.SCALE in made) == apart
 
 
+@pytest.mark.parametrize(("features", "apart"), [(32, False), (1024, True)])
+def test_large_pointwise_convolutions_in_a_row_stay_two(features, apart):
+    """Their kernels' product would take the builder longer than everything else."""
+    first = normed(nn.Conv2d(features, 128, 1, bias=False), 128, nn.BatchNorm2d)
+    made = kinds(nn.Sequential(first, nn.Conv2d(128, features, 1)), torch.randn(1, features, 3, 5))
+    assert (trt.LayerType.SCALE in made) == apart
+
+
 class Attention(nn.Module):
     """Queries, keys and values as separate products, the keys without a bias."""
 
