@@ -12,6 +12,7 @@ from torch2rt.vocabulary import (
     dtype_of,
     elementwise,
     expand,
+    fusion,
     iota,
     is_symbolic,
     is_traced,
@@ -51,6 +52,36 @@ def with_mask(
     if not is_traced(seen) and seen.all():
         return result
     return torch.where(seen, result, 0.0)
+
+
+@fusion(torch.where)
+def zeros_by_value(fuser, node):
+    """Queries that see no key get 0 from values that are 0, where all queries see the same keys: no kernel for it.
+
+    That needs products as attention, which give such queries the mean of all values.
+    """
+    chosen = fuser.arguments(node)
+    seen, attention = chosen["condition"], chosen["input"]
+    if not fuses_attention() or getattr(attention, "target", None) is not F.scaled_dot_product_attention:
+        return
+    call = fuser.arguments(attention)
+    mask, value = call["attn_mask"], call["value"]
+    if chosen["other"] != 0 or len(attention.users) > 1 or call["is_causal"] or fuser.constant(value) is not None:
+        return
+    if getattr(seen, "target", None) not in (torch.any, torch.Tensor.any) or fuser.arguments(seen)["input"] is not mask:
+        return
+    if fuser.arguments(seen)["dim"] not in (-1, 3) or not fuser.arguments(seen)["keepdim"]:
+        return
+    while getattr(mask, "target", None) is torch.Tensor.expand:
+        mask = fuser.arguments(mask)["input"]
+    row, own = mask.meta["val"].shape, value.meta["val"].shape
+    if len(row) != 4 or len(own) != 4 or not same_size(row[2], 1) or mask.meta["val"].dtype is not torch.bool:
+        return
+    if any(not same_size(a, 1) and not same_size(a, b) for a, b in zip(row[:2], own[:2], strict=True)):
+        return
+    some = fuser.call(attention, mask, (*row[:3], 1), torch.any, mask, -1, True)
+    zeroed = fuser.call(attention, value, own, torch.where, some, value, 0.0)
+    fuser.replace(node, attention, value=zeroed)
 
 
 @composite(F.multi_head_attention_forward)
@@ -107,7 +138,7 @@ def composed(ctx, query, key, value, mask, is_causal, enable_gqa):
         rows = reshape(ctx, rows, (*dims(ctx, rows), 1))
         mask = elementwise(ctx, EW.LESS, columns, elementwise(ctx, EW.SUM, rows, 1))
     if mask is not None and dtype_of(mask) is torch.bool:
-        scores = select(ctx, mask, scores, -math.inf, dtype)
+        scores = select(ctx, mask, scores, torch.finfo(dtype).min, dtype)  # not -inf, which makes NaN of a full row
     elif mask is not None:
         scores = elementwise(ctx, EW.SUM, scores, mask, torch.float32)
     layer = ctx.network.add_softmax(scores)

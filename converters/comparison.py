@@ -5,11 +5,13 @@ from torch2rt.vocabulary import (
     dims,
     dtype_of,
     elementwise,
+    fusion,
     gather,
     is_symbolic,
     reduce,
     reshape,
     result_type,
+    same_size,
     select,
     torch,
     trt,
@@ -197,6 +199,22 @@ def bitwise_and(ctx, input, other):
     if ctx.out.dtype is torch.bool:
         return elementwise(ctx, EW.AND, input, other)
     return cast(ctx, shared_bits(ctx, *whole(ctx, input, other)), ctx.out.dtype)
+
+
+@fusion(torch.bitwise_and, Tensor.bitwise_and, Tensor.__and__, torch.logical_and, Tensor.logical_and)
+def and_true(fuser, node):
+    """A mask "and" one that is true everywhere is the mask, expanded: it may be the same for all queries, say."""
+    call = fuser.arguments(node)
+    for mask, other in ((call["input"], call["other"]), (call["other"], call["input"])):
+        true = fuser.constant(other)
+        if true is None or true.dtype is not torch.bool or not true.all() or fuser.constant(mask) is not None:
+            continue
+        mine, shape = mask.meta["val"], node.meta["val"].shape
+        new = len(shape) - mine.dim()
+        sizes = [*shape[:new], *(-1 if same_size(a, b) else b for a, b in zip(mine.shape, shape[new:]))]
+        if mine.dtype is torch.bool and not any(map(is_symbolic, sizes)):
+            fuser.substitute(node, fuser.call(node, node, shape, Tensor.expand, mask, *sizes))
+            return
 
 
 @converter(torch.bitwise_or, Tensor.bitwise_or, Tensor.__or__, prims.bitwise_or)

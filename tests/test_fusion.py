@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from harness import B, S, case, check_case, parametrize
+from harness import B, Call, S, bools, case, check_case, parametrize
 from test_tracing import module
 from torch import nn
 from torch.nn import functional as F
 
 from torch2rt import lower, trace
-from torch2rt.backend import trt
+from torch2rt.backend import fuses_attention, trt
 
 
 def normed(product, features, norm, **options):
@@ -172,3 +172,44 @@ def test_products_with_one_input_are_one(name):
         if layer.type == trt.LayerType.MATRIX_MULTIPLY and tuple(layer.get_input(1).shape)[-1] == 6
     ]  # fmt: skip
     assert len(weighted) == count
+
+
+def masked(mask):
+    """An attention to keys that a mask of (batch, keys) chooses; the second sample sees none."""
+
+    def attend(q, v, seen):
+        first = torch.arange(seen.shape[0], device=seen.device) != 1
+        return F.scaled_dot_product_attention(q, v, v, mask(seen & first[:, None], q))
+
+    return attend
+
+
+def everywhere(seen, q):
+    true = torch.ones(1, 1, q.shape[2], seen.shape[1], dtype=torch.bool, device=seen.device)
+    return (true & seen[:, None, None, :]).expand(-1, -1, q.shape[2], -1)
+
+
+MASKS = {  # and whether the values are chosen among, rather than the results
+    "a row": (lambda seen, q: seen[:, None, None], True),
+    "expanded": (lambda seen, q: seen[:, None, None].expand(-1, 1, q.shape[2], -1), True),
+    "and true": (everywhere, True),
+    "for each head": (lambda seen, q: seen[:, None, None].expand(-1, q.shape[1], -1, -1), True),
+    "for each query": (lambda seen, q: seen[:, None, None] & (q[..., :1] > 0), False),
+    "to be added": (lambda seen, q: torch.where(seen, 0.0, -torch.inf)[:, None, None], False),
+}
+ROWS = [case(masked(mask), [(B, 2, 5, 4), (B, 2, 3, 4), bools(B, 3)], id=name) for name, (mask, _) in MASKS.items()]
+
+
+@parametrize(ROWS)
+def test_masks(row, mode, device):
+    check_case(row, mode, device)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_zeros_come_from_the_values(row):
+    inputs = [torch.randn(2, 2, 5, 4), torch.randn(2, 2, 3, 4), torch.ones(2, 3, dtype=torch.bool)]
+    definition = lower(trace(Call(row.function), inputs)).definition
+    layers = [definition.get_layer(i) for i in range(definition.num_layers)]
+    selects = [tuple(layer.get_output(0).shape) for layer in layers if layer.type == trt.LayerType.SELECT]
+    if fuses_attention():
+        assert ((2, 2, 5, 4) in selects, (2, 2, 3, 4) in selects) == (not MASKS[row.id][1], MASKS[row.id][1])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.fx.node import map_aggregate
 
 from torch2rt.registry import Converter, Registry, Target
 
@@ -65,7 +66,7 @@ class Fuser:
     ) -> torch.fx.Node:  # fmt: skip
         """A new call in front of a node, of this shape, with the dtype, module and source of another call."""
         with self.graph.inserting_before(before):
-            call = self.graph.call_function(target, args)
+            call = self.graph.call_function(target, map_aggregate(args, _on_cpu))
         recorded = like.meta["val"]
         with recorded.fake_mode:
             value = torch.empty(tuple(shape), dtype=recorded.dtype, device=recorded.device)
@@ -75,7 +76,8 @@ class Fuser:
     def replace(self, node: torch.fx.Node, by: torch.fx.Node, **changes: Any) -> None:
         """Let the call `by`, with some of its arguments changed, take the place of `node`; a tensor is a constant."""
         with self.graph.inserting_before(node):
-            call = self.graph.call_function(by.target, (), {**self.arguments(by), **changes})  # type: ignore[arg-type]
+            arguments = map_aggregate({**self.arguments(by), **changes}, _on_cpu)
+            call = self.graph.call_function(by.target, (), arguments)  # type: ignore[arg-type]
         call.meta = {**by.meta, "val": node.meta["val"]}
         self.substitute(node, call)
 
@@ -89,3 +91,8 @@ class Fuser:
                 unused += old.all_input_nodes
                 self.graph.erase_node(old)
                 self.erased.add(old)
+
+
+def _on_cpu(argument: Any) -> Any:
+    """A constant, where TensorRT wants it, so that the GPU need not hold it beside the module's own."""
+    return argument.cpu() if isinstance(argument, torch.Tensor) else argument
