@@ -247,7 +247,7 @@ def picture(file: Path, title: str, rows: Mapping[str, Row]) -> None:
                 if way in row:
                     axes.plot(row[way], place, "o", color=color, markersize=8, label=way, zorder=2)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100]))
+        axes.xaxis.set_major_locator(FixedLocator([0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
         axes.set_xlim(min(0.9, min(values) / 1.1), max(1.1, max(values) * 1.1))

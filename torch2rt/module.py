@@ -88,7 +88,8 @@ class TRTModule(_Converted):
 
         It may be called from any number of threads and streams at once. With `cuda_graph` set, the call is captured
         once for each stream and shapes, and replayed; with `borrow_outputs` too, the outputs of a replay are the
-        graph's own, overwritten by the next call on the same stream with the same shapes.
+        graph's own, overwritten by the next call on the same stream with the same shapes. A `torch.cuda.ExternalStream`
+        may be gone before its graphs, so calls on one are not captured.
 
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
