@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch2rt import bench, report, ways
+from torch2rt import bench, measuring, report, ways
 from torch2rt.bench import Job, benchmark
 from torch2rt.cli import main
 from torch2rt.commands import Failure, UsageError
-from torch2rt.ways import WAYS, Measurement
+from torch2rt.measuring import Measurement
+from torch2rt.ways import WAYS
 
 FAKES = """
 import contextlib
@@ -190,7 +191,7 @@ def test_the_error_is_against_float32(fakes):
     ],
 )
 def test_an_error_that_would_say_nothing_is_a_remark(actual, expected, found):
-    assert ways.compare(*([torch.tensor(x) for x in xs] for xs in (actual, expected))) == found
+    assert measuring.compare(*([torch.tensor(x) for x in xs] for xs in (actual, expected))) == found
 
 
 def test_a_model_of_zeros_has_a_remark_for_an_error(fakes):
@@ -270,7 +271,7 @@ def test_ways_that_are_not_installed_are_left_out(monkeypatch):
 def test_a_job_makes_the_same_model_and_inputs_every_time(fakes):
     inputs = [((5, 4), "float16"), ((2,), "int64"), ((), "float16")]
     job = dataclasses.asdict(Job("fakes_of_bench:Net", inputs, "float16"))
-    (first, xs), (second, ys) = ways.make(job), ways.make(job)
+    (first, xs), (second, ys) = measuring.make(job), measuring.make(job)
     assert [(x.dtype, tuple(x.shape)) for x in xs] == [
         (torch.float16, (5, 4)), (torch.int64, (2,)), (torch.float16, ()),
     ]  # fmt: skip
@@ -542,7 +543,7 @@ def test_the_table_has_the_models_it_speaks_of(table):
     every = table.jobs()
     assert list(every) == [*table.VISION, "bert", "conv + relu"]
     assert {job.inputs[0][0][0] for batches in every.values() for job in batches.values()} == {1, 16}
-    module, inputs = ways.make(dataclasses.asdict(every["conv + relu"][1]))
+    module, inputs = measuring.make(dataclasses.asdict(every["conv + relu"][1]))
     assert module(inputs[0]).shape == (1, 8, 30, 30)
 
 
@@ -563,7 +564,7 @@ def test_no_layer_of_the_table_is_without_effect(table):
 def test_a_model_of_the_table_tells_samples_apart_in_half_precision(table):
     job = Job("table:MODELS.mobilenet_v3_large", [((2, 3, 224, 224), "float16")], "float16")
     y = bench.expected({**dataclasses.asdict(job), "device": "cpu"})
-    module, inputs = ways.make(dataclasses.asdict(job))
+    module, inputs = measuring.make(dataclasses.asdict(job))
     with torch.no_grad():
-        assert 1e-5 < ways.compare([module(*inputs)], y)["error"] < 5e-2
+        assert 1e-5 < measuring.compare([module(*inputs)], y)["error"] < 5e-2
     assert (y[0][0] - y[0][1]).abs().max() > 0.02 * y[0].abs().max()

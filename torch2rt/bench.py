@@ -2,7 +2,7 @@
 
 All processes get ready at once, which takes as long as the slowest: they import, make the model and start CUDA and
 TensorRT. Then one after the other builds and runs, while the others wait and do nothing, so that times, memory and
-crashes of one way are no other's. Kernel caches are empty, in a temporary folder. `ways.py` is the other side.
+crashes of one way are no other's. Kernel caches are empty, in a temporary folder. `measuring.py` is the other side.
 
 With many jobs, some get ready together. Those that follow are begun meanwhile, one process as another builds and
 measures: it imports torch and makes the model in one thread, without the GPU, and waits.
@@ -30,7 +30,8 @@ from typing import Any
 import torch
 
 from torch2rt.commands import Failure, UsageError, by, check_inputs
-from torch2rt.ways import WAYS, Measurement, Way, find, make, tensors, tidy
+from torch2rt.measuring import Measurement, make, tensors, tidy
+from torch2rt.ways import WAYS, Way, find
 
 TIMEOUT = 300.0
 
@@ -174,7 +175,7 @@ class Worker:
         self.errors = folder / "errors"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "torch2rt.ways"], env=environment, text=True,
+                [sys.executable, "-m", "torch2rt.measuring"], env=environment, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
             )  # fmt: skip
         self.messages: queue.Queue[str] = queue.Queue()

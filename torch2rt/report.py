@@ -12,7 +12,7 @@ from typing import Any
 
 from torch2rt.bench import Job
 from torch2rt.commands import UsageError
-from torch2rt.ways import Measurement
+from torch2rt.measuring import Measurement
 
 COLUMNS = {  # the field: heading, unit, format
     "latency": ("latency", "ms", ".3f"),
