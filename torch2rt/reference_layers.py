@@ -53,8 +53,8 @@ def bits(mask: int) -> tuple[int, ...]:
 def dims(value: Any) -> tuple[int, ...] | None:
     """Dims as ints, or None where they are unset or come as a tensor."""
     try:
-        return None if value is None else tuple(int(d) for d in value)
-    except ValueError:
+        return None if value is None else tuple(int(value[i]) for i in range(len(value)))
+    except ValueError:  # unset ones have the length -1 in TensorRT for RTX 1.4
         return None
 
 
