@@ -169,7 +169,7 @@ def into_product(fuser, node):
         given is not None and value is None
         for given, value in ((norm["weight"], values[0]), (norm["bias"], values[1]), (product["bias"], bias))
     )
-    if weight is None or computed or (before.target is F.linear and node.meta["val"].dim() != 2):
+    if weight is None or computed or node.meta["val"].dim() != weight.dim():  # the channels are elsewhere
         return
     if _is_pointwise(weight) and any(_takes_long(fuser, user, weight) for user in node.users):
         return

@@ -104,6 +104,12 @@ def test_left_alone(row, mode, device):
     check_case(row, mode, device)
 
 
+def test_not_without_a_batch_where_the_channels_are_those_of_nothing_else(device):
+    """Without a batch, the second dimension is the length: here there are as many places as channels."""
+    model = normed(nn.Conv1d(3, 5, 2), 5, nn.BatchNorm1d)
+    check_case(case(model, [(3, 6)]), "static", device)
+
+
 @pytest.mark.parametrize(
     ("dtype", "variance", "apart"),
     [

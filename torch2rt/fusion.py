@@ -6,6 +6,7 @@ the user's graph stays as it was traced.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 from collections.abc import Sequence
@@ -14,7 +15,11 @@ from typing import Any
 import torch
 from torch.fx.node import map_aggregate
 
-from torch2rt.registry import Converter, Registry, Target
+from torch2rt.registry import Registry, Target
+
+
+class UnknownForm(Exception):
+    """A call has no converter, or arguments that its converter does not know."""
 
 
 class Fuser:
@@ -38,20 +43,20 @@ class Fuser:
         for node in list(self.graph.nodes):
             if node.op == "call_function" and node not in self.erased:
                 if (fusion := self.registry.fusions.get(node.target)) is not None:
-                    fusion(self, node)
+                    with contextlib.suppress(UnknownForm):  # lowering will say so
+                        fusion(self, node)
         return self.graph
-
-    def converter(self, node: Any) -> Converter | None:
-        """The converter of a call; `None` of anything else."""
-        is_call = isinstance(node, torch.fx.Node) and node.op == "call_function"
-        return self.registry.find(node.target) if is_call else None  # type: ignore[arg-type]
 
     def arguments(self, node: torch.fx.Node) -> dict[str, Any]:
         """A call's arguments, defaults included, by the names of its converter's parameters."""
-        converter = self.converter(node)
-        assert converter is not None
+        converter = self.registry.find(node.target)  # type: ignore[arg-type]
+        if converter is None:
+            raise UnknownForm
         args, kwargs = converter.bind(node.args, dict(node.kwargs))
-        bound = inspect.Signature(converter.parameters).bind(*args, **kwargs)
+        try:
+            bound = inspect.Signature(converter.parameters).bind(*args, **kwargs)
+        except TypeError as error:
+            raise UnknownForm from error
         bound.apply_defaults()
         return bound.arguments
 
