@@ -22,17 +22,23 @@ def _on_a_gpu(device):
         pytest.skip("runs engines: needs --device cuda")
 
 
-@pytest.fixture(scope="module")
-def net(device):
+RANGES = {"min_shapes": [(1, 3, 8, 8)], "opt_shapes": [(2, 3, 16, 16)], "max_shapes": [(4, 3, 32, 32)]}
+
+
+def make_net(device):
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(5, 4, 3)).eval().to(device)
 
 
 @pytest.fixture(scope="module")
+def net(device):
+    return make_net(device)
+
+
+@pytest.fixture(scope="module")
 def model_trt(net, device):
-    ranges = {"min_shapes": [(1, 3, 8, 8)], "opt_shapes": [(2, 3, 16, 16)], "max_shapes": [(4, 3, 32, 32)]}
     if device.type == "cuda":
-        return torch2rt(net, [torch.randn(2, 3, 16, 16, device=device)], **ranges)
+        return torch2rt(net, [torch.randn(2, 3, 16, 16, device=device)], **RANGES)
 
 
 def images(generator=random):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from test_runtime import close, images
+from test_runtime import RANGES, close, images, make_net
 from test_stress import at_once
 
 from torch2rt import TRTModule, torch2rt
@@ -21,14 +21,12 @@ def _on_gpus(device):
 
 @pytest.fixture(scope="module")
 def net(device):
-    torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(5, 4, 3)).eval().to(device)
+    return make_net(device)
 
 
 @pytest.fixture(scope="module")
 def model_trt(net, device):
-    ranges = {"min_shapes": [(1, 3, 8, 8)], "opt_shapes": [(2, 3, 16, 16)], "max_shapes": [(4, 3, 32, 32)]}
-    model_trt = torch2rt(net, [torch.randn(2, 3, 16, 16, device=device)], **ranges)
+    model_trt = torch2rt(net, [torch.randn(2, 3, 16, 16, device=device)], **RANGES)
     model_trt(torch.randn(2, 3, 16, 16, device="cuda:0"))
     return model_trt
 
