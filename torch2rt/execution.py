@@ -112,21 +112,22 @@ class Graph:
 
     It is captured on the tensors of its first call, so that a caller who passes the same ones again copies nothing. A
     call with others makes it be captured again, with copies to inputs of its own. Outputs that are not borrowed are
-    copied to fresh ones. The copies are part of the graph, and told their addresses before each replay.
+    copied to fresh ones, which are made ready while the GPU works on the call before. The copies are part of the graph,
+    and told their addresses before each replay.
     """
 
     def __init__(
-        self, runtime: Runtime, tensors: Sequence[torch.Tensor], borrow: bool, before: Graph | None
+        self, runtime: Runtime, execution: Execution, tensors: Sequence[torch.Tensor], borrow: bool, own: bool
     ) -> None:  # fmt: skip
         stream = torch.cuda.ExternalStream(runtime.capture_stream, runtime.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode(False):
             usable = [runtime.usable(place, tensor) for place, tensor in enumerate(tensors)]
-            self.own = before is not None or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
+            self.own = own or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
             self.inputs = [x.clone() for x in usable] if self.own else [x.detach() for x in tensors]
-            self.execution: Execution = Execution(runtime) if before is None else before.execution
-            self.outputs = self.execution.run(runtime, self.inputs, stream.cuda_stream)
-            if not getattr(self.execution.context, "is_stream_capturable", lambda _: True)(stream.cuda_stream):
+            self.execution = execution
+            self.outputs = execution.run(runtime, self.inputs, stream.cuda_stream)
+            if not getattr(execution.context, "is_stream_capturable", lambda _: True)(stream.cuda_stream):
                 raise EngineError("TensorRT cannot run this engine in a CUDA graph: call it with cuda_graph = False.")
             fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
             stream.synchronize()
@@ -134,7 +135,7 @@ class Graph:
             self.graph.capture_begin(capture_error_mode="thread_local")
             try:
                 into = _copied(self.inputs, usable, stream) if self.own else []
-                self.outputs = self.execution.run(runtime, self.inputs, stream.cuda_stream)
+                self.outputs = execution.run(runtime, self.inputs, stream.cuda_stream)
                 out = _copied(fresh, self.outputs, stream)
             finally:
                 self.graph.capture_end()
@@ -146,6 +147,7 @@ class Graph:
         self.results = [
             (tuple(x.shape), x.stride(), x.dtype, _found(found, ends, x)) for x, ends in zip(self.outputs, out)
         ]
+        self.ready: list[torch.Tensor] | None = None
         torch.cuda.current_stream().wait_stream(stream)
 
     def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
@@ -166,14 +168,26 @@ class Graph:
             elif (source := self.sources[place]) is not None:
                 source.move(Copy.SOURCE, address)
             place += 1  # noqa: SIM113  (enumerate makes a tuple a turn)
+        outputs = self.ready
+        if outputs is None or outputs and outputs[0].is_inference() != torch.is_inference_mode_enabled():
+            outputs = self.fresh()
+        self.ready = None
+        self.replay()
+        try:
+            self.ready = self.fresh()
+        except RuntimeError:  # out of memory, say: the next call tries again, and raises it
+            self.ready = None
+        return outputs or self.outputs
+
+    def fresh(self) -> list[torch.Tensor]:
+        """New outputs, to which the next replay copies; none if they are borrowed."""
         outputs = []
         for shape, stride, dtype, target in self.results:
             output = empty(shape, stride, dtype)
             if target is not None:
                 target.move(Copy.TARGET, output.data_ptr())
             outputs.append(output)
-        self.replay()
-        return outputs or self.outputs
+        return outputs
 
 
 def _copied(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], stream: Any) -> list[tuple[int, int]]:

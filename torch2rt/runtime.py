@@ -57,6 +57,7 @@ class Runtime:
         self.capability = torch.cuda.get_device_capability(self.device)
         self.lock = threading.RLock()
         self.idle: dict[int, list[Execution] | Travellers] = {}
+        self.fresh: list[Execution] = []  # made, and not yet used on any stream
         self.travellers = Travellers()
         self.taken: list[Execution] = []  # by CUDA graphs that callers have captured
         self.graphs: collections.OrderedDict[Any, Graph] = collections.OrderedDict()
@@ -81,7 +82,7 @@ class Runtime:
         self.dtypes = [spec.dtype for spec in interface.inputs]
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in interface.outputs]
         with on_device(self.index), cuda.beside_captures():
-            self.idle[0] = [Execution(self)]
+            self.fresh.append(Execution(self))
         self.kernels.save()
 
     @functools.cached_property
@@ -109,11 +110,8 @@ class Runtime:
         if idle is None:
             idle = self.idle.setdefault(stream, [] if cuda.is_torchs(stream, self.index) else self.travellers)
         if graph and idle is not self.travellers and not is_capturing():
-            return self.replay(tensors, stream, borrow)
-        try:
-            execution = idle.pop()
-        except IndexError:
-            execution = self.make()
+            return self.replay(tensors, stream, idle, borrow)
+        execution = self.take(idle)
         try:
             outputs = execution.run(self, tensors, stream or self.stream)
         except BaseException:
@@ -126,14 +124,19 @@ class Runtime:
             idle.append(execution)
         return outputs
 
-    def make(self) -> Execution:
-        """Another execution context."""
-        if is_capturing():
-            raise EngineError(NOT_WARM)
+    def take(self, idle: list[Execution] | Travellers) -> Execution:
+        """An idle execution context, or else one that no stream has used."""
+        try:
+            return idle.pop()
+        except IndexError:
+            if is_capturing():
+                raise EngineError(NOT_WARM) from None
         with self.lock, cuda.beside_captures():
-            return Execution(self)
+            return self.fresh.pop() if self.fresh else Execution(self)
 
-    def replay(self, tensors: Sequence[torch.Tensor], stream: int, borrow: bool) -> list[torch.Tensor]:
+    def replay(
+        self, tensors: Sequence[torch.Tensor], stream: int, idle: list[Execution] | Travellers, borrow: bool
+    ) -> list[torch.Tensor]:  # fmt: skip
         """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures."""
         try:
             key = (stream, borrow, *[tensor.shape for tensor in tensors])
@@ -141,13 +144,26 @@ class Runtime:
                 graph = self.graphs.get(key)
                 while graph is None or (outputs := graph.run(self, tensors)) is None:
                     self.check(tensors)
-                    with cuda.beside_captures():
-                        graph = self.graphs[key] = Graph(self, tensors, borrow, graph)
-                        self.forget_graphs()
+                    graph = self.graphs[key] = self.capture(tensors, idle, borrow, graph)
+                    self.forget_graphs()
                 self.graphs.move_to_end(key)
                 return outputs
         except (AttributeError, RuntimeError):
             self.check(tensors)  # some are not what they should be, or not tensors at all
+            raise
+
+    def capture(
+        self, tensors: Sequence[torch.Tensor], idle: list[Execution] | Travellers, borrow: bool, before: Graph | None
+    ) -> Graph:  # fmt: skip
+        """A CUDA graph of a call, which keeps its execution context for good; `before` is the one it replaces."""
+        execution = self.take(idle) if before is None else before.execution
+        try:
+            with cuda.beside_captures():
+                return Graph(self, execution, tensors, borrow, own=before is not None)
+        except BaseException:
+            execution.shapes = None  # whatever it was told last is told again
+            if before is None:
+                idle.append(execution)
             raise
 
     def forget_graphs(self) -> None:
@@ -203,6 +219,7 @@ class Runtime:
                 return
             self.graphs.clear()
             self.idle.clear()
+            self.fresh.clear()
             self.travellers = Travellers()
             self.__dict__.pop("context", None)
             self.kernels.cache = None
