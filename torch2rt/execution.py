@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,11 @@ class Execution:
             if (address := scratch.data_ptr()) != self.scratch_address:
                 self.context.set_device_memory(address, self.scratch)
                 self.scratch_address = address
-        with runtime.lock:  # TensorRT for RTX 1.6 crashes if a context is made while another one runs
+        runtime.gate.enter(self)
+        try:
             done = self.execute(stream)
+        finally:
+            runtime.gate.leave(self)
         if not done:
             raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
         self.warm = True
@@ -114,11 +118,15 @@ class Graph:
     call with others makes it be captured again, with copies to inputs of its own. Outputs that are not borrowed are
     copied to fresh ones, which are made ready while the GPU works on the call before. The copies are part of the graph,
     and told their addresses before each replay.
+
+    `lock` is to be held from looking at `gone` until the replay is enqueued. Of a graph that is gone, the memory may be
+    another's.
     """
 
     def __init__(
         self, runtime: Runtime, execution: Execution, tensors: Sequence[torch.Tensor], borrow: bool, own: bool
     ) -> None:  # fmt: skip
+        self.lock, self.gone = threading.Lock(), False
         stream = torch.cuda.ExternalStream(runtime.capture_stream, runtime.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.inference_mode(False):

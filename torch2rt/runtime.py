@@ -24,9 +24,11 @@ from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_executi
 from torch2rt.cuda import current_device, current_stream, is_capturing, on_device
 from torch2rt.errors import EngineError, InputError
 from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph
+from torch2rt.gate import Gate
 from torch2rt.interface import Interface
 from torch2rt.kernels import KernelCache
 
+BUSY = "Other inputs need another CUDA graph, but a stream is being captured with which the current one is ordered."
 GRAPHS = 16  # CUDA graphs that a runtime keeps, over all streams and shapes
 
 
@@ -55,7 +57,8 @@ class Runtime:
         self.index = self.device.index
         self.made_by = made_by
         self.capability = torch.cuda.get_device_capability(self.device)
-        self.lock = threading.RLock()
+        self.lock = threading.RLock()  # to capture and to forget graphs, not to replay them
+        self.gate = Gate()  # TensorRT for RTX 1.6 crashes if a context is made while another one runs
         self.idle: dict[int, list[Execution] | Travellers] = {}
         self.fresh: list[Execution] = []  # made, and not yet used on any stream
         self.travellers = Travellers()
@@ -88,7 +91,7 @@ class Runtime:
     @functools.cached_property
     def context(self) -> Any:
         """A context with memory of its own, for the module's caller."""
-        with self.lock, on_device(self.index):
+        with self.gate.alone(), on_device(self.index):
             return create_execution_context(self.engine, self.capability, self.kernels.cache, own_memory=True)
 
     def refusal(self, log: Sequence[str]) -> EngineError:
@@ -131,46 +134,59 @@ class Runtime:
         except IndexError:
             if is_capturing():
                 raise EngineError(NOT_WARM) from None
-        with self.lock, cuda.beside_captures():
+        with self.gate.alone(), cuda.beside_captures():
             return self.fresh.pop() if self.fresh else Execution(self)
 
     def replay(
         self, tensors: Sequence[torch.Tensor], stream: int, idle: list[Execution] | Travellers, borrow: bool
     ) -> list[torch.Tensor]:  # fmt: skip
         """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures."""
+        outputs = None
         try:
             key = (stream, borrow, *[tensor.shape for tensor in tensors])
-            with self.lock:  # a graph's inputs and outputs are in use from the copy in to the copy out
-                graph = self.graphs.get(key)
-                while graph is None or (outputs := graph.run(self, tensors)) is None:
-                    self.check(tensors)
-                    graph = self.graphs[key] = self.capture(tensors, idle, borrow, graph)
-                    self.forget_graphs()
-                self.graphs.move_to_end(key)
-                return outputs
+            while outputs is None:
+                if (graph := self.graphs.get(key)) is not None:
+                    with graph.lock:
+                        outputs = None if graph.gone else graph.run(self, tensors)
+                if outputs is None:
+                    self.capture(key, tensors, idle, graph)
         except (AttributeError, RuntimeError):
             self.check(tensors)  # some are not what they should be, or not tensors at all
             raise
+        with contextlib.suppress(KeyError):  # another thread has let go of it meanwhile
+            self.graphs.move_to_end(key)
+        return outputs
 
     def capture(
-        self, tensors: Sequence[torch.Tensor], idle: list[Execution] | Travellers, borrow: bool, before: Graph | None
-    ) -> Graph:  # fmt: skip
-        """A CUDA graph of a call, which keeps its execution context for good; `before` is the one it replaces."""
-        execution = self.take(idle) if before is None else before.execution
-        try:
-            with cuda.beside_captures():
-                return Graph(self, execution, tensors, borrow, own=before is not None)
-        except BaseException:
-            execution.shapes = None  # whatever it was told last is told again
-            if before is None:
+        self, key: Any, tensors: Sequence[torch.Tensor], idle: list[Execution] | Travellers, before: Graph | None
+    ) -> None:  # fmt: skip
+        """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good."""
+        with self.lock:
+            if self.graphs.get(key) is not before:
+                return  # another thread has done so
+            self.check(tensors)
+            if before is not None and not self.forget(key):
+                raise EngineError(BUSY)
+            execution = self.take(idle) if before is None else before.execution
+            try:
+                with cuda.beside_captures():
+                    graph = Graph(self, execution, tensors, borrow=key[1], own=before is not None)
+            except BaseException:
+                execution.shapes = None  # whatever it was told last is told again
                 idle.append(execution)
-            raise
+                raise
+            self.graphs[key] = graph
+            for oldest in list(self.graphs)[: -GRAPHS]:
+                self.forget(oldest)
 
-    def forget_graphs(self) -> None:
-        """Let go of the CUDA graphs that were not used for longest, beyond the number that is kept."""
-        for key in list(self.graphs)[:-1]:
-            if len(self.graphs) > GRAPHS and cuda.synchronize(key[0]):  # it may be running
+    def forget(self, key: Any) -> bool:
+        """Let go of a graph, which may be running; `False` if its stream cannot be waited for now."""
+        graph = self.graphs[key]
+        with graph.lock:
+            graph.gone = cuda.synchronize(key[0])
+            if graph.gone:
                 del self.graphs[key]
+            return graph.gone
 
     # Inputs ----------------------------------------------------------------------------------------------------------
 
