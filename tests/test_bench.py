@@ -306,7 +306,9 @@ def test_ways_on_the_gpu(device, tmp_path, capsys):
     assert main(["bench", *arguments, "--json", str(file), "--picture", str(drawn)]) == 0
     out = capsys.readouterr().out
     found = report.load(file)
-    assert [m.way for m in found] == ["eager", "eager + graph", "torch.compile", "torch2rt", "torch2rt + graph"]
+    assert [m.way for m in found] == [
+        "eager", "eager + graph", "torch.compile", "torch2rt", "torch2rt + graph", "torch2rt + graph, borrowed",
+    ]
     for m in found:
         assert m.failure is None and m.way in out
         assert 0 < m.latency < 10 and 0 < m.host < 1e5 and 0 < m.build < 120 and m.error < 1e-2
@@ -468,6 +470,13 @@ def row(own=1.0, peer=1.2, build=2.0, peer_build=5.0, host=5.0, peer_host=9.0):
 )
 def test_verdicts(table, name, numbers, met):
     assert [ok for ok, _ in table.aims({name: {1: row(**numbers)}})] == met
+
+
+@pytest.mark.parametrize(("latency", "met"), [(1.1, [False, True, True]), (1.11, [False, False, True])])
+def test_verdicts_with_borrowed_outputs(table, latency, met):
+    found = table.aims({"resnet50": {1: [*row(own=1.2), measured("torch2rt + graph, borrowed", latency)]}})
+    assert [ok for ok, _ in found] == met
+    assert found[1][1].startswith(f"resnet50, batch 1: latency with borrowed outputs {latency:.3f} ms, the best other")
 
 
 def test_verdicts_of_failures(table):

@@ -84,6 +84,17 @@ def cuda_graph(run: Any, inputs: Sequence[torch.Tensor]) -> Iterator[Call]:
         run.cuda_graph = False
 
 
+@contextlib.contextmanager
+def borrowed(run: Any, inputs: Sequence[torch.Tensor]) -> Iterator[Call]:
+    """The same with outputs that the next replay overwrites, as those of the other ways' graphs are."""
+    run.borrow_outputs = True
+    try:
+        with cuda_graph(run, inputs) as call:
+            yield call
+    finally:
+        run.borrow_outputs = False
+
+
 class OnnxEngine:
     """torch.onnx.export, TensorRT's parser and builder, and an engine on outputs allocated once."""
 
@@ -158,7 +169,9 @@ def enable_cudagraphs(run: Any, inputs: Sequence[torch.Tensor]) -> Iterator[Call
 WAYS: dict[str, Way] = {
     "eager": Way(eager, {"eager": plain, "eager + graph": captured}),
     "torch.compile": Way(compiled, {"torch.compile": plain}),
-    "torch2rt": Way(converted, {"torch2rt": plain, "torch2rt + graph": cuda_graph}),
+    "torch2rt": Way(
+        converted, {"torch2rt": plain, "torch2rt + graph": cuda_graph, "torch2rt + graph, borrowed": borrowed}
+    ),
     "onnx": Way(OnnxEngine, {"onnx": plain, "onnx + graph": captured}, ("onnx", "onnxscript")),
     "torch-tensorrt": Way(
         torch_tensorrt_compiled,
