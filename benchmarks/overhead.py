@@ -2,7 +2,8 @@
 
     NVIDIA_TF32_OVERRIDE=0 python benchmarks/overhead.py [--json FILE]
 
-Median of many calls, from the side of Python, on a side stream and on the default stream. Needs a GPU.
+Median of many calls, from the side of Python, on a side stream and on the default stream; and how many calls a second
+one module makes in 1 to 8 threads, each with a stream of its own. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import threading
 import time
 
 import torch
+import torchvision
 
 from torch2rt import torch2rt
 
@@ -64,6 +67,45 @@ def measure(name: str, model: torch.nn.Module, inputs: list[torch.Tensor]) -> di
     return row
 
 
+def calls_a_second(model: torch.nn.Module, x: torch.Tensor, threads: int, graph: bool, seconds: float = 0.5) -> float:
+    """Of one module, in so many threads at once."""
+    counts, start, end = [0] * threads, threading.Barrier(threads + 1), threading.Event()
+    model.cuda_graph = graph
+
+    def work(number: int) -> None:
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                model(x)
+            torch.cuda.current_stream().synchronize()
+            start.wait()
+            while not end.is_set():
+                for _ in range(10):
+                    model(x)
+                torch.cuda.current_stream().synchronize()
+                counts[number] += 10
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    start.wait()
+    begun = time.perf_counter()
+    end.wait(seconds)
+    end.set()
+    for worker in workers:
+        worker.join()
+    return sum(counts) / (time.perf_counter() - begun)
+
+
+def measure_threads(name: str, model: torch.nn.Module, x: torch.Tensor) -> dict[str, float | str]:
+    model_trt = torch2rt(model, [x])
+    row: dict[str, float | str] = {"calls a second": name}
+    for graph in (False, True):
+        for threads in (1, 2, 4, 8):
+            rate = calls_a_second(model_trt, x, threads, graph)
+            row[f"{'graph' if graph else 'plain'}, {threads}"] = rate
+    return row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the numbers to this file")
@@ -72,6 +114,9 @@ def main() -> None:
     conv = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval().cuda()
     rows = [measure("conv + relu", conv, [x])]
     rows += [measure(f"{n} sums", Sums(), [torch.randn(2, 64, device="cuda") for _ in range(n)]) for n in (1, 2, 8)]
+    rows.append(measure_threads("conv + relu", conv, x))
+    resnet = torchvision.models.resnet18(weights=None).eval().half().cuda()
+    rows.append(measure_threads("resnet18", resnet, torch.randn(1, 3, 224, 224, device="cuda").half()))
     for row in rows:
         print("  ".join(f"{k} {v:.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
     if arguments.json:
