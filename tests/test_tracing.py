@@ -1,6 +1,7 @@
 """Tracing alone: the graph computes what the module does, whatever Python it is written in."""
 
 import functools
+import gc
 import types
 
 import pytest
@@ -387,3 +388,25 @@ def test_layers_alike_are_worked_out_once(norm):
 
     assert worked_out(6) == worked_out(2)
     assert worked_out(2)[0] > 0
+
+
+def test_garbage_collection_is_put_off_and_comes_back():
+    seen = []
+
+    class Looks(torch.nn.Module):
+        def forward(self, x):
+            seen.append(gc.isenabled())
+            if x.shape[-1] > 4:
+                raise ValueError("too wide")
+            return x + 1
+
+    trace(Looks(), [torch.randn(2, 3)])
+    with pytest.raises(ValueError, match="too wide"):
+        trace(Looks(), [torch.randn(2, 5)])
+    assert gc.isenabled() and not any(seen)
+    gc.disable()
+    try:
+        trace(Looks(), [torch.randn(2, 3)])
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -76,11 +76,16 @@ class Execution:
             if (address := scratch.data_ptr()) != self.scratch_address:
                 self.context.set_device_memory(address, self.scratch)
                 self.scratch_address = address
-        runtime.gate.enter(self)
-        try:
-            done = self.execute(stream)
-        finally:
-            runtime.gate.leave(self)
+        gate = runtime.gate
+        if self.warm:
+            gate.enter(self)
+            try:
+                done = self.execute(stream)
+            finally:
+                gate.leave(self)
+        else:
+            with gate.alone():
+                done = self.execute(stream)
         if not done:
             raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
         self.warm = True

@@ -58,7 +58,7 @@ class Runtime:
         self.made_by = made_by
         self.capability = torch.cuda.get_device_capability(self.device)
         self.lock = threading.RLock()  # to capture and to forget graphs, not to replay them
-        self.gate = Gate()  # TensorRT for RTX 1.6 crashes if a context is made while another one runs
+        self.gate = Gate()  # TensorRT for RTX 1.6 crashes if a context is made, or runs first, while another one runs
         self.idle: dict[int, list[Execution] | Travellers] = {}
         self.fresh: list[Execution] = []  # made, and not yet used on any stream
         self.travellers = Travellers()

@@ -7,7 +7,6 @@ the function must only compute: what it writes to a tensor that it did not make 
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -112,25 +111,3 @@ def _cut(
 
 
 # torch.compile ------------------------------------------------------------------------------------------------------
-
-_LOCK = threading.Lock()
-_TRACES: list[Any] = []
-
-
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Let `torch.compile` run what it is given as it is: it cannot compile fake tensors, and we trace that code.
-
-    torch has one such switch for the process, so the first of several traces at once sets it and the last sets it back.
-    """
-    with _LOCK:
-        if not _TRACES:
-            _TRACES.append(torch.compiler.set_stance("force_eager"))
-        _TRACES.append(None)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _TRACES.pop()
-            if len(_TRACES) == 1:
-                _TRACES.pop().__exit__(None, None, None)

@@ -46,7 +46,7 @@ from torch2rt.registry import Target, functional, load, qualified_name
 from torch2rt.source import Places
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
-from torch2rt.subgraphs import without_compiler
+from torch2rt.switches import without_collections, without_compiler
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_json
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
@@ -199,7 +199,8 @@ class Tracer(TorchFunctionMode):
         state = State(self.module)
         try:
             with ExitStack() as stack:
-                for context in (torch.no_grad(), without_compiler(), enable_python_dispatcher(), strays, self):
+                switches = (torch.no_grad(), without_compiler(), without_collections(), enable_python_dispatcher())
+                for context in (*switches, strays, self):
                     stack.enter_context(context)
                 result = self.module(*args, **kwargs)
                 if forgotten:
