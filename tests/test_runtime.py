@@ -119,6 +119,27 @@ def test_outputs_are_fresh_unless_borrowed(net, device):
         assert fast(x).data_ptr() == fast(x).data_ptr()
 
 
+def test_outputs_are_the_callers_whether_it_holds_them_or_not(net, device):
+    """The next outputs are made ready ahead or not, in inference mode or not: none is ever another call's."""
+    choose = random.Random(0)
+    with torch.no_grad():
+        fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=True)
+        inputs = [torch.randn(shape, device=device) for shape in ((1, 3, 8, 8), (4, 3, 31, 9))]
+        expected = [net(x) for x in inputs]
+    held = []
+    for turn in range(200):
+        which, inference = choose.randrange(2), choose.random() < 0.3
+        with torch.inference_mode(inference), torch.no_grad():
+            result = fast(inputs[which])
+        assert result.is_inference() == inference
+        if turn // 20 % 2 or choose.random() < 0.2:
+            held.append((result, which))
+        del result
+    assert len({result.data_ptr() for result, _ in held}) == len(held)
+    for result, which in held:
+        close(result, expected[which])
+
+
 def test_more_shapes_than_graphs_are_kept(net, device):
     fast = torch2rt(
         net, [torch.randn(1, 3, 8, 8, device=device)], max_shapes=[(1, 3, 8, 40)], cuda_graph=True

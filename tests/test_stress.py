@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import random
@@ -297,6 +298,8 @@ def resident():
 
 def settled():
     gc.collect()
+    with contextlib.suppress(AttributeError):  # what the C library keeps of freed memory, in pieces for each thread
+        ctypes.CDLL(None).malloc_trim(0)
     torch.cuda.synchronize()
     device = torch.cuda.current_device()
     return {

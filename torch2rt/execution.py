@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,10 @@ class Graph:
 
     It is captured on the tensors of its first call, so that a caller who passes the same ones again copies nothing. A
     call with others makes it be captured again, with copies to inputs of its own. Outputs that are not borrowed are
-    copied to fresh ones, which are made ready while the GPU works on the call before. The copies are part of the graph,
-    and told their addresses before each replay.
+    copied to fresh ones. The copies are part of the graph, and told their addresses before a replay if these have
+    changed, which takes as long as all the rest of a call. Where a caller still holds one call's outputs at the next,
+    they change each time: the next ones are made ready, and the copies told, while the GPU works on the call before.
+    Where not, torch gives the same memory again.
 
     `lock` is to be held from looking at `gone` until the replay is enqueued. Of a graph that is gone, the memory may be
     another's.
@@ -161,6 +164,7 @@ class Graph:
             (tuple(x.shape), x.stride(), x.dtype, _found(found, ends, x)) for x, ends in zip(self.outputs, out)
         ]
         self.ready: list[torch.Tensor] | None = None
+        self.last: Any = lambda: None  # a weak reference to an output of the last call
         torch.cuda.current_stream().wait_stream(stream)
 
     def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
@@ -181,16 +185,19 @@ class Graph:
             elif (source := self.sources[place]) is not None:
                 source.move(Copy.SOURCE, address)
             place += 1  # noqa: SIM113  (enumerate makes a tuple a turn)
-        outputs = self.ready
-        if outputs is None or outputs and outputs[0].is_inference() != torch.is_inference_mode_enabled():
+        outputs, self.ready = self.ready, None
+        if outputs is None or outputs[0].is_inference() != torch.is_inference_mode_enabled():
             outputs = self.fresh()
-        self.ready = None
         self.replay()
-        try:
-            self.ready = self.fresh()
-        except RuntimeError:  # out of memory, say: the next call tries again, and raises it
-            self.ready = None
-        return outputs or self.outputs
+        if not outputs:
+            return self.outputs
+        if self.last() is not None:
+            try:
+                self.ready = self.fresh()
+            except RuntimeError:  # out of memory, say: the next call tries again, and raises it
+                self.ready = None
+        self.last = weakref.ref(outputs[0])
+        return outputs
 
     def fresh(self) -> list[torch.Tensor]:
         """New outputs, to which the next replay copies; none if they are borrowed."""

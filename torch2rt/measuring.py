@@ -44,7 +44,7 @@ class Measurement:
     - `host`: median microseconds a call takes on the host until it returns, without waiting for the GPU.
     - `build`: seconds from a module in GPU memory to the first finished output.
     - `memory`: MiB of GPU memory in use after calls, beyond what was in use before the model: weights, activations,
-      and the module where the way still needs it.
+      the module where the way still needs it, and the graphs of the same way's variants before.
     - `error`: largest absolute difference over the largest absolute value of what the same weights give in float32;
       None where that says nothing, for the reason in `remark`.
     """
