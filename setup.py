@@ -11,7 +11,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     # converters/ stands at the top level of the repository and is imported as torch2rt.converters.
-    packages=["torch2rt", "torch2rt.converters"],
+    packages=["torch2rt", "torch2rt.converters", "torch2rt.reference_layers"],
     package_dir={"torch2rt": "torch2rt", "torch2rt.converters": "converters"},
     install_requires=["torch>=2.10", "torchvision", "numpy", "tqdm"],
     extras_require={
