@@ -23,7 +23,7 @@ from torch2rt.registry import Target, qualified_name
 from torch2rt.symbolic import evaluate, expression, is_symbolic
 
 if TYPE_CHECKING:
-    from torch2rt.tracing import Tracer
+    from torch2rt.tracer import Tracer
 
 Call = tuple[Target, Any, Any]
 
@@ -216,7 +216,7 @@ class Storages:
         target, args, kwargs = call(old)
         with tracer.decisions.inside(), tracer.fake_mode:
             run()
-        node = tracer._node(target, (node, *tracer._argument(args[1:])), tracer._argument(kwargs), tensor)
+        node = tracer.node(target, (node, *tracer.argument(args[1:])), tracer.argument(kwargs), tensor)
         self._bindings[id(tensor)] = _Binding(tensor, node, storage.version, (target, args, kwargs), (), _key(tensor))
 
     def shadow(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -226,7 +226,7 @@ class Storages:
             return tensor
         if id(tensor) not in self._shadows:
             tracer = self.tracer
-            owned = ((name, t) for name, t in tracer._owned.items() if _key(t) == _key(tensor))
+            owned = ((name, t) for name, t in tracer.attributes.owned.items() if _key(t) == _key(tensor))
             if (name := next(owned, (None,))[0]) is not None:
                 raise TraceError(
                     f"{tracer.places.here()}: the module writes to its parameter or buffer '{name}' from "
@@ -352,12 +352,12 @@ class Storages:
     def _apply(self, view: _View, node: torch.fx.Node) -> torch.fx.Node:
         with self.tracer.decisions.inside(), self.tracer.fake_mode:
             out = view.func(view.base, *view.args)
-        new = self.tracer._node(view.func, (node, *self.tracer._argument(view.args)), {}, out)
+        new = self.tracer.node(view.func, (node, *self.tracer.argument(view.args)), {}, out)
         if view.index is None:
             return new
         import operator
 
-        return self.tracer._node(operator.getitem, (new, view.index), {}, out[view.index], like=new)
+        return self.tracer.node(operator.getitem, (new, view.index), {}, out[view.index], like=new)
 
     def _write_back(self, binding: _Binding, node: torch.fx.Node, storage: _Storage) -> torch.fx.Node:
         views = self._chain(binding, storage)
@@ -377,7 +377,7 @@ class Storages:
                 new_args = (content, node, *args) if target in _SCATTERS else (node, *args)
                 values = [a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in new_args]
                 out = target(*values)
-            node = self.tracer._node(target, tuple(self.tracer._argument(a) for a in new_args), {}, out)
+            node = self.tracer.node(target, tuple(self.tracer.argument(a) for a in new_args), {}, out)
         return node
 
 

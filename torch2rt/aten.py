@@ -15,7 +15,7 @@ from torch2rt.errors import TraceError
 from torch2rt.registry import Target, functional, qualified_name
 
 if TYPE_CHECKING:
-    from torch2rt.tracing import Tracer
+    from torch2rt.tracer import Tracer
 
 
 SHAPES_IN_PLACE = frozenset({"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
@@ -46,11 +46,11 @@ class AtenRecorder(TorchDispatchMode):
                     out = decomposition(*args, **kwargs)
                 if out is not NotImplemented and _is_like(out, func, args, kwargs):
                     return out
-        opening, tracer._opening = tracer._opening, [self.function]
+        opening, tracer.opening = tracer.opening, [self.function]
         try:
             return tracer.record(func, args, kwargs)
         finally:
-            tracer._opening = opening
+            tracer.opening = opening
 
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tracer = self.tracer
@@ -73,7 +73,7 @@ class AtenRecorder(TorchDispatchMode):
         with self:
             value = target(*args, **kwargs)
         func(*args, **kwargs)
-        tracer.storages.write(shadow, tracer._argument(value))
+        tracer.storages.write(shadow, tracer.argument(value))
         return result
 
 

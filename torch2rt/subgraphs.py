@@ -19,7 +19,7 @@ from torch2rt.errors import ConversionError
 from torch2rt.symbolic import is_symbolic
 
 if TYPE_CHECKING:
-    from torch2rt.tracing import Tracer
+    from torch2rt.tracer import Tracer
 
 
 @dataclasses.dataclass
@@ -38,7 +38,7 @@ class Subgraph:
 
 
 def _tracer() -> Tracer:
-    from torch2rt.tracing import Tracer
+    from torch2rt.tracer import Tracer
 
     return next(mode for mode in reversed(_get_current_function_mode_stack()) if isinstance(mode, Tracer))
 
@@ -47,12 +47,12 @@ def _tracer() -> Tracer:
 def scope() -> Iterator[None]:
     """Trace a function of the user's that may run never or often: it may write only to tensors that it makes."""
     tracer = _tracer()
-    opening, tracer._opening = tracer._opening, []
+    opening, tracer.opening = tracer.opening, []
     try:
         with tracer.storages.frozen(), tracer.decisions.outside():
             yield
     finally:
-        tracer._opening = opening
+        tracer.opening = opening
 
 
 def subgraph(function: Callable[..., Any], operands: Sequence[torch.Tensor]) -> Subgraph:
@@ -64,7 +64,7 @@ def subgraph(function: Callable[..., Any], operands: Sequence[torch.Tensor]) -> 
         leaves, structure = pytree.tree_flatten(function(*fakes))
     if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise ConversionError("a function that it runs returns what is not a tensor")
-    results = [tracer._argument(leaf) for leaf in leaves]
+    results = [tracer.argument(leaf) for leaf in leaves]
     graph, captured = _cut(tracer, last, len(fakes), results)
     return Subgraph(graph, captured, leaves, structure)
 
@@ -73,7 +73,7 @@ def run(target: Callable[..., Any], *args: Any, like: Sequence[torch.Tensor]) ->
     """Record one call, whose arguments may be graphs and nodes, and whose results have the types of `like`."""
     tracer = _tracer()
     results = [tracer.like(x) for x in like]
-    node = tracer._node(target, tracer._argument(args), {}, results)
+    node = tracer.node(target, tracer.argument(args), {}, results)
     tracer.bind(results, node, (target, (), {}))
     return results
 

@@ -1,62 +1,29 @@
 """Trace: run a module once on fake tensors and write down the torch calls it makes, as a `torch.fx` graph.
 
-A call with a traced argument (a fake tensor or a symbolic size) is recorded; every other call runs for real, so all
-that does not depend on the inputs is folded. A call is recorded at the highest level that has a converter:
-
-1. the torch function itself;
-2. a Python-level composite (`F.multi_head_attention_forward`) is opened, and the calls in its body are recorded;
-3. anything else is run one level down, as the ATen operators it makes, through torch's decompositions where needed.
-
-What survives all three is recorded as it is, for `lower` to report together with all others of its kind.
+`trace` prepares the inputs, and chooses the sizes that stand for the dynamic ones; `tracer.py` is the run itself.
 """
 
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
-import operator
-import types
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
-import sympy
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils._sympy.interp import sympy_interp
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
-from torch2rt.aliasing import Storages
-from torch2rt.aten import SHAPES_IN_PLACE, AtenRecorder, StrayRecorder
-from torch2rt.errors import ConversionError, InputError, TraceError
-from torch2rt.guards import Decisions
+from torch2rt.aten import StrayRecorder
+from torch2rt.errors import InputError, TraceError
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
-from torch2rt.registry import Target, functional, load, qualified_name
-from torch2rt.source import Places
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
 from torch2rt.switches import without_collections, without_compiler
-from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic, to_json
-
-DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
-MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
-READS = frozenset(
-    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
-     "_assert", "_assert_async"}
-)  # fmt: skip
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
+from torch2rt.symbolic import expression, is_symbolic, to_json
+from torch2rt.tracer import Tracer, UnseenTensorError
 
 
 def trace(
@@ -97,15 +64,18 @@ def trace(
     )  # fmt: skip
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
     parameters = _parameters(module.forward)
-    make = functools.partial(_tracer, module, specs, arguments, parameters)
+
+    def run(hint: Sequence[Shape], forgotten: Sequence[str] = ()) -> tuple[torch.fx.GraphModule, list[str]]:
+        tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
+        return _run(module, tracer, leaves, hint, output_names, forgotten)
+
     failure: Exception | None = None
     take_strays = first_was_unseen = False
     for hint in (hints := _hints(specs, leaves)):
         try:
-            tracer = make(take_strays)
-            graph = tracer.run(leaves, hint, output_names)
-            if tracer.remembered:  # perhaps only for somebody to look at
-                make(take_strays).run(leaves, hint, output_names, tracer.remembered)
+            graph, remembered = run(hint)
+            if remembered:  # perhaps only for somebody to look at
+                run(hint, remembered)
             return graph
         except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps only for these sizes
             unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
@@ -116,10 +86,6 @@ def trace(
                 failure, first_was_unseen = error, unseen
     assert failure is not None
     raise failure
-
-
-def _tracer(module: torch.nn.Module, specs: list[Input], arguments: Any, parameters: list[str], strays: bool) -> Tracer:
-    return Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), strays)
 
 
 def _parameters(forward: Callable[..., Any]) -> list[str]:
@@ -149,571 +115,92 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
     return list(unique.values()) if any(s.dynamic for s in specs) else [example]
 
 
-class UnseenTensorError(TraceError):
-    """A tensor came out of calls that went past the tracer."""
+def _run(
+    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
+    output_names: Sequence[str] | None, forgotten: Sequence[str],
+) -> tuple[torch.fx.GraphModule, list[str]]:  # fmt: skip
+    """Trace with these sizes standing for the dynamic ones; the graph, and what the module keeps of the inputs' values.
 
-
-class Tracer(TorchFunctionMode):
-    """One run of one module, with everything that belongs to it."""
-
-    def __init__(self, module: torch.nn.Module, interface: Interface, take_strays: bool = False) -> None:
-        super().__init__()
-        self.module = module
-        self.take_strays = take_strays
-        self.interface = interface
-        self.registry = load()
-        self.graph = torch.fx.Graph()
-        self.places = Places(module)
-        self.symbols: dict[sympy.Symbol, Dim] = {}
-        self.decisions = Decisions(self.symbols, self.places)
-        self.fake_mode = FakeTensorMode(
-            shape_env=self.decisions.shape_env, allow_non_fake_inputs=True, allow_fallback_kernels=False
-        )
-        self.storages = Storages(self)
-        self.attributes: dict[str, torch.Tensor | torch.fx.GraphModule] = {}
-        self._attribute_nodes: dict[int, torch.fx.Node] = {}
-        self._owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self._attribute_names = {id(t): name for name, t in self._owned.items()}
-        self._kept: list[Any] = []
-        self._sizes: dict[sympy.Basic, Any] = {}
-        self._opening: list[Target] = []
-        self.remembered: list[str] = []  # what the module keeps of the inputs' values for its next call
-
-    # The run ---------------------------------------------------------------------------------------------------------
-
-    def run(
-        self, leaves: Sequence[torch.Tensor], hints: Sequence[Shape], output_names: Sequence[str] | None,
-        forgotten: Sequence[str] = (),
-    ) -> torch.fx.GraphModule:  # fmt: skip
-        """Trace with these sizes standing for the dynamic ones.
-
-        `forgotten` are names of what an earlier run has left in the module. The module is run twice then, and the
-        second time without them.
-        """
-        fakes = [
-            self._placeholder(i, spec, leaf, hint)
-            for i, (spec, leaf, hint) in enumerate(zip(self.interface.inputs, leaves, hints, strict=True))
-        ]
-        args, kwargs = unflatten(self.interface.arguments, fakes)
-        strays = StrayRecorder(self) if self.take_strays else nullcontext()
-        state = State(self.module)
-        try:
-            with ExitStack() as stack:
-                switches = (torch.no_grad(), without_compiler(), without_collections(), enable_python_dispatcher())
-                for context in (*switches, strays, self):
-                    stack.enter_context(context)
-                result = self.module(*args, **kwargs)
-                if forgotten:
-                    for name, owner, key, _ in list(state.kept()):
-                        if name in forgotten:
-                            owner[key] = Forgotten(name, self.places.here)
-                    result = self.module(*args, **kwargs)
-            if not forgotten:
-                self.remembered = [name for name, _, _, value in state.kept() if self._depends_on_values(value)]
-        except TypeError as error:
-            if "SymInt" not in str(error):
-                raise
-            raise TraceError(
-                f"{self.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
-                "dimension static, or compute with the size."
-            ) from error
-        finally:
-            state.restore()
-        self.storages.check_inputs(fakes, [spec.name for spec in self.interface.inputs])
-        self._output(result, output_names)
-        self.decisions.check(self.interface)
-        _remove_dead(self.graph)
-        graph_module = torch.fx.GraphModule(_attribute_tree(self.attributes), self.graph, type(self.module).__name__)
-        graph_module.meta["interface"] = self.interface
-        graph_module.meta["symbols"] = self.symbols
-        graph_module.meta["assumed"] = self.decisions.assumed
-        return graph_module
-
-    def _depends_on_values(self, value: Any) -> bool:
-        """Whether tensors were computed from the inputs' values, and not from their sizes alone."""
-        todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := self.storages.node(t))]
-        seen = set(todo)
-        while todo:
-            node = todo.pop()
-            if node.op == "placeholder":
-                return True
-            sources = node.all_input_nodes if isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) else []
-            todo += (new := [n for n in sources if n not in seen])
-            seen.update(new)
-        return False
-
-    def _placeholder(self, index: int, spec: Input, leaf: torch.Tensor, hint: tuple[int, ...]) -> torch.Tensor:
-        sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
-        fake = self.fake_mode.from_tensor(
-            torch.empty(hint, dtype=leaf.dtype, device=leaf.device),
-            source=ConstantSource(f"input_{index}"),
-            symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
-        )
-        node = self.graph.placeholder(spec.name)
-        node.meta.update(val=fake, module="", source="", input=index)
-        self.storages.bind(fake, node)
-        for axis in spec.dynamic:
-            symbol = fake.shape[axis].node.expr
-            self.symbols[symbol] = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
-            size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
-            size.meta.update(val=fake.shape[axis], module="", source="")
-            self._sizes[symbol] = size
-        return fake
-
-    def _output(self, result: Any, names: Sequence[str] | None) -> None:
-        leaves, self.interface.result = flatten(
-            result, lambda value: isinstance(value, torch.Tensor) or is_symbolic(value), "result"
-        )
-        nodes: list[torch.fx.Node] = []
-        for leaf in leaves:
-            if is_symbolic(leaf):
-                self.interface.leaves.append({"size": to_json(expression(leaf), self.symbols)})
-                continue
-            node = self._argument(leaf)
-            if node not in nodes:
-                nodes.append(node)
-            self.interface.leaves.append({"output": nodes.index(node)})
-        if not nodes:
-            raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
-        names = [f"output_{i}" for i in range(len(nodes))] if names is None else list(names)
-        if len(names) != len(nodes):
-            raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
-        taken = {spec.name for spec in self.interface.inputs}
-        if len({*names, *taken}) != len(names) + len(taken) or not all(names):
-            raise InputError(
-                f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
-            )
-        self.interface.outputs = names
-        self.graph.output(tuple(nodes))
-
-    # Calls -----------------------------------------------------------------------------------------------------------
-
-    def __torch_function__(
-        self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.take_strays and any(map(_is_wrapped, tree_leaves((args, kwargs)))):
-            return self._for_real(func, args, kwargs)  # StrayRecorder sees what it does to the tensors inside
-        # what a function passed to an operator computes from is not among the operator's arguments
-        if not self.is_traced((args, kwargs)) and not isinstance(func, torch._ops.HigherOrderOperator):
-            if (written := self._out_of_place(func, args, kwargs)[0]) is not None:
-                self._before_real_write(written)
-            elif func is torch.Tensor.__setitem__:
-                self._before_real_write(args[0])
-            return self._for_real(func, args, kwargs)
-        if func is torch.Tensor.__setitem__:
-            self.storages.shadow(args[0])
-        args, kwargs = self.storages.with_shadows((args, kwargs))
-        plain = self._plain_numbers((args, kwargs))
-        if plain is not None:  # torch takes a constant tensor for a number where it expects one
-            try:
-                return self._call(func, args, kwargs)
-            except DATA_DEPENDENT:
-                args, kwargs = plain
-        return self.guarded(func, lambda: self._call(func, args, kwargs))
-
-    def _plain_numbers(self, value: Any) -> Any:
-        """Arguments with Python's integers in the place of constant 0-d ones; `None` if there are none."""
-        found = False
-
-        def plain(item: Any) -> Any:
-            nonlocal found
-            if isinstance(item, torch.Tensor):
-                if item.dim() or item.dtype not in INTEGERS or self.is_traced(item) or _is_wrapped(item):
-                    return item
-                found = True
-                return int(item)
-            if isinstance(item, slice):
-                return slice(plain(item.start), plain(item.stop), plain(item.step))
-            if type(item) in (tuple, list):
-                return type(item)(map(plain, item))
-            return {k: plain(v) for k, v in item.items()} if type(item) is dict else item
-
-        value = plain(value)
-        return value if found else None
-
-    def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
-        """Run a call that depends on no input, whose result becomes a constant; a random one must not."""
-        drawn = self._drawn((args, kwargs))
-        if drawn and getattr(func, "__name__", "") in READS | LEAVES_TORCH:
-            raise TraceError(drawn)
-        before = _generator_states()
-        with self.decisions.inside():
-            out = func(*args, **kwargs)
-        if not all(map(torch.equal, before, _generator_states())):
-            advice = self.registry.advice(func) or self.registry.advice(torch.randn)
-            drawn = f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}."
-        if drawn:
-            self.storages.taint(out, drawn)
-        self._is_made(out)
-        self.storages.note_constant_views(out, (func, args, kwargs))
-        return out
-
-    def _drawn(self, value: Any) -> str:
-        """What is wrong with arguments that are random, if any are."""
-        if not self.storages.tainted:
-            return ""
-        return next(filter(None, map(self.storages.taint_of, tree_leaves(value))), "")
-
-    def _is_made(self, out: Any) -> None:
-        """Let a function that may only write to what it makes write to this real tensor."""
-        if self.storages.is_frozen:
-            self.storages.made(out)
-            self._kept.append(out)  # its memory must not be given to another tensor
-
-    def guarded(self, func: Target, call: Callable[[], Any]) -> Any:
-        """Run a traced call; what cannot be known without real data is an error at the user's line."""
-        try:
-            return call()
-        except DATA_DEPENDENT as error:
-            raise TraceError(self._depends_on_data(func)) from error
-        except UnsupportedOperatorException as error:
-            raise TraceError(
-                f"{self.places.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
-                f"without running it ({error.func} has no fake implementation)."
-            ) from error
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            if getattr(func, "__name__", "") in LEAVES_TORCH:
-                raise TraceError(
-                    f"{self.places.here()}: {qualified_name(func)} takes a traced tensor out of torch, so what follows "
-                    "cannot be recorded. Keep the computation in torch."
-                ) from error
-            raise
-
-    def _depends_on_data(self, func: Target) -> str:
-        name = qualified_name(func)
-        if getattr(func, "__name__", "").split(".")[0] in READS:
-            return (
-                f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed "
-                "graph cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
-            )
-        advice = self.registry.advice(func) or "Where its use allows it, keep all elements and mask instead."
-        return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors. {advice}"
-
-    def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._changes_shape(func, args, kwargs):
-            return args[0]
-        written, target, args_, kwargs_ = self._out_of_place(func, args, kwargs)
-        if written is not None:
-            return self._write(func, args, kwargs, written, target, args_, kwargs_)
-        if func not in self._opening and (body := self.registry.composites.get(func)) is not None:
-            with self.decisions.inside():
-                out = self._open(func, body, args, kwargs)
-            if out is not NotImplemented:
-                return out
-        if self.registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
-            return value
-        if self.registry.find(func) is not None and not _is_autocasting(args):
-            return self.record(func, args, kwargs)
-        if func not in self._opening and (body := _opened(func)) is not None:
-            return self._open(func, body, args, kwargs)
-        with self.decisions.inside(), self.fake_mode, AtenRecorder(self, func):
-            out = func(*args, **kwargs)
-        self.storages.adopt(out, args, func)
-        return out
-
-    def _open(self, func: Target, body: Target, args: Any, kwargs: Any) -> Any:
-        """Record the calls that a call's body makes."""
-        self._opening.append(func)
-        try:
-            with self:
-                return body(*args, **kwargs)
-        except ConversionError as error:
-            if type(error) is not ConversionError:
-                raise
-            raise TraceError(f"{self.places.here()}: {qualified_name(func)}: {error}.") from error
-        finally:
-            self._opening.pop()
-
-    def record(self, func: Target, args: Any, kwargs: Any) -> Any:
-        """Run one call on the fake tensors and append it to the graph."""
-        node_args, node_kwargs = self._argument(args), self._argument(kwargs)
-        before = self.storages.versions((args, kwargs))
-        with self.decisions.inside(), self.fake_mode:
-            fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
-            try:
-                out = func(*fake_args, **fake_kwargs)
-            except (NotImplementedError, UnsupportedOperatorException):
-                # cuDNN's kernels have no fake ones; torch's others give the same shapes
-                with torch.backends.cudnn.flags(enabled=False):
-                    out = func(*fake_args, **fake_kwargs)
-        if before != self.storages.versions((args, kwargs)):
-            raise TraceError(
-                f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
-            )
-        node = self._node(func, tuple(node_args), node_kwargs, out)
-        self.bind(out, node, (func, args, kwargs))
-        return out
-
-    def _fake(self, value: Any) -> Any:
-        """A call's argument with stand-ins for weights: calls of fake tensors alone torch's fake mode remembers.
-
-        It makes the same stand-ins itself, but later. A 0-d tensor stays, as torch may take it for a number.
-        """
-        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.dim() and value.is_floating_point():
-            return self.fake_mode.from_tensor(value, static_shapes=True)
-        if type(value) in (tuple, list):
-            return type(value)(map(self._fake, value))
-        return {k: self._fake(v) for k, v in value.items()} if type(value) is dict else value
-
-    def bind(self, out: Any, node: torch.fx.Node, call: tuple[Target, Any, Any], path: tuple[int, ...] = ()) -> None:
-        """Remember which node computes each tensor of a call's result."""
-        if isinstance(out, torch.Tensor):
-            self.storages.bind(out, node, call, path)
-        elif isinstance(out, (tuple, list)):
-            for index, item in enumerate(out):
-                if isinstance(item, (torch.Tensor, tuple, list)):
-                    part = self._node(operator.getitem, (node, index), {}, item, like=node)
-                    self.bind(item, part, call, (*path, index))
-
-    def _node(
-        self, target: Target, args: Any, kwargs: Any, out: Any, like: torch.fx.Node | None = None
-    ) -> torch.fx.Node:
-        node = self.graph.call_function(target, args, kwargs)
-        if like is None:
-            node.meta.update(val=out, module=self.places.module(), source=self.places.line())
-            if self._opening:
-                node.meta["function"] = self._opening[0]
-        else:
-            node.meta.update(like.meta, val=out)
-        return node
-
-    # Writes ----------------------------------------------------------------------------------------------------------
-
-    def _out_of_place(
-        self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[torch.Tensor | None, Target, tuple[Any, ...], dict[str, Any]]:
-        """What a call writes to, and the same call without the write."""
-        if isinstance(out := kwargs.get("out"), torch.Tensor):
-            return out, func, args, {k: v for k, v in kwargs.items() if k != "out"}
-        if (target := functional(func)) is not None and args and isinstance(args[0], torch.Tensor):
-            return args[0], target, args, kwargs
-        if isinstance(func, types.FunctionType) and (position := _inplace_position(func)) is not None:
-            if kwargs.get("inplace") or (len(args) > position and args[position]):
-                kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
-                return (
-                    args[0],
-                    func,
-                    (*args[:position], *[False] * (len(args) > position), *args[position + 1 :]),
-                    kwargs,
-                )
-        return None, func, args, kwargs
-
-    def _changes_shape(self, func: Target, args: Any, kwargs: Any) -> bool:
-        """Take care of a call that changes in place what a tensor looks at, and say whether it was one."""
-        name = getattr(func, "__name__", "").split(".")[0]
-        if name in MEMORY_IN_PLACE and getattr(getattr(func, "__self__", None), "__name__", "data") == "data":
-            what = "assigning to x.data" if name == "__set__" else qualified_name(func)
-            raise TraceError(f"{self.places.here()}: {what} gives a tensor other memory. Make a new tensor instead.")
-        if name not in SHAPES_IN_PLACE or getattr(torch.Tensor, name) is not func:
-            return False
-        target = getattr(torch.Tensor, name[:-1])
-        self.storages.reshape(args[0], lambda: func(*args, **kwargs), lambda old: (target, (old, *args[1:]), kwargs))
-        return True
-
-    def _before_real_write(self, tensor: torch.Tensor) -> None:
-        """A call without traced arguments is about to write to a real tensor.
-
-        What the graph has recorded of it so far must keep its value, and a module's own state is not ours to change.
-        """
-        self.storages.check_writable(tensor)
-        storage = tensor.untyped_storage()._cdata
-        for name, held in self.attributes.items():
-            if isinstance(held, torch.Tensor) and held.untyped_storage()._cdata == storage:
-                self.attributes[name] = held.detach().clone()
-                self._attribute_nodes.pop(id(held), None)
-                self._kept.append(held)  # its id must not be given to another tensor
-        for name, owned in self._owned.items():
-            if owned.untyped_storage()._cdata == storage:
-                raise TraceError(
-                    f"{self.places.here()}: the module writes to its parameter or buffer '{name}'. "
-                    "An engine has no state: keep it outside the module, or put the module into eval mode."
-                )
-
-    def _write(
-        self, func: Target, args: Any, kwargs: Any, written: torch.Tensor, target: Target, args_: Any, kwargs_: Any
-    ) -> Any:
-        shadow = self.storages.shadow(written)
-        args, kwargs, args_, kwargs_ = self.storages.with_shadows((args, kwargs, args_, kwargs_))
-        value = self._call(target, args_, kwargs_)
-        if not isinstance(value, torch.Tensor):
-            raise TraceError(
-                f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported."
-            )
-        with self.decisions.inside(), self.fake_mode:  # the write itself, so that torch refuses what eager refuses
-            func(*args, **kwargs)
-            if value.dtype != shadow.dtype or value.shape != shadow.shape:
-                with AtenRecorder(self, func):
-                    value = value.to(shadow.dtype).expand(shadow.shape)
-        self.storages.write(shadow, self._argument(value))
-        return written
-
-    # Arguments -------------------------------------------------------------------------------------------------------
-
-    def is_traced(self, value: Any) -> bool:
-        """Whether a fake tensor of this run, or a symbolic size, is anywhere in a call's arguments."""
-        if isinstance(value, torch.Tensor):
-            return isinstance(value, FakeTensor) or self.storages.is_shadowed(value)
-        if isinstance(value, (tuple, list)):
-            return any(self.is_traced(v) for v in value)
-        if isinstance(value, dict):
-            return any(self.is_traced(v) for v in value.values())
-        if isinstance(value, slice):
-            return (
-                is_symbolic(value.start)
-                or is_symbolic(value.stop)
-                or is_symbolic(value.step)
-                or any(isinstance(v, torch.Tensor) and self.is_traced(v) for v in (value.start, value.stop, value.step))
-            )
-        return is_symbolic(value)
-
-    def _argument(self, value: Any) -> Any:
-        """A call's argument as the graph holds it."""
-        if isinstance(value, torch.Tensor):
-            node = self.storages.node(value)
-            return self.attribute(value) if node is None else node
-        if is_symbolic(value):
-            return self._size(expression(value), value)
-        if isinstance(value, (tuple, list)):
-            items = [self._argument(v) for v in value]
-            return tuple(items) if isinstance(value, tuple) else items
-        if isinstance(value, dict):
-            return {k: self._argument(v) for k, v in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._argument(v) for v in (value.start, value.stop, value.step)))
-        if isinstance(value, torch.fx.GraphModule):
-            return self.attribute(value)
-        return value
-
-    def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A new fake tensor of the same type."""
-        with self.decisions.inside(), self.fake_mode, torch._C.DisableTorchFunction():
-            return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A new tensor of the same type that only stands for a value, as the operand of a subgraph."""
-        fake = self.like(tensor)
-        node = self.graph.placeholder("operand")
-        node.meta.update(val=fake, module="", source="")
-        self.storages.bind(fake, node)
-        return fake
-
-    def attribute(self, tensor: torch.Tensor | torch.fx.GraphModule) -> torch.fx.Node:
-        """The node of a parameter, a buffer, a tensor made while tracing, or a subgraph."""
-        if isinstance(tensor, FakeTensor) or _is_wrapped(tensor):
-            raise UnseenTensorError(
-                f"{self.places.here()}: a tensor that torch made without a call that torch2rt could see reached one "
-                "that it sees."
-            )
-        if drawn := self._drawn(tensor):
-            raise TraceError(drawn)
-        if (node := self._attribute_nodes.get(id(tensor))) is None:
-            name = self._attribute_names.get(id(tensor), f"_constant_{len(self.attributes)}")
-            self.attributes[name] = tensor
-            with self.graph.inserting_before(next(iter(self.graph.nodes), None)):
-                node = self.graph.get_attr(name)
-            node.meta.update(val=tensor, module="", source="")
-            self._attribute_nodes[id(tensor)] = node
-        return node
-
-    def _size(self, expr: sympy.Basic, value: Any) -> Any:
-        """The node that computes a symbolic number from the inputs' sizes."""
-        expr = self.decisions.shape_env.replace(expr)
-        if expr.is_number or isinstance(expr, sympy.logic.boolalg.BooleanAtom):
-            return type_of(value)(expr)
-        if (node := self._sizes.get(expr)) is None:
-            env = {s: torch.fx.Proxy(n) for s, n in self._sizes.items() if isinstance(s, sympy.Symbol)}
-            node = sympy_interp(PythonAlgebra, env, expr).node
-            node.meta.update(val=value, module=self.places.module(), source=self.places.line())
-            self._sizes[expr] = node
-        return node
-
-    def _fold_factory(self, func: Target, args: Any, kwargs: Any) -> Any:
-        """The real result of a factory whose size is static, or `None`."""
-        with self.decisions.inside(), self.fake_mode:
-            out = func(*args, **kwargs)
-        if any(is_symbolic(size) for size in out.shape):
-            return None
-        stand_in = lambda t: torch.empty((), dtype=t.dtype, device=t.device).expand(  # noqa: E731
-            [1 if is_symbolic(s) else s for s in t.shape]
-        )
-        args, kwargs = tree_map_only(FakeTensor, stand_in, (args, kwargs))
-        if self.is_traced((args, kwargs)):
-            return None
-        out = func(*args, **kwargs)
-        self._is_made(out)
-        return out
-
-
-def _is_wrapped(value: Any) -> bool:
-    """Whether this is a tensor of `torch.vmap` and the like around another one."""
-    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
-
-
-def _generator_states() -> list[torch.Tensor]:
-    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    return [generator.get_state() for generator in (torch.default_generator, *cuda)]
-
-
-def _is_autocasting(args: Any) -> bool:
-    """Whether torch would cast this call's tensors: its casts are only visible among the ATen operators."""
-    devices = {t.device.type for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
-    return any(torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d) for d in devices)
-
-
-def type_of(value: Any) -> type:
-    """The Python type that a symbolic number stands for."""
-    return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(value)]
-
-
-@functools.cache
-def _inplace_position(func: Target) -> int | None:
-    """Where a Python function takes `inplace`, if it does."""
-    try:
-        names = list(inspect.signature(func).parameters)
-    except (TypeError, ValueError):
-        return None
-    return names.index("inplace") if "inplace" in names else None
-
-
-@functools.cache
-def _opened(func: Target) -> Target | None:
-    """A Python-level torch function with its first line's dispatch to the tracer taken out, so that its body is traced.
-
-    It is the same code over a copy of its module's globals in which `has_torch_function` says no.
+    `forgotten` are names of what an earlier run has left in the module. The module is run twice then, and the second
+    time without them.
     """
-    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    if not isinstance(func, types.FunctionType) or not set(checks) & set(func.__code__.co_names):
-        return None
-    no = dict.fromkeys(checks, lambda *args: False)
-    body = types.FunctionType(
-        func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__
-    )
-    body.__kwdefaults__ = func.__kwdefaults__
-    return body
-
-
-def _remove_dead(graph: torch.fx.Graph) -> None:
-    """Drop what no output needs; inputs stay, because the engine's signature is the module's."""
-    for node in reversed(graph.nodes):
+    interface, remembered = tracer.interface, []
+    fakes = [
+        tracer.placeholder(i, spec, leaf, hint)
+        for i, (spec, leaf, hint) in enumerate(zip(interface.inputs, leaves, hints, strict=True))
+    ]
+    args, kwargs = unflatten(interface.arguments, fakes)
+    strays = StrayRecorder(tracer) if tracer.take_strays else nullcontext()
+    state = State(module)
+    try:
+        with ExitStack() as stack:
+            switches = (torch.no_grad(), without_compiler(), without_collections(), enable_python_dispatcher())
+            for context in (*switches, strays, tracer):
+                stack.enter_context(context)
+            result = module(*args, **kwargs)
+            if forgotten:
+                for name, owner, key, _ in list(state.kept()):
+                    if name in forgotten:
+                        owner[key] = Forgotten(name, tracer.places.here)
+                result = module(*args, **kwargs)
+        if not forgotten:
+            remembered = [name for name, _, _, value in state.kept() if _depends_on_values(tracer, value)]
+    except TypeError as error:
+        if "SymInt" not in str(error):
+            raise
+        raise TraceError(
+            f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
+            "dimension static, or compute with the size."
+        ) from error
+    finally:
+        state.restore()
+    tracer.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
+    _output(tracer, result, output_names)
+    tracer.decisions.check(interface)
+    for node in reversed(tracer.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
-            graph.erase_node(node)
+            tracer.graph.erase_node(node)
+    graph_module = torch.fx.GraphModule(tracer.attributes.module(), tracer.graph, type(module).__name__)
+    graph_module.meta.update(interface=interface, symbols=tracer.symbols, assumed=tracer.decisions.assumed)
+    return graph_module, remembered
 
 
-def _attribute_tree(attributes: Mapping[str, torch.Tensor | torch.fx.GraphModule]) -> torch.nn.Module:
-    """A module that holds tensors and subgraphs under their dotted names."""
-    root = torch.nn.Module()
-    for name, tensor in attributes.items():
-        *path, leaf = name.split(".")
-        owner = root
-        for part in path:
-            if not hasattr(owner, part):
-                owner.add_module(part, torch.nn.Module())
-            owner = getattr(owner, part)
-        if isinstance(tensor, torch.nn.Module):
-            owner.add_module(leaf, tensor)
-        elif isinstance(tensor, torch.nn.Parameter):
-            owner.register_parameter(leaf, tensor)
-        else:
-            owner.register_buffer(leaf, tensor)
-    return root
+def _depends_on_values(tracer: Tracer, value: Any) -> bool:
+    """Whether tensors were computed from the inputs' values, and not from their sizes alone."""
+    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := tracer.storages.node(t))]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node.op == "placeholder":
+            return True
+        sources = node.all_input_nodes if isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) else []
+        todo += (new := [n for n in sources if n not in seen])
+        seen.update(new)
+    return False
+
+
+def _output(tracer: Tracer, result: Any, names: Sequence[str] | None) -> None:
+    leaves, tracer.interface.result = flatten(
+        result, lambda value: isinstance(value, torch.Tensor) or is_symbolic(value), "result"
+    )
+    nodes: list[torch.fx.Node] = []
+    for leaf in leaves:
+        if is_symbolic(leaf):
+            tracer.interface.leaves.append({"size": to_json(expression(leaf), tracer.symbols)})
+            continue
+        node = tracer.argument(leaf)
+        if node not in nodes:
+            nodes.append(node)
+        tracer.interface.leaves.append({"output": nodes.index(node)})
+    if not nodes:
+        raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
+    names = [f"output_{i}" for i in range(len(nodes))] if names is None else list(names)
+    if len(names) != len(nodes):
+        raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
+    taken = {spec.name for spec in tracer.interface.inputs}
+    if len({*names, *taken}) != len(names) + len(taken) or not all(names):
+        raise InputError(
+            f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
+        )
+    tracer.interface.outputs = names
+    tracer.graph.output(tuple(nodes))

@@ -1,0 +1,38 @@
+"""The ways in which torch says that a call writes to a tensor: `out=`, `inplace=True`, and names such as `add_`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from typing import Any
+
+import torch
+
+from torch2rt.registry import Target, functional
+
+Call = tuple[Target, tuple[Any, ...], dict[str, Any]]
+
+
+def out_of_place(func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, Call]:
+    """What a call writes to, if anything, and the same call without the write."""
+    if isinstance(out := kwargs.get("out"), torch.Tensor):
+        return out, (func, args, {k: v for k, v in kwargs.items() if k != "out"})
+    if (target := functional(func)) is not None and args and isinstance(args[0], torch.Tensor):
+        return args[0], (target, args, kwargs)
+    if isinstance(func, types.FunctionType) and (position := _position_of_inplace(func)) is not None:
+        by_position = len(args) > position
+        if kwargs.get("inplace") or by_position and args[position]:
+            kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
+            return args[0], (func, (*args[:position], *[False] * by_position, *args[position + 1 :]), kwargs)
+    return None, (func, args, kwargs)
+
+
+@functools.cache
+def _position_of_inplace(func: Target) -> int | None:
+    """Where a Python function takes `inplace`, if it does."""
+    try:
+        names = list(inspect.signature(func).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("inplace") if "inplace" in names else None

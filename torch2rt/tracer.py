@@ -1,0 +1,461 @@
+"""One run of a module on fake tensors, in which the torch calls that it makes are recorded.
+
+A call with a traced argument (a fake tensor or a symbolic size) is recorded; every other call runs for real, so all
+that does not depend on the inputs is folded. A call is recorded at the highest level that has a converter:
+
+1. the torch function itself;
+2. a Python-level composite (`F.multi_head_attention_forward`) is opened, and the calls in its body are recorded;
+3. anything else is run one level down, as the ATen operators it makes, through torch's decompositions where needed.
+
+What survives all three is recorded as it is, for `lower` to report together with all others of its kind.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import types
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._sympy.interp import sympy_interp
+
+from torch2rt.aliasing import Storages
+from torch2rt.aten import SHAPES_IN_PLACE, AtenRecorder
+from torch2rt.attributes import Attributes
+from torch2rt.errors import ConversionError, TraceError
+from torch2rt.guards import Decisions
+from torch2rt.inplace import Call, out_of_place
+from torch2rt.interface import Input, Interface, Shape
+from torch2rt.registry import Target, load, qualified_name
+from torch2rt.source import Places
+from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic
+
+DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
+READS = frozenset(
+    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
+     "_assert", "_assert_async"}
+)  # fmt: skip
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
+
+
+class UnseenTensorError(TraceError):
+    """A tensor came out of calls that went past the tracer."""
+
+
+class Tracer(TorchFunctionMode):
+    """One run of one module, with everything that belongs to it."""
+
+    def __init__(self, module: torch.nn.Module, interface: Interface, take_strays: bool = False) -> None:
+        super().__init__()
+        self.take_strays = take_strays
+        self.interface = interface
+        self.registry = load()
+        self.graph = torch.fx.Graph()
+        self.places = Places(module)
+        self.symbols: dict[sympy.Symbol, Dim] = {}
+        self.decisions = Decisions(self.symbols, self.places)
+        self.fake_mode = FakeTensorMode(
+            shape_env=self.decisions.shape_env, allow_non_fake_inputs=True, allow_fallback_kernels=False
+        )
+        self.storages = Storages(self)
+        self.attributes = Attributes(self.graph, module)
+        self._sizes: dict[sympy.Basic, Any] = {}
+        self.opening: list[Target] = []
+
+    # Inputs ----------------------------------------------------------------------------------------------------------
+
+    def placeholder(self, index: int, spec: Input, leaf: torch.Tensor, hint: Shape) -> torch.Tensor:
+        """The fake tensor of an input, of this shape, whose dynamic sizes become symbols."""
+        sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
+        fake = self.fake_mode.from_tensor(
+            torch.empty(hint, dtype=leaf.dtype, device=leaf.device),
+            source=ConstantSource(f"input_{index}"),
+            symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
+        )
+        node = self.graph.placeholder(spec.name)
+        node.meta.update(val=fake, module="", source="", input=index)
+        self.storages.bind(fake, node)
+        for axis in spec.dynamic:
+            symbol = fake.shape[axis].node.expr
+            self.symbols[symbol] = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
+            size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+            size.meta.update(val=fake.shape[axis], module="", source="")
+            self._sizes[symbol] = size
+        return fake
+
+    # Calls -----------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.take_strays and any(map(_is_wrapped, tree_leaves((args, kwargs)))):
+            return self._for_real(func, args, kwargs)  # StrayRecorder sees what it does to the tensors inside
+        # what a function passed to an operator computes from is not among the operator's arguments
+        if not self.is_traced((args, kwargs)) and not isinstance(func, torch._ops.HigherOrderOperator):
+            if (written := out_of_place(func, args, kwargs)[0]) is not None:
+                self._before_real_write(written)
+            elif func is torch.Tensor.__setitem__:
+                self._before_real_write(args[0])
+            return self._for_real(func, args, kwargs)
+        if func is torch.Tensor.__setitem__:
+            self.storages.shadow(args[0])
+        args, kwargs = self.storages.with_shadows((args, kwargs))
+        plain = self._plain_numbers((args, kwargs))
+        if plain is not None:  # torch takes a constant tensor for a number where it expects one
+            try:
+                return self._call(func, args, kwargs)
+            except DATA_DEPENDENT:
+                args, kwargs = plain
+        return self.guarded(func, lambda: self._call(func, args, kwargs))
+
+    def _plain_numbers(self, value: Any) -> Any:
+        """Arguments with Python's integers in the place of constant 0-d ones; `None` if there are none."""
+        found = False
+
+        def plain(item: Any) -> Any:
+            nonlocal found
+            if isinstance(item, torch.Tensor):
+                if item.dim() or item.dtype not in INTEGERS or self.is_traced(item) or _is_wrapped(item):
+                    return item
+                found = True
+                return int(item)
+            if isinstance(item, slice):
+                return slice(plain(item.start), plain(item.stop), plain(item.step))
+            if type(item) in (tuple, list):
+                return type(item)(map(plain, item))
+            return {k: plain(v) for k, v in item.items()} if type(item) is dict else item
+
+        value = plain(value)
+        return value if found else None
+
+    def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
+        """Run a call that depends on no input, whose result becomes a constant; a random one must not."""
+        drawn = self._drawn((args, kwargs))
+        if drawn and getattr(func, "__name__", "") in READS | LEAVES_TORCH:
+            raise TraceError(drawn)
+        before = _generator_states()
+        with self.decisions.inside():
+            out = func(*args, **kwargs)
+        if not all(map(torch.equal, before, _generator_states())):
+            advice = self.registry.advice(func) or self.registry.advice(torch.randn)
+            drawn = f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}."
+        if drawn:
+            self.storages.taint(out, drawn)
+        self._is_made(out)
+        self.storages.note_constant_views(out, (func, args, kwargs))
+        return out
+
+    def _drawn(self, value: Any) -> str:
+        """What is wrong with arguments that are random, if any are."""
+        if not self.storages.tainted:
+            return ""
+        return next(filter(None, map(self.storages.taint_of, tree_leaves(value))), "")
+
+    def _is_made(self, out: Any) -> None:
+        """Let a function that may only write to what it makes write to this real tensor."""
+        if self.storages.is_frozen:
+            self.storages.made(out)
+            self.attributes.keep(out)
+
+    def guarded(self, func: Target, call: Callable[[], Any]) -> Any:
+        """Run a traced call; what cannot be known without real data is an error at the user's line."""
+        try:
+            return call()
+        except DATA_DEPENDENT as error:
+            raise TraceError(self._depends_on_data(func)) from error
+        except UnsupportedOperatorException as error:
+            raise TraceError(
+                f"{self.places.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
+                f"without running it ({error.func} has no fake implementation)."
+            ) from error
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            if getattr(func, "__name__", "") in LEAVES_TORCH:
+                raise TraceError(
+                    f"{self.places.here()}: {qualified_name(func)} takes a traced tensor out of torch, so what follows "
+                    "cannot be recorded. Keep the computation in torch."
+                ) from error
+            raise
+
+    def _depends_on_data(self, func: Target) -> str:
+        name = qualified_name(func)
+        if getattr(func, "__name__", "").split(".")[0] in READS:
+            return (
+                f"{self.places.here()}: the module's Python depends on the value of a tensor ({name}), which a fixed "
+                "graph cannot. Compute both sides and choose with torch.where, or move the decision out of the module."
+            )
+        advice = self.registry.advice(func) or "Where its use allows it, keep all elements and mask instead."
+        return f"{self.places.here()}: the shape of {name}'s result depends on the values of its tensors. {advice}"
+
+    def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._changes_shape(func, args, kwargs):
+            return args[0]
+        written, without_write = out_of_place(func, args, kwargs)
+        if written is not None:
+            return self._write((func, args, kwargs), written, without_write)
+        if func not in self.opening and (body := self.registry.composites.get(func)) is not None:
+            with self.decisions.inside():
+                out = self._open(func, body, args, kwargs)
+            if out is not NotImplemented:
+                return out
+        if self.registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
+            return value
+        if self.registry.find(func) is not None and not _is_autocasting(args):
+            return self.record(func, args, kwargs)
+        if func not in self.opening and (body := _opened(func)) is not None:
+            return self._open(func, body, args, kwargs)
+        with self.decisions.inside(), self.fake_mode, AtenRecorder(self, func):
+            out = func(*args, **kwargs)
+        self.storages.adopt(out, args, func)
+        return out
+
+    def _open(self, func: Target, body: Target, args: Any, kwargs: Any) -> Any:
+        """Record the calls that a call's body makes."""
+        self.opening.append(func)
+        try:
+            with self:
+                return body(*args, **kwargs)
+        except ConversionError as error:
+            if type(error) is not ConversionError:
+                raise
+            raise TraceError(f"{self.places.here()}: {qualified_name(func)}: {error}.") from error
+        finally:
+            self.opening.pop()
+
+    def record(self, func: Target, args: Any, kwargs: Any) -> Any:
+        """Run one call on the fake tensors and append it to the graph."""
+        node_args, node_kwargs = self.argument(args), self.argument(kwargs)
+        before = self.storages.versions((args, kwargs))
+        with self.decisions.inside(), self.fake_mode:
+            fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
+            try:
+                out = func(*fake_args, **fake_kwargs)
+            except (NotImplementedError, UnsupportedOperatorException):
+                # cuDNN's kernels have no fake ones; torch's others give the same shapes
+                with torch.backends.cudnn.flags(enabled=False):
+                    out = func(*fake_args, **fake_kwargs)
+        if before != self.storages.versions((args, kwargs)):
+            raise TraceError(
+                f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
+            )
+        node = self.node(func, tuple(node_args), node_kwargs, out)
+        self.bind(out, node, (func, args, kwargs))
+        return out
+
+    def _fake(self, value: Any) -> Any:
+        """A call's argument with stand-ins for weights: calls of fake tensors alone torch's fake mode remembers.
+
+        It makes the same stand-ins itself, but later. A 0-d tensor stays, as torch may take it for a number.
+        """
+        if type(value) in (torch.Tensor, torch.nn.Parameter) and value.dim() and value.is_floating_point():
+            return self.fake_mode.from_tensor(value, static_shapes=True)
+        if type(value) in (tuple, list):
+            return type(value)(map(self._fake, value))
+        return {k: self._fake(v) for k, v in value.items()} if type(value) is dict else value
+
+    def bind(self, out: Any, node: torch.fx.Node, call: tuple[Target, Any, Any], path: tuple[int, ...] = ()) -> None:
+        """Remember which node computes each tensor of a call's result."""
+        if isinstance(out, torch.Tensor):
+            self.storages.bind(out, node, call, path)
+        elif isinstance(out, (tuple, list)):
+            for index, item in enumerate(out):
+                if isinstance(item, (torch.Tensor, tuple, list)):
+                    part = self.node(operator.getitem, (node, index), {}, item, like=node)
+                    self.bind(item, part, call, (*path, index))
+
+    def node(
+        self, target: Target, args: Any, kwargs: Any, out: Any, like: torch.fx.Node | None = None
+    ) -> torch.fx.Node:
+        node = self.graph.call_function(target, args, kwargs)
+        if like is None:
+            node.meta.update(val=out, module=self.places.module(), source=self.places.line())
+            if self.opening:
+                node.meta["function"] = self.opening[0]
+        else:
+            node.meta.update(like.meta, val=out)
+        return node
+
+    # Writes ----------------------------------------------------------------------------------------------------------
+
+    def _changes_shape(self, func: Target, args: Any, kwargs: Any) -> bool:
+        """Take care of a call that changes in place what a tensor looks at, and say whether it was one."""
+        name = getattr(func, "__name__", "").split(".")[0]
+        if name in MEMORY_IN_PLACE and getattr(getattr(func, "__self__", None), "__name__", "data") == "data":
+            what = "assigning to x.data" if name == "__set__" else qualified_name(func)
+            raise TraceError(f"{self.places.here()}: {what} gives a tensor other memory. Make a new tensor instead.")
+        if name not in SHAPES_IN_PLACE or getattr(torch.Tensor, name) is not func:
+            return False
+        target = getattr(torch.Tensor, name[:-1])
+        self.storages.reshape(args[0], lambda: func(*args, **kwargs), lambda old: (target, (old, *args[1:]), kwargs))
+        return True
+
+    def _before_real_write(self, tensor: torch.Tensor) -> None:
+        """A call without traced arguments is about to write to a real tensor.
+
+        What the graph has recorded of it so far must keep its value, and a module's own state is not ours to change.
+        """
+        self.storages.check_writable(tensor)
+        if (name := self.attributes.before_write(tensor)) is not None:
+            raise TraceError(
+                f"{self.places.here()}: the module writes to its parameter or buffer '{name}'. "
+                "An engine has no state: keep it outside the module, or put the module into eval mode."
+            )
+
+    def _write(self, call: Call, written: torch.Tensor, without_write: Call) -> Any:
+        shadow = self.storages.shadow(written)
+        func, args, kwargs = self.storages.with_shadows(call)
+        value = self._call(*self.storages.with_shadows(without_write))
+        if not isinstance(value, torch.Tensor):
+            raise TraceError(
+                f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported."
+            )
+        with self.decisions.inside(), self.fake_mode:  # the write itself, so that torch refuses what eager refuses
+            func(*args, **kwargs)
+            if value.dtype != shadow.dtype or value.shape != shadow.shape:
+                with AtenRecorder(self, func):
+                    value = value.to(shadow.dtype).expand(shadow.shape)
+        self.storages.write(shadow, self.argument(value))
+        return written
+
+    # Arguments -------------------------------------------------------------------------------------------------------
+
+    def is_traced(self, value: Any) -> bool:
+        """Whether a fake tensor of this run, or a symbolic size, is anywhere in a call's arguments."""
+        if isinstance(value, torch.Tensor):
+            return isinstance(value, FakeTensor) or self.storages.is_shadowed(value)
+        if isinstance(value, (tuple, list)):
+            return any(self.is_traced(v) for v in value)
+        if isinstance(value, dict):
+            return any(self.is_traced(v) for v in value.values())
+        if isinstance(value, slice):
+            return (
+                is_symbolic(value.start)
+                or is_symbolic(value.stop)
+                or is_symbolic(value.step)
+                or any(isinstance(v, torch.Tensor) and self.is_traced(v) for v in (value.start, value.stop, value.step))
+            )
+        return is_symbolic(value)
+
+    def argument(self, value: Any) -> Any:
+        """A call's argument as the graph holds it."""
+        if isinstance(value, torch.Tensor):
+            node = self.storages.node(value)
+            return self.attribute(value) if node is None else node
+        if is_symbolic(value):
+            return self._size(expression(value), value)
+        if isinstance(value, (tuple, list)):
+            items = [self.argument(v) for v in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        if isinstance(value, dict):
+            return {k: self.argument(v) for k, v in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.fx.GraphModule):
+            return self.attribute(value)
+        return value
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new fake tensor of the same type."""
+        with self.decisions.inside(), self.fake_mode, torch._C.DisableTorchFunction():
+            return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+    def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A new tensor of the same type that only stands for a value, as the operand of a subgraph."""
+        fake = self.like(tensor)
+        node = self.graph.placeholder("operand")
+        node.meta.update(val=fake, module="", source="")
+        self.storages.bind(fake, node)
+        return fake
+
+    def attribute(self, tensor: torch.Tensor | torch.fx.GraphModule) -> torch.fx.Node:
+        """The node of a parameter, a buffer, a tensor made while tracing, or a subgraph."""
+        if isinstance(tensor, FakeTensor) or _is_wrapped(tensor):
+            raise UnseenTensorError(
+                f"{self.places.here()}: a tensor that torch made without a call that torch2rt could see reached one "
+                "that it sees."
+            )
+        if drawn := self._drawn(tensor):
+            raise TraceError(drawn)
+        return self.attributes.node(tensor)
+
+    def _size(self, expr: sympy.Basic, value: Any) -> Any:
+        """The node that computes a symbolic number from the inputs' sizes."""
+        expr = self.decisions.shape_env.replace(expr)
+        if expr.is_number or isinstance(expr, sympy.logic.boolalg.BooleanAtom):
+            return type_of(value)(expr)
+        if (node := self._sizes.get(expr)) is None:
+            env = {s: torch.fx.Proxy(n) for s, n in self._sizes.items() if isinstance(s, sympy.Symbol)}
+            node = sympy_interp(PythonAlgebra, env, expr).node
+            node.meta.update(val=value, module=self.places.module(), source=self.places.line())
+            self._sizes[expr] = node
+        return node
+
+    def _fold_factory(self, func: Target, args: Any, kwargs: Any) -> Any:
+        """The real result of a factory whose size is static, or `None`."""
+        with self.decisions.inside(), self.fake_mode:
+            out = func(*args, **kwargs)
+        if any(is_symbolic(size) for size in out.shape):
+            return None
+        stand_in = lambda t: torch.empty((), dtype=t.dtype, device=t.device).expand(  # noqa: E731
+            [1 if is_symbolic(s) else s for s in t.shape]
+        )
+        args, kwargs = tree_map_only(FakeTensor, stand_in, (args, kwargs))
+        if self.is_traced((args, kwargs)):
+            return None
+        out = func(*args, **kwargs)
+        self._is_made(out)
+        return out
+
+
+def _is_wrapped(value: Any) -> bool:
+    """Whether this is a tensor of `torch.vmap` and the like around another one."""
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
+def _generator_states() -> list[torch.Tensor]:
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [generator.get_state() for generator in (torch.default_generator, *cuda)]
+
+
+def _is_autocasting(args: Any) -> bool:
+    """Whether torch would cast this call's tensors: its casts are only visible among the ATen operators."""
+    devices = {t.device.type for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+    return any(torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d) for d in devices)
+
+
+def type_of(value: Any) -> type:
+    """The Python type that a symbolic number stands for."""
+    return {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}[type(value)]
+
+
+@functools.cache
+def _opened(func: Target) -> Target | None:
+    """A Python-level torch function with its first line's dispatch to the tracer taken out, so that its body is traced.
+
+    It is the same code over a copy of its module's globals in which `has_torch_function` says no.
+    """
+    checks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    if not isinstance(func, types.FunctionType) or not set(checks) & set(func.__code__.co_names):
+        return None
+    no = dict.fromkeys(checks, lambda *args: False)
+    body = types.FunctionType(
+        func.__code__, {**func.__globals__, **no}, func.__name__, func.__defaults__, func.__closure__
+    )
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
