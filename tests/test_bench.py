@@ -577,3 +577,38 @@ def test_a_model_of_the_table_tells_samples_apart_in_half_precision(table):
     with torch.no_grad():
         assert 1e-5 < measuring.compare([module(*inputs)], y)["error"] < 5e-2
     assert (y[0][0] - y[0][1]).abs().max() > 0.02 * y[0].abs().max()
+
+
+# benchmarks/breakdown.py ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def breakdown(table):
+    yield importlib.import_module("breakdown")
+    sys.modules.pop("breakdown", None)
+
+
+def test_steps_and_kernels_are_shown(breakdown):
+    steps = {step: (1.0 + i, 2.5) for i, step in enumerate(breakdown.STEPS)}
+    kernels = {"short": (2.0, 4.0), "long": (10.0, 1.0), "tiny": (0.5, 1.0)}
+    row = {"layers": 7, "steps": steps, "kernels": kernels}
+    lines = breakdown.show_steps({"net, batch 1": row}).splitlines()
+    assert lines[2].startswith("| net, batch 1 | 7 | 1.00 / 2.50 | 2.00 / 2.50 |") and lines[2].endswith("| 21.00 |")
+    assert len({line.count("|") for line in lines}) == 1
+    shown = [line.split() for line in breakdown.show_kernels(row, 2).splitlines()]
+    assert [" ".join(words) for words in shown] == ["12.5 us 6 x all", "10.0 us 1 x long", "2.0 us 4 x short"]
+
+
+def test_a_breakdown(breakdown, device, capsys):
+    if device.type != "cuda" and torch.cuda.is_available():
+        pytest.skip("needs --device cuda")
+    with pytest.raises(SystemExit):
+        breakdown.main(["--rows", "nothing"])
+    capsys.readouterr()
+    status = breakdown.main(["--rows", "conv + relu", "--batch", "1,16"])
+    out, err = capsys.readouterr()
+    if device.type != "cuda":
+        assert status == 1 and "needs an NVIDIA GPU" in err
+        return
+    assert status == 0 and "conv + relu, batch 1\n" in out and "batch 16" not in out
+    assert " us " in out and "| conv + relu, batch 1 | 2 |" in out
