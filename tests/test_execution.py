@@ -1,13 +1,22 @@
 """What a replay does on the host, with the GPU's part left out."""
 
+import collections
+import contextlib
+import itertools
+import random
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from torch2rt import execution
+from torch2rt import runtime as runtime_file
 from torch2rt.cuda import Copy
+from torch2rt.errors import EngineError
 from torch2rt.execution import Graph
+from torch2rt.runtime import Runtime
 
 
 class Target:
@@ -89,3 +98,60 @@ def test_no_memory_for_the_next_outputs_is_the_next_calls_error(graph):
 def test_another_input_is_not_read_by_a_graph_of_the_first(graph):
     assert graph.graph.run(graph.runtime, [torch.zeros(100)]) is None
     assert graph.call().unique().item() == 1
+
+
+class Captured:
+    """A graph that notices when it is replayed twice at once, or after it was let go of."""
+
+    made = 0
+
+    def __init__(self, runtime, execution, tensors, borrow, own):
+        self.execution, self.own = execution, own
+        self.lock, self.gone, self.running = threading.Lock(), False, False
+        self.shape = tensors[0].shape
+        Captured.made += 1
+        if random.random() < 0.1:
+            raise EngineError("no capture today")
+        time.sleep(0)
+
+    def run(self, runtime, tensors):
+        assert not self.gone and not self.running and tensors[0].shape == self.shape
+        self.running = True
+        time.sleep(0)
+        self.running = False
+        return [tensors[0]] if self.own or random.random() < 0.9 else None
+
+
+def test_graphs_of_many_threads_come_and_go(monkeypatch):
+    """Six keys, of which three are kept: each replay is of a graph that is there, and one at a time."""
+    monkeypatch.setattr(runtime_file, "Graph", Captured)
+    monkeypatch.setattr(runtime_file, "GRAPHS", 3)
+    monkeypatch.setattr(runtime_file.cuda, "synchronize", lambda stream: random.random() < 0.9)
+    monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
+    runtime = Runtime.__new__(Runtime)
+    runtime.engine, runtime.lock, runtime.graphs = None, threading.RLock(), collections.OrderedDict()
+    runtime.check = lambda tensors: None
+    runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(shapes=None)
+    inputs = [torch.zeros(size) for size in range(1, 7)]
+    idle = {stream: [] for stream in (1, 2)}
+    failures, done = [], itertools.count()
+
+    def work(seed):
+        choose = random.Random(seed)
+        try:
+            for _ in range(400):
+                x, stream = choose.choice(inputs), choose.choice([1, 2])
+                with contextlib.suppress(EngineError):  # no capture today, or a stream that is busy
+                    (result,) = runtime.replay([x], stream, idle[stream], borrow=False)
+                    assert result is x
+                    next(done)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures[0]
+    assert next(done) > 1000 and Captured.made > 100 and len(runtime.graphs) <= 12
