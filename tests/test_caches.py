@@ -84,10 +84,10 @@ def test_a_name_tells_gpus_apart(fact, folder, gpu):
     assert caches.path("kernels") != before
 
 
-@pytest.mark.parametrize("fact", ["FLAVOUR", "VERSION", "driver"])
+@pytest.mark.parametrize("fact", ["FLAVOUR", "VERSION", "driver_version"])
 def test_a_name_tells_software_apart(fact, folder, gpu, monkeypatch):
     before = caches.path("kernels")
-    monkeypatch.setattr(caches, fact, (lambda: "1.2.3") if fact == "driver" else "1.2.3")
+    monkeypatch.setattr(caches, fact, (lambda: "1.2.3") if fact == "driver_version" else "1.2.3")
     assert caches.path("kernels") != before
 
 

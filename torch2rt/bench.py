@@ -246,12 +246,12 @@ def facts() -> dict[str, dict[str, str | None]]:
     """The machine and the versions that measurements depend on."""
     from torch2rt import __version__
     from torch2rt.backend import FLAVOUR, VERSION
-    from torch2rt.caches import driver
+    from torch2rt.cuda import driver_version
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     packages = {name: _version(name) for name in ("torch_tensorrt", "onnx", "onnxscript")}
     return {
-        "machine": {"gpu": gpu, "driver": driver() or None, "cpu": _cpu()},
+        "machine": {"gpu": gpu, "driver": driver_version() or None, "cpu": _cpu()},
         "versions": {"torch2rt": __version__, "torch": torch.__version__, FLAVOUR: VERSION, **packages},
     }
 

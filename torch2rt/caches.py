@@ -10,8 +10,6 @@ cache, never an error.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import hashlib
 import os
 import sys
@@ -25,6 +23,7 @@ from typing import Any
 import torch
 
 from torch2rt.backend import FLAVOUR, VERSION
+from torch2rt.cuda import driver_version
 
 ENVIRONMENT = "TORCH2RT_CACHE"
 LIMIT = 4 * 2**30  # bytes of all files together
@@ -53,7 +52,7 @@ def path(kind: str, device: torch.device | None = None, *parts: str) -> Path | N
     if where is None or not torch.cuda.is_available():
         return None
     key = hashlib.sha256()
-    for part in (FLAVOUR, VERSION, str(torch.version.cuda), driver(), *_gpu(device), *parts):
+    for part in (FLAVOUR, VERSION, str(torch.version.cuda), driver_version(), *_gpu(device), *parts):
         key.update(part.encode() + b"\0")
     return where / f"{key.hexdigest()}.{kind}"
 
@@ -63,18 +62,6 @@ def _gpu(device: torch.device | None) -> list[str]:
     properties = torch.cuda.get_device_properties(device)
     facts = (properties.major, properties.minor, properties.multi_processor_count, properties.total_memory)
     return [properties.name, *map(str, facts)]
-
-
-@functools.cache
-def driver() -> str:
-    """The version of NVIDIA's driver, or nothing if there is none."""
-    text = ctypes.create_string_buffer(96)
-    with contextlib.suppress(OSError):  # there is no NVML where the GPU is part of the chip
-        nvml = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
-        if nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0:
-            return text.value.decode()
-    ask = getattr(torch._C, "_cuda_getDriverVersion", int)
-    return str(ask() or "")
 
 
 def digest(data: bytes) -> str:

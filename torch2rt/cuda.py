@@ -42,6 +42,18 @@ def on_device(index: int) -> Any:
     return contextlib.nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index)
 
 
+@functools.cache
+def driver_version() -> str:
+    """The version of NVIDIA's driver, which torch does not tell; nothing if there is none."""
+    text = ctypes.create_string_buffer(96)
+    with contextlib.suppress(OSError):  # there is no NVML where the GPU is part of the chip
+        nvml = ctypes.CDLL("nvml.dll" if os.name == "nt" else "libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0:
+            return text.value.decode()
+    ask = getattr(torch._C, "_cuda_getDriverVersion", int)
+    return str(ask() or "")
+
+
 # The driver -----------------------------------------------------------------------------------------------------------
 
 

@@ -9,14 +9,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from torch2rt.cuda import driver_version
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
 
@@ -53,7 +53,7 @@ def _torch_and_gpu(found: Findings) -> bool:
     """Report torch, the driver and the GPUs; whether torch can use one."""
     built_for = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     found.line("torch", f"{torch.__version__}, built {built_for}")
-    driver = _driver()
+    driver = driver_version()
     if driver:
         found.line("driver", f"NVIDIA {driver}")
     if torch.cuda.is_available():
@@ -73,19 +73,6 @@ def _torch_and_gpu(found: Findings) -> bool:
         remedy = "There is no NVIDIA driver: running engines needs an NVIDIA GPU and its driver. "
     found.problem("GPU", "torch sees none (torch.cuda.is_available() is False)", remedy + without)
     return False
-
-
-def _driver() -> str | None:
-    """The driver's version, which torch does not tell."""
-    if tool := shutil.which("nvidia-smi"):
-        command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        if done.returncode == 0 and done.stdout.strip():
-            return done.stdout.split()[0]
-    return None
 
 
 def _tensorrt(found: Findings) -> Any:
