@@ -74,11 +74,23 @@ class ConvNeXt(Block):
         self.conv = nn.Conv2d(maps, maps, 7, padding=3, groups=maps)
         self.norm, self.up, self.down = nn.LayerNorm(maps), nn.Linear(maps, 4 * maps), nn.Linear(4 * maps, maps)
         self.scale = nn.Parameter(torch.randn(maps, 1, 1))
-        self.linear, self.last = plain, scaled
+        self.depthwise, self.linear, self.last = plain, plain, scaled
 
     def forward(self, x):
-        y = F.gelu(self.linear(self.norm(self.conv(x).permute(0, 2, 3, 1)), self.up))
+        y = self.depthwise(x, self.conv).permute(0, 2, 3, 1)
+        y = F.gelu(self.linear(self.norm(y), self.up))
         return x + self.last(y, self)
+
+
+def in_groups(maps):
+    """A depthwise convolution as one of groups of so many maps, with weights of zero between them."""
+
+    def depthwise(x, conv):
+        groups = conv.groups // maps
+        weight = conv.weight * torch.eye(maps).to(conv.weight).repeat(groups, 1)[:, :, None, None]
+        return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, groups=groups)
+
+    return depthwise
 
 
 def scaled(y, block):
@@ -108,6 +120,9 @@ CONVNEXT = {
     "weight transposed before": {"linear": transposed_before},
     "rows flat": {"linear": flat},
     "1x1 convolutions": {"linear": as_planes},
+    "depthwise in groups of 8": {"depthwise": in_groups(8)},
+    "depthwise in groups of 16": {"depthwise": in_groups(16)},
+    "depthwise in groups of 32": {"depthwise": in_groups(32)},
 }
 
 PATTERNS = {
