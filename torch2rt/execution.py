@@ -79,8 +79,8 @@ class Execution:
                 self.scratch_address = address
         gate = runtime.gate
         if self.warm:
-            gate.enter(self)
             try:
+                gate.enter(self)
                 done = self.execute(stream)
             finally:
                 gate.leave(self)

@@ -21,7 +21,7 @@ class Gate:
         self.leave = self.inside.discard
 
     def enter(self, who: Any) -> None:
-        """Go in, beside others, until `leave(who)`; waits while somebody is alone."""
+        """Go in, beside others, until `leave(who)`, also if this is interrupted; waits while somebody is alone."""
         self.inside.add(who)
         if self.closed:
             self.inside.discard(who)
