@@ -2,7 +2,6 @@
 
 import json
 import os
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from threads import at_once
 
 from torch2rt import build, caches, lower, trace
 from torch2rt.backend import IS_RTX, create_execution_context, trt
@@ -200,11 +200,7 @@ def test_locked_keeps_others_out(folder):
                 time.sleep(0.001)
                 inside[0] -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once([work] * 4)
     assert most == [1]
 
 

@@ -10,13 +10,13 @@ import contextlib
 import dataclasses
 import itertools
 import random
-import threading
 
 import pytest
 import torch
 from harness import compare
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
+from threads import at_once
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt import torch2rt
@@ -528,33 +528,24 @@ def test_a_graph_keeps_no_history_of_its_inputs(on_a_gpu, several, several_trt, 
 
 @GRAPHS
 def test_bad_and_good_callers_in_several_threads(on_a_gpu, several, several_trt, device, pytestconfig, graph):
-    count, failures = pytestconfig.getoption("--examples"), []
+    count = pytestconfig.getoption("--examples")
 
     def work(seed):
         choose = random.Random(seed)
         stream = torch.cuda.default_stream() if seed % 3 == 0 else torch.cuda.Stream()
         faults = [fault for fault in ENGINE_FAULTS if fault != "jvp"]  # torch keeps its levels for the whole process
-        try:
-            with torch.cuda.stream(stream):
-                for _ in range(count):
-                    plan = plan_of(choose.choice, faults, 1 if seed % 2 else 1 << 30)  # all bad, or all good
-                    plan.size = choose.choice(SIZES[:2])  # with every stream, less than the graphs that are kept
-                    try:
-                        carry_out(plan, several_trt, several, device)
-                    except BaseException as error:
-                        raise AssertionError(f"{plan}: {error}") from error
-        except BaseException as error:
-            failures.append(error)
+        with torch.cuda.stream(stream):
+            for _ in range(count):
+                plan = plan_of(choose.choice, faults, 1 if seed % 2 else 1 << 30)  # all bad, or all good
+                plan.size = choose.choice(SIZES[:2])  # with every stream, less than the graphs that are kept
+                try:
+                    carry_out(plan, several_trt, several, device)
+                except BaseException as error:
+                    raise AssertionError(f"{plan}: {error}") from error
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
     with as_told(several_trt, graph):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once([lambda seed=seed: work(seed) for seed in range(8)])
     torch.cuda.synchronize()
-    if failures:
-        raise failures[0]
 
 
 @pytest.mark.parametrize("caught", [False, True], ids=["abandoned", "caught"])

@@ -3,6 +3,8 @@
 import threading
 import time
 
+from threads import at_once
+
 from torch2rt.gate import Gate
 
 
@@ -43,11 +45,7 @@ def test_many_are_inside_at_once():
         together.wait(10)  # breaks if one had to wait for another
         gate.leave(name)
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once([lambda name=name: work(name) for name in range(3)])
     assert not together.broken and not gate.inside
 
 
@@ -69,12 +67,7 @@ def test_nobody_is_beside_who_is_alone():
                 seen.extend(inside)
                 turns[1] += 1
 
-    threads = [threading.Thread(target=many, args=(name,)) for name in range(3)]
-    threads += [threading.Thread(target=alone) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once([*(lambda name=name: many(name) for name in range(3)), alone, alone])
     assert not seen and min(turns) > 0
 
 

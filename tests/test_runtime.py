@@ -5,12 +5,13 @@ import os
 import random
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 from harness import compare
+from test_callers import as_told
 from test_tracing import module
+from threads import at_once
 
 from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError
@@ -72,34 +73,23 @@ def test_results_are_ordered_with_the_callers_stream(net, model_trt, graph):
 
 @pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
 def test_many_threads_streams_and_shapes(net, model_trt, graph):
-    model_trt.cuda_graph = graph
     generator = random.Random(0)
     inputs = [images(generator) for _ in range(12)]
     with torch.no_grad():
         expected = [net(x) for x in inputs]
     torch.cuda.synchronize()
-    failures = []
 
     def work(seed):
         mine = random.Random(seed)
         stream = torch.cuda.default_stream() if seed % 4 == 0 else torch.cuda.Stream()
-        try:
-            with torch.cuda.stream(stream):
-                for _ in range(150):
-                    chosen = [mine.randrange(len(inputs)) for _ in range(3)]
-                    for i, y in [(i, model_trt(inputs[i])) for i in chosen]:
-                        close(y, expected[i])
-        except BaseException as error:
-            failures.append(error)
+        with torch.cuda.stream(stream):
+            for _ in range(150):
+                chosen = [mine.randrange(len(inputs)) for _ in range(3)]
+                for i, y in [(i, model_trt(inputs[i])) for i in chosen]:
+                    close(y, expected[i])
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    model_trt.cuda_graph = False
-    if failures:
-        raise failures[0]
+    with as_told(model_trt, graph):
+        at_once([lambda seed=seed: work(seed) for seed in range(8)])
 
 
 def test_outputs_are_fresh_unless_borrowed(net, device):
@@ -365,13 +355,8 @@ def test_the_first_deed_of_a_thread_may_be_a_call(net, model_trt, graph):
     def work(place):
         results[place] = model_trt(inputs[place])
 
-    model_trt.cuda_graph = graph
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    model_trt.cuda_graph = False
+    with as_told(model_trt, graph):
+        at_once([lambda place=place: work(place) for place in range(4)])
     assert len(results) == 4
     for place, y in results.items():
         close(y, expected[place])

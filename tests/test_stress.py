@@ -16,6 +16,7 @@ import pytest
 import torch
 from harness import Call
 from test_callers import GRAPHS, as_told
+from threads import at_once
 
 from torch2rt import TRTModule, torch2rt
 from torch2rt import module as module_file
@@ -44,26 +45,6 @@ def net_trt(net, device):
 def on_a_gpu(device):
     if device.type != "cuda":
         pytest.skip("runs engines: needs --device cuda")
-
-
-def at_once(works):
-    """Run these functions in a thread each; the first error is raised here."""
-    failures, start = [], threading.Barrier(len(works))
-
-    def run(work):
-        try:
-            start.wait()
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
 
 
 @contextlib.contextmanager

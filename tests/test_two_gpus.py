@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 from test_runtime import RANGES, close, images, make_net
-from test_stress import at_once
+from threads import at_once
 
 from torch2rt import TRTModule, torch2rt
 from torch2rt.errors import InputError
