@@ -19,13 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map, tree_map_only
 
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target, qualified_name
+from torch2rt.registry import Call, Target, qualified_name
 from torch2rt.symbolic import evaluate, expression, is_symbolic
 
 if TYPE_CHECKING:
     from torch2rt.tracer import Tracer
-
-Call = tuple[Target, Any, Any]
 
 
 @dataclasses.dataclass

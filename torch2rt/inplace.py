@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.registry import Target, functional
-
-Call = tuple[Target, tuple[Any, ...], dict[str, Any]]
+from torch2rt.registry import Call, Target, functional
 
 
 def out_of_place(func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, Call]:

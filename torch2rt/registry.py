@@ -19,6 +19,7 @@ import torch
 from torch2rt.errors import ConversionError
 
 Target = Callable[..., Any]
+Call = tuple[Target, Any, Any]  # with its arguments by position and by name
 
 ALIASES = {
     "axis": "dim",

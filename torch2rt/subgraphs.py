@@ -108,6 +108,3 @@ def _cut(
         tracer.graph.erase_node(node)
     tracer.storages.forget(inside)
     return torch.fx.GraphModule(torch.nn.Module(), graph), list(outside)
-
-
-# torch.compile ------------------------------------------------------------------------------------------------------

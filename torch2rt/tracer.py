@@ -38,9 +38,9 @@ from torch2rt.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.attributes import Attributes
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.guards import Decisions
-from torch2rt.inplace import Call, out_of_place
+from torch2rt.inplace import out_of_place
 from torch2rt.interface import Input, Interface, Shape
-from torch2rt.registry import Target, load, qualified_name
+from torch2rt.registry import Call, Target, load, qualified_name
 from torch2rt.source import Places
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic
 
@@ -269,7 +269,7 @@ class Tracer(TorchFunctionMode):
             return type(value)(map(self._fake, value))
         return {k: self._fake(v) for k, v in value.items()} if type(value) is dict else value
 
-    def bind(self, out: Any, node: torch.fx.Node, call: tuple[Target, Any, Any], path: tuple[int, ...] = ()) -> None:
+    def bind(self, out: Any, node: torch.fx.Node, call: Call, path: tuple[int, ...] = ()) -> None:
         """Remember which node computes each tensor of a call's result."""
         if isinstance(out, torch.Tensor):
             self.storages.bind(out, node, call, path)
@@ -282,6 +282,7 @@ class Tracer(TorchFunctionMode):
     def node(
         self, target: Target, args: Any, kwargs: Any, out: Any, like: torch.fx.Node | None = None
     ) -> torch.fx.Node:
+        """A new call in the graph, whose result is `out`; it stems from the line at hand, or that of another node."""
         node = self.graph.call_function(target, args, kwargs)
         if like is None:
             node.meta.update(val=out, module=self.places.module(), source=self.places.line())
