@@ -10,84 +10,52 @@ kernels are those of a replayed CUDA graph, longest first. Needs a GPU.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from meter import Meter, in_a_process, kernel_lines, kernel_times
 from table import jobs
 
 from torch2rt import TRTModule, build, lower, torch2rt, trace
 from torch2rt.backend import FLAVOUR, VERSION
 from torch2rt.measuring import make
 
-REPLAYS = 10
 STEPS = {
     "trace": "trace", "lower": "lower", "build": "TensorRT's builder", "load": "load, and compile kernels",
     "call": "first call", "capture": "capture",
 }  # fmt: skip
 
 
-class Clock:
-    """Seconds of steps: on the clock, and of the processor in all threads."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, tuple[float, float]] = {}
-
-    def __call__(self, step: str, function: Callable[[], Any]) -> Any:
-        start = time.perf_counter(), time.process_time()
-        result = function()
-        torch.cuda.synchronize()
-        self.steps[step] = time.perf_counter() - start[0], time.process_time() - start[1]
-        return result
-
-
 def measure(name: str, batch: int) -> dict[str, Any]:
-    """The steps of one model's build, and its kernels by name: microseconds and how often, in one replay."""
-    job = jobs()[name][batch]
-    module, inputs = make({"model": job.model, "inputs": job.inputs, "dtype": job.dtype})
+    """The steps of one model's build, and the kernels of one replay."""
+    module, inputs = make(dataclasses.asdict(jobs()[name][batch]))
     torch.cuda.set_stream(torch.cuda.Stream())
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval().half().cuda()
     warm = torch2rt(small, [torch.randn(2, 3, 8, 8, device="cuda").half()], cuda_graph=True)
     warm(torch.randn(2, 3, 8, 8, device="cuda").half())
     module, inputs = module.cuda(), [x.cuda() for x in inputs]
     torch.cuda.synchronize()
-    clock = Clock()
-    graph = clock("trace", lambda: trace(module, inputs))
-    network = clock("lower", lambda: lower(graph))
-    engine = clock("build", lambda: build(network))
+    meter = Meter()
+    graph = meter.stage("trace", lambda: trace(module, inputs))
+    network = meter.stage("lower", lambda: lower(graph))
+    engine = meter.stage("build", lambda: build(network))
     model_trt = TRTModule(engine, network.interface, made_by={"flavour": FLAVOUR, "version": VERSION})
-    clock("load", lambda: model_trt.engine)
-    clock("call", lambda: model_trt(*inputs))
-    model_trt.cuda_graph = True
-    clock("capture", lambda: model_trt(*inputs))
-    return {"layers": network.num_layers, "steps": clock.steps, "kernels": kernels(lambda: model_trt(*inputs))}
+    meter.stage("load", lambda: model_trt.engine)
 
-
-def kernels(call: Callable[[], Any]) -> dict[str, tuple[float, float]]:
-    """What a call runs on the GPU: microseconds and how often, by name."""
-    for _ in range(REPLAYS):
-        call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(REPLAYS):
-            call()
+    def finished() -> None:
+        model_trt(*inputs)
         torch.cuda.synchronize()
-    found = [event for event in profile.key_averages() if event.device_time_total > 0]
-    return {event.key: (event.device_time_total / REPLAYS, event.count / REPLAYS) for event in found}
 
-
-def in_a_process(name: str, batch: int) -> dict[str, Any]:
-    """`measure` with empty caches."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "TORCH2RT_CACHE": folder, "CUDA_CACHE_PATH": folder}
-        command = [sys.executable, __file__, "--rows", name, "--batch", str(batch), "--measure"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    return json.loads(done.stdout.splitlines()[-1])
+    meter.stage("call", finished)
+    model_trt.cuda_graph = True
+    meter.stage("capture", finished)
+    steps = {step: (meter.seconds[step], meter.of_threads[step]) for step in STEPS}
+    return {"layers": network.num_layers, "steps": steps, "kernels": kernel_times(lambda: model_trt(*inputs))}
 
 
 def show_steps(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -103,10 +71,8 @@ def show_steps(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def show_kernels(row: Mapping[str, Any], most: int) -> str:
     """The kernels that take most of a call."""
-    ordered = sorted(row["kernels"].items(), key=lambda item: -item[1][0])
-    total, count = (sum(numbers) for numbers in zip(*row["kernels"].values()))
-    lines = [f"{total:9.1f} us {count:5.0f} x  all"]
-    return "\n".join(lines + [f"{us:9.1f} us {count:5.0f} x  {key[:100]}" for key, (us, count) in ordered[:most]])
+    total, count = sum(us for *_, us in row["kernels"]), sum(n for _, n, _ in row["kernels"])
+    return "\n".join(kernel_lines([("all", count, total), *row["kernels"]], 1 + most))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,13 +94,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(measure(names[0], batches[0])))
         return 0
     rows: dict[str, Any] = {}
-    for name in names:
-        for batch in (batch for batch in batches if batch in every[name]):
-            rows[f"{name}, batch {batch}"] = row = in_a_process(name, batch)
-            print(f"{name}, batch {batch}\n{show_kernels(row, arguments.kernels)}\n", flush=True)
+    status = 0
+    for name, batch in ((name, batch) for name in names for batch in batches if batch in every[name]):
+        with tempfile.TemporaryDirectory() as folder:
+            empty = {"TORCH2RT_CACHE": folder, "CUDA_CACHE_PATH": folder}
+            command = ("--rows", name, "--batch", str(batch), "--measure")
+            row = in_a_process(__file__, *command, environment=empty)
+        title = f"{name}, batch {batch}"
+        if "error" in row:
+            print(f"{title}: {row['error']}", file=sys.stderr)
+            status = 1
+            continue
+        rows[title] = row
+        print(f"{title}\n{show_kernels(row, arguments.kernels)}\n", flush=True)
     print(f"{torch.cuda.get_device_name()}, {FLAVOUR} {VERSION}, torch {torch.__version__}; seconds / of all threads\n")
     print(show_steps(rows))
-    return 0
+    return status
 
 
 if __name__ == "__main__":

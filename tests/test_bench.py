@@ -590,7 +590,7 @@ def breakdown(table):
 
 def test_steps_and_kernels_are_shown(breakdown):
     steps = {step: (1.0 + i, 2.5) for i, step in enumerate(breakdown.STEPS)}
-    kernels = {"short": (2.0, 4.0), "long": (10.0, 1.0), "tiny": (0.5, 1.0)}
+    kernels = [("long", 1, 10.0), ("short", 4, 2.0), ("tiny", 1, 0.5)]
     row = {"layers": 7, "steps": steps, "kernels": kernels}
     lines = breakdown.show_steps({"net, batch 1": row}).splitlines()
     assert lines[2].startswith("| net, batch 1 | 7 | 1.00 / 2.50 | 2.00 / 2.50 |") and lines[2].endswith("| 21.00 |")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
+from meter import kernel_lines, kernel_times
 
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
 from torch2rt.runtime import Runtime
@@ -76,23 +76,8 @@ class Engine:
 
     def kernel_times(self) -> list[tuple[str, int, float]]:
         """Per call: the name of each kernel, how often it runs, and its microseconds in all."""
-        from torch.profiler import ProfilerActivity, profile
-
-        calls = 10
         with torch.cuda.stream(self.stream):
-            self.enqueue()
-            self.stream.synchronize()
-            with profile(activities=[ProfilerActivity.CUDA]) as seen:
-                for _ in range(calls):
-                    self.enqueue()
-                self.stream.synchronize()
-        sums: collections.Counter[str] = collections.Counter()
-        counts: collections.Counter[str] = collections.Counter()
-        for event in seen.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
-                sums[event.name] += event.time_range.elapsed_us()
-                counts[event.name] += 1
-        return [(name, round(counts[name] / calls), us / calls) for name, us in sums.most_common()]
+            return kernel_times(self.enqueue)
 
 
 def measure(place: Path, build_only: bool, profiled: bool) -> list[dict[str, Any]]:
@@ -152,7 +137,7 @@ def short_table(rows: list[dict[str, Any]]) -> None:
         print(f"{pattern:40} {batch:3} {base / group[0]['places']:9.2f} us  {shown}")
 
 
-def kernel_tables(rows: list[dict[str, Any]], top: int = 12) -> None:
+def kernel_tables(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "kernel_times" not in row:
             continue
@@ -160,8 +145,7 @@ def kernel_tables(rows: list[dict[str, Any]], top: int = 12) -> None:
         total, count = sum(us for _, _, us in times), sum(n for _, n, _ in times)
         print(f"\n{row['pattern']}, batch {row['batch']}, {row['formulation']}: {row['us']:.1f} us a call, ", end="")
         print(f"{count} kernels of {total:.1f} us")
-        for name, n, us in times[:top]:
-            print(f"  {us:9.1f} us {n:4} x {name[:110]}")
+        print("\n".join(kernel_lines(times)))
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
