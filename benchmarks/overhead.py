@@ -27,7 +27,8 @@ class Sums(torch.nn.Module):
         return tuple(x + i for i, x in enumerate(tensors, 1))
 
 
-def microseconds(function, calls: int = 200, repeats: int = 25) -> float:
+def microseconds(function, calls: int = 50, repeats: int = 100) -> float:
+    """The host's part of one: few calls in a row, as they wait for the GPU once CUDA's queue is full."""
     for _ in range(calls):
         function()
     torch.cuda.synchronize()
@@ -69,7 +70,7 @@ def measure(name: str, model: torch.nn.Module, inputs: list[torch.Tensor]) -> di
 
 def calls_a_second(model: torch.nn.Module, x: torch.Tensor, threads: int, graph: bool, seconds: float = 0.5) -> float:
     """Of one module, in so many threads at once."""
-    counts, start, end = [0] * threads, threading.Barrier(threads + 1), threading.Event()
+    counts, start, end = [0] * threads, threading.Barrier(threads + 1, timeout=60), threading.Event()
     model.cuda_graph = graph
 
     def work(number: int) -> None:

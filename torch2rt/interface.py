@@ -63,14 +63,13 @@ class Interface:
         return count if self.arguments == plain else -1
 
     @functools.cached_property
-    def plain_outputs(self) -> int:
-        """1 if a call returns one tensor, n if it returns a tuple of n, in the order of the outputs; else 0."""
+    def plain_result(self) -> type | None:
+        """`torch.Tensor` if a call returns one output, `tuple` if it returns all, in order; else `None`."""
         leaves = [{"leaf": i} for i in range(len(self.outputs))]
         if self.leaves != [{"output": i} for i in range(len(self.outputs))]:
-            return 0
-        if self.result == {"leaf": 0}:
-            return 1
-        return len(leaves) if len(leaves) > 1 and self.result == {"tuple": leaves} else 0
+            return None
+        plain = {torch.Tensor: {"leaf": 0}, tuple: {"tuple": leaves}}
+        return next((kind for kind, result in plain.items() if self.result == result), None)
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""

@@ -100,9 +100,9 @@ class TRTModule(_Converted):
         if kwargs or len(args) != interface.plain_inputs:
             tensors = interface.tensors(args, kwargs)
         outputs = runtime.run(tensors, self.cuda_graph, self.borrow_outputs)
-        if interface.plain_outputs == 1:
+        if interface.plain_result is torch.Tensor:
             return outputs[0]
-        if interface.plain_outputs:
+        if interface.plain_result is tuple:
             return tuple(outputs)
         return interface.wrap(outputs, [tuple(t.shape) for t in tensors])
 

@@ -93,6 +93,15 @@ def in_groups(maps):
     return depthwise
 
 
+def in_parts(x, conv):
+    """A 7x7 convolution as the sum of one of 5x5, one of 5x2 and one of 2x7."""
+    x, weight, groups = F.pad(x, (3, 3, 3, 3)), conv.weight, conv.groups
+    rows, columns = x.shape[2] - 2, x.shape[3] - 2
+    first = F.conv2d(x[:, :, :rows, :columns], weight[:, :, :5, :5], conv.bias, groups=groups)
+    right = F.conv2d(x[:, :, :rows, 5:], weight[:, :, :5, 5:], groups=groups)
+    return first + right + F.conv2d(x[:, :, 5:], weight[:, :, 5:], groups=groups)
+
+
 def scaled(y, block):
     return block.scale * block.linear(y, block.down).permute(0, 3, 1, 2)
 
@@ -122,7 +131,7 @@ CONVNEXT = {
     "1x1 convolutions": {"linear": as_planes},
     "depthwise in groups of 8": {"depthwise": in_groups(8)},
     "depthwise in groups of 16": {"depthwise": in_groups(16)},
-    "depthwise in groups of 32": {"depthwise": in_groups(32)},
+    "depthwise in parts": {"depthwise": in_parts},
 }
 
 PATTERNS = {
