@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import io
+import json
 import pickle
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from harness import compare
 from test_tracing import module
 
-from torch2rt import TRTModule, backend, torch2rt
+from torch2rt import InputError, TRTModule, backend, torch2rt, trace
+from torch2rt.interface import Interface
 
 
 @dataclasses.dataclass
@@ -58,6 +60,57 @@ def test_nested_inputs_and_results_keep_their_structure(batch, device):
     compare(actual["result"].hidden, expected["result"].hidden)
     compare(actual["total"], expected["total"])
     compare(tuple(actual["pair"]), tuple(expected["pair"]))
+
+
+def with_constants(self, x, scale, *, shift=0.5, mode="mul", mask=None, flag=False):
+    return x * scale + shift if mask is None else (x * scale + shift) * mask
+
+
+X, MASK = torch.randn(2, 3), torch.rand(2, 3)
+CALLS = [  # of with_constants(X, 2, shift=-0.0, mode="mul", mask=MASK, flag=True)
+    ((X, 2), {}, None),
+    ((X,), {"scale": 2}, None),
+    ((), {"scale": 2, "x": X}, None),
+    ((X, 2), {"mask": MASK, "flag": True, "mode": "".join("mul"), "shift": float("-0")}, None),
+    ((X, 2, 3), {}, "2 positional arguments and got 3"),
+    ((X, 2.0), {}, r"arguments\[0\]\[1\] was 2 and is 2.0"),
+    ((X, 3), {}, r"was 2 and is 3"),
+    ((X, None), {}, r"was 2 and is None"),
+    ((X, X), {}, r"was 2 and is a tensor"),
+    ((2, X), {}, r"arguments\[0\]\[0\] was a tensor and is 2"),
+    ((X, 2), {"shift": 0.0}, r"arguments\[1\]\['shift'\] was -0.0 and is 0.0"),
+    ((X, 2), {"mode": "add"}, r"was 'mul' and is 'add'"),
+    ((X, 2), {"flag": 1}, r"was True and is 1"),
+    ((X, 2), {"mask": None}, r"was a tensor and is None"),
+    ((X, 2), {"mask": [MASK]}, r"was a tensor and is a list of 1"),
+    ((X, 2), {"other": 1}, "keywords"),
+]
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["made", "saved"])
+@pytest.mark.parametrize("quick", [False, True], ids=["looked at", "plain"])
+@pytest.mark.parametrize(("args", "changes", "problem"), CALLS, ids=range(len(CALLS)))
+def test_a_call_has_the_form_it_was_converted_with(monkeypatch, args, changes, problem, quick, saved):
+    kwargs = {"shift": -0.0, "mode": "mul", "mask": MASK, "flag": True}
+    interface = trace(module(with_constants), [X, 2], kwargs=kwargs).meta["interface"]
+    if saved:
+        interface = Interface.from_json(json.loads(json.dumps(interface.to_json())))
+    if not quick:
+        monkeypatch.setattr(Interface, "_side_by_side", lambda *_: None)
+    if problem is None:
+        found = interface.tensors(args, {**kwargs, **changes})
+        assert found[0] is X and found[1] is MASK and len(found) == 2
+    else:
+        with pytest.raises(InputError, match=problem):
+            interface.tensors(args, {**kwargs, **changes})
+
+
+def test_constants_that_differ_only_in_kind_are_not_the_same(device):
+    model_trt = torch2rt(module(lambda self, x, n: x * n), [torch.ones(2, 3, dtype=torch.int32, device=device), 2])
+    x = torch.full((2, 3), 7, dtype=torch.int32, device=device)
+    assert runner(model_trt, device)(x, 2).dtype == torch.int32
+    with pytest.raises(InputError, match=r"was 2 and is 2\.0"):  # its result is float32
+        runner(model_trt, device)(x, 2.0)
 
 
 def test_dtypes_pass_through(device):
