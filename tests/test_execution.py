@@ -53,7 +53,7 @@ def graph(monkeypatch):
     graph.own, graph.addresses, graph.sources, graph.outputs = False, [x.data_ptr()], [None], []
     graph.results = [((100,), (1,), torch.float32, target)]
     graph.ready, graph.last, graph.replay, graph.fresh = None, lambda: None, replay, remember
-    runtime = SimpleNamespace(dtypes=[torch.float32], index=-1)
+    runtime = SimpleNamespace(dtypes=[torch.float32], dense=[torch.Tensor.is_contiguous], index=-1)
     return SimpleNamespace(call=lambda: graph.run(runtime, [x])[0], graph=graph, target=target, runtime=runtime)
 
 

@@ -174,7 +174,7 @@ def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
         return
     profile = builder.create_optimization_profile()
     for spec in interface.inputs:
-        profile.set_shape(spec.name, spec.min, spec.opt, spec.max)
+        profile.set_shape(spec.name, *map(spec.in_memory, (spec.min, spec.opt, spec.max)))
     with LOG.capture() as log:
         index = config.add_optimization_profile(profile)
     if index < 0:

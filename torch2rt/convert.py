@@ -39,6 +39,8 @@ def torch2rt(
     - `inputs`: the positional arguments of an example call, a list or tuple (or one tensor). They may nest tensors in
       lists, tuples, dicts and dataclasses; numbers, strings, bools and `None` among them are constants of the engine.
       Tensor values do not matter, their dtypes, ranks and static sizes do. `kwargs`: the keyword arguments, likewise.
+      What lies in memory as `torch.channels_last` or `torch.channels_last_3d` says, the engine will read so, without a
+      copy; every input may have any strides, and is copied where they are not the engine's.
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.

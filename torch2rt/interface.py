@@ -16,27 +16,42 @@ from torch2rt.structure import Spec, flatten, unflatten
 from torch2rt.symbolic import Symbols, describe, evaluate, evaluate_json, to_json
 
 Shape = tuple[int, ...]
+AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 1)}  # as they lie in memory
 
 
 @dataclasses.dataclass
 class Input:
-    """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`)."""
+    """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`).
+
+    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory.
+    """
 
     name: str
     dtype: torch.dtype
     min: Shape
     opt: Shape
     max: Shape
+    memory_format: torch.memory_format = torch.contiguous_format
 
     @property
     def dynamic(self) -> list[int]:
         """The axes whose size may vary."""
         return [axis for axis, (low, high) in enumerate(zip(self.min, self.max, strict=True)) if low != high]
 
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The axes as they lie in memory, the outermost first."""
+        return AXES.get(self.memory_format, tuple(range(len(self.opt))))
+
+    def in_memory(self, sizes: Sequence[Any]) -> tuple[Any, ...]:
+        """What is given for each axis, in the engine's order."""
+        return tuple(sizes[axis] for axis in self.axes)
+
     def describe(self) -> str:
-        """Such as `float32[1..4, 3, 224, 224]`."""
+        """Such as `float32[1..4, 3, 224, 224]`, or `float16[1, 3, 224, 224] in channels_last`."""
         sizes = (str(low) if low == high else f"{low}..{high}" for low, high in zip(self.min, self.max, strict=True))
-        return f"{str(self.dtype).removeprefix('torch.')}[{', '.join(sizes)}]"
+        order = f" in {_bare(self.memory_format)}" if self.memory_format in AXES else ""
+        return f"{_bare(self.dtype)}[{', '.join(sizes)}]{order}"
 
 
 @dataclasses.dataclass
@@ -171,16 +186,19 @@ class Interface:
         """The interface as JSON values."""
         data = dataclasses.asdict(self)
         for item in data["inputs"]:
-            item["dtype"] = str(item["dtype"]).removeprefix("torch.")
+            item["dtype"], item["memory_format"] = _bare(item["dtype"]), _bare(item["memory_format"])
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Interface:
         """The inverse of `to_json`."""
         inputs = [
-            Input(i["name"], getattr(torch, i["dtype"]), *(tuple(i[k]) for k in ("min", "opt", "max")))
+            Input(
+                i["name"], getattr(torch, i["dtype"]), tuple(i["min"]), tuple(i["opt"]), tuple(i["max"]),
+                getattr(torch, i.get("memory_format", "contiguous_format")),
+            )
             for i in data["inputs"]
-        ]
+        ]  # fmt: skip
         constraints = [(relation, text) for relation, text in data["constraints"]]
         return cls(**{**data, "inputs": inputs, "constraints": constraints})
 
@@ -228,8 +246,18 @@ def describe_inputs(
                 )
             if sizes[0] == 0 < sizes[2]:  # torch's tracing takes every dynamic size for larger than 0
                 raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
-        result.append(Input(name, leaf.dtype, low, opt, high))
+        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf)))
     return result
+
+
+def _memory_format(x: torch.Tensor) -> torch.memory_format:
+    """How an example lies in memory, if that is one of the orders that torch has a name for."""
+    fits = (f for f, axes in AXES.items() if x.dim() == len(axes) and x.is_contiguous(memory_format=f))
+    return torch.contiguous_format if x.is_contiguous() else next(fits, torch.contiguous_format)
+
+
+def _bare(value: torch.dtype | torch.memory_format) -> str:
+    return str(value).removeprefix("torch.")
 
 
 def _is_shape(value: Any) -> bool:

@@ -17,7 +17,7 @@ from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_n
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.fusion import Fuser
 from torch2rt.guards import hold
-from torch2rt.interface import Interface
+from torch2rt.interface import AXES, Interface
 from torch2rt.registry import Converter, load, qualified_name
 from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
 
@@ -183,16 +183,22 @@ class _Lowering:
         return map_aggregate(args, lambda a: self.values[a] if isinstance(a, torch.fx.Node) else a)
 
     def input(self, node: torch.fx.Node) -> Any:
-        spec = self.interface.inputs[node.meta["input"]]
-        shape = tuple(-1 if axis in spec.dynamic else size for axis, size in enumerate(spec.opt))
-        tensor = self.network.add_input(spec.name, DTYPES[spec.dtype], shape)
+        from torch2rt.vocabulary import permute  # the vocabulary needs this module's Context
+
+        spec, sizes = self.interface.inputs[node.meta["input"]], node.meta["val"].shape
+        shape = [-1 if axis in spec.dynamic else size for axis, size in enumerate(spec.opt)]
+        tensor = self.network.add_input(spec.name, DTYPES[spec.dtype], spec.in_memory(shape))
         if tensor is None:
             raise BuildError(f"TensorRT refuses the input '{spec.name}' {spec.describe()}.")
-        for axis in spec.dynamic:
-            symbol = expression(node.meta["val"].shape[axis])
-            tensor.set_dimension_name(axis, str(symbol))
+        for place, axis in enumerate(spec.axes):
+            if axis in spec.dynamic:
+                tensor.set_dimension_name(place, str(expression(sizes[axis])))
+        self.ctx.track(tensor, spec.in_memory(sizes))
+        if spec.memory_format in AXES:
+            tensor = permute(self.ctx, tensor, [spec.axes.index(axis) for axis in range(len(shape))])
+            self.name_layers(f"{spec.name}.permute", f"as it lies in {spec.memory_format}")
         self.ctx.inputs.append(tensor)
-        return self.ctx.track(tensor, node.meta["val"].shape)
+        return tensor
 
     def call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         converter = self.registry.find(node.target)  # type: ignore[arg-type]
@@ -252,14 +258,7 @@ class _Lowering:
     def finish(self, node: torch.fx.Node, result: Any) -> None:
         """Name the layers a converter has added, and hold its result against what was recorded."""
         stem = f"{node.meta['module']}.{_short(node.target)}" if node.meta["module"] else _short(node.target)
-        for index in range(self.named, self.network.num_layers):
-            layer = self.network.get_layer(index)
-            count = self.names[stem] = self.names.get(stem, -1) + 1
-            layer.name = f"{stem}.{count}" if count else stem
-            layer.metadata = node.meta["source"]
-            for output in range(layer.num_outputs):
-                tuple(layer.get_output(output).shape)  # a refused layer raises here
-        self.named = self.network.num_layers
+        self.name_layers(stem, node.meta["source"])
         recorded = node.meta["val"]
         if isinstance(recorded, torch.Tensor):
             self.compare(result, recorded)
@@ -269,6 +268,17 @@ class _Lowering:
             for ours, theirs in zip(result, recorded, strict=True):
                 if ours is not None and isinstance(theirs, torch.Tensor):
                     self.compare(ours, theirs)
+
+    def name_layers(self, stem: str, source: str) -> None:
+        """Name the layers that were added since the last ones were named."""
+        for index in range(self.named, self.network.num_layers):
+            layer = self.network.get_layer(index)
+            count = self.names[stem] = self.names.get(stem, -1) + 1
+            layer.name = f"{stem}.{count}" if count else stem
+            layer.metadata = source
+            for output in range(layer.num_outputs):
+                tuple(layer.get_output(output).shape)  # a refused layer raises here
+        self.named = self.network.num_layers
 
     def compare(self, tensor: Any, recorded: torch.Tensor) -> None:
         if isinstance(tensor, Complex):

@@ -19,7 +19,7 @@ from torch2rt.lowering import Network
 from torch2rt.reference import Evaluator
 from torch2rt.runtime import Runtime
 
-FORMAT = 1
+FORMAT = 2  # 1 knew no memory formats
 MAGIC = b"torch2rt"
 
 
@@ -194,8 +194,9 @@ class TRTModule(_Converted):
         """Take a saved engine, or leave everything as it was and raise `EngineError`."""
         try:
             data = json.loads(header)
-            if data["format"] != FORMAT:
-                raise EngineError(f"The engine was saved in format {data['format']}, this torch2rt reads {FORMAT}.")
+            if data["format"] not in range(1, FORMAT + 1):
+                known = f"this torch2rt reads 1 to {FORMAT}"
+                raise EngineError(f"The engine was saved in format {data['format']}, {known}.")
             interface = Interface.from_json(data["interface"])
             made_by, digest = dict(data["engine"]), data["digest"]
         except EngineError:
@@ -273,7 +274,8 @@ class ReferenceModule(_Converted):
         shapes = [tuple(t.shape) for t in tensors]
         interface.check(shapes, [t.dtype for t in tensors])
         with torch.no_grad():
-            outputs = self._evaluator(dict(zip(self.input_names, tensors, strict=True)))
+            given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
+            outputs = self._evaluator(given)
         return interface.wrap([outputs[name] for name in interface.outputs], shapes)
 
 

@@ -23,7 +23,7 @@ from torch2rt import cuda
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, distrust, trt
 from torch2rt.cuda import current_device, current_stream, is_capturing, on_device
 from torch2rt.errors import EngineError, InputError
-from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph
+from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph, is_dense
 from torch2rt.gate import Gate
 from torch2rt.interface import Interface
 from torch2rt.kernels import KernelCache
@@ -83,6 +83,7 @@ class Runtime:
         self.interface = interface
         self.names = [spec.name for spec in interface.inputs]
         self.dtypes = [spec.dtype for spec in interface.inputs]
+        self.dense = [is_dense(spec.memory_format) for spec in interface.inputs]
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in interface.outputs]
         with on_device(self.index), cuda.beside_captures():
             self.fresh.append(Execution(self))
@@ -215,7 +216,7 @@ class Runtime:
     def usable(self, position: int, tensor: Any) -> torch.Tensor:
         """An input as TensorRT can read it: dense, aligned, and what it seems to be; `InputError` if it cannot be."""
         self.check_one(position, tensor)
-        tensor = tensor.detach().resolve_neg().contiguous()
+        tensor = tensor.detach().resolve_neg().contiguous(memory_format=self.interface.inputs[position].memory_format)
         return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
     def close(self) -> None:
