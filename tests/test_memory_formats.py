@@ -9,7 +9,7 @@ from harness import compare
 from test_module import runner
 from test_tracing import module
 
-from torch2rt import TRTModule, execution, torch2rt
+from torch2rt import TraceError, TRTModule, execution, torch2rt
 from torch2rt.gate import Gate
 from torch2rt.interface import Input, Interface
 from torch2rt.runtime import Runtime
@@ -89,6 +89,18 @@ def test_convolutions(format, device):
         x = torch.randn(batch, 3, 9, 8, device=device)
         for order in (LAST, PLAIN):
             compare(runner(model_trt, device)(x.to(memory_format=order)), net(x), rtol=1e-2, atol=1e-2)
+
+
+def test_the_module_sees_its_example_as_it_lies(device):
+    """As in eager, pixels are rows of memory then; and nobody reads memory as if it were contiguous."""
+    made = module(lambda self, x: x.permute(0, 2, 3, 1).view(x.shape[0], -1, 3) if x.stride(1) == 1 else x)
+    x = values((2, 3, 5, 4), torch.float32, device).contiguous(memory_format=LAST)
+    model_trt = torch2rt(made, [x], max_batch_size=3)
+    for batch in (2, 3):
+        x = values((batch, 3, 5, 4), torch.float32, device)
+        compare(runner(model_trt, device)(x), x.flatten(2).mT)
+    with pytest.raises(TraceError, match="as_strided reads memory"):
+        torch2rt(module(lambda self, x: x.as_strided((2, 3), (3, 1))), [x.contiguous(memory_format=LAST)])
 
 
 FORMATS = {

@@ -84,7 +84,7 @@ class Tracer(TorchFunctionMode):
         """The fake tensor of an input, of this shape, whose dynamic sizes become symbols."""
         sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
         fake = self.fake_mode.from_tensor(
-            torch.empty(hint, dtype=leaf.dtype, device=leaf.device),
+            torch.empty(hint, dtype=leaf.dtype, device=leaf.device, memory_format=spec.memory_format),
             source=ConstantSource(f"input_{index}"),
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
         )
