@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torch2rt.errors import EngineError, InputError
-from torch2rt.structure import flatten, unflatten
+from torch2rt.structure import flatten, take, unflatten
 
 
 @dataclasses.dataclass
@@ -53,6 +53,29 @@ def same(a, b):
     if isinstance(a, (tuple, list)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+PLAIN = [
+    A, (A, C), [A, C], (A,), [A, (C, None), {"k": A}], [A, (C, 0), {"k": A}], [A, [C, None], {"k": A}],
+    {"a": A, "b": C}, {"b": C, "a": A}, {1: A}, {True: A}, {"1": A}, (), [], {}, None, torch.Size([2, 1]),
+    (A, 1), (A, 1.0), (A, True), (A, "1"), (A, None), (A, -0.0), (A, 0.0), (A, float("nan")), (A, float("inf")),
+]  # fmt: skip
+
+
+def test_what_is_taken_is_what_flatten_finds():
+    """Of all pairs: a value is taken if it has the other's description, and only then; but for classes, never."""
+    taken = 0
+    for a in [*PLAIN, *VALUES]:
+        spec = json.loads(json.dumps(flatten(a, torch.is_tensor)[1]))
+        for b in [*PLAIN, *VALUES]:
+            leaves, other = flatten(b, torch.is_tensor)
+            found = []
+            if take(spec, b, found):
+                assert json.dumps(spec) == json.dumps(other) and same(found, leaves)
+                taken += 1
+            elif any(b is plain for plain in PLAIN) and not isinstance(b, torch.Size):
+                assert json.dumps(spec) != json.dumps(other)
+    assert taken >= len(PLAIN)
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda v: type(v).__name__)

@@ -12,7 +12,7 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.structure import Spec, flatten, unflatten
+from torch2rt.structure import Spec, flatten, take, unflatten
 from torch2rt.symbolic import Symbols, describe, evaluate, evaluate_json, to_json
 
 Shape = tuple[int, ...]
@@ -89,42 +89,18 @@ class Interface:
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""
-        if (found := self._side_by_side(args, kwargs)) is not None:
-            return found
+        positional, keywords = self.arguments["tuple"]
+        names, found = keywords["dict"], list[torch.Tensor]()
+        if len(kwargs) == len(names) and all(name in kwargs for name in names):
+            given = zip([positional, *keywords["items"]], [args, *[kwargs[name] for name in names]], strict=True)
+            if all(take(spec, value, found) for spec, value in given):
+                return found
         leaves, spec = flatten(self._arrange(args, kwargs), torch.is_tensor, "arguments")
         if not _same(spec, self.arguments):
             raise InputError(
                 f"The call does not have the form it was converted with: {_difference(self.arguments, spec)}"
             )
         return leaves
-
-    @functools.cached_property
-    def _flat_arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
-        """What the arguments are by position and by name, if none is nested: `torch.Tensor`, or a constant."""
-        positional, keywords = self.arguments["tuple"]
-        specs = [*positional["tuple"], *keywords["items"]]
-        if not all("leaf" in spec or "constant" in spec for spec in specs):
-            return None
-        values = [spec.get("constant", torch.Tensor) for spec in specs]
-        count = len(positional["tuple"])
-        return values[:count], dict(zip(keywords["dict"], values[count:], strict=True))
-
-    def _side_by_side(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor] | None:
-        """The tensors of a call that plainly has the converted call's form; `None` if it takes a closer look.
-
-        A seventh of the time of `flatten`, for what most callers do.
-        """
-        if (flat := self._flat_arguments) is None or len(args) != len(flat[0]) or kwargs.keys() != flat[1].keys():
-            return None
-        tensors = []
-        for expected, value in (*zip(flat[0], args), *((flat[1][name], kwargs[name]) for name in flat[1])):
-            if expected is torch.Tensor:
-                if not isinstance(value, torch.Tensor):
-                    return None
-                tensors.append(value)
-            elif value is not expected and (type(value) is not type(expected) or repr(value) != repr(expected)):
-                return None
-        return tensors
 
     def _arrange(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Move arguments between position and keyword to where they stood in the conversion."""

@@ -69,6 +69,29 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> 
     return leaves, walk(value, what)
 
 
+def take(spec: Spec, value: Any, tensors: list[Any]) -> bool:
+    """Append the tensors of a value that plainly has this description; `False` if it takes `flatten` to tell.
+
+    That is an eighth of the time: `flatten` has to find out what a value is, and to say where something is wrong.
+    """
+    if "leaf" in spec:
+        tensors.append(value)
+        return isinstance(value, torch.Tensor)
+    if "constant" in spec:
+        constant = spec["constant"]
+        return value is constant or (type(value) is type(constant) and repr(value) == repr(constant))
+    if "tuple" in spec:
+        items, fits = spec["tuple"], type(value) is tuple
+    elif "list" in spec:
+        items, fits = spec["list"], type(value) is list
+    elif "dict" in spec and "class" not in spec:
+        items, fits = spec["items"], type(value) is dict and list(map(repr, value)) == list(map(repr, spec["dict"]))
+        value = value.values() if fits else ()
+    else:
+        return False
+    return fits and len(items) == len(value) and all(take(item, part, tensors) for item, part in zip(items, value))
+
+
 def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
     """Put `leaves` where `flatten` found its own."""
     if "leaf" in spec:
