@@ -13,6 +13,7 @@ import json
 import statistics
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torchvision
@@ -70,10 +71,11 @@ def measure(name: str, model: torch.nn.Module, inputs: list[torch.Tensor]) -> di
 
 def calls_a_second(model: torch.nn.Module, x: torch.Tensor, threads: int, graph: bool, seconds: float = 0.5) -> float:
     """Of one module, in so many threads at once."""
-    counts, start, end = [0] * threads, threading.Barrier(threads + 1, timeout=60), threading.Event()
+    start, end = threading.Barrier(threads + 1, timeout=60), threading.Event()
     model.cuda_graph = graph
 
-    def work(number: int) -> None:
+    def work() -> int:
+        count = 0
         with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(20):
                 model(x)
@@ -83,18 +85,16 @@ def calls_a_second(model: torch.nn.Module, x: torch.Tensor, threads: int, graph:
                 for _ in range(10):
                     model(x)
                 torch.cuda.current_stream().synchronize()
-                counts[number] += 10
+                count += 10
+        return count
 
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-    for worker in workers:
-        worker.start()
-    start.wait()
-    begun = time.perf_counter()
-    end.wait(seconds)
-    end.set()
-    for worker in workers:
-        worker.join()
-    return sum(counts) / (time.perf_counter() - begun)
+    with ThreadPoolExecutor(threads) as pool:
+        counts = [pool.submit(work) for _ in range(threads)]
+        start.wait()
+        begun = time.perf_counter()
+        time.sleep(seconds)
+        end.set()
+        return sum(count.result() for count in counts) / (time.perf_counter() - begun)
 
 
 def measure_threads(name: str, model: torch.nn.Module, x: torch.Tensor) -> dict[str, float | str]:
