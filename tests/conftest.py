@@ -26,6 +26,17 @@ def device(request):
     return torch.device(device)
 
 
+@pytest.fixture
+def without_gpu_memory(monkeypatch):
+    """Outputs of calls and replays are the CPU's: what they do on the host, with the GPU's part left out."""
+    from torch2rt import execution
+
+    monkeypatch.setattr(
+        execution, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype)
+    )
+    monkeypatch.setattr(execution, "NOWHERE", 1)  # the CPU's memory may begin below a GPU's
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -78,6 +78,10 @@ class Trivial(torch.Tensor):
     """A subclass that adds nothing."""
 
 
+def with_gaps(t):
+    return torch.stack([t, ~t if t.dtype is torch.bool else t + 1], -1)[..., 0]
+
+
 def transposed(t):
     return t.transpose(0, -1).contiguous().transpose(0, -1)
 
@@ -105,7 +109,7 @@ def conjugated(t):
 
 LAYOUTS = {
     "plain": lambda t: t,
-    "strided": lambda t: torch.stack([t, t + 1], -1)[..., 0],
+    "strided": with_gaps,
     "transposed": transposed,
     "channels last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else transposed(t),
     "expanded": lambda t: t[:1].expand_as(t),

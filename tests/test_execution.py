@@ -12,7 +12,6 @@ import pytest
 import torch
 from threads import at_once
 
-from torch2rt import execution
 from torch2rt import runtime as runtime_file
 from torch2rt.cuda import Copy
 from torch2rt.errors import EngineError
@@ -31,12 +30,8 @@ class Target:
 
 
 @pytest.fixture
-def graph(monkeypatch):
+def graph(without_gpu_memory):
     """A captured call that writes 1, 2, 3, ... to where its copy points."""
-    monkeypatch.setattr(
-        execution, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype)
-    )
-    monkeypatch.setattr(execution, "NOWHERE", 1)  # the CPU's memory may begin below a GPU's
     graph, target, blocks = Graph.__new__(Graph), Target(), {}
     count = iter(range(1, 1000))
     fresh = graph.fresh

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from harness import compare
+from test_callers import with_gaps
 from test_module import runner
 from test_tracing import module
 
@@ -24,10 +25,6 @@ def values(shape, dtype, device="cpu"):
     return (
         x % 2 == 0 if dtype is torch.bool else x.to(dtype) if dtype in (torch.uint8, torch.int64) else x.to(dtype) / 99
     )
-
-
-def with_gaps(x):
-    return torch.stack([x, x + 1 if x.dtype is not torch.bool else ~x], -1)[..., 0]
 
 
 def reversed_in_memory(x):
@@ -168,12 +165,8 @@ class Seen:
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("format", [LAST, PLAIN], ids=str)
-def test_what_lies_as_the_engine_reads_it_is_not_copied(monkeypatch, format, layout):
-    monkeypatch.setattr(
-        execution, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype)
-    )
+def test_what_lies_as_the_engine_reads_it_is_not_copied(without_gpu_memory, monkeypatch, format, layout):
     monkeypatch.setattr(execution, "is_capturing", lambda: False)
-    monkeypatch.setattr(execution, "NOWHERE", 1)  # the CPU's memory may begin below a GPU's
     monkeypatch.setattr(execution, "ALIGNMENT", 16)
     monkeypatch.setattr("torch2rt.runtime.ALIGNMENT", 16)
     shape, context, runtime = (2, 3, 5, 4), Seen(), Runtime.__new__(Runtime)
