@@ -30,6 +30,7 @@ from torch2rt.commands import (
     timed,
 )
 from torch2rt.errors import InputError, Torch2RTError
+from torch2rt.structure import bare_name
 from torch2rt.verification import verify
 
 
@@ -217,7 +218,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     require_tensorrt()
     job = bench.Job(
         arguments.model,
-        [(shape, str(dtype or getattr(torch, arguments.dtype)).removeprefix("torch."))
+        [(shape, bare_name(dtype or getattr(torch, arguments.dtype)))
          for shape, dtype in arguments.inputs],
         arguments.dtype,
     )  # fmt: skip

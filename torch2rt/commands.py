@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from torch2rt.structure import bare_name
+
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 Shape = tuple[int, ...]
 
@@ -101,7 +103,7 @@ def check_inputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Non
         with torch.no_grad():
             module(*inputs)
     except Exception as error:
-        given = ", ".join(f"{str(x.dtype).removeprefix('torch.')} {by(x.shape)}" for x in inputs)
+        given = ", ".join(f"{bare_name(x.dtype)} {by(x.shape)}" for x in inputs)
         raise UsageError(f"the model itself fails on {given}: {type(error).__name__}: {error}") from error
 
 

@@ -200,10 +200,10 @@ class Graph:
         if not outputs:
             return self.outputs
         if self.last() is not None:
-            try:
+            try:  # noqa: SIM105  (contextlib.suppress takes a microsecond)
                 self.ready = self.fresh()
-            except RuntimeError:  # out of memory, say: the next call tries again, and raises it
-                self.ready = None
+            except RuntimeError:
+                pass  # out of memory, say: the next call tries again, and raises it
         self.last = weakref.ref(outputs[0])
         return outputs
 

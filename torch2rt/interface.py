@@ -12,7 +12,7 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.structure import Spec, flatten, take, unflatten
+from torch2rt.structure import Spec, bare_name, flatten, take, unflatten
 from torch2rt.symbolic import Symbols, describe, evaluate, evaluate_json, to_json
 
 Shape = tuple[int, ...]
@@ -50,8 +50,8 @@ class Input:
     def describe(self) -> str:
         """Such as `float32[1..4, 3, 224, 224]`, or `float16[1, 3, 224, 224] in channels_last`."""
         sizes = (str(low) if low == high else f"{low}..{high}" for low, high in zip(self.min, self.max, strict=True))
-        order = f" in {_bare(self.memory_format)}" if self.memory_format in AXES else ""
-        return f"{_bare(self.dtype)}[{', '.join(sizes)}]{order}"
+        order = f" in {bare_name(self.memory_format)}" if self.memory_format in AXES else ""
+        return f"{bare_name(self.dtype)}[{', '.join(sizes)}]{order}"
 
 
 @dataclasses.dataclass
@@ -90,10 +90,10 @@ class Interface:
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""
         positional, keywords = self.arguments["tuple"]
-        names, found = keywords["dict"], list[torch.Tensor]()
-        if len(kwargs) == len(names) and all(name in kwargs for name in names):
-            given = zip([positional, *keywords["items"]], [args, *[kwargs[name] for name in names]], strict=True)
-            if all(take(spec, value, found) for spec, value in given):
+        if kwargs.keys() == set(keywords["dict"]):
+            found: list[torch.Tensor] = []
+            given = [args, *[kwargs[name] for name in keywords["dict"]]]
+            if all(take(spec, value, found) for spec, value in zip([positional, *keywords["items"]], given)):
                 return found
         leaves, spec = flatten(self._arrange(args, kwargs), torch.is_tensor, "arguments")
         if not _same(spec, self.arguments):
@@ -162,7 +162,7 @@ class Interface:
         """The interface as JSON values."""
         data = dataclasses.asdict(self)
         for item in data["inputs"]:
-            item["dtype"], item["memory_format"] = _bare(item["dtype"]), _bare(item["memory_format"])
+            item["dtype"], item["memory_format"] = bare_name(item["dtype"]), bare_name(item["memory_format"])
         return data
 
     @classmethod
@@ -195,7 +195,7 @@ def describe_inputs(
                 f"Input '{name}' is {leaf.dtype}: TensorRT has no complex numbers. Pass torch.view_as_real(x)."
             )
         if leaf.dtype not in dtypes:
-            known = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+            known = ", ".join(map(bare_name, dtypes))
             raise InputError(f"Input '{name}' is {leaf.dtype}, TensorRT takes {known}.")
         if leaf.layout is not torch.strided or leaf.is_nested:
             raise InputError(f"Input '{name}' is not a dense tensor ({leaf.layout}).")
@@ -230,10 +230,6 @@ def _memory_format(x: torch.Tensor) -> torch.memory_format:
     """How an example lies in memory, if that is one of the orders that torch has a name for."""
     fits = (f for f, axes in AXES.items() if x.dim() == len(axes) and x.is_contiguous(memory_format=f))
     return torch.contiguous_format if x.is_contiguous() else next(fits, torch.contiguous_format)
-
-
-def _bare(value: torch.dtype | torch.memory_format) -> str:
-    return str(value).removeprefix("torch.")
 
 
 def _is_shape(value: Any) -> bool:

@@ -19,6 +19,7 @@ from torch2rt.fusion import Fuser
 from torch2rt.guards import hold
 from torch2rt.interface import AXES, Interface
 from torch2rt.registry import Converter, load, qualified_name
+from torch2rt.structure import bare_name
 from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
@@ -391,13 +392,13 @@ def _show(value: Any) -> str:
     if isinstance(value, Complex):
         return _show(value.real).replace("float32", "complex64")
     if isinstance(value, trt.ITensor):
-        dtype = str(TORCH_DTYPES.get(value.dtype, value.dtype)).removeprefix("torch.")
+        dtype = bare_name(TORCH_DTYPES.get(value.dtype, value.dtype))
         try:
             return f"{dtype}{list(value.shape)}"
         except RuntimeError:
             return dtype
     if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        return f"{bare_name(value.dtype)}{list(value.shape)}"
     if isinstance(value, torch.fx.GraphModule):
         return "<function>"
     if isinstance(value, (tuple, list)):

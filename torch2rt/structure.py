@@ -39,7 +39,7 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> 
         if isinstance(value, CONSTANTS):
             return {"constant": value}
         if isinstance(value, torch.dtype):
-            return {"dtype": str(value).removeprefix("torch.")}
+            return {"dtype": bare_name(value)}
         if isinstance(value, torch.device):
             return {"device": str(value)}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -124,6 +124,11 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
         return result
     pairs = zip(spec["dict"], items, strict=True)
     return _class_at(spec["class"], (dict, collections.UserDict))(pairs) if "class" in spec else dict(pairs)
+
+
+def bare_name(value: torch.dtype | torch.memory_format) -> str:
+    """The name that torch has for a dtype or a memory format, such as `float16`: an attribute of `torch`."""
+    return str(value).removeprefix("torch.")
 
 
 def _path_of(cls: type) -> str:
