@@ -1,11 +1,13 @@
 """What a module decides about dynamic sizes holds for all of them, is checked at every call, or is refused."""
 
+import logging
+
 import pytest
 import torch
 from harness import compare
 from test_tracing import module
 
-from torch2rt import InputError, TraceError, torch2rt, trace
+from torch2rt import InputError, TraceError, TRTModule, torch2rt, trace
 
 
 def _more_than_two(self, x):
@@ -105,6 +107,96 @@ def test_ranges_that_cannot_meet_are_refused():
     ranges = {"min_shapes": [(1, 3), (5, 3)], "opt_shapes": [(2, 3), (5, 3)], "max_shapes": [(4, 3), (8, 3)]}
     with pytest.raises((TraceError, RuntimeError), match=r"nothing in common|must match"):
         trace(made, [torch.randn(2, 3), torch.randn(2, 3)], **ranges)
+
+
+def _skip(self, x):
+    """A U-Net of two levels: what comes up has the size of what went down only for multiples of 4."""
+    down = torch.nn.functional.avg_pool2d(x, 2)
+    deep = torch.nn.functional.interpolate(torch.nn.functional.max_pool2d(down, 2), scale_factor=2)
+    return torch.cat([torch.nn.functional.interpolate(torch.cat([deep, down], 1), scale_factor=2), x], 1)
+
+
+def _raising(self, x):
+    if x.shape[2] % 4 or x.shape[3] % 4:
+        raise ValueError("sizes must be multiples of 4")
+    return x.unflatten(3, (4, -1)).amax(2)
+
+
+STEPS = {"min_shapes": [(1, 2, 4, 8)], "opt_shapes": [(2, 2, 8, 12)], "max_shapes": [(3, 2, 24, 16)]}
+
+
+@pytest.mark.parametrize("forward", [_skip, _raising], ids=lambda f: f.__name__)
+def test_sizes_that_the_module_itself_refuses_are_refused_at_calls(forward, device):
+    made = module(forward)
+    model_trt = torch2rt(made, [torch.randn(2, 2, 8, 12, device=device)], **STEPS)
+    for axis in (2, 3):
+        assert f"; needs input_0.shape[{axis}] to be a multiple of 4" in str(model_trt)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for sizes in [(1, 4, 8), (2, 20, 12), (3, 24, 16)]:
+        x = torch.randn(sizes[0], 2, *sizes[1:], device=device)
+        compare(run(x), made(x))
+    for sizes, axis in [((1, 6, 8), 2), ((2, 20, 13), 3), ((3, 23, 14), 2)]:
+        x = torch.randn(sizes[0], 2, *sizes[1:], device=device)
+        with pytest.raises((RuntimeError, ValueError)):
+            made(x)
+        with pytest.raises(InputError, match=rf"needs input_0.shape\[{axis}\] to be a multiple of 4, got input_0 \("):
+            run(x)
+
+
+def test_steps_are_saved_with_the_engine():
+    model_trt = torch2rt(module(_skip), [torch.randn(2, 2, 8, 12)], **STEPS)
+    loaded = TRTModule()
+    loaded.load_state_dict(model_trt.state_dict())
+    with pytest.raises(InputError, match=r"needs input_0.shape\[3\] to be a multiple of 4"):
+        loaded.interface.check([(1, 2, 8, 10)], [torch.float32])
+    loaded.interface.check([(1, 2, 8, 16)], [torch.float32])
+
+
+def test_steps_of_tied_dimensions_are_those_of_both():
+    made = module(lambda self, image, mask: self.inner(image * mask))
+    made.inner = module(_skip)
+    ranges = {name: [shapes[0], (1, 1, *shapes[0][2:])] for name, shapes in STEPS.items()}
+    run = torch2rt(made, [torch.randn(2, 2, 8, 12), torch.randn(1, 1, 8, 12)], **ranges).reference()
+    inputs = torch.randn(2, 2, 20, 16), torch.randn(1, 1, 20, 16)
+    compare(run(*inputs), made(*inputs))
+    with pytest.raises(InputError, match="to be a multiple of 4"):
+        run(torch.randn(2, 2, 10, 16), torch.randn(1, 1, 10, 16))
+
+
+@pytest.mark.parametrize(
+    ("forward", "ranges", "message"),
+    [
+        (_even, [(2, 3), (4, 3), (6, 3)], r"false for input_0.shape\[0\] = 3"),  # odd sizes mean something else
+        (_divisible, [(2, 3), (4, 3), (7, 3)], r"false for input_0.shape\[0\] = 3"),  # a range ends in one
+        (_divisible, [(3, 3), (4, 3), (8, 3)], r"false for input_0.shape\[0\] = 3"),
+    ],
+    ids=["both-ways", "max", "min"],
+)
+def test_other_gaps_in_a_range_are_refused(forward, ranges, message):
+    names = ("min_shapes", "opt_shapes", "max_shapes")
+    with pytest.raises(TraceError, match=message):
+        trace(module(forward), [torch.randn(4, 3)], **{name: [shape] for name, shape in zip(names, ranges)})
+
+
+def test_steps_over_a_range_too_long_to_look_at_all_of_it():
+    ranges = {"min_shapes": [(6, 3)], "opt_shapes": [(12, 3)], "max_shapes": [(60000, 3)]}
+    made = module(lambda self, x: x.view(2, -1, 3).sum(0).view(3, -1, 3))
+    interface = trace(made, [torch.randn(12, 3)], **ranges).meta["interface"]
+    for size in (18, 30012, 59994):
+        interface.check([(size, 3)], [torch.float32])
+    for size in (8, 9, 30011, 59998):
+        with pytest.raises(InputError, match="needs"):
+            interface.check([(size, 3)], [torch.float32])
+
+
+def test_what_a_module_refuses_leaves_no_trace(caplog):
+    """Neither in the log, where torch writes down what its fake tensors raise, nor in the module."""
+    made = module(_skip)
+    made.calls = []
+    made.register_forward_pre_hook(lambda self, args: self.calls.append(tuple(args[0].shape)))
+    trace(made, [torch.randn(2, 2, 8, 12)], **STEPS)
+    assert made.calls == []
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 class Mixed(torch.nn.Module):

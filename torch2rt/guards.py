@@ -2,15 +2,16 @@
 
 While a module runs, Python asks symbolic sizes for plain answers (`if x.shape[0] > 2`). Each answer is a claim. Before
 an engine is built from the trace, every claim is checked against the served ranges: one that fails for some size is an
-error naming the dimension and the line; a relation between dimensions, and what can be neither proven nor refuted,
-becomes a constraint that every call is checked against.
+error naming the dimension and the line. What no range could say becomes a constraint that every call is checked
+against: a relation between dimensions, sizes between others that the module itself does not take, such as all but the
+multiples of 32, and what can be neither proven nor refuted.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -19,9 +20,12 @@ import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torch2rt.errors import TraceError
-from torch2rt.interface import Input, Interface
+from torch2rt.interface import Input, Interface, Shape
 from torch2rt.source import Places
+from torch2rt.steps import Claims, Steps
 from torch2rt.symbolic import Dim, Symbols, counterexample, describe
+
+Takes = Callable[[Sequence[Shape]], bool]
 
 
 @dataclasses.dataclass
@@ -41,7 +45,7 @@ class Decisions:
         self.symbols = symbols
         self.places = places
         self.made: dict[sympy.Basic, Decision] = {}
-        self.assumed = Assumed([], symbols)
+        self.assumed = Assumed([], symbols, {})
         self.shape_env = _ShapeEnv(self)
         self._depth = 0
 
@@ -97,18 +101,40 @@ class Decisions:
             claim = _or_equal(claim) if assumed else claim
             self.made.setdefault(claim, Decision(claim, self.places.here(), internal, assumed))
 
-    def check(self, interface: Interface) -> None:
-        """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface."""
+    def check(self, interface: Interface, takes: Takes) -> None:
+        """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface.
+
+        `takes` says whether the module runs with these shapes.
+        """
         for symbol in self.symbols:
             if (size := self.shape_env.replace(symbol)).is_number:  # also where torch concluded it from what was asked
                 claim = sympy.Eq(symbol, size)
                 self.made.setdefault(claim, Decision(claim, "all in all", True))
         ties = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq) and len(d.claim.free_symbols) > 1]
         tied = self._tied_ranges(ties)
-        hold([d for d in self.made.values() if not d.assumed], tied, interface)
-        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied)
+
+        def is_refused(symbol: sympy.Symbol, size: int) -> bool:
+            return not takes(self._shapes_with(symbol, size, ties, interface))
+
+        steps = Steps(tied, interface, is_refused)
+        hold([d for d in self.made.values() if not d.assumed], steps)
+        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied, steps.claims)
         for dim in tied.values():
             _narrow(interface.inputs[dim.input], dim)
+
+    def _shapes_with(
+        self, symbol: sympy.Symbol, size: int, ties: list[Decision], interface: Interface
+    ) -> list[Shape]:  # fmt: skip
+        """The opt shapes but for one size, and those that must equal it."""
+        equal = {symbol}
+        for _ in ties:
+            for tie in ties:
+                if equal & set(tie.claim.args) and all(arg in self.symbols for arg in tie.claim.args):
+                    equal.update(tie.claim.args)
+        shapes = [list(spec.opt) for spec in interface.inputs]
+        for dim in (self.symbols[s] for s in equal):
+            shapes[dim.input][dim.axis] = size
+        return [tuple(shape) for shape in shapes]
 
     def _tied_ranges(self, ties: list[Decision]) -> dict[sympy.Symbol, Dim]:
         """The ranges of the symbols, each narrowed to those of the dimensions it must equal."""
@@ -133,16 +159,22 @@ class Assumed(NamedTuple):
 
     decisions: list[Decision]
     ranges: Symbols
+    claims: Claims
+
+    def hold(self, interface: Interface) -> None:
+        """Raise `TraceError` for the first that is false inside the ranges."""
+        hold(self.decisions, Steps(self.ranges, interface, lambda symbol, size: False, self.claims))
 
 
-def hold(decisions: list[Decision], ranges: Symbols, interface: Interface) -> None:
-    """Raise `TraceError` for the first claim that is false inside the ranges; check at every call what is open."""
+def hold(decisions: list[Decision], steps: Steps) -> None:
+    """Raise `TraceError` for the first claim that is false inside the ranges; have calls checked for what none says."""
+    ranges, interface, relations = steps.ranges, steps.interface, []
     for decision in decisions:
         wrong = counterexample(decision.claim, ranges)
-        if wrong is None:
+        if wrong is None or steps.take(decision.claim):
             continue
         if wrong is True or interface.is_relation(decision.claim, ranges):
-            interface.constrain(decision.claim, ranges)
+            relations.append(decision.claim)
             continue
         sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
         asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]
@@ -151,6 +183,9 @@ def hold(decisions: list[Decision], ranges: Symbols, interface: Interface) -> No
             f"which is false for {sizes}. "
             f"Asked for: {asked}. Narrow the range, make the dimension static, or build one engine for each side."
         )
+    steps.constrain()  # before relations, which may say the same with less ease
+    for claim in relations:
+        interface.constrain(claim, ranges)
 
 
 def _narrow(spec: Input, dim: Dim) -> None:

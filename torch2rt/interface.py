@@ -60,7 +60,7 @@ class Interface:
 
     `arguments` describes `(args, kwargs)` and `result` the returned value, both as `structure.flatten` does;
     `leaves` says for each leaf of the result which output it is (`{"output": 0}`) or which size (`{"size": [...]}`);
-    `constraints` are relations between sizes that every call must satisfy, each with its text.
+    `constraints` are claims about sizes that every call must satisfy, each with its text.
     """
 
     inputs: list[Input]
@@ -137,9 +137,9 @@ class Interface:
                 got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
                 raise InputError(f"The model needs {text}, got {got}.")
 
-    def constrain(self, claim: sympy.Basic, symbols: Symbols) -> None:
-        """Check a relation between sizes at every call, once however often it is asked for."""
-        constraint = (to_json(claim, symbols), describe(claim, symbols))
+    def constrain(self, claim: sympy.Basic, symbols: Symbols, text: str | None = None) -> None:
+        """Check a claim about sizes at every call, once however often it is asked for."""
+        constraint = (to_json(claim, symbols), text or describe(claim, symbols))
         if constraint not in self.constraints:
             self.constraints.append(constraint)
 

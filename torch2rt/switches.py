@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,3 +47,18 @@ def without_collections() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@contextmanager
+def without_log(name: str) -> Iterator[None]:
+    """Keep what this thread logs under a name to ourselves: errors that are expected."""
+    log, here = logging.getLogger(name), threading.get_ident()
+
+    def is_another_threads(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    log.addFilter(is_another_threads)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_another_threads)

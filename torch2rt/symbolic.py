@@ -154,19 +154,23 @@ def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | boo
     if total <= ENUMERATE:
         candidates = itertools.product(*ranges)
     else:
-        candidates = itertools.product(*[_samples(r, math.ceil(ENUMERATE ** (1 / len(free)))) for r in ranges])
+        candidates = itertools.product(*[samples(r, math.ceil(ENUMERATE ** (1 / len(free)))) for r in ranges])
     for sizes in itertools.islice(candidates, 2 * ENUMERATE):
-        try:
-            holds = evaluate(claim, dict(zip(free, sizes, strict=True)))
-        except ZeroDivisionError:  # nor can the module be called with them
-            holds = False
-        if not holds:
+        if not holds(claim, dict(zip(free, sizes, strict=True))):
             return {symbols[s]: size for s, size in zip(free, sizes, strict=True)}
     return None if total <= ENUMERATE else True
 
 
-def _samples(sizes: range, count: int) -> list[int]:
-    """Both ends, their neighbours, and an even spread between."""
+def holds(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, int]) -> bool:
+    """Whether a claim is true of these sizes."""
+    try:
+        return bool(evaluate(claim, sizes))
+    except ZeroDivisionError:  # nor can the module be called with them
+        return False
+
+
+def samples(sizes: range, count: int = ENUMERATE) -> list[int]:
+    """All, or about so many: both ends, their neighbours, and an even spread between."""
     if len(sizes) <= count:
         return list(sizes)
     step = max(1, len(sizes) // max(1, count - 6))

@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.aten import StrayRecorder
-from torch2rt.errors import InputError, TraceError
+from torch2rt.errors import InputError, Torch2RTError, TraceError
+from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
-from torch2rt.switches import without_collections, without_compiler
+from torch2rt.switches import without_collections, without_compiler, without_log
 from torch2rt.symbolic import expression, is_symbolic, to_json
 from torch2rt.tracer import Tracer, UnseenTensorError
 
@@ -67,7 +69,19 @@ def trace(
 
     def run(hint: Sequence[Shape], forgotten: Sequence[str] = ()) -> tuple[torch.fx.GraphModule, list[str]]:
         tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
-        return _run(module, tracer, leaves, hint, output_names, forgotten)
+        return _run(module, tracer, leaves, hint, output_names, forgotten, takes)
+
+    def takes(shapes: Sequence[Shape]) -> bool:
+        static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
+        tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
+        try:
+            with without_log("torch._subclasses.fake_tensor"):
+                _run(module, tracer, leaves, shapes, None, (), takes)
+        except Torch2RTError:
+            return True  # not the module's own error
+        except Exception:
+            return False
+        return True
 
     failure: Exception | None = None
     take_strays = first_was_unseen = False
@@ -117,7 +131,7 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
 
 def _run(
     module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
-    output_names: Sequence[str] | None, forgotten: Sequence[str],
+    output_names: Sequence[str] | None, forgotten: Sequence[str], takes: Takes,
 ) -> tuple[torch.fx.GraphModule, list[str]]:  # fmt: skip
     """Trace with these sizes standing for the dynamic ones; the graph, and what the module keeps of the inputs' values.
 
@@ -156,7 +170,7 @@ def _run(
         state.restore()
     tracer.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     _output(tracer, result, output_names)
-    tracer.decisions.check(interface)
+    tracer.decisions.check(interface, takes)
     for node in reversed(tracer.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
             tracer.graph.erase_node(node)
