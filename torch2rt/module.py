@@ -254,7 +254,9 @@ class TRTModule(_Converted):
         if self.interface is None:
             return "empty"
         inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
-        needs = "".join(f"; needs {text}" for _, text in self.interface.constraints)
+        needs = "".join(
+            f"; needs {text}" for _, text in self.interface.constraints if text.count(".shape[") == 1  # or it is long
+        )
         size = f"{len(self.engine_bytes or b'') / 2**20:.1f} MiB"
         return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {size}"
 
