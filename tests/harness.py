@@ -23,6 +23,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from torch2rt import torch2rt
+from torch2rt.structure import bare_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def case(
 
 def _name(function: Any, data: Any, args: Any, kwargs: Any) -> str:
     name = getattr(function, "__name__", type(function).__name__)
-    dtypes = ["" if d.dtype == torch.float32 else str(d.dtype).removeprefix("torch.") for d in data]
+    dtypes = ["" if d.dtype == torch.float32 else bare_name(d.dtype) for d in data]
     sizes = [",".join(getattr(s, "name", str(s)) for s in d.shape) for d in data]
     shapes = [f"{dtype}({size})" for dtype, size in zip(dtypes, sizes, strict=True)]
     return "-".join([name, *shapes, *map(str, args), *(f"{k}={v}" for k, v in kwargs.items())]).replace(" ", "")

@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch2rt.errors import TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.source import Places
-from torch2rt.steps import Claims, Steps
+from torch2rt.steps import IsRefused, Steps
 from torch2rt.symbolic import Dim, Symbols, counterexample, describe
 
 Takes = Callable[[Sequence[Shape]], bool]
@@ -45,7 +45,7 @@ class Decisions:
         self.symbols = symbols
         self.places = places
         self.made: dict[sympy.Basic, Decision] = {}
-        self.assumed = Assumed([], symbols, {})
+        self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self)
         self._depth = 0
 
@@ -110,15 +110,15 @@ class Decisions:
             if (size := self.shape_env.replace(symbol)).is_number:  # also where torch concluded it from what was asked
                 claim = sympy.Eq(symbol, size)
                 self.made.setdefault(claim, Decision(claim, "all in all", True))
-        ties = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq) and len(d.claim.free_symbols) > 1]
+        equalities = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq)]
+        ties = [d for d in equalities if all(arg in self.symbols for arg in d.claim.args)]
         tied = self._tied_ranges(ties)
 
         def is_refused(symbol: sympy.Symbol, size: int) -> bool:
             return not takes(self._shapes_with(symbol, size, ties, interface))
 
-        steps = Steps(tied, interface, is_refused)
-        hold([d for d in self.made.values() if not d.assumed], steps)
-        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied, steps.claims)
+        hold([d for d in self.made.values() if not d.assumed], tied, interface, is_refused)
+        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied)
         for dim in tied.values():
             _narrow(interface.inputs[dim.input], dim)
 
@@ -129,7 +129,7 @@ class Decisions:
         equal = {symbol}
         for _ in ties:
             for tie in ties:
-                if equal & set(tie.claim.args) and all(arg in self.symbols for arg in tie.claim.args):
+                if equal & set(tie.claim.args):
                     equal.update(tie.claim.args)
         shapes = [list(spec.opt) for spec in interface.inputs]
         for dim in (self.symbols[s] for s in equal):
@@ -141,16 +141,15 @@ class Decisions:
         ranges = dict(self.symbols)
         for _ in ties:
             for tie in ties:
-                if all(isinstance(arg, sympy.Symbol) and arg in ranges for arg in tie.claim.args):
-                    left, right = (ranges[arg] for arg in tie.claim.args)
-                    low, high = max(left.min, right.min), min(left.max, right.max)
-                    if low > high:
-                        raise TraceError(
-                            f"{tie.place}: {left} and {right} must be equal, their ranges {left.min} to {left.max} and "
-                            f"{right.min} to {right.max} have nothing in common."
-                        )
-                    for arg in tie.claim.args:
-                        ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
+                left, right = (ranges[arg] for arg in tie.claim.args)
+                low, high = max(left.min, right.min), min(left.max, right.max)
+                if low > high:
+                    raise TraceError(
+                        f"{tie.place}: {left} and {right} must be equal, their ranges {left.min} to {left.max} and "
+                        f"{right.min} to {right.max} have nothing in common."
+                    )
+                for arg in tie.claim.args:
+                    ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
         return ranges
 
 
@@ -159,16 +158,16 @@ class Assumed(NamedTuple):
 
     decisions: list[Decision]
     ranges: Symbols
-    claims: Claims
-
-    def hold(self, interface: Interface) -> None:
-        """Raise `TraceError` for the first that is false inside the ranges."""
-        hold(self.decisions, Steps(self.ranges, interface, lambda symbol, size: False, self.claims))
 
 
-def hold(decisions: list[Decision], steps: Steps) -> None:
-    """Raise `TraceError` for the first claim that is false inside the ranges; have calls checked for what none says."""
-    ranges, interface, relations = steps.ranges, steps.interface, []
+def hold(
+    decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda symbol, size: False
+) -> None:  # fmt: skip
+    """Raise `TraceError` for the first claim that is false inside the ranges; have calls checked for what none says.
+
+    `is_refused` says whether the module itself raises an error with a size.
+    """
+    steps, relations = Steps(ranges, interface, is_refused), []
     for decision in decisions:
         wrong = counterexample(decision.claim, ranges)
         if wrong is None or steps.take(decision.claim):

@@ -13,7 +13,7 @@ import torch
 
 from torch2rt.errors import InputError
 from torch2rt.structure import Spec, bare_name, flatten, take, unflatten
-from torch2rt.symbolic import Symbols, describe, evaluate, evaluate_json, to_json
+from torch2rt.symbolic import Symbols, describe, evaluate_json, holds, to_json
 
 Shape = tuple[int, ...]
 AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 1)}  # as they lie in memory
@@ -145,7 +145,7 @@ class Interface:
 
     def holds_at_opt(self, claim: sympy.Basic, symbols: Symbols) -> bool:
         """Whether a claim about sizes is true of the opt shapes."""
-        return bool(evaluate(claim, {s: self.inputs[dim.input].opt[dim.axis] for s, dim in symbols.items()}))
+        return holds(claim, {s: self.inputs[dim.input].opt[dim.axis] for s, dim in symbols.items()})
 
     def is_relation(self, claim: sympy.Basic, symbols: Symbols) -> bool:
         """Whether a claim relates several sizes, so that no ranges could say it, and holds for the opt shapes."""

@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, UnsupportedError
 from torch2rt.fusion import Fuser
+from torch2rt.guards import hold
 from torch2rt.interface import AXES, Interface
 from torch2rt.registry import Converter, load, qualified_name
 from torch2rt.structure import bare_name
@@ -129,7 +130,8 @@ class _Lowering:
         if self.failures:
             count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
             raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n" + "\n".join(self.failures))
-        self.graph.meta["assumed"].hold(self.interface)
+        assumed = self.graph.meta["assumed"]
+        hold(assumed.decisions, assumed.ranges, self.interface)
         self.outputs()
 
     def lower(self, graph: torch.fx.Graph) -> None:

@@ -13,23 +13,22 @@ from collections.abc import Callable
 import sympy
 
 from torch2rt.interface import Interface
-from torch2rt.symbolic import ENUMERATE, Symbols, holds, samples
+from torch2rt.symbolic import Symbols, holds, is_sampled, samples
 
 IsRefused = Callable[[sympy.Symbol, int], bool]
-Claims = dict[sympy.Symbol, list[sympy.Basic]]
 
 
 class Steps:
     """What is claimed of single sizes and ends in an error of the module where it is false.
 
-    `is_refused` says whether the module raises one with a size; `claims` are known to be of this kind.
+    `is_refused` says whether the module raises one with a size. `left` are the sizes of each range, or samples of a
+    long one, for which the claims taken so far hold.
     """
 
-    def __init__(
-        self, ranges: Symbols, interface: Interface, is_refused: IsRefused, claims: Claims | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, ranges: Symbols, interface: Interface, is_refused: IsRefused) -> None:
         self.ranges, self.interface, self.is_refused = ranges, interface, is_refused
-        self.claims: Claims = claims or {}
+        self.left = {symbol: samples(dim.sizes) for symbol, dim in ranges.items()}
+        self.claims: dict[sympy.Symbol, list[sympy.Basic]] = {}
 
     def take(self, claim: sympy.Basic) -> bool:
         """Take a claim, if it is of this kind; whether it is."""
@@ -37,26 +36,23 @@ class Steps:
         if len(free) != 1 or not self.interface.holds_at_opt(claim, self.ranges):
             return False
         symbol, dim = free[0], self.ranges[free[0]]
-        left = [size for size in samples(range(dim.min, dim.max + 1)) if self._are_met(symbol, size)]
-        false = [size for size in left if not holds(claim, {symbol: size})]
+        true = [size for size in self.left[symbol] if holds(claim, {symbol: size})]
+        false = sorted(set(self.left[symbol]) - set(true))
         if dim.min in false or dim.max in false:
             return False
-        some = {false[i * (len(false) - 1) // 2] for i in range(3)} if false else set()
+        some = {false[0], false[(len(false) - 1) // 2], false[-1]} if false else set()
         if not all(self.is_refused(symbol, size) for size in sorted(some)):
             return False
-        if false or dim.max - dim.min >= ENUMERATE:  # else those before say it already
+        if false or is_sampled(dim.sizes):  # else those before say it already
             self.claims.setdefault(symbol, []).append(claim)
+        self.left[symbol] = true
         return True
 
     def constrain(self) -> None:
         """Have every call checked."""
         for symbol, claims in self.claims.items():
-            dim = self.ranges[symbol]
-            met = [size for size in samples(range(dim.min, dim.max + 1)) if self._are_met(symbol, size)]
-            step = math.gcd(*met)
-            exact = met == list(range(met[0], met[-1] + 1, step))
+            dim, left = self.ranges[symbol], self.left[symbol]
+            step = math.gcd(*left)
+            exact = left == list(range(left[0], left[-1] + 1, step))
             text = f"{dim} to be a multiple of {step}" if exact else None
             self.interface.constrain(sympy.And(*claims), self.ranges, text)
-
-    def _are_met(self, symbol: sympy.Symbol, size: int) -> bool:
-        return all(holds(claim, {symbol: size}) for claim in self.claims.get(symbol, []))

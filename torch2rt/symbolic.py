@@ -29,6 +29,11 @@ class Dim:
     min: int
     max: int
 
+    @property
+    def sizes(self) -> range:
+        """All sizes that it is served for."""
+        return range(self.min, self.max + 1)
+
     def __str__(self) -> str:
         return f"{self.name}.shape[{self.axis}]"
 
@@ -148,7 +153,7 @@ def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | boo
             return None
     except (NotImplementedError, AssertionError, TypeError):
         pass  # torch's range analysis does not know this operation: the sizes below decide
-    ranges = [range(symbols[s].min, symbols[s].max + 1) for s in free]
+    ranges = [symbols[s].sizes for s in free]
     total = math.prod(map(len, ranges))
     candidates: Iterable[tuple[int, ...]]
     if total <= ENUMERATE:
@@ -169,9 +174,14 @@ def holds(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, int]) -> bool:
         return False
 
 
+def is_sampled(sizes: range, count: int = ENUMERATE) -> bool:
+    """Whether `samples` are not all."""
+    return len(sizes) > count
+
+
 def samples(sizes: range, count: int = ENUMERATE) -> list[int]:
     """All, or about so many: both ends, their neighbours, and an even spread between."""
-    if len(sizes) <= count:
+    if not is_sampled(sizes, count):
         return list(sizes)
     step = max(1, len(sizes) // max(1, count - 6))
     return sorted({*sizes[:3], *sizes[-3:], *sizes[::step]})
