@@ -30,6 +30,10 @@ def _divisible(self, x):
     return x.view(2, -1, 3)
 
 
+def _sevens(self, x):
+    return x.view(7, -1, 3)
+
+
 def _all_but_three(self, x):
     return x[:-3]
 
@@ -187,6 +191,15 @@ def test_steps_over_a_range_too_long_to_look_at_all_of_it():
     for size in (8, 9, 30011, 59998):
         with pytest.raises(InputError, match="needs"):
             interface.check([(size, 3)], [torch.float32])
+
+
+def test_the_step_of_a_range_is_not_that_of_the_sizes_looked_at():
+    """Of a long range every 14th size is looked at, and all multiples of 7 among those are of 14."""
+    ranges = {"min_shapes": [(14, 3)], "opt_shapes": [(28, 3)], "max_shapes": [(14 * 4095, 3)]}
+    interface = trace(module(_sevens), [torch.randn(14, 3)], **ranges).meta["interface"]
+    interface.check([(21, 3)], [torch.float32])
+    with pytest.raises(InputError, match=r"needs .*Mod\(input_0.shape\[0\], 7\)"):
+        interface.check([(22, 3)], [torch.float32])
 
 
 def test_what_a_module_refuses_leaves_no_trace(caplog):

@@ -53,6 +53,6 @@ class Steps:
         for symbol, claims in self.claims.items():
             dim, left = self.ranges[symbol], self.left[symbol]
             step = math.gcd(*left)
-            exact = left == list(range(left[0], left[-1] + 1, step))
+            exact = not is_sampled(dim.sizes) and left == list(range(left[0], left[-1] + 1, step))
             text = f"{dim} to be a multiple of {step}" if exact else None
             self.interface.constrain(sympy.And(*claims), self.ranges, text)
