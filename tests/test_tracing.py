@@ -2,8 +2,10 @@
 
 import functools
 import gc
+import random
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt import TraceError, trace
 from torch2rt.registry import qualified_name
+
+GENERATOR = torch.Generator().manual_seed(3)
 
 
 def module(forward, **attributes):
@@ -160,12 +164,25 @@ REFUSED = [
     (_item, r"test_tracing.py:\d+.*Python depends on the value of a tensor"),
     (_nothing, r"returns no tensor"),
 ]
+READS_AN_INTEGER = [
+    lambda self, x, n: x[:, : n.item()],
+    lambda self, x, n: (x, n.item() + 1),
+    lambda self, x, n: x * int(n),
+    lambda self, x, n: x.narrow(1, 0, n),
+]
 
 
 @pytest.mark.parametrize(("forward", "message"), REFUSED, ids=lambda v: getattr(v, "__name__", ""))
 def test_python_that_depends_on_data_or_state_is_refused_by_line(forward, message):
     with pytest.raises(TraceError, match=message):
         trace(module(forward, n=torch.zeros(3)), [torch.randn(2, 3)])
+
+
+@pytest.mark.parametrize("forward", READS_AN_INTEGER)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.int32])
+def test_the_value_of_an_integer_input_is_not_read(forward, dtype):
+    with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*depends on the value"):
+        trace(module(forward), [torch.randn(2, 3), torch.tensor(2, dtype=dtype)])
 
 
 def test_a_refused_buffer_write_does_not_happen():
@@ -370,10 +387,44 @@ def test_random_numbers_that_nothing_depends_on():
     lambda self, x: x + torch.empty(3).normal_()[None],
     lambda self, x: x[torch.randperm(2)],
     lambda self, x: torch.zeros(2, 3).index_put_((torch.randint(2, (1,)),), x[:1]),
+    lambda self, x: torch.normal(x, x.abs()),
+    lambda self, x: torch.normal(torch.zeros(3), x.abs() + 1),
+    lambda self, x: torch.normal(x, 2.0, generator=GENERATOR),
+    lambda self, x: x + torch.rand(3, generator=GENERATOR),
+    lambda self, x: torch.empty_like(x).geometric_(0.5),
+    lambda self, x: torch.svd_lowrank(x, 1)[1],
+    lambda self, x: torch.vmap(lambda row: row + torch.rand(3), randomness="different")(x),
 ])  # fmt: skip
 def test_random_numbers_are_refused(use):
     with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*draws? random numbers"):
         trace(module(use), [torch.randn(2, 3)])
+
+
+def test_a_generator_is_refused_with_dynamic_shapes():
+    made = module(lambda self, x: torch.normal(x, 2.0, generator=GENERATOR))
+    with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*draws random numbers"):
+        trace(made, [torch.randn(2, 3)], max_batch_size=4)
+
+
+@pytest.mark.parametrize("use", [
+    lambda self, x: x * random.random(),
+    lambda self, x: x + torch.tensor(np.random.rand(3), dtype=torch.float32),
+    lambda self, x: torch.cond(x.sum() > 0, lambda x: x + random.random(), lambda x: x, (x,)),
+])  # fmt: skip
+def test_random_numbers_from_elsewhere_are_refused(use):
+    with pytest.raises(TraceError, match=r"Python's random or numpy.random"):
+        trace(module(use), [torch.randn(2, 3)])
+
+
+def test_random_numbers_from_elsewhere_that_nothing_depends_on():
+    constant = torch.tensor([1.0, torch.nan, torch.inf])
+
+    def layer_drop(self, x):
+        skip = random.uniform(0, 1) < 0.5 and self.training
+        mask = torch.full((3,), -torch.inf, dtype=torch.bfloat16) + np.random.rand() * 0
+        return x if skip else torch.cond(x.sum() > 0, lambda x: x + constant, lambda x: x - 1, (x,)) + mask
+
+    graph_equals_eager(module(layer_drop), torch.randn(2, 3))
 
 
 @pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.BatchNorm1d])

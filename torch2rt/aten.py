@@ -35,7 +35,7 @@ class AtenRecorder(TorchDispatchMode):
         tracer, kwargs = self.tracer, kwargs or {}
         if not tracer.is_traced((args, kwargs)):
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                return tracer.constant(func, args, kwargs, self.function)
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
         if func.namespace == "prim" or not _returns_tensors(func):
@@ -88,8 +88,10 @@ class StrayRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         tracer, kwargs = self.tracer, kwargs or {}
-        if tracer.fake_mode.enter_stack or not tracer.is_traced((args, kwargs)):
+        if tracer.fake_mode.enter_stack:
             return func(*args, **kwargs)
+        if not tracer.is_traced((args, kwargs)):
+            return tracer.constant(func, args, kwargs, func)
         args, kwargs = tracer.storages.with_shadows((args, kwargs))
         with tracer.decisions.inside(), tracer.fake_mode, AtenRecorder(tracer, func):
             out = func(*args, **kwargs)

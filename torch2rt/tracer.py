@@ -88,6 +88,7 @@ class Tracer(TorchFunctionMode):
             source=ConstantSource(f"input_{index}"),
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
         )
+        fake.item_memo = None  # torch would give out a symbol for the value of a 0-d integer on the CPU
         node = self.graph.placeholder(spec.name)
         node.meta.update(val=fake, module="", source="", input=index)
         self.storages.bind(fake, node)
@@ -146,21 +147,29 @@ class Tracer(TorchFunctionMode):
         return value if found else None
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
-        """Run a call that depends on no input, whose result becomes a constant; a random one must not."""
+        """Run a call that depends on no input, whose result becomes a constant."""
         drawn = self._drawn((args, kwargs))
         if drawn and getattr(func, "__name__", "") in READS | LEAVES_TORCH:
             raise TraceError(drawn)
-        before = _generator_states()
         with self.decisions.inside():
-            out = func(*args, **kwargs)
-        if not all(map(torch.equal, before, _generator_states())):
-            advice = self.registry.advice(func) or self.registry.advice(torch.randn)
-            drawn = f"{self.places.here()}: {qualified_name(func)} draws random numbers. {advice}."
-        if drawn:
-            self.storages.taint(out, drawn)
+            out = self.constant(func, args, kwargs, func)
         self._is_made(out)
         self.storages.note_constant_views(out, (func, args, kwargs))
         return out
+
+    def constant(self, func: Target, args: Any, kwargs: Any, name: Target) -> Any:
+        """The result of a call of real tensors, which `name` has made; a random one must not reach the graph."""
+        drawn, before = self._drawn((args, kwargs)), _generator_states((args, kwargs))
+        out = func(*args, **kwargs)
+        if not all(map(torch.equal, before, _generator_states((args, kwargs)))):
+            drawn = self._draws(qualified_name(name), name)
+        if drawn:
+            self.storages.taint(out, drawn)
+        return out
+
+    def _draws(self, what: str, func: Target = torch.randn) -> str:
+        advice = self.registry.advice(func) or self.registry.advice(torch.randn)
+        return f"{self.places.here()}: {what} draws random numbers. {advice}."
 
     def _drawn(self, value: Any) -> str:
         """What is wrong with arguments that are random, if any are."""
@@ -369,6 +378,8 @@ class Tracer(TorchFunctionMode):
             return slice(*(self.argument(v) for v in (value.start, value.stop, value.step)))
         if isinstance(value, torch.fx.GraphModule):
             return self.attribute(value)
+        if isinstance(value, torch.Generator):
+            raise TraceError(self._draws("a call with a generator"))
         return value
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -429,9 +440,11 @@ def _is_wrapped(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
-def _generator_states() -> list[torch.Tensor]:
+def _generator_states(arguments: Any) -> list[torch.Tensor]:
+    """The states of the generators that a call with these arguments may draw from."""
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    return [generator.get_state() for generator in (torch.default_generator, *cuda)]
+    given = [x for x in tree_leaves(arguments) if isinstance(x, torch.Generator)]
+    return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
 
 
 def _is_autocasting(args: Any) -> bool:

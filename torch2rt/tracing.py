@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
+import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
@@ -87,7 +90,13 @@ def trace(
     take_strays = first_was_unseen = False
     for hint in (hints := _hints(specs, leaves)):
         try:
+            before = _generators()
             graph, remembered = run(hint)
+            if _generators() != before and not _are_equal(graph, run(hint)[0]):
+                raise TraceError(
+                    "The module draws numbers from Python's random or numpy.random, and does something else each time. An "
+                    "engine draws no random numbers. Pass the noise to the module as an input."
+                )
             if remembered:  # perhaps only for somebody to look at
                 run(hint, remembered)
             return graph
@@ -100,6 +109,26 @@ def trace(
                 failure, first_was_unseen = error, unseen
     assert failure is not None
     raise failure
+
+
+def _generators() -> Any:
+    """The states of the generators outside of torch that everyone shares."""
+    return random.getstate(), [bytes(x) if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
+
+
+def _are_equal(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
+    """Whether two traces of a module have the same calls, and the same constants in them."""
+    if str(one.graph) != str(other.graph):
+        return False
+    for name in {node.target for node in one.graph.nodes if node.op == "get_attr"}:
+        a, b = map(operator.attrgetter(name), (one, other))
+        if isinstance(a, torch.fx.GraphModule):
+            same = _are_equal(a, b)
+        else:
+            same = torch.equal(*(x.detach().flatten().view(torch.uint8) for x in (a, b)))  # NaN is equal to itself
+        if not same:
+            return False
+    return True
 
 
 def _parameters(forward: Callable[..., Any]) -> list[str]:
