@@ -114,13 +114,19 @@ def linspace(start, end, steps, *, dtype=None, device=None, **kwargs):
     """Counted from both ends, as torch does, so that the last number is `end` itself."""
     if not any(map(is_traced, (start, end, steps))):
         return NotImplemented
-    dtype = dtype or torch.get_default_dtype()
+    if dtype is None:
+        plain = torch.get_default_dtype()
+        dtype = plain.to_complex() if any(map(_is_complex, (start, end))) else plain
     device = next((v.device for v in (start, end) if isinstance(v, Tensor)), device)
-    if not dtype.is_floating_point:
+    if not dtype.is_floating_point and not dtype.is_complex:
         return _integers(start, end, steps, device).to(dtype)
     i = torch.arange(steps, dtype=torch.float32, device=device)
     step = (end - start) / torch.sym_max(steps - 1, 1)
     return torch.where(i < torch.sym_max(steps // 2, 1), start + step * i, end - step * (steps - 1 - i)).to(dtype)
+
+
+def _is_complex(x):
+    return x.is_complex() if isinstance(x, Tensor) else isinstance(x, complex)
 
 
 def _integers(start, end, steps, device):
@@ -136,7 +142,8 @@ def logspace(start, end, steps, base=10.0, **kwargs):
     if not any(map(is_traced, (start, end, steps, base))):
         return NotImplemented
     dtype = kwargs.get("dtype")
-    check(dtype is None or dtype.is_floating_point, "powers rounded to integers are not supported; make them floats")
+    whole = dtype is not None and not dtype.is_floating_point and not dtype.is_complex
+    check(not whole, "powers rounded to integers are not supported; make them floats")
     return torch.pow(base, torch.linspace(start, end, steps, **kwargs))
 
 

@@ -189,8 +189,9 @@ def _gathered_up(x, index, src, how, include_self):
     if not is_traced(index) and index.numel():
         check(0 <= int(index.max()) < x.shape[-1] and int(index.min()) >= -1, "an index is out of range")
     hit = index.unsqueeze(-2) == torch.arange(x.shape[-1], device=x.device).unsqueeze(-1)
-    low, high = _extremes(x.dtype)
-    neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": low, "amin": high}[how]
+    neutral = {"sum": 0, "mean": 0, "prod": 1}.get(how)
+    if neutral is None:
+        neutral = dict(zip(("amax", "amin"), _extremes(x.dtype)))[how]
     values = torch.where(hit, src.unsqueeze(-2), neutral)
     total = getattr(values, "sum" if how == "mean" else how)(-1).to(x.dtype)
     if include_self:
@@ -198,8 +199,12 @@ def _gathered_up(x, index, src, how, include_self):
         total = combine(x, total)
     if how == "mean":
         count = (hit.sum(-1) + int(include_self)).clamp(min=1)
-        total = torch.div(total, count, rounding_mode=None if x.is_floating_point() else "floor").to(x.dtype)
+        total = torch.div(total, count, rounding_mode="floor" if _is_whole(x.dtype) else None).to(x.dtype)
     return total if include_self else torch.where(hit.any(-1), total, x)
+
+
+def _is_whole(dtype):
+    return not dtype.is_floating_point and not dtype.is_complex
 
 
 def _extremes(dtype):

@@ -94,8 +94,8 @@ def trace(
             graph, remembered = run(hint)
             if _generators() != before and not _are_equal(graph, run(hint)[0]):
                 raise TraceError(
-                    "The module draws numbers from Python's random or numpy.random, and does something else each time. An "
-                    "engine draws no random numbers. Pass the noise to the module as an input."
+                    "The module draws numbers from Python's random or numpy.random, and does something else each time. "
+                    "An engine draws no random numbers. Pass the noise to the module as an input."
                 )
             if remembered:  # perhaps only for somebody to look at
                 run(hint, remembered)
