@@ -99,6 +99,28 @@ def test_progressions(row, mode, device):
     check_case(row, mode, device)
 
 
+W = Size("W", 3, 5, 9)
+OF_SIZES = {  # of two dynamic sizes
+    "max": lambda b, w: torch.sym_max(b, w),
+    "min": lambda b, w: torch.sym_min(b, w - 1) + 1,
+    "nested": lambda b, w: torch.sym_max(b + 2, torch.sym_max(w, b + w - 4)),
+    "sum": lambda b, w: torch.sym_sum([b, w, b]),
+    "floor": lambda b, w: (b * w + 1) // 2,
+    "mod": lambda b, w: (3 * b + w) % 4 + 1,
+    "if": lambda b, w: torch.sym_ite(b > w, b * 2, w - 1),
+    "rounded": lambda b, w: torch.sym_int((b * w) ** 0.5),
+}
+ARITHMETIC = [
+    case(lambda x, f=f: torch.ones(f(*x.shape), device=x.device) + x.sum() * f(*x.shape), [(B, W)], id=name)
+    for name, f in OF_SIZES.items()
+]
+
+
+@parametrize(ARITHMETIC)
+def test_arithmetic_of_sizes(row, mode, device):
+    check_case(row, mode, device)
+
+
 @parametrize(NUMBERS)
 def test_numbers(row, mode, device):
     check_case(row, mode, device)

@@ -412,7 +412,8 @@ class Tracer(TorchFunctionMode):
         if expr.is_number or isinstance(expr, sympy.logic.boolalg.BooleanAtom):
             return type_of(value)(expr)
         if (node := self._sizes.get(expr)) is None:
-            env = {s: torch.fx.Proxy(n) for s, n in self._sizes.items() if isinstance(s, sympy.Symbol)}
+            one = torch.fx.proxy.GraphAppendingTracer(self.graph)  # torch.sym_max refuses proxies of several
+            env = {s: torch.fx.Proxy(n, one) for s, n in self._sizes.items() if isinstance(s, sympy.Symbol)}
             node = sympy_interp(PythonAlgebra, env, expr).node
             node.meta.update(val=value, module=self.places.module(), source=self.places.line())
             self._sizes[expr] = node
