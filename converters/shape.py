@@ -223,6 +223,7 @@ def flip(ctx, input, *dims):
 
 def _flipped(ctx, x, flipped):
     sizes = dims(ctx, x)
+    flipped = {d for d in flipped if is_symbolic(sizes[d]) or sizes[d] > 1}  # TensorRT starts at no -1
     start = [size - 1 if d in flipped else 0 for d, size in enumerate(sizes)]
     return slice_nd(ctx, x, start, sizes, [-1 if d in flipped else 1 for d in range(len(sizes))])
 

@@ -95,6 +95,8 @@ AGAIN = [
     case(T.flip, [ints(2, 3)], 1),
     case(T.flip, [bools(2, 3)], dims=[0]),
     case(torch.fliplr, [(B, S)]),
+    case(torch.flip, [(B, 0, 1, S)], (1, 2, 3)),
+    case(torch.flip, [(0, 3)], (0, 1)),
     case(torch.flipud, [(B, 3)]),
     case(torch.rot90, [(B, 3, 4)], 1, (1, 2)),
     case(T.rot90, [(B, 3, 4)], k=-1, dims=(0, 2)),
