@@ -158,5 +158,5 @@ def repeat_heads(ctx, x, heads):
 
 @composite(torch._nested_tensor_from_mask_left_aligned)
 def nested_tensor_from_mask_left_aligned(t, mask):
-    """`nn.TransformerEncoder` asks whether it may use a nested tensor."""
+    """`nn.TransformerEncoder` asks whether it may use a nested tensor, where it may not for other reasons too."""
     return False

@@ -29,6 +29,7 @@ from torch2rt.structure import flatten, unflatten
 from torch2rt.switches import without_collections, without_compiler, without_log
 from torch2rt.symbolic import expression, is_symbolic, to_json
 from torch2rt.tracer import Tracer, UnseenTensorError
+from torch2rt.transformer import masks_as_values
 
 
 def trace(
@@ -177,8 +178,9 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler(), without_collections(), enable_python_dispatcher())
-            for context in (*switches, strays, tracer):
+            switches = (torch.no_grad(), without_compiler(), without_collections())
+            masks = masks_as_values(tracer.is_traced)
+            for context in (*switches, masks, enable_python_dispatcher(), strays, tracer):
                 stack.enter_context(context)
             result = module(*args, **kwargs)
             if forgotten:

@@ -1,0 +1,107 @@
+"""`nn.Transformer`, whose Python looks into its masks: a trace computes what eager torch would choose."""
+
+import math
+import threading
+
+import torch
+from harness import B, Call, S, Size, bools, case, check_case, parametrize
+from torch import nn
+
+from torch2rt import trace
+
+T = Size("T", 3, 5, 8)
+SELF, OTHER = (B, S, 8), (B, T, 8)
+
+
+class With(nn.Module):
+    """A module, and how it is called."""
+
+    def __init__(self, module, call):
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, *inputs):
+        return self.call(self.module, *inputs)
+
+
+def encoder(norm=None, norm_first=False, **options):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, 2, norm, **options)
+
+
+def causal(x):
+    length = x.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+
+
+def at_the_ends(x):
+    """Padding: each row has one element less than the one before, the last row has one."""
+    length = torch.arange(x.shape[0], 0, -1, device=x.device)
+    return torch.arange(x.shape[1], device=x.device) >= length[:, None]
+
+
+def added(mask):
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(mask, -math.inf)
+
+
+def padded(make, x, mask=lambda m: m, **options):
+    """With padding at the ends, where torch leaves it out, at the beginnings, and nowhere."""
+    paddings = at_the_ends(x), at_the_ends(x).flip(1), at_the_ends(x) & False
+    return [make(x, src_key_padding_mask=mask(p), **options) for p in paddings]
+
+
+def transformer(m, x, y):
+    padding = at_the_ends(x)
+    target = nn.Transformer.generate_square_subsequent_mask(y.shape[1], device=y.device)
+    return m(x, y, src_key_padding_mask=padding), m(x, y, tgt_mask=target, src_key_padding_mask=padding.flip(1))
+
+
+CASES = [
+    case(With(encoder(), padded), [SELF], id="padded"),
+    case(With(encoder(nn.LayerNorm(8)), padded), [SELF], id="padded-norm"),
+    case(With(encoder(), lambda m, x: padded(m, x, added)), [SELF], id="padded-added"),
+    case(With(encoder(), lambda m, x: padded(m, x, is_causal=False)), [SELF], id="padded-not-causal"),
+    case(With(encoder(enable_nested_tensor=False), padded), [SELF], id="padded-leaves-nothing-out"),
+    case(With(encoder(norm_first=True), padded), [SELF], id="padded-norm-first"),
+    case(With(encoder(mask_check=False), padded), [SELF], id="padded-unchecked"),
+    case(With(encoder(), lambda m, x: m(x, added(causal(x)), added(at_the_ends(x)))), [SELF], id="padded-causal"),
+    case(
+        With(encoder(), lambda m, x: m(x, src_key_padding_mask=torch.tensor([[False, True, True]], device=x.device))),
+        [(1, 3, 8)], id="padded-constant",
+    ),
+    case(
+        With(encoder(), lambda m, x, p: m(x, src_key_padding_mask=p & (p.cumsum(1) > 1))), [SELF, bools(B, S)],
+        id="padded-anywhere",
+    ),
+    case(With(encoder(), lambda m, x: m(x, causal(x))), [SELF], id="causal"),
+    case(With(encoder(norm_first=True), lambda m, x: m(x, added(causal(x)))), [SELF], id="causal-added"),
+    case(With(encoder(), lambda m, x, mask: m(x, mask & (mask.cumsum(1) > 1))), [SELF, bools(S, S)], id="mask"),
+    case(
+        With(
+            nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2),
+            lambda m, x, memory: m(x, memory, tgt_mask=added(causal(x))),
+        ),
+        [SELF, OTHER], id="decoder-causal",
+    ),
+    case(With(nn.Transformer(8, 2, 1, 1, 16, batch_first=True), transformer), [SELF, OTHER], id="transformer"),
+]  # fmt: skip
+
+
+@parametrize(CASES)
+def test_masks(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_other_threads_look_into_their_masks_meanwhile():
+    made, x = encoder().eval(), torch.randn(2, 5, 8)
+    before, seen = nn.TransformerEncoder.forward, []
+    run = torch.no_grad()(lambda: made(x, src_key_padding_mask=at_the_ends(x)))
+
+    def looks(x):
+        thread = threading.Thread(target=lambda: seen.append(run()))
+        thread.start()
+        thread.join()
+        return x + 1
+
+    trace(Call(looks), [x])
+    assert torch.equal(*seen, run()) and nn.TransformerEncoder.forward is before

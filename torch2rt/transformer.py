@@ -1,0 +1,78 @@
+"""`nn.Transformer` in a trace: its Python looks into masks to choose between ways, of which a trace has one.
+
+Whether a mask is the causal one changes how torch computes, but not what. Whether all padding is at the ends changes
+the result: `nn.TransformerEncoder` then leaves the padded places out, and what comes from its last layer is zero there.
+That choice is made among values here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.modules import transformer
+
+_LOCK = threading.Lock()
+_TRACING: dict[int, Callable[[Any], bool]] = {}  # by thread, what it traces
+_FORWARD = torch.nn.TransformerEncoder.forward
+_DETECT = transformer._detect_is_causal_mask
+
+
+@contextmanager
+def masks_as_values(is_traced: Callable[[Any], bool]) -> Iterator[None]:
+    """While this thread traces, let `nn.Transformer` and its parts not ask what traced masks hold."""
+    here = threading.get_ident()
+    with _LOCK:
+        _TRACING[here] = is_traced
+        torch.nn.TransformerEncoder.forward = _forward  # type: ignore[method-assign]
+        transformer._detect_is_causal_mask = _detect_is_causal_mask
+    try:
+        yield
+    finally:
+        with _LOCK:
+            del _TRACING[here]
+            if not _TRACING:
+                torch.nn.TransformerEncoder.forward = _FORWARD  # type: ignore[method-assign]
+                transformer._detect_is_causal_mask = _DETECT
+
+
+def _detect_is_causal_mask(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    if (is_traced := _TRACING.get(threading.get_ident())) is not None:
+        with torch._C.DisableTorchFunction():  # the question itself is not to be traced
+            if is_traced(mask):
+                return is_causal is True
+    return _DETECT(mask, is_causal, size)
+
+
+def _forward(
+    self: torch.nn.TransformerEncoder, src: torch.Tensor, mask: torch.Tensor | None = None,
+    src_key_padding_mask: torch.Tensor | None = None, is_causal: bool | None = None,
+) -> torch.Tensor:  # fmt: skip
+    padding = src_key_padding_mask
+    is_traced = threading.get_ident() in _TRACING
+    if not is_traced or padding is None or mask is not None or src.dim() != 3 or not _may_leave_out(self):
+        return _FORWARD(self, src, mask, padding, is_causal)
+    is_padded = padding if padding.dtype is torch.bool else padding != 0
+    at_the_end = torch.arange(src.shape[1], device=src.device) >= (~is_padded).sum(1, keepdim=True)
+    if getattr(self, "mask_check", True):
+        leaves_out = (is_padded == at_the_end).all()
+    else:  # as many places as are padded, wherever those are
+        is_padded, leaves_out = at_the_end, torch.ones((), dtype=torch.bool, device=src.device)
+    left_out = torch.zeros(is_padded.shape, dtype=src.dtype, device=src.device).masked_fill(is_padded, -torch.inf)
+    padding = torch.where(leaves_out, left_out, F._canonical_mask(padding, "mask", None, "", src.dtype))
+    for layer in self.layers:
+        src = layer(src, src_mask=None, is_causal=is_causal is True, src_key_padding_mask=padding)
+    src = torch.where((leaves_out & is_padded).unsqueeze(-1), 0.0, src)
+    return src if self.norm is None else self.norm(src)
+
+
+def _may_leave_out(encoder: torch.nn.TransformerEncoder) -> bool:
+    """Whether torch leaves padded places out, if they are all at the ends."""
+    return (
+        torch.backends.mha.get_fastpath_enabled() and getattr(encoder, "use_nested_tensor", False)
+        and not encoder.layers[0].training and not torch.is_autocast_enabled()
+    )  # fmt: skip
