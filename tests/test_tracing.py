@@ -151,6 +151,13 @@ def _item(self, x):
     return x * x[0, 0].item()
 
 
+def _caught(self, x):
+    try:
+        return x * x[0, 0].item()
+    except Exception:
+        return x + 1
+
+
 def _nothing(self, x):
     return x.shape[0]
 
@@ -162,6 +169,7 @@ REFUSED = [
     (_input_write, r"writes to its input 'input_0' in place"),
     (_numpy, r"test_tracing.py:\d+.*torch.Tensor.numpy takes a traced tensor out of torch"),
     (_item, r"test_tracing.py:\d+.*Python depends on the value of a tensor"),
+    (_caught, r"test_tracing.py:\d+.*Python depends on the value of a tensor"),
     (_nothing, r"returns no tensor"),
 ]
 READS_AN_INTEGER = [
@@ -183,6 +191,16 @@ def test_python_that_depends_on_data_or_state_is_refused_by_line(forward, messag
 def test_the_value_of_an_integer_input_is_not_read(forward, dtype):
     with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*depends on the value"):
         trace(module(forward), [torch.randn(2, 3), torch.tensor(2, dtype=dtype)])
+
+
+def test_errors_of_torch_itself_may_be_caught():
+    def falls_back(self, x):
+        try:
+            return x.reshape(5, -1)
+        except RuntimeError:
+            return x + 1
+
+    graph_equals_eager(module(falls_back), torch.randn(2, 3))
 
 
 def test_a_refused_buffer_write_does_not_happen():

@@ -77,6 +77,7 @@ class Tracer(TorchFunctionMode):
         self.attributes = Attributes(self.graph, module)
         self._sizes: dict[sympy.Basic, Any] = {}
         self.opening: list[Target] = []
+        self.refused: TraceError | None = None  # the first that was raised: a module may catch what eager never raises
 
     # Inputs ----------------------------------------------------------------------------------------------------------
 
@@ -105,7 +106,13 @@ class Tracer(TorchFunctionMode):
     def __torch_function__(
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._function(func, args, kwargs or {})
+        except TraceError as error:
+            self.refused = self.refused or error
+            raise
+
+    def _function(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.take_strays and any(map(_is_wrapped, tree_leaves((args, kwargs)))):
             return self._for_real(func, args, kwargs)  # StrayRecorder sees what it does to the tensors inside
         # what a function passed to an operator computes from is not among the operator's arguments

@@ -188,6 +188,8 @@ def _run(
                     if name in forgotten:
                         owner[key] = Forgotten(name, tracer.places.here)
                 result = module(*args, **kwargs)
+        if tracer.refused is not None:
+            raise tracer.refused
         if not forgotten:
             remembered = [name for name, _, _, value in state.kept() if _depends_on_values(tracer, value)]
     except TypeError as error:
