@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from harness import B, Data, S, case, check_case, half, ints, parametrize
 
-from torch2rt import UnsupportedError, torch2rt
+from torch2rt import ConversionError, UnsupportedError, torch2rt
 
 nn, aten = torch.nn, torch.ops.aten
 
@@ -178,7 +178,7 @@ class Call(nn.Module):
     ],
 )
 def test_refused(function, message):
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(ConversionError, match=message):
         torch2rt(Call(function), [torch.randn(2, 3, 8, 8)])
 
 
