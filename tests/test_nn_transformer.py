@@ -50,10 +50,9 @@ def padded(make, x, mask=lambda m: m, **options):
     return [make(x, src_key_padding_mask=mask(p), **options) for p in paddings]
 
 
-def transformer(m, x, y):
-    padding = at_the_ends(x)
+def padded_and_causal(m, x, y):
     target = nn.Transformer.generate_square_subsequent_mask(y.shape[1], device=y.device)
-    return m(x, y, src_key_padding_mask=padding), m(x, y, tgt_mask=target, src_key_padding_mask=padding.flip(1))
+    return m(x, y, tgt_mask=target, src_key_padding_mask=at_the_ends(x).flip(1))
 
 
 CASES = [
@@ -83,7 +82,17 @@ CASES = [
         ),
         [SELF, OTHER], id="decoder-causal",
     ),
-    case(With(nn.Transformer(8, 2, 1, 1, 16, batch_first=True), transformer), [SELF, OTHER], id="transformer"),
+    case(
+        With(
+            nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
+            lambda m, x, y: m(x, y, src_key_padding_mask=at_the_ends(x)),
+        ),
+        [SELF, OTHER], id="transformer-padded",
+    ),
+    case(
+        With(nn.Transformer(8, 2, 1, 1, 16, batch_first=True), padded_and_causal), [SELF, OTHER],
+        id="transformer-padded-causal",
+    ),
 ]  # fmt: skip
 
 

@@ -85,6 +85,17 @@ class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
     def round_to_int(x: Any, dtype: torch.dtype) -> Any:
         return x.tracer.create_proxy("call_function", round, (x,), {}) if isinstance(x, torch.fx.Proxy) else round(x)
 
+    @staticmethod
+    def expr_cond_pair(value: Any, condition: Any) -> Any:
+        return value, condition
+
+    @staticmethod
+    def piecewise(*pairs: Any) -> Any:  # torch 2.11 has neither
+        *rest, (result, _) = pairs
+        for value, condition in reversed(rest):
+            result = torch.sym_ite(condition, value, result)
+        return result
+
 
 def evaluate(expr: sympy.Basic, values: Mapping[sympy.Symbol, int]) -> Any:
     """The value of an expression at given sizes."""
