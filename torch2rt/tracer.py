@@ -40,6 +40,7 @@ from torch2rt.errors import ConversionError, TraceError
 from torch2rt.guards import Decisions
 from torch2rt.inplace import out_of_place
 from torch2rt.interface import Input, Interface, Shape
+from torch2rt.randomness import states
 from torch2rt.registry import Call, Target, load, qualified_name
 from torch2rt.source import Places
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic
@@ -166,9 +167,9 @@ class Tracer(TorchFunctionMode):
 
     def constant(self, func: Target, args: Any, kwargs: Any, name: Target) -> Any:
         """The result of a call of real tensors, which `name` has made; a random one must not reach the graph."""
-        drawn, before = self._drawn((args, kwargs)), _generator_states((args, kwargs))
+        drawn, before = self._drawn((args, kwargs)), states((args, kwargs))
         out = func(*args, **kwargs)
-        if not all(map(torch.equal, before, _generator_states((args, kwargs)))):
+        if not all(map(torch.equal, before, states((args, kwargs)))):
             drawn = self._draws(qualified_name(name), name)
         if drawn:
             self.storages.taint(out, drawn)
@@ -446,13 +447,6 @@ class Tracer(TorchFunctionMode):
 def _is_wrapped(value: Any) -> bool:
     """Whether this is a tensor of `torch.vmap` and the like around another one."""
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
-
-
-def _generator_states(arguments: Any) -> list[torch.Tensor]:
-    """The states of the generators that a call with these arguments may draw from."""
-    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    given = [x for x in tree_leaves(arguments) if isinstance(x, torch.Generator)]
-    return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
 
 
 def _is_autocasting(args: Any) -> bool:

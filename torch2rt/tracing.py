@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
-import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
@@ -24,6 +21,7 @@ from torch2rt.aten import StrayRecorder
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
+from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
 from torch2rt.switches import without_collections, without_compiler, without_log
@@ -91,9 +89,9 @@ def trace(
     take_strays = first_was_unseen = False
     for hint in (hints := _hints(specs, leaves)):
         try:
-            before = _generators()
+            before = states_elsewhere()
             graph, remembered = run(hint)
-            if _generators() != before and not _are_equal(graph, run(hint)[0]):
+            if states_elsewhere() != before and not are_equal(graph, run(hint)[0]):
                 raise TraceError(
                     "The module draws numbers from Python's random or numpy.random, and does something else each time. "
                     "An engine draws no random numbers. Pass the noise to the module as an input."
@@ -110,26 +108,6 @@ def trace(
                 failure, first_was_unseen = error, unseen
     assert failure is not None
     raise failure
-
-
-def _generators() -> Any:
-    """The states of the generators outside of torch that everyone shares."""
-    return random.getstate(), [bytes(x) if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
-
-
-def _are_equal(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
-    """Whether two traces of a module have the same calls, and the same constants in them."""
-    if str(one.graph) != str(other.graph):
-        return False
-    for name in {node.target for node in one.graph.nodes if node.op == "get_attr"}:
-        a, b = map(operator.attrgetter(name), (one, other))
-        if isinstance(a, torch.fx.GraphModule):
-            same = _are_equal(a, b)
-        else:
-            same = torch.equal(*(x.detach().flatten().view(torch.uint8) for x in (a, b)))  # NaN is equal to itself
-        if not same:
-            return False
-    return True
 
 
 def _parameters(forward: Callable[..., Any]) -> list[str]:

@@ -1,0 +1,42 @@
+"""Random numbers, which an engine does not draw: they are noticed by the states of their generators.
+
+torch's are looked at around each call that runs for real. Python's and numpy's, which torch2rt sees nobody call, are
+looked at around a whole trace; other threads may draw from them meanwhile, so a second trace has to differ as well.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
+
+
+def states(arguments: Any) -> list[torch.Tensor]:
+    """The states of torch's generators that a call with these arguments may draw from."""
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    given = [x for x in tree_leaves(arguments) if isinstance(x, torch.Generator)]
+    return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
+
+
+def states_elsewhere() -> Any:
+    """The states of the generators outside of torch that everyone shares."""
+    return random.getstate(), [bytes(x) if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
+
+
+def are_equal(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
+    """Whether two traces of a module have the same calls, and the same constants in them."""
+    if str(one.graph) != str(other.graph):
+        return False
+    for name in {node.target for node in one.graph.nodes if node.op == "get_attr"}:
+        a, b = map(operator.attrgetter(name), (one, other))
+        if isinstance(a, torch.fx.GraphModule):
+            same = are_equal(a, b)
+        else:
+            same = torch.equal(*(x.detach().flatten().view(torch.uint8) for x in (a, b)))  # NaN is equal to itself
+        if not same:
+            return False
+    return True
