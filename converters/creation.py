@@ -1,5 +1,6 @@
 import torch.nn.functional as F
 
+from torch2rt.pairs import is_complex
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -10,6 +11,7 @@ from torch2rt.vocabulary import (
     expand,
     factory,
     iota,
+    is_integral,
     is_symbolic,
     is_traced,
     materialize,
@@ -116,17 +118,13 @@ def linspace(start, end, steps, *, dtype=None, device=None, **kwargs):
         return NotImplemented
     if dtype is None:
         plain = torch.get_default_dtype()
-        dtype = plain.to_complex() if any(map(_is_complex, (start, end))) else plain
+        dtype = plain.to_complex() if any(map(is_complex, (start, end))) else plain
     device = next((v.device for v in (start, end) if isinstance(v, Tensor)), device)
-    if not dtype.is_floating_point and not dtype.is_complex:
+    if is_integral(dtype):
         return _integers(start, end, steps, device).to(dtype)
     i = torch.arange(steps, dtype=torch.float32, device=device)
     step = (end - start) / torch.sym_max(steps - 1, 1)
     return torch.where(i < torch.sym_max(steps // 2, 1), start + step * i, end - step * (steps - 1 - i)).to(dtype)
-
-
-def _is_complex(x):
-    return x.is_complex() if isinstance(x, Tensor) else isinstance(x, complex)
 
 
 def _integers(start, end, steps, device):
@@ -142,8 +140,7 @@ def logspace(start, end, steps, base=10.0, **kwargs):
     if not any(map(is_traced, (start, end, steps, base))):
         return NotImplemented
     dtype = kwargs.get("dtype")
-    whole = dtype is not None and not dtype.is_floating_point and not dtype.is_complex
-    check(not whole, "powers rounded to integers are not supported; make them floats")
+    check(dtype is None or not is_integral(dtype), "powers rounded to integers are not supported; make them floats")
     return torch.pow(base, torch.linspace(start, end, steps, **kwargs))
 
 

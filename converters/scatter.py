@@ -9,6 +9,7 @@ from torch2rt.vocabulary import (
     dims,
     expand,
     gather,
+    is_integral,
     is_symbolic,
     is_traced,
     materialize,
@@ -189,26 +190,24 @@ def _gathered_up(x, index, src, how, include_self):
     if not is_traced(index) and index.numel():
         check(0 <= int(index.max()) < x.shape[-1] and int(index.min()) >= -1, "an index is out of range")
     hit = index.unsqueeze(-2) == torch.arange(x.shape[-1], device=x.device).unsqueeze(-1)
-    neutral = {"sum": 0, "mean": 0, "prod": 1}.get(how)
-    if neutral is None:
-        neutral = dict(zip(("amax", "amin"), _extremes(x.dtype)))[how]
-    values = torch.where(hit, src.unsqueeze(-2), neutral)
+    values = torch.where(hit, src.unsqueeze(-2), _neutral(how, x.dtype))
     total = getattr(values, "sum" if how == "mean" else how)(-1).to(x.dtype)
     if include_self:
         combine = {"prod": torch.mul, "amax": torch.maximum, "amin": torch.minimum}.get(how, torch.add)
         total = combine(x, total)
     if how == "mean":
         count = (hit.sum(-1) + int(include_self)).clamp(min=1)
-        total = torch.div(total, count, rounding_mode="floor" if _is_whole(x.dtype) else None).to(x.dtype)
+        total = torch.div(total, count, rounding_mode="floor" if is_integral(x.dtype) else None).to(x.dtype)
     return total if include_self else torch.where(hit.any(-1), total, x)
 
 
-def _is_whole(dtype):
-    return not dtype.is_floating_point and not dtype.is_complex
-
-
-def _extremes(dtype):
+def _neutral(how, dtype):
+    """What changes nothing when it is combined with others."""
+    if how not in ("amax", "amin"):
+        return 1 if how == "prod" else 0
     if dtype.is_floating_point:
-        return -math.inf, math.inf
-    return (False, True) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        low, high = -math.inf, math.inf
+    else:
+        low, high = (False, True) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return low if how == "amax" else high
 

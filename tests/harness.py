@@ -142,6 +142,17 @@ class Call(torch.nn.Module):
         return self.function(*inputs, *self.args, **self.kwargs)
 
 
+class With(torch.nn.Module):
+    """A module, and how it is called."""
+
+    def __init__(self, module: torch.nn.Module, call: Callable[..., Any]):
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.call(self.module, *inputs)
+
+
 TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}
 
 

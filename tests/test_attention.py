@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import B, Call, Data, S, Size, bools, case, check_case, floats, half, parametrize
+from harness import B, Call, Data, S, Size, With, bools, case, check_case, floats, half, parametrize
 
 from torch2rt import UnsupportedError, lower, torch2rt, trace
 from torch2rt.backend import has_attention
@@ -84,17 +84,6 @@ CASES = [
     ),
 ]  # fmt: skip
 
-
-
-class With(torch.nn.Module):
-    """A module, and how it is called."""
-
-    def __init__(self, module, call):
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, *inputs):
-        return self.call(self.module, *inputs)
 
 
 def attention(id, call, *inputs, sizes=(8, 2), **options):

@@ -4,34 +4,16 @@ import math
 import threading
 
 import torch
-from harness import B, Call, S, Size, bools, case, check_case, parametrize
+from harness import B, Call, S, With, bools, case, check_case, parametrize
+from test_attention import OTHER, SELF, causal
 from torch import nn
 
 from torch2rt import trace
-
-T = Size("T", 3, 5, 8)
-SELF, OTHER = (B, S, 8), (B, T, 8)
-
-
-class With(nn.Module):
-    """A module, and how it is called."""
-
-    def __init__(self, module, call):
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, *inputs):
-        return self.call(self.module, *inputs)
 
 
 def encoder(norm=None, norm_first=False, **options):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
     return nn.TransformerEncoder(layer, 2, norm, **options)
-
-
-def causal(x):
-    length = x.shape[1]
-    return torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
 
 
 def at_the_ends(x):

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import B, Data, S, case, check_case, floats, half, parametrize
+from harness import B, Call, Data, S, case, check_case, floats, half, parametrize
 
 from torch2rt import ConversionError, lower, torch2rt, trace
 
@@ -174,15 +174,6 @@ def test_group_norm_scaled_per_group(monkeypatch, device):
     monkeypatch.setattr(normalization, "scales_groups_by_channel", lambda: False)
     monkeypatch.setattr(normalization, "add_normalization", lambda network, *args: network.add_normalization(*args))
     check_case(case(trained(nn.GroupNorm(3, 6)), [(B, 6, S, 5)]), "dynamic", device)
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs):
-        return self.function(*inputs)
 
 
 def test_statistics_have_the_type_of_the_parameters():

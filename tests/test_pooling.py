@@ -1,9 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import B, Data, S, case, check_case, half, ints, parametrize
+from harness import B, Call, Data, S, case, check_case, half, ints, parametrize
 
-from torch2rt import ConversionError, UnsupportedError, torch2rt
+from torch2rt import TraceError, UnsupportedError, torch2rt
 
 nn, aten = torch.nn, torch.ops.aten
 
@@ -161,24 +161,15 @@ def test_lp_pool(row, mode, device):
     check_case(row, mode, device)
 
 
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("function", "error", "message"),
     [
-        (lambda x: F.avg_pool2d(x.long(), 2), "TensorRT does not average torch.int64"),
-        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "windows are drawn at random"),
+        (lambda x: F.avg_pool2d(x.long(), 2), UnsupportedError, "TensorRT does not average torch.int64"),
+        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), TraceError, "windows are drawn at random"),
     ],
 )
-def test_refused(function, message):
-    with pytest.raises(ConversionError, match=message):
+def test_refused(function, error, message):
+    with pytest.raises(error, match=message):
         torch2rt(Call(function), [torch.randn(2, 3, 8, 8)])
 
 

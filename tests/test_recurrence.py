@@ -1,20 +1,9 @@
 import pytest
 import torch
-from harness import B, Data, S, case, check_case, half, parametrize
+from harness import B, Data, S, With, case, check_case, half, parametrize
 from torch.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 from torch2rt import TraceError, UnsupportedError, torch2rt
-
-
-class With(torch.nn.Module):
-    """A module, and how it is called."""
-
-    def __init__(self, module, call):
-        super().__init__()
-        self.module, self.call = module, call
-
-    def forward(self, *inputs):
-        return self.call(self.module, *inputs)
 
 
 def started(module, *states):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import B, Data, S, case, check_case, half, parametrize
+from harness import B, Call, Data, S, case, check_case, half, parametrize
 
 from torch2rt import UnsupportedError, lower, torch2rt, trace
 from torch2rt.backend import trt
@@ -139,15 +139,6 @@ def test_interpolated(row, mode, device):
 @parametrize(ANTIALIAS)
 def test_antialiased(row, mode, device):
     check_case(row, mode, device)
-
-
-class Call(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs):
-        return self.function(*inputs)
 
 
 @pytest.mark.skipif(not hasattr(torch._C._nn, "_upsample_lanczos2d_aa"), reason="came with torch 2.15")

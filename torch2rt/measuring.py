@@ -110,9 +110,8 @@ def repeat(seconds: float, calls: int, function: Callable[[], Any]) -> list[Any]
 def timings(call: Call, device: torch.device, batch: int) -> dict[str, float]:
     """Latency, throughput and host time of a call, as `Measurement` has them."""
     repeat(WARM, 3, lambda: milliseconds(call, device))
-    rounds = []
+    rounds, other = [], torch.zeros(1, device=device)
     for launches in range(ROUNDS):
-        other = torch.zeros(1, device=device)
         for _ in range(launches):
             other += 1
         wait(device)
@@ -122,7 +121,7 @@ def timings(call: Call, device: torch.device, batch: int) -> dict[str, float]:
 
 
 def one_round(call: Call, device: torch.device, batch: int) -> dict[str, float]:
-    """The same, in one go."""
+    """The same in one go, on warm clocks."""
     latency = statistics.median(repeat(LONG, CALLS, lambda: milliseconds(call, device)))
     count = max(CALLS, int(LONG * 1e3 / latency))
     wait(device)

@@ -5,33 +5,35 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
-_LOCK = threading.Lock()
-_TRACES: list[Any] = []
+
+class Shared:
+    """A switch that the process has one of: the first of several traces at once enters `turn()`, the last leaves it."""
+
+    def __init__(self, turn: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.turn, self.lock, self.users = turn, threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.turned = self.turn()
+                self.turned.__enter__()
+            self.users += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                self.turned.__exit__(None, None, None)
 
 
-@contextmanager
-def without_compiler() -> Iterator[None]:
-    """Let `torch.compile` run what it is given as it is: it cannot compile fake tensors, and we trace that code.
-
-    torch has one such switch for the process, so the first of several traces at once sets it and the last sets it back.
-    """
-    with _LOCK:
-        if not _TRACES:
-            _TRACES.append(torch.compiler.set_stance("force_eager"))
-        _TRACES.append(None)
-    try:
-        yield
-    finally:
-        with _LOCK:
-            _TRACES.pop()
-            if len(_TRACES) == 1:
-                _TRACES.pop().__exit__(None, None, None)
+# Let `torch.compile` run what it is given as it is: it cannot compile fake tensors, and we trace that code.
+without_compiler = Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
 @contextmanager

@@ -156,8 +156,7 @@ class Tracer(TorchFunctionMode):
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run a call that depends on no input, whose result becomes a constant."""
-        drawn = self._drawn((args, kwargs))
-        if drawn and getattr(func, "__name__", "") in READS | LEAVES_TORCH:
+        if getattr(func, "__name__", "") in READS | LEAVES_TORCH and (drawn := self._drawn((args, kwargs))):
             raise TraceError(drawn)
         with self.decisions.inside():
             out = self.constant(func, args, kwargs, func)
@@ -176,8 +175,7 @@ class Tracer(TorchFunctionMode):
         return out
 
     def _draws(self, what: str, func: Target = torch.randn) -> str:
-        advice = self.registry.advice(func) or self.registry.advice(torch.randn)
-        return f"{self.places.here()}: {what} draws random numbers. {advice}."
+        return f"{self.places.here()}: {what} draws random numbers. {self.registry.advice(func, torch.randn)}."
 
     def _drawn(self, value: Any) -> str:
         """What is wrong with arguments that are random, if any are."""

@@ -156,7 +156,7 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler(), without_collections())
+            switches = (torch.no_grad(), without_compiler, without_collections())
             masks = masks_as_values(tracer.is_traced)
             for context in (*switches, masks, enable_python_dispatcher(), strays, tracer):
                 stack.enter_context(context)

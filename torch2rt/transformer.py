@@ -16,32 +16,44 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules import transformer
 
-_LOCK = threading.Lock()
-_TRACING: dict[int, Callable[[Any], bool]] = {}  # by thread, what it traces
+from torch2rt.switches import Shared
+
+_HERE = threading.local()  # `is_traced` of the trace that is under way in this thread
 _FORWARD = torch.nn.TransformerEncoder.forward
 _DETECT = transformer._detect_is_causal_mask
 
 
 @contextmanager
-def masks_as_values(is_traced: Callable[[Any], bool]) -> Iterator[None]:
-    """While this thread traces, let `nn.Transformer` and its parts not ask what traced masks hold."""
-    here = threading.get_ident()
-    with _LOCK:
-        _TRACING[here] = is_traced
-        torch.nn.TransformerEncoder.forward = _forward  # type: ignore[method-assign]
-        transformer._detect_is_causal_mask = _detect_is_causal_mask
+def _replaced() -> Iterator[None]:
+    torch.nn.TransformerEncoder.forward = _forward  # type: ignore[method-assign]
+    transformer._detect_is_causal_mask = _detect_is_causal_mask
     try:
         yield
     finally:
-        with _LOCK:
-            del _TRACING[here]
-            if not _TRACING:
-                torch.nn.TransformerEncoder.forward = _FORWARD  # type: ignore[method-assign]
-                transformer._detect_is_causal_mask = _DETECT
+        torch.nn.TransformerEncoder.forward = _FORWARD  # type: ignore[method-assign]
+        transformer._detect_is_causal_mask = _DETECT
+
+
+_REPLACED = Shared(_replaced)
+
+
+@contextmanager
+def masks_as_values(is_traced: Callable[[Any], bool]) -> Iterator[None]:
+    """While this thread traces, let `nn.Transformer` and its parts not ask what traced masks hold."""
+    before, _HERE.is_traced = _is_traced_here(), is_traced
+    try:
+        with _REPLACED:
+            yield
+    finally:
+        _HERE.is_traced = before
+
+
+def _is_traced_here() -> Callable[[Any], bool] | None:
+    return getattr(_HERE, "is_traced", None)
 
 
 def _detect_is_causal_mask(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-    if (is_traced := _TRACING.get(threading.get_ident())) is not None:
+    if (is_traced := _is_traced_here()) is not None:
         with torch._C.DisableTorchFunction():  # the question itself is not to be traced
             if is_traced(mask):
                 return is_causal is True
@@ -53,8 +65,8 @@ def _forward(
     src_key_padding_mask: torch.Tensor | None = None, is_causal: bool | None = None,
 ) -> torch.Tensor:  # fmt: skip
     padding = src_key_padding_mask
-    is_traced = threading.get_ident() in _TRACING
-    if not is_traced or padding is None or mask is not None or src.dim() != 3 or not _may_leave_out(self):
+    is_tracing = _is_traced_here() is not None
+    if not is_tracing or padding is None or mask is not None or src.dim() != 3 or not _may_leave_out(self):
         return _FORWARD(self, src, mask, padding, is_causal)
     is_padded = padding if padding.dtype is torch.bool else padding != 0
     at_the_end = torch.arange(src.shape[1], device=src.device) >= (~is_padded).sum(1, keepdim=True)
@@ -63,7 +75,8 @@ def _forward(
     else:  # as many places as are padded, wherever those are
         is_padded, leaves_out = at_the_end, torch.ones((), dtype=torch.bool, device=src.device)
     left_out = torch.zeros(is_padded.shape, dtype=src.dtype, device=src.device).masked_fill(is_padded, -torch.inf)
-    padding = torch.where(leaves_out, left_out, F._canonical_mask(padding, "mask", None, "", src.dtype))
+    padding = F._canonical_mask(padding, "src_key_padding_mask", None, "mask", src.dtype)
+    padding = torch.where(leaves_out, left_out, padding)
     for layer in self.layers:
         src = layer(src, src_mask=None, is_causal=is_causal is True, src_key_padding_mask=padding)
     src = torch.where((leaves_out & is_padded).unsqueeze(-1), 0.0, src)

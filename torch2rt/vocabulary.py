@@ -129,6 +129,11 @@ _WIDE = {
 }  # fmt: skip
 
 
+def is_integral(dtype: torch.dtype) -> bool:
+    """Whether a dtype is of whole numbers, bool among them."""
+    return not dtype.is_floating_point and not dtype.is_complex
+
+
 def dims(ctx: Context, x: Value) -> tuple[Any, ...]:
     """The sizes of a value: ints, and `SymInt`s where dynamic."""
     if isinstance(x, torch.Tensor):
