@@ -138,8 +138,8 @@ class Call(torch.nn.Module):
         super().__init__()
         self.function, self.args, self.kwargs = function, args, kwargs or {}
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(*inputs, *self.args, **self.kwargs)
+    def forward(self, *input: Any) -> Any:
+        return self.function(*input, *self.args, **self.kwargs)
 
 
 class With(torch.nn.Module):
@@ -149,8 +149,8 @@ class With(torch.nn.Module):
         super().__init__()
         self.module, self.call = module, call
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.call(self.module, *inputs)
+    def forward(self, *input: Any) -> Any:
+        return self.call(self.module, *input)
 
 
 TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float16: (4e-3, 4e-3), torch.bfloat16: (3e-2, 3e-2)}

@@ -29,30 +29,30 @@ CONVERSIONS = [
     (
         dict(inputs=[X.to(torch.complex64)]),
         InputError,
-        r"'input_0' is torch.complex64.*no complex numbers.*view_as_real",
+        r"'x' is torch.complex64.*no complex numbers.*view_as_real",
     ),
-    (dict(inputs=[X.double()]), InputError, r"'input_0' is torch.float64, TensorRT takes float32"),
-    (dict(inputs=[X.to_sparse()]), InputError, r"'input_0' is not a dense tensor"),
+    (dict(inputs=[X.double()]), InputError, r"'x' is torch.float64, TensorRT takes float32"),
+    (dict(inputs=[X.to_sparse()]), InputError, r"'x' is not a dense tensor"),
     (dict(inputs=[X, object()]), InputError, r"inputs\[0\]\[1\]: a object is not a tensor"),
     (
         dict(inputs=[X], min_shapes=[(3, 3)], max_shapes=[(1, 3)]),
         InputError,
-        r"'input_0', dimension 0: min 3.*max 1.*order",
+        r"'x', dimension 0: min 3.*max 1.*order",
     ),
     (
         dict(inputs=[X], min_shapes=[(1, 3)], opt_shapes=[(9, 3)], max_shapes=[(4, 3)]),
         InputError,
         r"min 1, opt 9, max 4",
     ),
-    (dict(inputs=[X], max_shapes=[(4, 3, 1)]), InputError, r"max_shapes gives input 'input_0' 3 dimensions"),
+    (dict(inputs=[X], max_shapes=[(4, 3, 1)]), InputError, r"max_shapes gives input 'x' 3 dimensions"),
     (dict(inputs=[X], max_shapes=[(4, 3), (4, 3)]), InputError, r"max_shapes has 2 shapes for 1 input"),
-    (dict(inputs=[X], max_shapes={"x": (4, 3)}), InputError, r"max_shapes names \['x'\], the inputs are \['input_0'\]"),
+    (dict(inputs=[X], max_shapes={"z": (4, 3)}), InputError, r"max_shapes names \['z'\], the inputs are \['x'\]"),
     (dict(inputs=[X], min_shapes=[(0, 3)], max_shapes=[(4, 3)]), InputError, r"a dynamic size starts at 1"),
     (dict(inputs=[X], max_batch_size=0), InputError, r"max_batch_size=0 must be at least 1"),
     (dict(inputs=[X], input_names=["a", "b"]), InputError, r"input_names has 2 names for 1 input"),
     (dict(inputs=[X, X], input_names=["a", "a"]), InputError, r"input_names must be distinct"),
     (dict(inputs=[X], output_names=["a", "b"]), InputError, r"output_names has 2 names for 1 output"),
-    (dict(inputs=[X], output_names=["input_0"]), InputError, r"no input's name"),
+    (dict(inputs=[X], output_names=["x"]), InputError, r"no input's name"),
     (dict(inputs=[X], max_workspace_size=-1), InputError, r"max_workspace_size=-1"),
     (dict(inputs=[X], optimization_level=9), InputError, r"optimization_level=9"),
 ]
@@ -118,16 +118,16 @@ CALLS = [
     (lambda x: ((x,), {"y": None, "scale": 3.0}), r"'y'\] was a tensor and is None"),
     (lambda x: ((x,), {"y": x, "scale": 4.0}), r"'scale'\] was 3.0 and is 4.0"),
     (lambda x: ((x,), {"y": x, "scale": 3.0, "other": 1}), r"got \['y', 'scale', 'other'\]"),
-    (lambda x: ((x.half(),), {"y": x, "scale": 3.0}), r"'input_0' is torch.float16, the engine takes torch.float32"),
-    (lambda x: ((x.long(),), {"y": x, "scale": 3.0}), r"'input_0' is torch.int64"),
-    (lambda x: ((x[0],), {"y": x, "scale": 3.0}), r"'input_0' has 1 dimensions \(3,\)"),
-    (lambda x: ((x[:, :2],), {"y": x, "scale": 3.0}), r"'input_0' has size 2 in dimension 1, the engine serves 3"),
+    (lambda x: ((x.half(),), {"y": x, "scale": 3.0}), r"'x' is torch.float16, the engine takes torch.float32"),
+    (lambda x: ((x.long(),), {"y": x, "scale": 3.0}), r"'x' is torch.int64"),
+    (lambda x: ((x[0],), {"y": x, "scale": 3.0}), r"'x' has 1 dimensions \(3,\)"),
+    (lambda x: ((x[:, :2],), {"y": x, "scale": 3.0}), r"'x' has size 2 in dimension 1, the engine serves 3"),
     (
         lambda x: ((torch.cat([x] * 3),), {"y": x, "scale": 3.0}),
-        r"'input_0' has size 6 in dimension 0, the engine serves 1 to 4",
+        r"'x' has size 6 in dimension 0, the engine serves 1 to 4",
     ),
     (lambda x: ((x[:0],), {"y": x[:0], "scale": 3.0}), r"has size 0 in dimension 0, the engine serves 1 to 4"),
-    (lambda x: ((x[:1],), {"y": x, "scale": 3.0}), r"needs input_\d.shape\[0\] == input_\d.shape\[0\]"),
+    (lambda x: ((x[:1],), {"y": x, "scale": 3.0}), r"needs [xy].shape\[0\] == [xy].shape\[0\]"),
     (lambda x: (([x],), {"y": x, "scale": 3.0}), r"was a tensor and is a list of 1"),
 ]
 
@@ -153,7 +153,7 @@ def test_arguments_may_move_between_position_and_keyword(converted, device):
 def test_without_a_gpu_an_engine_says_so(converted, device):
     x = torch.randn(2, 3)
     if device.type == "cuda":
-        with pytest.raises(InputError, match=r"'input_0' is on cpu, the engine on cuda:0"):
+        with pytest.raises(InputError, match=r"'x' is on cpu, the engine on cuda:0"):
             converted(x, y=x, scale=3.0)
     elif not torch.cuda.is_available():
         with pytest.raises(EngineError, match=r"needs an NVIDIA GPU.*reference\(\)"):
@@ -187,7 +187,7 @@ def test_a_damaged_state_dict_leaves_the_module_as_it_was(converted):
             target.load_state_dict(bad)
     with pytest.raises(RuntimeError, match="Missing key"):
         target.load_state_dict({"engine": good["engine"]})
-    assert target.engine_bytes == converted.engine_bytes and target.input_names == ["input_0", "input_1"]
+    assert target.engine_bytes == converted.engine_bytes and target.input_names == ["x", "y"]
 
 
 def test_an_empty_module_says_how_to_fill_it():

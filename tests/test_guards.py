@@ -49,14 +49,14 @@ def _third(self, x):
 
 
 NARROWING = [
-    (_more_than_two, r"test_guards.py:\d+.*input_0.shape\[0\] > 2.*false for input_0.shape\[0\] = 1"),
-    (_exactly_one, r"input_0.shape\[0\] != 1.*false for input_0.shape\[0\] = 1"),
-    (_even, r"false for input_0.shape\[0\] = 1"),
-    (_as_int, r"input_0.shape\[0\] == \d.*from 1 to 4"),
-    (_divisible, r"test_guards.py:\d+.*false for input_0.shape\[0\] = 1"),
-    (_all_but_three, r"test_guards.py:\d+.*false for input_0.shape\[0\] = \d"),
-    (_last_twice, r"test_guards.py:\d+.*false for input_0.shape\[0\] = \d"),
-    (_third, r"test_guards.py:\d+.*false for input_0.shape\[0\] = 1"),
+    (_more_than_two, r"test_guards.py:\d+.*x.shape\[0\] > 2.*false for x.shape\[0\] = 1"),
+    (_exactly_one, r"x.shape\[0\] != 1.*false for x.shape\[0\] = 1"),
+    (_even, r"false for x.shape\[0\] = 1"),
+    (_as_int, r"x.shape\[0\] == \d.*from 1 to 4"),
+    (_divisible, r"test_guards.py:\d+.*false for x.shape\[0\] = 1"),
+    (_all_but_three, r"test_guards.py:\d+.*false for x.shape\[0\] = \d"),
+    (_last_twice, r"test_guards.py:\d+.*false for x.shape\[0\] = \d"),
+    (_third, r"test_guards.py:\d+.*false for x.shape\[0\] = 1"),
 ]
 
 
@@ -90,7 +90,7 @@ def test_tied_dimensions_are_checked_at_every_call():
     x, y = torch.randn(3, 3), torch.randn(3, 3)
     compare(run(x, y), x + y)
     with pytest.raises(
-        InputError, match=r"needs input_\d.shape\[0\] == input_\d.shape\[0\], got input_0 \(3, 3\), input_1 \(2, 3\)"
+        InputError, match=r"needs [xy].shape\[0\] == [xy].shape\[0\], got x \(3, 3\), y \(2, 3\)"
     ):
         run(x, y[:2])
 
@@ -102,7 +102,7 @@ def test_other_relations_between_inputs_are_checked_at_calls():
     for sizes in [(2, 5), (4, 4), (1, 9)]:
         inputs = [torch.randn(size, 3) for size in sizes]
         compare(model_trt(*inputs), made(*inputs))
-    with pytest.raises(InputError, match=r"needs input_0.shape\[0\] <= input_1.shape\[0\]"):
+    with pytest.raises(InputError, match=r"needs x.shape\[0\] <= table.shape\[0\]"):
         model_trt(torch.randn(5, 3), torch.randn(4, 3))
 
 
@@ -134,7 +134,7 @@ def test_sizes_that_the_module_itself_refuses_are_refused_at_calls(forward, devi
     made = module(forward)
     model_trt = torch2rt(made, [torch.randn(2, 2, 8, 12, device=device)], **STEPS)
     for axis in (2, 3):
-        assert f"; needs input_0.shape[{axis}] to be a multiple of 4" in str(model_trt)
+        assert f"; needs x.shape[{axis}] to be a multiple of 4" in str(model_trt)
     run = model_trt if device.type == "cuda" else model_trt.reference()
     for sizes in [(1, 4, 8), (2, 20, 12), (3, 24, 16)]:
         x = torch.randn(sizes[0], 2, *sizes[1:], device=device)
@@ -143,7 +143,7 @@ def test_sizes_that_the_module_itself_refuses_are_refused_at_calls(forward, devi
         x = torch.randn(sizes[0], 2, *sizes[1:], device=device)
         with pytest.raises((RuntimeError, ValueError)):
             made(x)
-        with pytest.raises(InputError, match=rf"needs input_0.shape\[{axis}\] to be a multiple of 4, got input_0 \("):
+        with pytest.raises(InputError, match=rf"needs x.shape\[{axis}\] to be a multiple of 4, got x \("):
             run(x)
 
 
@@ -151,7 +151,7 @@ def test_steps_are_saved_with_the_engine():
     model_trt = torch2rt(module(_skip), [torch.randn(2, 2, 8, 12)], **STEPS)
     loaded = TRTModule()
     loaded.load_state_dict(model_trt.state_dict())
-    with pytest.raises(InputError, match=r"needs input_0.shape\[3\] to be a multiple of 4"):
+    with pytest.raises(InputError, match=r"needs x.shape\[3\] to be a multiple of 4"):
         loaded.interface.check([(1, 2, 8, 10)], [torch.float32])
     loaded.interface.check([(1, 2, 8, 16)], [torch.float32])
 
@@ -170,9 +170,9 @@ def test_steps_of_tied_dimensions_are_those_of_both():
 @pytest.mark.parametrize(
     ("forward", "ranges", "message"),
     [
-        (_even, [(2, 3), (4, 3), (6, 3)], r"false for input_0.shape\[0\] = 3"),  # odd sizes mean something else
-        (_divisible, [(2, 3), (4, 3), (7, 3)], r"false for input_0.shape\[0\] = 3"),  # a range ends in one
-        (_divisible, [(3, 3), (4, 3), (8, 3)], r"false for input_0.shape\[0\] = 3"),
+        (_even, [(2, 3), (4, 3), (6, 3)], r"false for x.shape\[0\] = 3"),  # odd sizes mean something else
+        (_divisible, [(2, 3), (4, 3), (7, 3)], r"false for x.shape\[0\] = 3"),  # a range ends in one
+        (_divisible, [(3, 3), (4, 3), (8, 3)], r"false for x.shape\[0\] = 3"),
     ],
     ids=["both-ways", "max", "min"],
 )
@@ -198,7 +198,7 @@ def test_the_step_of_a_range_is_not_that_of_the_sizes_looked_at():
     ranges = {"min_shapes": [(14, 3)], "opt_shapes": [(28, 3)], "max_shapes": [(14 * 4095, 3)]}
     interface = trace(module(_sevens), [torch.randn(14, 3)], **ranges).meta["interface"]
     interface.check([(21, 3)], [torch.float32])
-    with pytest.raises(InputError, match=r"needs .*Mod\(input_0.shape\[0\], 7\)"):
+    with pytest.raises(InputError, match=r"needs .*Mod\(x.shape\[0\], 7\)"):
         interface.check([(22, 3)], [torch.float32])
 
 

@@ -18,8 +18,8 @@ def torch2rt(
     inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    input_names: str | Sequence[str] | None = None,
+    output_names: str | Sequence[str] | None = None,
     min_shapes: Any = None,
     opt_shapes: Any = None,
     max_shapes: Any = None,
@@ -44,7 +44,9 @@ def torch2rt(
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
-    - `input_names`, `output_names`: the engine's names, by default `input_0` and so on, in the order of the tensors.
+    - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
+      default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
+      `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.
     - `keep_network`: keep the TensorRT network, for `model_trt.network` and `model_trt.reference()`.
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:

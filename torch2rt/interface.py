@@ -12,7 +12,7 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.structure import Spec, bare_name, flatten, take, unflatten
+from torch2rt.structure import Spec, bare_name, children, flatten, take, unflatten
 from torch2rt.symbolic import Symbols, describe, evaluate_json, holds, to_json
 
 Shape = tuple[int, ...]
@@ -59,6 +59,7 @@ class Interface:
     """The calling convention of a converted module.
 
     `arguments` describes `(args, kwargs)` and `result` the returned value, both as `structure.flatten` does;
+    `parameters` are the keywords of the parameters that a call may give by position, `""` where there is none;
     `leaves` says for each leaf of the result which output it is (`{"output": 0}`) or which size (`{"size": [...]}`);
     `constraints` are claims about sizes that every call must satisfy, each with its text.
     """
@@ -106,6 +107,8 @@ class Interface:
         """Move arguments between position and keyword to where they stood in the conversion."""
         positional, keywords = self.arguments["tuple"]
         count, names = len(positional["tuple"]), keywords["dict"]
+        if twice := set(self.parameters[: len(args)]) & set(kwargs):
+            raise InputError(f"The call gives {sorted(twice)} both by position and by keyword.")
         values = {**dict(zip(self.parameters[count:], args[count:])), **kwargs}
         head = list(args[:count])
         while len(head) < count and len(head) < len(self.parameters) and self.parameters[len(head)] in values:
@@ -180,11 +183,10 @@ class Interface:
 
 
 def describe_inputs(
-    leaves: Sequence[torch.Tensor], arguments: Spec, names: Sequence[str] | None, min_shapes: Any, opt_shapes: Any,
+    leaves: Sequence[torch.Tensor], arguments: Spec, names: Sequence[str], min_shapes: Any, opt_shapes: Any,
     max_shapes: Any, max_batch_size: int | None, dtypes: Mapping[torch.dtype, Any],
 ) -> list[Input]:  # fmt: skip
     """Check the tensors of a conversion and give each its name and range."""
-    names = [f"input_{i}" for i in range(len(leaves))] if names is None else list(names)
     if len(names) != len(leaves):
         raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
     if len(set(names)) != len(names) or not all(names):
@@ -277,11 +279,6 @@ def _difference(expected: Spec, got: Spec, path: str = "arguments") -> str:
         kind = next(k for k in ("class", "dict", "tuple", "list", "dtype", "device", "sequence") if k in spec)
         children = spec.get("items", spec.get(kind, ()))
         return f"{spec[kind]}" if kind in ("class", "dtype", "device") else f"a {kind} of {len(children)}"
-
-    def children(spec: Spec) -> dict[Any, Spec]:
-        if "items" in spec:
-            return dict(zip(spec.get("dict", spec.get("dataclass", ())), spec["items"], strict=True))
-        return dict(enumerate(spec.get("tuple", spec.get("list", spec.get("sequence", ())))))
 
     ours, theirs = children(expected), children(got)
     if path == "arguments":

@@ -126,6 +126,13 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
     return _class_at(spec["class"], (dict, collections.UserDict))(pairs) if "class" in spec else dict(pairs)
 
 
+def children(spec: Spec) -> dict[Any, Spec]:
+    """The descriptions of a container's items, by index, key or field; none for anything else."""
+    if "items" in spec:
+        return dict(zip(spec.get("dict", spec.get("dataclass", ())), spec["items"], strict=True))
+    return dict(enumerate(spec.get("tuple", spec.get("list", spec.get("sequence", ())))))
+
+
 def bare_name(value: torch.dtype | torch.memory_format) -> str:
     """The name that torch has for a dtype or a memory format, such as `float16`: an attribute of `torch`."""
     return str(value).removeprefix("torch.")

@@ -54,7 +54,7 @@ def is_symbolic(size: Any) -> bool:
 
 
 def describe(expr: sympy.Basic, symbols: Symbols) -> str:
-    """An expression in the user's terms, such as `input_0.shape[0] + 1`."""
+    """An expression in the user's terms, such as `x.shape[0] + 1`."""
     names = {symbol: sympy.Symbol(str(dim), integer=True) for symbol, dim in symbols.items()}
     text = str(expr.xreplace(names))
     for relation, sign in (("Eq", "=="), ("Ne", "!=")):

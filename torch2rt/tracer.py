@@ -13,6 +13,7 @@ What survives all three is recorded as it is, for `lower` to report together wit
 from __future__ import annotations
 
 import functools
+import keyword
 import operator
 import types
 from collections.abc import Callable
@@ -91,7 +92,9 @@ class Tracer(TorchFunctionMode):
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
         )
         fake.item_memo = None  # torch would give out a symbol for the value of a 0-d integer on the CPU
-        node = self.graph.placeholder(spec.name)
+        # the node's name is a parameter in the Python that torch.fx generates
+        is_parameter = spec.name.isidentifier() and not keyword.iskeyword(spec.name) and spec.name != "self"
+        node = self.graph.placeholder(spec.name if is_parameter else f"input_{index}")
         node.meta.update(val=fake, module="", source="", input=index)
         self.storages.bind(fake, node)
         for axis in spec.dynamic:

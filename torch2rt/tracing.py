@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
 from torch2rt.randomness import are_equal, states_elsewhere
+from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
 from torch2rt.switches import without_collections, without_compiler, without_log
@@ -35,8 +35,8 @@ def trace(
     inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    input_names: Sequence[str] | None = None,
-    output_names: Sequence[str] | None = None,
+    input_names: str | Sequence[str] | None = None,
+    output_names: str | Sequence[str] | None = None,
     min_shapes: Any = None,
     opt_shapes: Any = None,
     max_shapes: Any = None,
@@ -63,11 +63,12 @@ def trace(
     if isinstance(inputs, torch.Tensor) or not isinstance(inputs, (list, tuple)):
         inputs = [inputs]
     leaves, arguments = flatten((tuple(inputs), dict(kwargs or {})), torch.is_tensor, "inputs")
-    specs = describe_inputs(
-        leaves, arguments, input_names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
-    )  # fmt: skip
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
-    parameters = _parameters(module.forward)
+    names = tensor_names(module.forward, arguments) if input_names is None else _names("input_names", input_names)
+    specs = describe_inputs(
+        leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
+    )  # fmt: skip
+    parameters = keyword_names(module.forward)
 
     def run(hint: Sequence[Shape], forgotten: Sequence[str] = ()) -> tuple[torch.fx.GraphModule, list[str]]:
         tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
@@ -110,13 +111,12 @@ def trace(
     raise failure
 
 
-def _parameters(forward: Callable[..., Any]) -> list[str]:
-    """The parameters that may be given by position or by name."""
-    try:
-        signature = inspect.signature(forward)
-    except ValueError:  # compiled by torch.jit.trace
-        return []
-    return [p.name for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+def _names(what: str, names: Any) -> list[str]:
+    """The names that a user gives: a sequence, or one name alone."""
+    names = [names] if isinstance(names, str) else list(names)
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"{what} must be strings: {names}.")
+    return names
 
 
 def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
@@ -139,7 +139,7 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
 
 def _run(
     module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
-    output_names: Sequence[str] | None, forgotten: Sequence[str], takes: Takes,
+    output_names: str | Sequence[str] | None, forgotten: Sequence[str], takes: Takes,
 ) -> tuple[torch.fx.GraphModule, list[str]]:  # fmt: skip
     """Trace with these sizes standing for the dynamic ones; the graph, and what the module keeps of the inputs' values.
 
@@ -204,7 +204,7 @@ def _depends_on_values(tracer: Tracer, value: Any) -> bool:
     return False
 
 
-def _output(tracer: Tracer, result: Any, names: Sequence[str] | None) -> None:
+def _output(tracer: Tracer, result: Any, names: str | Sequence[str] | None) -> None:
     leaves, tracer.interface.result = flatten(
         result, lambda value: isinstance(value, torch.Tensor) or is_symbolic(value), "result"
     )
@@ -219,10 +219,12 @@ def _output(tracer: Tracer, result: Any, names: Sequence[str] | None) -> None:
         tracer.interface.leaves.append({"output": nodes.index(node)})
     if not nodes:
         raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
-    names = [f"output_{i}" for i in range(len(nodes))] if names is None else list(names)
+    taken = {spec.name for spec in tracer.interface.inputs}
+    if names is None:
+        names = distinct((f"output_{i}" for i in range(len(nodes))), taken)
+    names = _names("output_names", names)
     if len(names) != len(nodes):
         raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
-    taken = {spec.name for spec in tracer.interface.inputs}
     if len({*names, *taken}) != len(names) + len(taken) or not all(names):
         raise InputError(
             f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
