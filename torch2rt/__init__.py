@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch2rt.building import build as build
     from torch2rt.convert import torch2rt as torch2rt
+    from torch2rt.errors import AccuracyError as AccuracyError
     from torch2rt.errors import BuildError as BuildError
     from torch2rt.errors import ConversionError as ConversionError
     from torch2rt.errors import EngineError as EngineError
@@ -31,8 +32,8 @@ _HOMES = {
     "torch2rt": "convert", "trace": "tracing", "lower": "lowering", "build": "building", "TRTModule": "module",
     "converter": "registry",
     **dict.fromkeys(
-        ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "InputError"]
-        + ["EngineError"],
+        ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
+        + ["InputError", "EngineError"],
         "errors",
     ),
 }  # fmt: skip

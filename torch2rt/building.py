@@ -169,6 +169,14 @@ def _torch_allows_tf32(definition: Any) -> bool:
     )
 
 
+def rounds_to_tf32(definition: Any, asked: bool | None) -> bool:
+    """Whether torch or an engine of this network, built with `tf32=asked`, rounds numbers to TF32 on a GPU."""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    kinds = ((MATMULS, torch.backends.cuda.matmul), (CONVOLUTIONS, torch.backends.cudnn))
+    return any(_has(definition, names) and (IS_RTX or asked or torchs.allow_tf32) for names, torchs in kinds)
+
+
 def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
     if not any(spec.dynamic for spec in interface.inputs):
         return

@@ -31,7 +31,6 @@ from torch2rt.commands import (
 )
 from torch2rt.errors import InputError, Torch2RTError
 from torch2rt.structure import bare_name
-from torch2rt.verification import verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="convert a model",
         description="Convert a model with random weights, and optionally check and save the engine.",
         epilog="SHAPE is like 1x3x224x224, or 'scalar'. Example: torch2rt convert torchvision:resnet18 "
-        "--input 1x3x224x224 --max 8x3x224x224 --verify -o resnet18.engine",
+        "--input 1x3x224x224 --max 8x3x224x224 -o resnet18.engine",
     )
     _add_model(convert)
     for which, text in (("min", "smallest"), ("opt", "most common"), ("max", "largest")):
@@ -71,14 +70,12 @@ def _parser() -> argparse.ArgumentParser:
             f"--{which}", action="append", type=_shape, metavar="SHAPE",
             help=f"the {text} shape to serve, once for each --input and in their order",
         )  # fmt: skip
-    convert.add_argument(
-        "--verify", action="store_true", help="compare with eager PyTorch, at every one of min, opt and max"
-    )
-    convert.add_argument(
-        "--tolerance", type=float, metavar="X",
-        help="the largest difference that --verify allows, relative to the largest value of an output "
-        "(default: 0.001 for float32, 0.01 where TF32 is used, 0.02 for float16, 0.1 for bfloat16, 0 for integers)",
+    verify = convert.add_mutually_exclusive_group()
+    verify.add_argument(
+        "--verify", action="store_const", const="range", default=True,
+        help="compare with eager PyTorch at min, max and some sizes between, too (default: with the inputs' shapes)",
     )  # fmt: skip
+    verify.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with eager PyTorch")
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(command=_convert)
@@ -172,8 +169,6 @@ def _convert(arguments: argparse.Namespace) -> int:
     )
 
     model_trt = _stages(module, inputs, arguments, show)
-    if arguments.verify:
-        verify(module, model_trt, device, arguments.tolerance, show)
     if arguments.output:
         model_trt.save_engine(arguments.output)
         show.row("saved", arguments.output, f"{os.path.getsize(arguments.output) / 2**20:.1f} MiB")
@@ -201,7 +196,32 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     show.row("lower", f"{network.num_layers} layers", f"{seconds:.2f} s")
     engine, seconds = timed(lambda: build(network, progress=False if arguments.quiet else None))
     show.row("build", f"{len(engine) / 2**20:.1f} MiB engine", f"{seconds:.2f} s")
-    return TRTModule(engine, network.interface, network)
+    model_trt = TRTModule(engine, network.interface, network)
+    if arguments.verify:
+        _verify(model_trt, module, graph, network, inputs, arguments.verify, show)
+    return model_trt
+
+
+def _verify(model_trt: Any, *arguments: Any) -> None:
+    from torch2rt import build
+    from torch2rt.verification import verify_into
+
+    module, graph, network, inputs, mode, show = arguments
+    report = model_trt.report
+    again = lambda network: build(network, progress=False)  # noqa: E731
+    _, seconds = timed(lambda: verify_into(report, module, graph, network, model_trt, inputs, mode, build=again))
+    if report.verified is None:
+        show.row("verify", report.assumptions[-1])
+        return
+    show.row("verify", report.verified.by, f"{seconds:.2f} s")
+    shapes = None
+    for difference in report.verified.differences:
+        if difference.shapes != shapes:
+            shapes = difference.shapes
+            show.row("", f"for {', '.join(map(by, shapes))}")
+        show.row(f"  {difference.output}", f"error {difference.error:.1e}", f"allowed {difference.allowed:.1e}")
+    for note in report.verified.notes:
+        show.row("", note)
 
 
 # bench ---------------------------------------------------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """The one call that most users need."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch2rt import verification
 from torch2rt.backend import FLAVOUR, VERSION
 from torch2rt.building import build, target
 from torch2rt.lowering import lower
 from torch2rt.module import TRTModule
-from torch2rt.tracing import trace
+from torch2rt.tracing import as_arguments, trace
 
 
 def torch2rt(
@@ -30,6 +32,7 @@ def torch2rt(
     tf32: bool | None = None,
     log_level: Any = None,
     keep_network: bool = True,
+    verify: bool | str = True,
     cuda_graph: bool = False,
     progress: bool | None = None,
     configure: Callable[[Any], None] | None = None,
@@ -38,7 +41,8 @@ def torch2rt(
 
     - `inputs`: the positional arguments of an example call, a list or tuple (or one tensor). They may nest tensors in
       lists, tuples, dicts and dataclasses; numbers, strings, bools and `None` among them are constants of the engine.
-      Tensor values do not matter, their dtypes, ranks and static sizes do. `kwargs`: the keyword arguments, likewise.
+      Their values are what `verify` compares on; for the engine their dtypes, ranks and static sizes matter. `kwargs`:
+      the keyword arguments, likewise.
       What lies in memory as `torch.channels_last` or `torch.channels_last_3d` says, the engine will read so, without a
       copy; every input may have any strides, and is copied where they are not the engine's.
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
@@ -48,26 +52,40 @@ def torch2rt(
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
       `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.
     - `keep_network`: keep the TensorRT network, for `model_trt.network` and `model_trt.reference()`.
+    - `verify`: compare with the module on the example inputs: the engine where there is a GPU that runs it, else the
+      reference. `"range"` also compares at the min and max shapes and some sizes between them, with other values from
+      the examples' range. `False` compares nothing. What was compared is in `model_trt.report`.
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
 
-    Returns a `TRTModule`. Raises `InputError`, `TraceError`, `UnsupportedError` or `BuildError`; see `torch2rt.errors`.
+    Returns a `TRTModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
+    it does not compute what the module does; see `torch2rt.errors`.
 
     >>> model_trt = torch2rt(torch.nn.Linear(3, 5).eval(), [torch.randn(2, 3)], max_batch_size=8)
     >>> model_trt.reference()(torch.randn(7, 3)).shape
     torch.Size([7, 5])
     """
+    verification.check_mode(verify)
     graph = trace(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
         opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size,
     )  # fmt: skip
     network = lower(graph)
-    engine = build(
-        network, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
-        optimization_level=optimization_level, tf32=tf32, progress=progress, log_level=log_level, configure=configure,
+    as_asked = functools.partial(
+        build, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
+        optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,
     )  # fmt: skip
+    engine = as_asked(network, progress=progress)
     made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
-    model_trt = TRTModule(engine, network.interface, network if keep_network else None, made_by)
+    model_trt = TRTModule(engine, network.interface, network, made_by)
+    if verify:
+        tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
+        verification.verify_into(
+            model_trt.report, module, graph, network, model_trt, tensors, verify, tf32=tf32,
+            build=functools.partial(as_asked, progress=False),
+        )  # fmt: skip
+    if not keep_network:
+        model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
     return model_trt

@@ -4,11 +4,15 @@
     ├── ConversionError      the module cannot become an engine
     │   ├── TraceError       its Python does something a fixed graph cannot
     │   ├── UnsupportedError it makes calls that have no converter (all of them are listed)
-    │   └── BuildError       TensorRT refused the network
+    │   ├── BuildError       TensorRT refused the network
+    │   └── AccuracyError    the result does not compute what the module does
     ├── InputError           arguments that do not fit, of a conversion or of a call (also a ValueError)
     └── EngineError          an engine or state dict that cannot be used here (also a RuntimeError)
 """
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class Torch2RTError(Exception):
@@ -29,6 +33,23 @@ class UnsupportedError(ConversionError):
 
 class BuildError(ConversionError):
     """TensorRT refused a layer or the network; its own log is in the message."""
+
+
+class AccuracyError(ConversionError):
+    """What was converted differs from its module by more than roundings explain.
+
+    Attributes: `differences` (a `torch2rt.conversion_report.Difference` for each output that is wrong), `module` (the
+    path of the first module whose result differs, if that was found) and `source` (its line, `file:line`).
+    """
+
+    def __init__(
+        self, message: str, differences: Sequence[Any] = (), module: str | None = None, source: str | None = None
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.differences, self.module, self.source = list(differences), module, source
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.differences, self.module, self.source)
 
 
 class InputError(Torch2RTError, ValueError):

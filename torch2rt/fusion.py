@@ -37,6 +37,7 @@ class Fuser:
         copies: dict[torch.fx.Node, torch.fx.Node] = {}
         for node in module.graph.nodes:
             copies[node] = self.graph.node_copy(node, copies.__getitem__)
+        self.origins = {copy: node.name for node, copy in copies.items()}  # which node's value each one has
 
     def run(self) -> torch.fx.Graph:
         """Apply every fusion once, in the order of the calls."""
@@ -89,6 +90,8 @@ class Fuser:
     def substitute(self, node: torch.fx.Node, other: torch.fx.Node) -> None:
         """Use another call's result for a call's, and let go of it and of what was only for it."""
         node.replace_all_uses_with(other)
+        if node in self.origins:
+            self.origins.setdefault(other, self.origins[node])
         unused = [node]
         while unused:
             old = unused.pop()

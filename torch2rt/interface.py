@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.structure import Spec, bare_name, children, flatten, take, unflatten
+from torch2rt.structure import Spec, bare_name, children, flatten, is_same, take, unflatten
 from torch2rt.symbolic import Symbols, describe, evaluate_json, holds, to_json
 
 Shape = tuple[int, ...]
@@ -97,7 +96,7 @@ class Interface:
             if all(take(spec, value, found) for spec, value in zip([positional, *keywords["items"]], given)):
                 return found
         leaves, spec = flatten(self._arrange(args, kwargs), torch.is_tensor, "arguments")
-        if not _same(spec, self.arguments):
+        if not is_same(spec, self.arguments):
             raise InputError(
                 f"The call does not have the form it was converted with: {_difference(self.arguments, spec)}"
             )
@@ -263,11 +262,6 @@ def _shapes(what: str, shapes: Any, arguments: Spec, example: Mapping[str, Shape
     return given
 
 
-def _same(expected: Spec, got: Spec) -> bool:
-    """Whether two descriptions are one: as saved, where 1, 1.0 and True differ, and NaN equals itself."""
-    return json.dumps(expected) == json.dumps(got)
-
-
 def _difference(expected: Spec, got: Spec, path: str = "arguments") -> str:
     """The first place where two descriptions differ, in words."""
 
@@ -289,6 +283,6 @@ def _difference(expected: Spec, got: Spec, path: str = "arguments") -> str:
             return f"it takes the keywords {list(children(ours[1]))} and got {list(children(theirs[1]))}."
     if {k for k in expected if k != "items"} == {k for k in got if k != "items"} and list(ours) == list(theirs):
         for key in ours:
-            if not _same(ours[key], theirs[key]):
+            if not is_same(ours[key], theirs[key]):
                 return _difference(ours[key], theirs[key], f"{path}[{key!r}]")
     return f"{path} was {words(expected)} and is {words(got)}."

@@ -30,13 +30,15 @@ class Network:
     """A TensorRT network and what must live as long as it does.
 
     `definition` is the `INetworkDefinition`. `weights` holds every tensor that the network reads, by the index of the
-    layer and the role there: TensorRT refers to this memory and does not copy it.
+    layer and the role there: TensorRT refers to this memory and does not copy it. `assumptions` are for the report of
+    the conversion (`torch2rt.conversion_report.Report`).
     """
 
     definition: Any
     builder: Any
     interface: Interface
     weights: dict[tuple[int, str], torch.Tensor] = dataclasses.field(default_factory=dict)
+    assumptions: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def num_layers(self) -> int:
@@ -104,17 +106,29 @@ def lower(graph: torch.fx.GraphModule) -> Network:
     >>> lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])).num_layers
     1
     """
+    return lower_with_values(graph)[0]
+
+
+def lower_with_values(graph: torch.fx.GraphModule) -> tuple[Network, dict[str, Any]]:
+    """`lower`, and the network's tensor for each node of the graph that it has one for, by the node's name."""
     builder = create_builder()
-    lowered = Network(create_network(builder), builder, graph.meta["interface"])
-    _Lowering(lowered, graph).run()
-    return lowered
+    lowered = Network(
+        create_network(builder), builder, graph.meta["interface"], assumptions=list(graph.meta.get("assumptions", ()))
+    )
+    lowering = _Lowering(lowered, graph)
+    lowering.run()
+    return lowered, {
+        lowering.origins[node]: value for node, value in lowering.values.items()
+        if node in lowering.origins and isinstance(value, trt.ITensor)
+    }  # fmt: skip
 
 
 class _Lowering:
     def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
         self.graph = graph
         self.registry = load()
-        self.fused = Fuser(graph, self.registry).run()
+        fuser = Fuser(graph, self.registry)
+        self.fused, self.origins = fuser.run(), fuser.origins
         self.ctx = Context(lowered, graph)
         self.ctx.inline, self.ctx.apply = self.inline, self.apply
         self.network = lowered.definition

@@ -27,7 +27,6 @@ import torch
 
 from torch2rt.commands import example, load_model
 from torch2rt.structure import flatten
-from torch2rt.verification import Difference
 from torch2rt.ways import Call, Way, find
 
 WARM = 0.2  # seconds to run before measuring, so that the GPU's clocks are up
@@ -60,6 +59,19 @@ class Measurement:
     error: float | None = None
     remark: str | None = None
     failure: str | None = None
+
+
+class Difference:
+    """The largest difference between two tensors, alone and relative to the largest expected value."""
+
+    def __init__(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+        a, b = (t.detach().double().flatten() for t in (actual, expected))
+        same = (a == b) | (a.isnan() & b.isnan())
+        errors = torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf, torch.inf)
+        scale = torch.where(b.isfinite(), b.abs(), 0.0)
+        self.absolute = errors.max().item() if errors.numel() else 0.0
+        largest = scale.max().item() if scale.numel() else 0.0
+        self.relative = self.absolute / largest if largest else self.absolute
 
 
 def wait(device: torch.device) -> None:

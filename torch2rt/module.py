@@ -6,20 +6,21 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.conversion_report import Report
 from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.lowering import Network
 from torch2rt.reference import Evaluator
 from torch2rt.runtime import Runtime
 
-FORMAT = 2  # 1 knew no memory formats
+FORMAT = 2  # 1 knew no memory formats; a report may be missing
 MAGIC = b"torch2rt"
 
 
@@ -58,7 +59,8 @@ class TRTModule(_Converted):
     >>> again.load_state_dict(torch.load("model.pth"))      # doctest: +SKIP
 
     Attributes: `engine_bytes` (the serialized engine), `network` (the TensorRT network if it was kept, else `None`),
-    `interface` (names, dtypes and ranges), `engine` and `context` (TensorRT's objects, made when first asked for),
+    `interface` (names, dtypes and ranges), `report` (a `torch2rt.conversion_report.Report`: what was verified, what was
+    assumed, what calls need), `engine` and `context` (TensorRT's objects, made when first asked for),
     `device` (the GPU), `cuda_graph` and `borrow_outputs` (see `forward`).
     """
 
@@ -68,12 +70,14 @@ class TRTModule(_Converted):
         interface: Interface | None = None,
         network: Network | None = None,
         made_by: Mapping[str, str] | None = None,
+        report: Report | None = None,
     ) -> None:
         super().__init__()
         self.engine_bytes = engine_bytes
         self.interface = interface
         self._network = network
         self._made_by = dict(made_by or {"flavour": FLAVOUR, "version": VERSION})
+        self.report = report or _unverified(interface, network)
         self.cuda_graph = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -142,6 +146,21 @@ class TRTModule(_Converted):
         replica._index, replica._is_replica = None, True
         return replica
 
+    def load(self, device: torch.device) -> Runtime:
+        """Make the engine ready on a GPU, for calls with tensors from there. The module is put nowhere by it."""
+        with self._lock:
+            index = torch.cuda.current_device() if device.index is None else device.index
+            if (runtime := self._runtimes.get(index)) is None:
+                runtime = self._runtimes[index] = Runtime(
+                    self.engine_bytes or b"", self._made_by, self._interface(), index
+                )
+            return runtime
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """TensorRT's flavour and version, and what the engine was built for."""
+        return dict(self._made_by)
+
     @property
     def engine(self) -> Any:
         """The `ICudaEngine`."""
@@ -156,6 +175,10 @@ class TRTModule(_Converted):
     def network(self) -> Any:
         """The `INetworkDefinition` the engine was built from, if it was kept."""
         return None if self._network is None else self._network.definition
+
+    def drop_network(self) -> None:
+        """Let go of the network, and of the weights that it holds; `reference()` needs it."""
+        self._network = None
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
@@ -175,6 +198,7 @@ class TRTModule(_Converted):
             "engine": self._made_by,
             "interface": interface.to_json(),
             "digest": _digest(self.engine_bytes),
+            "report": self.report.to_json(),
         }
         destination[prefix + "engine"] = _to_tensor(self.engine_bytes)
         destination[prefix + "header"] = _to_tensor(json.dumps(header).encode())
@@ -199,6 +223,7 @@ class TRTModule(_Converted):
                 raise EngineError(f"The engine was saved in format {data['format']}, {known}.")
             interface = Interface.from_json(data["interface"])
             made_by, digest = dict(data["engine"]), data["digest"]
+            report = Report.from_json(data.get("report", {}))
         except EngineError:
             raise
         except Exception as error:
@@ -208,7 +233,7 @@ class TRTModule(_Converted):
                 f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
             )
         with self._lock:
-            self.engine_bytes, self.interface, self._made_by = engine, interface, made_by
+            self.engine_bytes, self.interface, self._made_by, self.report = engine, interface, made_by, report
             self._network, self._runtimes = None, {}
 
     def save_engine(self, path: str | os.PathLike[str]) -> None:
@@ -275,12 +300,22 @@ class ReferenceModule(_Converted):
         """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
         interface = self._interface()
         tensors = interface.tensors(args, kwargs)
-        shapes = [tuple(t.shape) for t in tensors]
-        interface.check(shapes, [t.dtype for t in tensors])
+        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
+
+    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The engine's outputs for its inputs, each in the order of the interface."""
+        interface = self._interface()
+        interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
         with torch.no_grad():
             given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
             outputs = self._evaluator(given)
-        return interface.wrap([outputs[name] for name in interface.outputs], shapes)
+        return [outputs[name] for name in interface.outputs]
+
+
+def _unverified(interface: Interface | None, network: Network | None) -> Report:
+    """What is known of a conversion that has not been compared with its module."""
+    needs = [text for _, text in interface.constraints] if interface else []
+    return Report(assumptions=list(network.assumptions) if network else [], needs=needs)
 
 
 def _interface_of(engine: Any) -> Interface:

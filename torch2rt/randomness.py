@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import operator
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,19 @@ def states(arguments: Any) -> list[torch.Tensor]:
 def states_elsewhere() -> Any:
     """The states of the generators outside of torch that everyone shares."""
     return random.getstate(), [bytes(x) if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
+
+
+@contextmanager
+def same_states() -> Iterator[None]:
+    """Let whoever draws random numbers afterwards draw what they would have drawn without what is done within."""
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def are_equal(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:

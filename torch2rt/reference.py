@@ -42,16 +42,19 @@ class Evaluator:
     """A network made ready to be evaluated with torch, on the device of the inputs.
 
     `weights` goes before what the bindings read back, by layer index and role ("weights" of a constant, "kernel",
-    "bias", "scale", "shift", "power"); bfloat16, fp8 and int4 cannot be read back. The network is kept alive.
+    "bias", "scale", "shift", "power"); bfloat16, fp8 and int4 cannot be read back. The network is kept alive. `also`
+    are names of tensors within the network that are to be among the results beside its outputs.
 
     >>> Evaluator(network)({"x": torch.randn(2, 3)})  # doctest: +SKIP
     {'y': tensor(...)}
     """
 
-    def __init__(self, network: Any, weights: Mapping[tuple[int, str], Tensor] | None = None) -> None:
+    def __init__(
+        self, network: Any, weights: Mapping[tuple[int, str], Tensor] | None = None, also: Sequence[str] = ()
+    ) -> None:  # fmt: skip
         self.network = network
         self.inputs = [Declared.of(network.get_input(i)) for i in range(network.num_inputs)]
-        self.outputs = [network.get_output(i).name for i in range(network.num_outputs)]
+        self.outputs = [*(network.get_output(i).name for i in range(network.num_outputs)), *also]
         graph = _Graph(network, weights or {})
         self.plan = graph.plan([*self.outputs, *graph.assertions], [declared.name for declared in self.inputs])
 

@@ -11,6 +11,7 @@ import collections
 import collections.abc
 import dataclasses
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,6 +132,11 @@ def children(spec: Spec) -> dict[Any, Spec]:
     if "items" in spec:
         return dict(zip(spec.get("dict", spec.get("dataclass", ())), spec["items"], strict=True))
     return dict(enumerate(spec.get("tuple", spec.get("list", spec.get("sequence", ())))))
+
+
+def is_same(one: Spec, other: Spec) -> bool:
+    """Whether two descriptions are one: as saved, where 1, 1.0 and True differ, and NaN equals itself."""
+    return json.dumps(one) == json.dumps(other)
 
 
 def bare_name(value: torch.dtype | torch.memory_format) -> str:

@@ -60,9 +60,7 @@ def trace(
 
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"Expected a torch.nn.Module to convert, got {type(module).__name__}.")
-    if isinstance(inputs, torch.Tensor) or not isinstance(inputs, (list, tuple)):
-        inputs = [inputs]
-    leaves, arguments = flatten((tuple(inputs), dict(kwargs or {})), torch.is_tensor, "inputs")
+    leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
     names = tensor_names(module.forward, arguments) if input_names is None else _names("input_names", input_names)
     specs = describe_inputs(
@@ -117,6 +115,11 @@ def _names(what: str, names: Any) -> list[str]:
     if not all(isinstance(name, str) for name in names):
         raise InputError(f"{what} must be strings: {names}.")
     return names
+
+
+def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
+    return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
 
 
 def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:

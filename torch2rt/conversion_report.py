@@ -1,0 +1,90 @@
+"""What a conversion rests on: `model_trt.report`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass
+class Difference:
+    """How far one output was off the module's in one call.
+
+    - `output`: its name. `shapes`: those of the call's inputs.
+    - `error`, `allowed`: absolute differences; of integers and bools, how many numbers differ and how many do where the
+      module itself is disturbed by roundings. Where numbers of several magnitudes stand side by side, those of the
+      magnitude that is nearest to its limit.
+    - `largest`: the largest finite absolute value of the output.
+    """
+
+    output: str
+    shapes: list[list[int]]
+    error: float
+    allowed: float
+    largest: float
+
+    def __str__(self) -> str:
+        return f"{self.output}: error {self.error:.1e}, allowed {self.allowed:.1e}, values up to {self.largest:.1e}"
+
+
+@dataclasses.dataclass
+class Verification:
+    """A comparison of a conversion with its module.
+
+    - `mode`: `"example"` (the example inputs) or `"range"` (also other sizes and values).
+    - `by`: what was compared with the module: the engine on a GPU, or the reference, which evaluates the network.
+    - `differences`: one for each output and call.
+    - `notes`: what limits its meaning, in sentences.
+    """
+
+    mode: str
+    by: str
+    differences: list[Difference] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines, shapes = [f"verified ({self.mode}) by {self.by}"], None
+        for difference in self.differences:
+            if difference.shapes != shapes:
+                shapes = difference.shapes
+                lines.append("  inputs of " + ", ".join("x".join(map(str, s)) or "scalar" for s in shapes))
+            lines.append(f"    {difference}")
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+
+@dataclasses.dataclass
+class Report:
+    """What was verified of a conversion, what it assumed, and what its calls need.
+
+    - `verified`: a `Verification`; `None` if there was none.
+    - `assumptions`: sentences about what the engine does otherwise than the module, or takes for granted.
+    - `needs`: claims about sizes that every call is checked for, beyond the ranges of the inputs.
+
+    It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
+
+    >>> print(Report(assumptions=["a float64 table is computed in float32"]))
+    not verified
+    assumes: a float64 table is computed in float32
+    """
+
+    verified: Verification | None = None
+    assumptions: list[str] = dataclasses.field(default_factory=list)
+    needs: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = ["not verified" if self.verified is None else str(self.verified)]
+        lines += [f"assumes: {text}" for text in self.assumptions] + [f"needs: {text}" for text in self.needs]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """The inverse of `to_json`; what is not there is taken as not known."""
+        verified = data.get("verified")
+        if verified is not None:
+            verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
+        return cls(verified, list(data.get("assumptions", ())), list(data.get("needs", ())))
