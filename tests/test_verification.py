@@ -1,46 +1,425 @@
+"""Conversions are compared with their modules: wrong ones are found and named, right ones never blamed."""
+
+import contextlib
+import copy
+import dataclasses
+import json
+import random
+
+import numpy as np
 import pytest
 import torch
+import zoo
+from test_module import COPIES
+from test_tracing import module
+from torch import nn
+from torch.nn import functional as F
 
-from torch2rt import verification
-from torch2rt.verification import Difference
-
-
-@pytest.mark.parametrize(
-    ("actual", "expected", "absolute", "relative"),
-    [
-        ([1.0, 2.0], [1.0, 4.0], 2.0, 0.5),
-        ([float("nan"), float("inf")], [float("nan"), float("inf")], 0.0, 0.0),
-        ([float("nan"), 1.0], [1.0, 1.0], float("inf"), float("inf")),
-        ([1.0, 1.0], [1.0, float("inf")], float("inf"), float("inf")),
-        ([0.5], [0.0], 0.5, 0.5),
-        ([], [], 0.0, 0.0),
-    ],
-)
-def test_difference(actual, expected, absolute, relative):
-    difference = Difference(torch.tensor(actual), torch.tensor(expected))
-    assert (difference.absolute, difference.relative) == (absolute, relative)
+from torch2rt import AccuracyError, InputError, TRTModule, torch2rt, verification
+from torch2rt.comparison import Comparison
+from torch2rt.conversion_report import Report
+from torch2rt.module import ReferenceModule
+from torch2rt.registry import load
+from torch2rt.vocabulary import elementwise, trt
 
 
-def test_latency_is_the_median(monkeypatch):
-    class Event:
-        clock = 0.0
+@contextlib.contextmanager
+def wrong(target, change, number=0):
+    """The converter of a call gives something else for the `number`-th such call of a network."""
+    registry, calls = load(), {}
+    before = registry.find(target)
 
-        def __init__(self, enable_timing):
-            assert enable_timing
+    def function(ctx, *args, **kwargs):
+        result = before.function(ctx, *args, **kwargs)
+        count = calls[id(ctx)] = calls.get(id(ctx), (ctx, -1))[0], calls.get(id(ctx), (ctx, -1))[1] + 1
+        return change(ctx, result) if count[1] == number else result
 
-        def record(self):
-            self.time = Event.clock
+    targets = [t for t, converter in registry.converters.items() if converter is before]
+    registry.converters.update(dict.fromkeys(targets, dataclasses.replace(before, function=function)))
+    try:
+        yield
+    finally:
+        registry.converters.update(dict.fromkeys(targets, before))
 
-        def elapsed_time(self, end):
-            return end.time - self.time
 
-    calls = []
+def times(factor):
+    return lambda ctx, x: elementwise(ctx, trt.ElementWiseOperation.PROD, x, factor)
 
-    def function(x):
-        calls.append(x)
-        Event.clock += 100.0 if len(calls) % 10 == 0 else 2.0
 
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    assert verification._latency(function, function, [torch.ones(1)]) == ("engine 2.000 ms", "eager 2.000 ms")
-    assert len(calls) == 120
+def plus(number):
+    return lambda ctx, x: elementwise(ctx, trt.ElementWiseOperation.SUM, x, number)
+
+
+class Block(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(size), nn.Linear(size, 3 * size), nn.Linear(3 * size, size)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), *[Block(8) for _ in range(4)], nn.Linear(8, 5)).eval()
+
+
+def convolutions():
+    torch.manual_seed(0)
+    parts = [nn.Sequential(nn.Conv2d(c, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()) for c in (3, 6, 6, 6)]
+    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+
+
+def encoder():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+
+
+FAULTS = {  # a model, an example, the call that is wrong, how, which of them, and the path of its module
+    "linear": (network(), torch.randn(3, 6), F.gelu, times(1.0001), 2, "3"),
+    "a norm": (network(), torch.randn(3, 6), torch.layer_norm, plus(1e-4), 1, "2.norm"),
+    "dynamic": (network(), torch.randn(3, 6), F.gelu, times(1.001), 0, "1"),
+    "convolutions": (convolutions(), torch.randn(2, 3, 7, 9), F.relu, plus(1e-4), 1, "1.2"),
+    "a fused norm": (convolutions(), torch.randn(2, 3, 7, 9), torch.conv2d, times(0.999), 2, "2.1"),
+    "attention": (
+        encoder(), torch.randn(2, 5, 8), F.scaled_dot_product_attention, times(1.001), 1, "layers.1.self_attn"
+    ),
+    "float16": (network().half(), torch.randn(3, 6).half(), F.gelu, times(1.5), 1, "2"),
+    "bfloat16": (network().bfloat16(), torch.randn(3, 6).bfloat16(), F.gelu, times(3.0), 1, "2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_wrong_converter_is_found_and_named(name):
+    model, x, target, change, number, path = FAULTS[name]
+    sizes = {"max_batch_size": 4} if name == "dynamic" else {}
+    with wrong(target, change, number), pytest.raises(AccuracyError, match=r"output_0: error .* allowed") as info:
+        torch2rt(model, [x], **sizes)
+    assert info.value.module == path, str(info.value)
+    assert f"'{path}'" in str(info.value)
+    assert info.value.source and info.value.source.rsplit(":", 1)[1].isdigit()
+    assert info.value.differences[0].error > info.value.differences[0].allowed > 0
+    assert torch2rt(model, [x], **sizes).report.verified.differences[0].output == "output_0"
+
+
+def test_a_wrong_trace_is_told_from_a_wrong_converter(monkeypatch):
+    """A module that is something else in a trace."""
+
+    class Liar(nn.Module):
+        def forward(self, x):
+            return x.sin() if type(x) is torch.Tensor else x.cos()
+
+    with pytest.raises(AccuracyError, match="traced as something else") as info:
+        torch2rt(nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh(), Liar()), nn.Linear(4, 2)), [torch.randn(2, 3)])
+    assert info.value.module == "1.1"
+
+
+def test_boxes_do_not_hide_probabilities():
+    """A detector's output has pixels and probabilities side by side."""
+    made = module(lambda self, x: torch.cat([x[:, :4].exp2() * 640, x[:, 4:].sigmoid() * 1e-3], 1))
+    x = torch.rand(2, 44, 50)
+    with wrong(torch.Tensor.sigmoid, times(1.001)), pytest.raises(AccuracyError) as info:
+        torch2rt(made, [x])
+    assert info.value.differences[0].allowed < 1e-7
+    assert torch2rt(made, [x]).report.verified
+
+
+ILL = {
+    "a difference of large numbers": (lambda self, x: (x.cumsum(1) + 1e6 - 1e6).softmax(1), torch.randn(3, 50)),
+    "amplified": (lambda self, x: ((x @ self.a) @ self.b).sin(), torch.randn(3, 20)),
+    "a small variance": (lambda self, x: F.layer_norm(x * 1e-3 + 7, (20,), eps=1e-12), torch.randn(3, 20)),
+    "far off": (lambda self, x: (x * 1e5).sin(), torch.randn(3, 20)),
+    "jumps": (lambda self, x: (x @ self.a).mul(1e4).round() % 7, torch.randn(30, 20)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ILL)
+def test_ill_conditioned_networks_are_not_blamed(name, dtype):
+    torch.manual_seed(1)
+    function, x = ILL[name]
+    made = module(function, a=torch.randn(20, 20), b=torch.randn(20, 20) * 1e3).to(dtype)
+    assert torch2rt(made, [x.to(dtype)]).report.verified
+
+
+def test_what_says_little_is_noted():
+    comparison = Comparison(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+    comparison.learn(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 1.5]), 8.0)
+    assert comparison.passes() and "more than its largest value" in comparison.doubt
+    (note,) = torch2rt(module(lambda self, x: x * 0), [torch.randn(3, 20)]).report.verified.notes
+    assert "output_0 has no number but 0" in note
+
+
+def test_a_nan_in_a_disturbed_run_excuses_nan_alone():
+    """The disturbance goes past the end of a function's domain, where the module's own number is finite."""
+    nan = float("nan")
+    for actual, passes in ((nan, True), (2.0, False), (float("inf"), True)):
+        comparison = Comparison(torch.tensor([1.0, actual]), torch.tensor([1.0, 0.0]))
+        comparison.learn(torch.tensor([1.0, 0.0]), torch.tensor([1.0, nan]), 8.0)
+        assert comparison.passes() == passes
+
+
+INTEGERS = {
+    "ties": lambda self, x: (x @ self.a).argmax(-1),
+    "rounded": lambda self, x: (x @ self.a * 255).round().to(torch.int32),
+    "compared": lambda self, x: x @ self.a > 0.25,
+    "order": lambda self, x: (x @ self.a).sort(-1),
+    "chosen": lambda self, x: (x @ self.a).topk(3, -1),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers(name):
+    torch.manual_seed(0)
+    column = torch.randn(20, 1)
+    made = module(INTEGERS[name], a=(column + 1e-7 * torch.randn(20, 8)) if name == "ties" else torch.randn(20, 8))
+    report = torch2rt(made, [torch.randn(500, 20)]).report
+    assert all(d.error <= max(d.allowed, 20) for d in report.verified.differences)
+
+
+def test_wrong_integers_are_found():
+    made = module(lambda self, x: ((x @ self.a).argmax(-1), (x * 2).int()), a=torch.randn(20, 8))
+    with wrong(torch.Tensor.int, plus(1)), pytest.raises(AccuracyError, match="output_1: error") as info:
+        torch2rt(made, [torch.randn(7, 20)])
+    (difference,) = info.value.differences
+    assert (difference.output, difference.error) == ("output_1", 140)
+
+
+def test_nan_and_infinities_must_be_where_the_modules_are():
+    x = torch.tensor([[1.0, -1.0, 0.0, float("nan"), float("inf"), 4.0]])
+    made = module(lambda self, x: (x.sqrt(), x.log(), x / x))
+    report = torch2rt(made, [x]).report
+    assert [d.error for d in report.verified.differences] == [0.0, 0.0, 0.0] or report.verified
+    no_nan = lambda ctx, y: elementwise(ctx, trt.ElementWiseOperation.MAX, y, 0.0)  # noqa: E731
+    with wrong(torch.Tensor.sqrt, lambda ctx, y: times(0.0)(ctx, no_nan(ctx, y))), pytest.raises(AccuracyError):
+        torch2rt(made, [x])
+
+
+def test_nested_results_and_arguments():
+    def forward(self, x, *, more):
+        return {"a": (x + more["y"], [more["y"] * 2, None]), "n": 3, "same": x + more["y"], "size": x.shape[0]}
+
+    model_trt = torch2rt(
+        module(forward), [torch.randn(2, 3)], kwargs={"more": {"y": torch.randn(3)}},
+        min_shapes=[(1, 3), (3,)], max_shapes=[(4, 3), (3,)], verify="range",
+    )  # fmt: skip
+    verified = model_trt.report.verified
+    assert {d.shapes[0][0] for d in verified.differences} >= {1, 2, 4}
+    assert all(d.shapes[1] == [3] for d in verified.differences)
+
+
+# Which inputs --------------------------------------------------------------------------------------------------------
+
+
+def test_range_finds_what_the_example_does_not_show():
+    """Wrong for large values only, and for sizes from 4 on."""
+    by_size = module(lambda self, x: F.relu(x))
+    clip = lambda ctx, y: elementwise(ctx, trt.ElementWiseOperation.MIN, y, 2.9)  # noqa: E731
+    x = torch.full((2, 3), 1.0)
+    x[0, 0] = 3.0
+    with wrong(F.relu, clip):
+        with pytest.raises(AccuracyError):
+            torch2rt(by_size, [x])
+        x[0, 0] = 2.0
+        assert torch2rt(by_size, [x], verify=True)
+
+    with wrong(F.relu, times_rows), pytest.raises(AccuracyError, match=r"for drawn inputs float32\[\d+, 3\]"):
+        torch2rt(by_size, [torch.randn(2, 3)], max_batch_size=9, verify="range")
+
+
+def times_rows(ctx, y):
+    """Wrong where there are more than three rows."""
+    from torch2rt.vocabulary import dims, shape_tensor
+
+    rows = ctx.network.add_shape(y).get_output(0)
+    rows = ctx.network.add_slice(rows, (0,), (1,), (1,)).get_output(0)
+    rows = ctx.network.add_cast(rows, trt.DataType.FLOAT).get_output(0)
+    clipped = ctx.network.add_elementwise(
+        rows, ctx.network.add_constant((1,), trt.Weights(np.array([3.0], np.float32))).get_output(0),
+        trt.ElementWiseOperation.MIN,
+    ).get_output(0)  # fmt: skip
+    share = ctx.network.add_elementwise(clipped, rows, trt.ElementWiseOperation.DIV).get_output(0)
+    shuffle = ctx.network.add_shuffle(share)
+    shuffle.reshape_dims = (1, 1)
+    scaled = ctx.network.add_elementwise(y, shuffle.get_output(0), trt.ElementWiseOperation.PROD).get_output(0)
+    return ctx.track(scaled, dims(ctx, y)) if shape_tensor else scaled
+
+
+def test_sizes_of_the_range_are_those_that_are_served():
+    class Halves(nn.Module):
+        def forward(self, x, y):
+            return (F.max_pool2d(x, 2).repeat_interleave(2, 2).repeat_interleave(2, 3) + x) * y[:, None, None, None]
+
+    example = [torch.randn(2, 3, 8, 8), torch.randn(2)]
+    model_trt = torch2rt(
+        Halves(), example, min_shapes=[(1, 3, 4, 4), (1,)], max_shapes=[(5, 3, 16, 16), (5,)], verify="range"
+    )
+    shapes = [d.shapes for d in model_trt.report.verified.differences]
+    assert all(x[0] == y[0] and x[2] % 2 == x[3] % 2 == 0 for x, y in shapes)
+    assert len(shapes) >= 4 and [[1, 3, 4, 4], [1]] in shapes and [[5, 3, 16, 16], [5]] in shapes
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 2), (5, 5, 7)], ids=str)
+def test_an_example_that_is_not_served_is_cut_or_repeated(sizes):
+    low, opt, high = ([(n, 3)] for n in sizes)
+    model_trt = torch2rt(
+        nn.Linear(3, 4), [torch.randn(3, 3)], min_shapes=low, opt_shapes=opt, max_shapes=high, verify=True
+    )
+    assert [d.shapes for d in model_trt.report.verified.differences] == [[list(opt[0])]]
+
+
+def test_the_reference_takes_few_of_a_large_batch(monkeypatch):
+    monkeypatch.setattr(verification, "LARGE", 50)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model_trt = torch2rt(nn.Linear(30, 4), [torch.randn(16, 30)], max_batch_size=16)
+    assert [d.shapes for d in model_trt.report.verified.differences] == [[[2, 30]]]
+    model_trt = torch2rt(nn.Linear(30, 4), [torch.randn(16, 30)])
+    assert [d.shapes for d in model_trt.report.verified.differences] == [[[16, 30]]]
+
+
+# Nothing else changes ------------------------------------------------------------------------------------------------
+
+
+class Observed(nn.Module):
+    """Counts its calls, keeps a mask, and has a hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+        self.calls, self.mask, self.seen = 0, None, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen.append(self.calls)
+        if self.mask is None:
+            self.mask = torch.ones(4)
+        return self.inner(x) * self.mask
+
+
+def test_the_module_and_the_inputs_stay_as_they_were():
+    model = Observed().eval()
+    model.inner[0].train()  # which changes nothing but its flag
+    state, x = copy.deepcopy(model.state_dict()), torch.randn(2, 3)
+    given, hooks = x.clone(), len(model.inner[0]._forward_hooks)
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    torch2rt(model, [x], max_batch_size=4, verify="range")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
+    assert torch.equal(x, given) and (model.calls, model.mask, model.seen) == (0, None, [])
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == [False, False, True, False, False]
+    assert len(model.inner[0]._forward_hooks) == hooks
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_it_can_be_switched_off_and_the_network_dropped():
+    with wrong(F.relu, times(2.0)):
+        assert torch2rt(nn.ReLU(), [torch.randn(2, 3)], verify=False).report.verified is None
+        with pytest.raises(AccuracyError):
+            torch2rt(nn.ReLU(), [torch.randn(2, 3)], keep_network=False)
+    model_trt = torch2rt(nn.ReLU(), [torch.randn(2, 3)], keep_network=False)
+    assert model_trt.network is None and model_trt.report.verified.mode == "example"
+
+
+@pytest.mark.parametrize("mode", ["ranges", None, 1, "False"])
+def test_other_modes_are_refused(mode):
+    with pytest.raises(InputError, match="none of True, False and 'range'"):
+        torch2rt(nn.ReLU(), [torch.randn(2, 3)], verify=mode)
+
+
+def test_a_module_that_fails_on_its_example():
+    ids = torch.tensor([[1, 99]])
+    with pytest.raises(InputError, match=r"the module raises IndexError .*verify=False"):
+        torch2rt(nn.Embedding(9, 4), [ids])
+    assert torch2rt(nn.Embedding(9, 4), [ids], verify=False).report.verified is None
+
+
+def test_a_module_that_does_not_run_here_is_not_verified_and_says_so():
+    """torch has no such kernel on this machine, say."""
+
+    class Elsewhere(nn.Module):
+        def forward(self, x):
+            if type(x) is torch.Tensor:
+                raise NotImplementedError("no kernel")
+            return x + 1
+
+    report = torch2rt(Elsewhere(), [torch.randn(2, 3)]).report
+    assert report.verified is None and "NotImplementedError" in report.assumptions[0]
+    assert "not verified" in str(report)
+
+
+def test_under_autocast():
+    model, x = network(), torch.randn(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch2rt(model, [x]).report.verified
+
+
+def test_float16_products_in_float32_are_the_modules():
+    """What is compared with on a CPU, where torch's own float16 products take very long."""
+    model, x = network().half(), torch.randn(3, 6).half()
+    with torch.no_grad():
+        expected = model(x)
+        with verification.WideProducts():
+            torch.testing.assert_close(model(x), expected, rtol=1e-2, atol=1e-2)
+
+
+# The report ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("route", COPIES, ids=lambda f: f.__name__)
+def test_the_report_is_kept(route, tmp_path):
+    model_trt = torch2rt(nn.Sequential(nn.Linear(3, 5), nn.ReLU()).eval(), [torch.randn(2, 3)], max_batch_size=4)
+    model_trt.report.assumptions.append("a float64 table is computed in float32")
+    assert route(model_trt, tmp_path).report == model_trt.report
+    assert Report.from_json(json.loads(json.dumps(model_trt.report.to_json()))) == model_trt.report
+
+
+def test_engines_without_a_report_are_read():
+    state = torch2rt(nn.ReLU(), [torch.randn(2, 3)]).state_dict()
+    header = json.loads(bytes(state["header"].tolist()))
+    del header["report"]
+    state["header"] = torch.tensor(list(json.dumps(header).encode()), dtype=torch.uint8)
+    loaded = TRTModule()
+    loaded.load_state_dict(state)
+    assert loaded.report == Report()
+
+
+def test_the_report_says_what_calls_need():
+    made = module(lambda self, x, y: x + y)
+    model_trt = torch2rt(made, [torch.randn(2, 3), torch.randn(2, 3)], max_batch_size=4)
+    assert model_trt.report.needs == [text for _, text in model_trt.interface.constraints]
+    assert "verified (example)" in str(model_trt.report) and "float" not in str(model_trt.report.needs)
+
+
+# What is compared ----------------------------------------------------------------------------------------------------
+
+
+def test_the_engine_is_compared_where_it_runs(device):
+    report = torch2rt(network().to(device), [torch.randn(3, 6, device=device)]).report
+    assert ("the engine on" in report.verified.by) == (device.type == "cuda")
+
+
+def test_a_reference_that_fails_is_an_error(monkeypatch):
+    def fails(self, tensors):
+        raise verification.Torch2RTError("layer 'x' is float32 [2], TensorRT declares float32 [3]")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(ReferenceModule, "outputs", fails)
+    with pytest.raises(AccuracyError, match=r"fails for inputs float32.*declares"):
+        torch2rt(nn.ReLU(), [torch.randn(2, 3)])
+
+
+def test_a_bert_with_a_wrong_gelu():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24, vocab_size=30
+    )
+    model, ids = transformers.BertModel(config).eval(), torch.randint(0, 30, (2, 5))
+    zoo.awaken(model)
+    with wrong(F.gelu, times(1.001), 1), pytest.raises(AccuracyError) as info:
+        torch2rt(model, [ids], max_batch_size=4)
+    assert info.value.module.startswith("encoder.layer.1.intermediate")

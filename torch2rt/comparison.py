@@ -72,9 +72,13 @@ class Comparison:
         return int((too_far & moved).sum()) >= EXCUSED * count
 
     @property
-    def says_little(self) -> bool:
-        """Whether roundings may change the tensor by more than its largest number."""
-        return not self.is_exact and bool(self.allowed[0] > self.largest > 0)
+    def doubt(self) -> str | None:
+        """Why the comparison says little about the tensor, if it does."""
+        if self.is_exact or not self.distance.numel():
+            return None
+        if not self.largest:
+            return "has no number but 0, NaN and infinities"
+        return "may change by more than its largest value by roundings" if self.allowed[0] > self.largest else None
 
     def worst(self) -> tuple[float, float]:
         """The error and what is allowed, of the group where it is largest beside that.
