@@ -65,7 +65,8 @@ def prelu(ctx, input, weight):
 
 @converter(F.elu)
 def elu(ctx, input, alpha=1.0, inplace=False):
-    return activation(ctx, Kind.ELU, input, alpha=alpha)
+    """As a SELU without its scale: TensorRT for RTX cannot build an ELU layer in a network behind a loop."""
+    return activation(ctx, Kind.SELU, input, alpha=alpha, beta=1.0)
 
 
 @converter(aten.elu)
@@ -73,7 +74,7 @@ def scaled_elu(ctx, input, alpha=1, scale=1, input_scale=1):
     if scale == input_scale == 1:
         return elu(ctx, input, alpha)
     check(input_scale > 0, f"{input_scale=} turns the exponential side around; only positive scales are supported")
-    x = activation(ctx, Kind.ELU, elementwise(ctx, EW.PROD, input, input_scale), alpha=alpha * input_scale)
+    x = elu(ctx, elementwise(ctx, EW.PROD, input, input_scale), alpha * input_scale)
     return elementwise(ctx, EW.PROD, x, scale / input_scale)
 
 
@@ -82,8 +83,7 @@ def celu(ctx, input, alpha=1.0, inplace=False):
     check(alpha > 0, f"{alpha=}: only positive values are supported")
     if alpha == 1:
         return elu(ctx, input)
-    x = activation(ctx, Kind.ELU, elementwise(ctx, EW.DIV, input, alpha), alpha=1.0)
-    return elementwise(ctx, EW.PROD, x, alpha)
+    return elementwise(ctx, EW.PROD, elu(ctx, elementwise(ctx, EW.DIV, input, alpha)), alpha)
 
 
 @converter(F.selu, torch.selu)

@@ -2,7 +2,7 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.backend import add_attention, fuses_attention, has_attention
+from torch2rt.backend import add_attention, fuses_attention, has_attention, prefers_attention_layer
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -99,7 +99,8 @@ def scaled_dot_product_attention(
     dtype = ctx.out.dtype
     query, key, value = (cast(ctx, x, dtype) for x in (query, key, value))
     mask = attn_mask if attn_mask is None or dtype_of(attn_mask) is torch.bool else cast(ctx, attn_mask, dtype)
-    whole = has_attention() and (is_causal or not fuses_attention()) and fits(ctx, query, key, value, enable_gqa)
+    prefers = has_attention() and prefers_attention_layer(dtype, is_causal)
+    whole = prefers and fits(ctx, query, key, value, enable_gqa)
     attend = fused if whole else composed
     if scale is None:
         scale = 1 / torch.sym_sqrt(dims(ctx, query)[-1])

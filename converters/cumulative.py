@@ -56,11 +56,14 @@ def cumsum(ctx, input, dim, *, dtype=None):
     """One layer where this TensorRT has it; half precision accumulates in float32, as in torch."""
     check(ctx.out.dtype not in (torch.int8, torch.uint8), f"TensorRT has no arithmetic on {ctx.out.dtype}")
     x, dim = operand(ctx, cast(ctx, input, ctx.out.dtype), wide(ctx.out.dtype), dim)
-    if has_cumulative():
-        axis = constant(ctx, dim, torch.int32)
-        layer = ctx.network.add_cumulative(x, axis, trt.CumulativeOperation.SUM, False, False)
-        return recorded(ctx, ctx.track(layer.get_output(0), dims(ctx, x)), ctx.out)
-    return recorded(ctx, scan(ctx, x, dim, lambda a, b: elementwise(ctx, EW.SUM, a, b), 0), ctx.out)
+    return recorded(ctx, running_sum(ctx, x, dim), ctx.out)
+
+
+def running_sum(ctx, x, dim):
+    if not has_cumulative():
+        return scan(ctx, x, dim, lambda a, b: elementwise(ctx, EW.SUM, a, b), 0)
+    layer = ctx.network.add_cumulative(x, constant(ctx, dim, torch.int32), trt.CumulativeOperation.SUM, False, False)
+    return ctx.track(layer.get_output(0), dims(ctx, x))
 
 
 @converter(torch.cumprod, Tensor.cumprod)

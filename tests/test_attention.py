@@ -27,6 +27,17 @@ def masked(fill, dtype=torch.float32, kind="float"):
     return attend
 
 
+def several(*options):
+    """Attentions of one input; a number for a mask stands for one filled with it."""
+
+    def attend(x):
+        size = (x.shape[-2], x.shape[-2])
+        masks = [{k: x.new_full(size, v) if k == "attn_mask" else v for k, v in one.items()} for one in options]
+        return [sdpa(x, x, x, **one) for one in masks]
+
+    return attend
+
+
 def halves(*inputs):
     return [Data(shape, torch.float16) for shape in inputs]
 
@@ -55,6 +66,11 @@ CASES = [
     case(sdpa, [(B, 6, S, 8), (B, 2, T, 8), (B, 2, T, 8)], is_causal=True, enable_gqa=True),
     case(sdpa, [(B, 6, S, 8), (B, 2, T, 8), (B, 3, T, 8)], enable_gqa=True),
     case(sdpa, [(B, 2, S, 8), (B, 2, T, 8), (B, 2, T, 5)], enable_gqa=True),
+    *[
+        case(several(*options), [Data((B, 3, S, 8), dtype)], id=f"one-input-{len(options)}-{dtype}")
+        for options in ([{}, {"is_causal": True}], [{"attn_mask": 0.5}, {"is_causal": True}, {"scale": 0.3}])
+        for dtype in (torch.float32, torch.float16)
+    ],
     case(sdpa, [*CROSS, bools(S, T)], id="mask-bool-2d"),
     case(sdpa, [*CROSS, bools(B, 1, 1, T)], id="mask-bool-keys"),
     case(sdpa, [*CROSS, bools(B, 3, S, T)], id="mask-bool-full"),
@@ -174,7 +190,7 @@ def test_without_the_layer(row, device, monkeypatch):
 def test_no_layer_too_many():
     """Scale the queries, attend; and one layer each to give three dimensions a fourth, and to take it away."""
     for shape, shuffles in ((2, 3, 5, 8), 0), ((3, 5, 8), 4):
-        network = lower(trace(Call(sdpa, (), {"is_causal": True}), [torch.randn(shape)] * 3)).definition
+        network = lower(trace(Call(sdpa, (), {"is_causal": True}), [torch.randn(shape).half()] * 3)).definition
         types = sorted(network.get_layer(i).type.name for i in range(network.num_layers))
         attention = ["ATTENTION_INPUT", "ATTENTION_OUTPUT", "CONSTANT", "ELEMENTWISE"]
         assert types == [*attention, *["SHUFFLE"] * shuffles]

@@ -26,7 +26,25 @@ def unrolled(cell, read=lambda state: state):
     return case(With(cell, call), [(5, B, 3)], id=f"{type(cell).__name__}-unrolled")
 
 
+class Decoder(torch.nn.Module):
+    """A recurrent layer, and behind it what neural audio codecs put there."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.rnn, self.activation = LSTM(8, 8), activation
+        self.up = torch.nn.ConvTranspose1d(8, 8, 4, 2)
+        self.down, self.back = torch.nn.Conv1d(8, 4, 3, padding=1), torch.nn.Conv1d(4, 8, 1)
+
+    def forward(self, x):
+        x = self.up(self.activation(self.rnn(x.permute(2, 0, 1))[0].permute(1, 2, 0)))
+        return self.activation(x + self.back(self.activation(self.down(self.activation(x)))))
+
+
 CASES = [
+    *[
+        case(Decoder(activation), [(B, 8, S)], id=f"decoder-{type(activation).__name__}", modes=("dynamic",))
+        for activation in (torch.nn.ELU(), torch.nn.CELU(0.7), torch.nn.Hardsigmoid(), torch.nn.Softplus(2.0))
+    ],
     case(LSTM(3, 4), [(S, B, 3)], id="LSTM"),
     case(LSTM(3, 4), [(5, B, 3)], id="LSTM-static-length"),
     case(LSTM(3, 4, 2, bidirectional=True, batch_first=True), [(B, S, 3)], id="LSTM-2-reverse-batch_first"),

@@ -81,6 +81,15 @@ def row(name, example, shapes, config, quick=False, **options):
     return zoo.Row(name, make, example, shapes, quick)
 
 
+def codec():
+    """The encoder and the decoder of an audio codec, without the code book between them."""
+    config = transformers.EncodecConfig(
+        num_filters=4, hidden_size=16, codebook_dim=16, upsampling_ratios=[4, 2], sampling_rate=2400
+    )
+    model = transformers.EncodecModel(config)
+    return torch.nn.Sequential(model.encoder, model.decoder)
+
+
 BATCH = dict(max_batch_size=4)
 IMAGE = (zoo.images(3, 32, 32), BATCH)
 LARGE_IMAGE = (zoo.images(3, 64, 64), BATCH)
@@ -170,6 +179,7 @@ ROWS = [
         "ASTModel", zoo.images(24, 16), BATCH, "ASTConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, patch_size=8, frequency_stride=4, time_stride=4, max_length=24, num_mel_bins=16,
     ),
+    zoo.Row("Encodec", codec, zoo.images(1, 160), BATCH, quick=True),
     row("HubertModel", sound, SOUND, "HubertConfig", **AUDIO),
     row("Wav2Vec2Model", sound, SOUND, "Wav2Vec2Config", quick=True, **AUDIO),
     row(

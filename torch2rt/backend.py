@@ -155,6 +155,15 @@ def fuses_attention() -> bool:
     return IS_RTX
 
 
+def prefers_attention_layer(dtype: torch.dtype, causal: bool) -> bool:
+    """Whether an attention should be TensorRT's attention layer, where the layer takes its sizes.
+
+    TensorRT for RTX 1.6 and 1.7 have no kernel for it in float32. They then take the layer apart, and fail to build it
+    (`CHECK(i < op->input_size())`) where it is causal and another attention has the same inputs and is not.
+    """
+    return not fuses_attention() or causal and dtype is not torch.float32
+
+
 def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) -> Any:
     """Softmax attention, in one kernel where there is one; if `causal`, query i sees the keys up to i."""
     norm = trt.AttentionNormalizationOp.SOFTMAX

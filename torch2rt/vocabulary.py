@@ -16,6 +16,7 @@ import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
 from torch2rt.errors import ConversionError
@@ -27,8 +28,8 @@ from torch2rt.symbolic import counterexample, expression, is_symbolic
 __all__ = [
     "Complex", "Context", "activation", "axes", "broadcast", "cast", "check", "complex_converter", "composite",
     "concat", "constant", "converter", "dims", "dtype_of", "elementwise", "expand", "factory", "fusion", "gather",
-    "iota", "is_symbolic", "is_traced", "lift", "materialize", "matmul", "narrow", "ntuple", "operands", "permute",
-    "proven", "reduce", "refuse", "require", "reshape", "rewrite", "run", "same_size", "scope", "select",
+    "iota", "is_symbolic", "is_traced", "largest", "lift", "materialize", "matmul", "narrow", "ntuple", "operands",
+    "permute", "proven", "reduce", "refuse", "require", "reshape", "rewrite", "run", "same_size", "scope", "select",
     "shape_tensor", "slice_nd", "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip
 
@@ -84,6 +85,15 @@ def same_size(a: Any, b: Any) -> bool:
 def proven(ctx: Context, claim: Any) -> bool:
     """Whether a claim about sizes, such as `size > 1`, holds for every size that the engine serves."""
     return counterexample(expression(claim), ctx.symbols) is None
+
+
+def largest(ctx: Context, size: Any) -> int:
+    """The largest value of a size over the sizes that the engine serves, or a bound above it."""
+    if not is_symbolic(size):
+        return int(size)
+    upper = bound_sympy(expression(size), {s: ValueRanges(dim.min, dim.max) for s, dim in ctx.symbols.items()}).upper
+    check(upper.is_Integer, f"{size} has no bound")
+    return int(upper)
 
 
 def require(ctx: Context, claim: Any, reason: str) -> None:

@@ -58,6 +58,7 @@ def cumulative(layer: Any, stored: Stored) -> Run:
 
 
 def topk(layer: Any, stored: Stored) -> Run:
+    """TensorRT leaves open where a NaN goes; here it is below everything, which torch never has it."""
     dynamic = layer.num_inputs > 1 and layer.get_input(1) is not None
     static = -1 if dynamic else layer.k
     largest, axes = layer.op.name == "MAX", bits(layer.axes)
@@ -68,7 +69,9 @@ def topk(layer: Any, stored: Stored) -> Run:
         k = static if size is None else int(size)
         require(x.dtype != torch.bool, "top k of bool")
         require(0 <= k <= min(x.shape[axes[0]], 3840), f"{k=} of {x.shape[axes[0]]}, 3840 at most")
-        y, index = x.sort(dim=axes[0], descending=largest, stable=True)
+        low = torch.where(x.isnan(), -torch.inf, x) if x.is_floating_point() else x
+        index = low.argsort(dim=axes[0], descending=largest, stable=True)
+        y = x.gather(axes[0], index)
         return y.narrow(axes[0], 0, k).contiguous(), index.narrow(axes[0], 0, k).to(index_type)
 
     return run
