@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,7 @@ class Network:
     builder: Any
     interface: Interface
     weights: dict[tuple[int, str], torch.Tensor] = dataclasses.field(default_factory=dict)
+    building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
 
     @property
     def num_layers(self) -> int:
