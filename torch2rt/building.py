@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch2rt import caches
 from torch2rt.backend import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
 from torch2rt.errors import BuildError, InputError
 from torch2rt.interface import Interface
+from torch2rt.interrupts import interruptible
 from torch2rt.lowering import Network
+from torch2rt.progress import is_shown
 
 MATMULS = ("MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
 CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
@@ -46,6 +48,9 @@ def build(
     - `progress`: show a progress bar; by default where stderr is a terminal.
     - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+
+    Ctrl-C raises `KeyboardInterrupt` within a second. TensorRT may then go on for a while in a thread: it stops at its
+    next step, and another build of this network waits for that.
 
     What TensorRT measures on the GPU while it builds is kept for later builds (see `torch2rt.caches`); `configure` may
     give the config another timing cache. TensorRT for RTX measures nothing.
@@ -85,8 +90,7 @@ def build(
     timings = None if IS_RTX else TimingCache(config)
     if configure is not None:
         configure(config)
-    with LOG.capture(log_level) as log, _progress(config, progress):
-        plan = builder.build_serialized_network(definition, config)
+    plan, log = _serialize(network, config, progress, log_level)
     if plan is None:
         said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
@@ -189,49 +193,64 @@ def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
         raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
 
 
-@contextmanager
-def _progress(config: Any, show: bool | None) -> Iterator[None]:
-    if show is None:
-        show = sys.stderr.isatty()
-    if not show or not hasattr(trt, "IProgressMonitor"):
-        yield
-        return
-    monitor = _Monitor()
-    config.progress_monitor = monitor
+def _serialize(network: Network, config: Any, progress: bool | None, log_level: Any) -> tuple[Any, list[str]]:
+    """The plan that TensorRT builds, or `None`, and its errors. Ctrl-C ends it."""
+    monitor = None
+    if hasattr(trt, "IProgressMonitor") and config.progress_monitor is None:  # `configure` may have set its own
+        monitor = config.progress_monitor = _Monitor(progress)
+    device = torch.cuda.device(torch.cuda.current_device()) if torch.cuda.is_initialized() else nullcontext()
+
+    def run() -> tuple[Any, list[str]]:
+        with network.building, device, LOG.capture(log_level) as log:
+            return network.builder.build_serialized_network(network.definition, config), log
+
     try:
-        yield
+        return interruptible(run, monitor.cancel if monitor is not None else lambda: None)
     finally:
-        monitor.close()
+        if monitor is not None:
+            monitor.close()
 
 
 if hasattr(trt, "IProgressMonitor"):
 
     class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """One tqdm bar per nested phase of a build; TensorRT calls it from its own threads."""
+        """Cancels a build when it is told to, and shows a tqdm bar for each of the build's nested phases.
 
-        def __init__(self) -> None:
+        TensorRT calls it from threads of its own.
+        """
+
+        def __init__(self, progress: bool | None) -> None:
             trt.IProgressMonitor.__init__(self)
+            self._is_shown, self._is_cancelled = is_shown(progress), False
             self._bars: dict[str, Any] = {}
             self._lock = threading.Lock()
-            self._interrupted = False
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             from tqdm import tqdm
 
             with self._lock:
-                self._bars[name] = tqdm(total=steps, desc=name, position=len(self._bars), leave=False, file=sys.stderr)
+                if self._is_shown:
+                    where = len(self._bars)
+                    self._bars[name] = tqdm(total=steps, desc=name, position=where, leave=False, file=sys.stderr)
 
         def step_complete(self, name: str, step: int) -> bool:
             with self._lock:
                 if (bar := self._bars.get(name)) is not None:
                     bar.update(step + 1 - bar.n)
-            return True
+            return not self._is_cancelled
 
         def phase_finish(self, name: str) -> None:
             with self._lock:
                 if (bar := self._bars.pop(name, None)) is not None:
                     bar.close()
 
+        def cancel(self) -> None:
+            """End the build at its next step."""
+            self._is_cancelled = True
+            self.close()
+
         def close(self) -> None:
+            """Take the bars away, and show no others."""
+            self._is_shown = False
             for name in list(self._bars):
                 self.phase_finish(name)

@@ -97,10 +97,11 @@ def write(file: Path, content: bytes) -> bool:
             stream.write(content)
         os.replace(partial, file)
     except OSError:
+        return False
+    finally:  # also after Ctrl-C
         with contextlib.suppress(OSError):
             if partial is not None:
-                os.unlink(partial)
-        return False
+                os.unlink(partial)  # it is gone if it has become the file
     _trim(file.parent, keep=file)
     return True
 

@@ -1,7 +1,7 @@
 """The `torch2rt` command: convert a model, measure it, list what can be converted, look at the installation.
 
 Exit codes: 0 done, 1 the model cannot be converted or does not compute what it should (`doctor`: something is missing;
-`bench`: there is no GPU, or no way to run the model succeeds), 2 the command does not make sense.
+`bench`: there is no GPU, or no way to run the model succeeds), 2 the command does not make sense, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch2rt.commands import (
     timed,
 )
 from torch2rt.errors import InputError, Torch2RTError
+from torch2rt.interrupts import exit_at_once
 from torch2rt.structure import bare_name
 
 
@@ -43,9 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except (Torch2RTError, Failure) as error:
         return _fail(error, 1)
+    except KeyboardInterrupt:
+        if argv is None:  # the process is this command's own
+            exit_at_once(130)
+        return _fail("interrupted", 130)
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     print(f"torch2rt: {error}", file=sys.stderr)
     return code
 
@@ -180,8 +185,9 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     from torch2rt.symbolic import is_symbolic
 
     shapes = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
+    progress = False if arguments.quiet else None
     try:
-        graph, seconds = timed(lambda: trace(module, inputs, **shapes))
+        graph, seconds = timed(lambda: trace(module, inputs, **shapes, progress=progress))
     except Torch2RTError:
         raise
     except Exception:
@@ -194,7 +200,7 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     show.row("trace", f"{len(nodes)} calls", f"{seconds:.2f} s")
     network, seconds = timed(lambda: lower(graph))
     show.row("lower", f"{network.num_layers} layers", f"{seconds:.2f} s")
-    engine, seconds = timed(lambda: build(network, progress=False if arguments.quiet else None))
+    engine, seconds = timed(lambda: build(network, progress=progress))
     show.row("build", f"{len(engine) / 2**20:.1f} MiB engine", f"{seconds:.2f} s")
     model_trt = TRTModule(engine, network.interface, network)
     if arguments.verify:

@@ -69,7 +69,7 @@ def torch2rt(
     verification.check_mode(verify)
     graph = trace(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
-        opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size,
+        opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,
     )  # fmt: skip
     network = lower(graph)
     as_asked = functools.partial(

@@ -6,6 +6,8 @@ import dataclasses
 import inspect
 import operator
 import os
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -39,6 +41,7 @@ class Network:
     interface: Interface
     weights: dict[tuple[int, str], torch.Tensor] = dataclasses.field(default_factory=dict)
     assumptions: list[str] = dataclasses.field(default_factory=list)
+    building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
 
     @property
     def num_layers(self) -> int:
@@ -135,6 +138,7 @@ class _Lowering:
         self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
         self.failures: list[str] = []
+        self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
         self.named = 0
         self.names: dict[str, int] = {}
@@ -143,7 +147,8 @@ class _Lowering:
         self.lower(self.fused)
         if self.failures:
             count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
-            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n" + "\n".join(self.failures))
+            listed = "\n".join(self.failures)
+            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n{listed}") from self.bug
         assumed = self.graph.meta["assumed"]
         hold(assumed.decisions, assumed.ranges, self.interface)
         self.outputs()
@@ -233,6 +238,8 @@ class _Lowering:
                 raise UnsupportedError(self.describe(node, args, kwargs, _quote(str(error), log))) from error
             except Exception as error:
                 reason = _quote(f"{type(error).__name__}: {error}", log)
+                if (line := _line_below(error)) is not None:
+                    self.bug, reason = self.bug or error, f"{reason} ({line})"
                 raise UnsupportedError(self.describe(node, args, kwargs, reason)) from error
         return result
 
@@ -278,6 +285,8 @@ class _Lowering:
         if isinstance(recorded, torch.Tensor):
             self.compare(result, recorded)
         else:
+            if not isinstance(result, (tuple, list)):
+                raise ConversionError(f"the converter returned {_kind(result)} for {len(recorded)} results")
             if len(result) != len(recorded):
                 raise ConversionError(f"the converter gives {len(result)} results for {len(recorded)}")
             for ours, theirs in zip(result, recorded, strict=True):
@@ -302,19 +311,21 @@ class _Lowering:
             for part in (tensor.real, tensor.imag):
                 self.compare(part, _real(recorded))
             return
-        if not isinstance(tensor, trt.ITensor):
-            return
+        if not isinstance(tensor, (trt.ITensor, torch.Tensor)):
+            hint = "layer.get_output(0)" if isinstance(tensor, trt.ILayer) else "a TensorRT tensor"
+            raise ConversionError(f"the converter returned {_kind(tensor)}; it must return {hint}")
         shape = tuple(tensor.shape)
         fits = len(shape) == recorded.dim() and all(
             ours == -1 or self.is_always(theirs, ours)
             for ours, theirs in zip(shape, recorded.shape, strict=True)
         )
-        dtype = torch.uint8 if id(tensor) in self.ctx.bytes else TORCH_DTYPES.get(tensor.dtype)
+        dtype = torch.uint8 if id(tensor) in self.ctx.bytes else TORCH_DTYPES.get(tensor.dtype, tensor.dtype)
         if not fits or dtype != recorded.dtype:
             raise ConversionError(
                 f"the converter gives {tensor.dtype} {shape} for a result of {recorded.dtype} {tuple(recorded.shape)}"
             )
-        self.ctx.track(tensor, recorded.shape)
+        if isinstance(tensor, trt.ITensor):
+            self.ctx.track(tensor, recorded.shape)
 
     def is_always(self, size: Any, value: int) -> bool:
         """Whether a recorded size is this number, which TensorRT knows it to be.
@@ -367,6 +378,17 @@ class _Lowering:
             reason = f"{reason.rstrip('.')}. {advice.rstrip('.')}"
         where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
         return f"{where}\n    {call}: {reason}."
+
+
+def _kind(value: Any) -> str:
+    """What a converter has returned, in the words of an error."""
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _line_below(error: BaseException) -> str | None:
+    """The last line of Python that an error came through, if that is not where it was caught."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else None
 
 
 def _short(target: Any) -> str:

@@ -84,40 +84,71 @@ class Registry:
         self.composites: dict[Target, Callable[..., Any]] = {}
         self.fusions: dict[Target, Callable[..., None]] = {}
 
-    def converter(self, *targets: Target, limits: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def converter(
+        self, *targets: Target, limits: str = "", override: bool = False
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for `targets`; `limits` says in a few words what it refuses.
 
-        A target that already has a converter is a `ValueError`: two answers for one call would depend on import order.
+        `override=True` replaces what torch2rt, or an earlier call of this, does for `targets`, and nothing else:
+        `torch.relu`, `torch.Tensor.relu` and `torch.nn.functional.relu` are three targets.
+
+        Raises `ValueError` for a target that has a converter, without `override`, and for one that writes in place: of
+        `torch.relu_`, torch2rt records the call of `torch.relu` and the write.
         """
 
-        return self._register(self.converters, targets, limits)
+        return self._register(self.converters, targets, limits, override)
 
     def complex_converter(
-        self, *targets: Target, limits: str = ""
+        self, *targets: Target, limits: str = "", override: bool = False
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function for calls of `targets` that take or return complex numbers.
 
         It also serves the other callables that share their converter with one of `targets`.
         """
-        return self._register(self.on_complex, targets, limits)
+        return self._register(self.on_complex, targets, limits, override)
 
     def _register(
-        self, table: dict[Target, Converter], targets: tuple[Target, ...], limits: str
+        self, table: dict[Target, Converter], targets: tuple[Target, ...], limits: str, override: bool
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             parameters = tuple(inspect.signature(function).parameters.values())[1:]
             entry = Converter(function, limits, parameters)
-            for target in targets:
+            if not (is_own := function.__module__.startswith(_OWN)):
+                load()  # so that a target with a converter is known as such, in whatever order they are registered
+            served = [_operator(target) for target in targets]
+            for target in served:  # before any of them is registered
                 if not callable(target):
-                    raise TypeError(f"{function.__name__}: {target!r} is not callable.")
-                if target in table:
+                    raise TypeError(f"{entry.name}: {target!r} is not callable.")
+                if not override and (other := self._name_of(table, target, is_own)) is not None:
                     raise ValueError(
-                        f"{qualified_name(target)} has two converters, {table[target].name} and {entry.name}."
+                        f"{entry.name}: {qualified_name(target)} has a converter, {other}. Pass override=True to "
+                        "replace it."
                     )
+                if not is_own and (same := functional(target)) is not None:
+                    raise ValueError(
+                        f"{entry.name}: {qualified_name(target)} writes in place, which torch2rt records as a call of "
+                        f"{qualified_name(same)} and a write. Register a converter for that."
+                    )
+            for target in served:
                 table[target] = entry
+                if override:
+                    self.composites.pop(target, None)
+                    self.fusions.pop(target, None)
             return function
 
         return register
+
+    def _name_of(self, table: dict[Target, Converter], target: Target, is_own: bool) -> str | None:
+        """The function that serves a target in one of the tables of converters, if there is one.
+
+        Our own files may give one target a converter and a body, which steps aside, and an ATen operator its own
+        converter beside that of torch's function.
+        """
+        spellings = (target,) if is_own else tuple(_candidates(target))
+        found = next((table[t].name for t in spellings if t in table), None)
+        if found is None and not is_own and table is self.converters:
+            found = next((self.composites[t].__name__ for t in spellings if t in self.composites), None)
+        return found
 
     def factory(self, *targets: Target) -> None:
         """Declare callables whose result depends on their arguments' sizes, dtypes and devices, never on values.
@@ -193,7 +224,9 @@ fusion = REGISTRY.fusion
 rewrite = REGISTRY.rewrite
 
 
-@functools.cache
+_OWN = "torch2rt.converters."
+
+
 def load() -> Registry:
     """The registry with every converter that comes with torch2rt in it."""
     import torch2rt.converters  # noqa: F401  (registers on import)
@@ -206,6 +239,11 @@ NOT_WRITES = frozenset({
     "unsqueeze_", "resize_", "resize_as_", "set_", "as_strided_", "rename_",
 })  # fmt: skip
 OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
+
+
+def _operator(target: Target) -> Target:
+    """What a call of a target is recorded as: for an operator made by `torch.library.custom_op`, torch's own object."""
+    return target._opoverload.overloadpacket if isinstance(target, torch.library.CustomOpDef) else target
 
 
 def _candidates(target: Target) -> Iterable[Target]:
@@ -243,6 +281,8 @@ def qualified_name(target: Target) -> str:
 def functional(target: Target) -> Target | None:
     """The out-of-place counterpart of an in-place callable, or `None` where there is none."""
     if isinstance(target, torch._ops.OpOverload):
+        if target.namespace != "aten":  # of another library, we know no more than the name
+            return None
         packet = target.overloadpacket.__name__
         same = getattr(torch.ops.aten, packet[:-1], None) if packet.endswith("_") else None
         return getattr(same, target._overloadname, None) if same is not None else None

@@ -15,6 +15,7 @@ class Places:
     """Names of the places in one module that is being traced."""
 
     def __init__(self, root: torch.nn.Module) -> None:
+        self.latest = ""  # the path of the module that was last asked for
         self._paths: dict[int, str] = {}
         for name, module in root.named_modules():
             self._paths.setdefault(id(module), name)
@@ -24,6 +25,7 @@ class Places:
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code is _MODULE_CALL and (path := self._paths.get(id(frame.f_locals["self"]))) is not None:
+                self.latest = path
                 return path
             frame = frame.f_back
         return ""

@@ -20,6 +20,7 @@ from torch2rt.aten import StrayRecorder
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
+from torch2rt.progress import Spinner
 from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State
@@ -41,10 +42,12 @@ def trace(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> torch.fx.GraphModule:
     """Record the torch calls that `module(*inputs, **kwargs)` makes.
 
-    The arguments are those of `torch2rt.torch2rt`. The graph has one placeholder per input tensor and one output, a
+    The arguments are those of `torch2rt.torch2rt`; `progress` shows a spinner with the module that is being traced, by
+    default where stderr is a terminal. The graph has one placeholder per input tensor and one output, a
     flat tuple; running it on real tensors does what the module does. Every node carries `meta["val"]` (fake tensors
     with symbolic sizes), `meta["module"]` (module path) and `meta["source"]` (the user's `file:line`); the graph module
     carries `meta["interface"]`, the `torch2rt.interface.Interface` of the engine to be.
@@ -67,16 +70,18 @@ def trace(
         leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
     )  # fmt: skip
     parameters = keyword_names(module.forward)
+    spinner = Spinner("trace", progress)
 
     def run(hint: Sequence[Shape], forgotten: Sequence[str] = ()) -> tuple[torch.fx.GraphModule, list[str]]:
         tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
-        return _run(module, tracer, leaves, hint, output_names, forgotten, takes)
+        with spinner.turning(lambda: tracer.places.latest):
+            return _run(module, tracer, leaves, hint, output_names, forgotten, takes)
 
     def takes(shapes: Sequence[Shape]) -> bool:
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
         tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
         try:
-            with without_log("torch._subclasses.fake_tensor"):
+            with without_log("torch._subclasses.fake_tensor"), spinner.turning(lambda: tracer.places.latest):
                 _run(module, tracer, leaves, shapes, None, (), takes)
         except Torch2RTError:
             return True  # not the module's own error
