@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import io
 import json
+import os
 import pickle
 
 import pytest
@@ -191,6 +192,17 @@ def through_deepcopy(model_trt, tmp_path):
     return copy.deepcopy(model_trt)
 
 
+def through_torch_save_of_the_module(model_trt, tmp_path):
+    torch.save(torch.nn.Sequential(torch.nn.ReLU(), model_trt), tmp_path / "model.pth")
+    loaded = torch.load(tmp_path / "model.pth", weights_only=False)
+    assert os.path.getsize(tmp_path / "model.pth") < 1.1 * len(model_trt.engine_bytes) + 20_000
+    return loaded[1]
+
+
+def through_copy(model_trt, tmp_path):
+    return copy.copy(model_trt)
+
+
 def through_a_parent(model_trt, tmp_path):
     parent = torch.nn.Sequential(torch.nn.Linear(3, 3), model_trt)
     other = torch.nn.Sequential(torch.nn.Linear(3, 3), TRTModule())
@@ -204,6 +216,8 @@ COPIES = [
     through_a_file,
     through_bytes,
     through_pickle,
+    through_torch_save_of_the_module,
+    through_copy,
     through_deepcopy,
     through_a_parent,
 ]
@@ -217,6 +231,7 @@ def test_an_engine_survives(route, device, tmp_path):
     assert again is not model_trt
     assert again.engine_bytes == model_trt.engine_bytes
     assert again.interface == model_trt.interface
+    assert again.cuda_graph == model_trt.cuda_graph
     if device.type == "cuda":
         x = torch.randn(3, 3, device=device)
         compare(again(x), made(x))

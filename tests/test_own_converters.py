@@ -59,7 +59,7 @@ def tripled(ctx, input):
 )
 def test_override_replaces_what_torch2rt_does(target, call):
     converter(target, override=True)(lambda ctx, input, *rest, **more: tripled(ctx, input))
-    model_trt = torch2rt(module(call), [X], max_batch_size=4, verify=False)  # it computes something else on purpose
+    model_trt = torch2rt(module(call), [X], max_batch_size=4, verify=False)
     x = torch.randn(3, 3)
     compare(model_trt.reference()(x), x * 3)
 
@@ -113,8 +113,8 @@ def test_registering_comes_before_the_first_conversion():
         "    except ValueError as error:\n"
         "        print(error)\n"
         "x = torch.tensor([-1.0])\n"
-        "print(torch2rt(type('M', (torch.nn.Module,), {'forward': lambda self, x: torch.relu(x)})(), [x], verify=False)"
-        ".reference()(x))\n"
+        "print(torch2rt(type('M', (torch.nn.Module,), {'forward': lambda self, x: torch.relu(x)})(), [x],"
+        " verify=False).reference()(x))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()

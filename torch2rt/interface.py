@@ -71,6 +71,10 @@ class Interface:
     leaves: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     constraints: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
 
+    def __reduce__(self) -> Any:
+        """Pickle as JSON: torch.save cannot pickle a memory format that is not a tensor's."""
+        return Interface.from_json, (self.to_json(),)
+
     @functools.cached_property
     def plain_inputs(self) -> int:
         """How many tensors a call has, one after the other and nothing else; -1 if that is not how it is called."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import torch
 
+from torch2rt import artifact
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
 from torch2rt.conversion_report import Report
 from torch2rt.errors import EngineError, Torch2RTError
@@ -21,7 +21,6 @@ from torch2rt.reference import Evaluator
 from torch2rt.runtime import Runtime
 
 FORMAT = 2  # 1 knew no memory formats; a report may be missing
-MAGIC = b"torch2rt"
 
 
 class _Converted(torch.nn.Module):
@@ -191,17 +190,21 @@ class TRTModule(_Converted):
     # Saving and loading ----------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        interface = self._interface()
+        self._interface()
         assert self.engine_bytes is not None
+        destination[prefix + "engine"] = _to_tensor(self.engine_bytes)
+        destination[prefix + "header"] = _to_tensor(self._header(artifact.digest(self.engine_bytes)))
+
+    def _header(self, digest: str) -> bytes:
+        """All but the engine, as JSON."""
         header = {
             "format": FORMAT,
             "engine": self._made_by,
-            "interface": interface.to_json(),
-            "digest": _digest(self.engine_bytes),
+            "interface": self._interface().to_json(),
+            "digest": digest,
             "report": self.report.to_json(),
         }
-        destination[prefix + "engine"] = _to_tensor(self.engine_bytes)
-        destination[prefix + "header"] = _to_tensor(json.dumps(header).encode())
+        return json.dumps(header).encode()
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -228,7 +231,7 @@ class TRTModule(_Converted):
             raise
         except Exception as error:
             raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
-        if _digest(engine) != digest:
+        if artifact.digest(engine) != digest:
             raise EngineError(
                 f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
             )
@@ -236,44 +239,64 @@ class TRTModule(_Converted):
             self.engine_bytes, self.interface, self._made_by, self.report = engine, interface, made_by, report
             self._network, self._runtimes = None, {}
 
-    def save_engine(self, path: str | os.PathLike[str]) -> None:
+    def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
-        state = self.state_dict()
-        header, engine = (_to_bytes(state[k], k) for k in ("header", "engine"))
-        target = Path(path)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_bytes(engine + header + len(header).to_bytes(8, "little") + MAGIC)
-        os.replace(partial, target)
+        self._interface()
+        assert self.engine_bytes is not None
+        artifact.save(path, self.engine_bytes, self._header)
 
     @classmethod
-    def from_engine(cls, source: str | os.PathLike[str] | bytes) -> TRTModule:
+    def from_engine(cls, source: artifact.Source) -> TRTModule:
         """A module from a file of `save_engine`, from its bytes, or from a plain serialized engine.
 
         TensorRT itself can read the file too: the calling convention stands after the engine. A plain engine's inputs
         and outputs are taken from the engine, in its order, which needs a GPU; several outputs become a tuple.
+
+        Raises `EngineError` for a file that is damaged, and for one that is something else, which it names.
         """
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        engine, header = artifact.load(source)
         module = cls()
-        if data.endswith(MAGIC):
-            end = len(data) - len(MAGIC) - 8
-            size = int.from_bytes(data[end : end + 8], "little") if end >= 0 else -1
-            if not 0 <= size <= end:
-                raise EngineError("The engine file is damaged: its header has no sensible length.")
-            module._set(data[: end - size], data[end - size : end])
+        if header is not None:
+            module._set(engine, header)
             return module
         made_by = {"flavour": FLAVOUR, "version": "unknown"}
-        runtime = Runtime(data, made_by)
-        module.engine_bytes, module.interface, module._made_by = data, _interface_of(runtime.engine), made_by
+        try:
+            runtime = Runtime(engine, made_by)
+        except EngineError as error:
+            raise EngineError(
+                f"{artifact.doubts(engine)}A plain engine, without the calling convention that save_engine writes "
+                f"after it, is asked for its inputs on a GPU. {error}"
+            ) from error
+        module.engine_bytes, module.interface, module._made_by = engine, _interface_of(runtime.engine), made_by
         runtime.serve(module.interface)
         module._index, module._runtimes = runtime.index, {runtime.index: runtime}
         return module
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runtimes": {}, "_network": None, "_lock": None}
+        state = self._state()
+        if self.engine_bytes is not None:  # torch.save writes tensors as they are, and bytes as text of twice the size
+            state["engine_bytes"] = _to_tensor(self.engine_bytes)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        if isinstance(self.engine_bytes, torch.Tensor):
+            self.engine_bytes = _to_bytes(self.engine_bytes, "engine_bytes")
         self._lock = threading.RLock()
+
+    def _state(self) -> dict[str, Any]:
+        """What a copy takes over."""
+        return {**self.__dict__, "_runtimes": {}, "_network": None, "_lock": None}
+
+    def __copy__(self) -> TRTModule:
+        copied = type(self).__new__(type(self))
+        copied.__setstate__(self._state())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self._state(), memo))  # bytes never change, and are shared
+        return copied
 
     def extra_repr(self) -> str:
         if self.interface is None:
@@ -332,10 +355,6 @@ def _interface_of(engine: Any) -> Interface:
     arguments = {"tuple": [{"tuple": [{"leaf": i} for i in range(len(inputs))]}, {"dict": [], "items": []}]}
     result = leaves[0] if len(leaves) == 1 else {"tuple": leaves}
     return Interface(inputs, arguments, [], outputs, result, [{"output": i} for i in range(len(outputs))])
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _to_tensor(data: bytes) -> torch.Tensor:
