@@ -20,6 +20,7 @@ FLOOR_OF_OTHERS = 4.0  # the same for the narrow dtypes
 EXCUSED = 0.98  # of the numbers that are too far off, the share that disturbances must move as far
 SPAN = 4  # magnitudes in one group differ by less than a factor of 2 ** SPAN
 GROUPS = 6  # the last has all smaller ones, and zeros
+NEAR = 64.0  # roundings of the largest number
 SMALLEST = 32  # numbers in a group; fewer join the next larger ones
 
 
@@ -107,6 +108,13 @@ class Comparison:
         return torch.zeros(GROUPS, dtype=torch.float64, device=values.device).scatter_reduce_(
             0, self.groups, values, "amax"
         )
+
+
+def is_near(after: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a disturbed graph gives the module's result so nearly that the graph does what the module does."""
+    if expected.dtype is not torch.float32 or not expected.numel():
+        return torch.equal(after, expected)
+    return bool((after - expected).abs().max() <= NEAR * torch.finfo(torch.float32).eps * expected.abs().max())
 
 
 def _finite(x: torch.Tensor) -> torch.Tensor:

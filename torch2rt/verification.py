@@ -15,7 +15,7 @@ import torch
 
 from torch2rt.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.building import rounds_to_tf32
-from torch2rt.comparison import MULTIPLE, Comparison
+from torch2rt.comparison import MULTIPLE, Comparison, is_near
 from torch2rt.conversion_report import Difference, Report, Verification
 from torch2rt.disturbance import Disturbed, WideProducts
 from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTError
@@ -194,7 +194,7 @@ class _Verifier:
                 name: Comparison(ours.to(theirs.device), theirs)
                 for name, ours, theirs in zip(names, outputs, expected, strict=True)
             }
-            self._learn(compared, call)
+            self._learn(compared, expected, call)
             shapes = [list(x.shape) for x in call.tensors]
             found = {name: Difference(name, shapes, *c.worst(), c.largest) for name, c in compared.items()}
             wrong = [found[name] for name, comparison in compared.items() if not comparison.passes()]
@@ -206,15 +206,20 @@ class _Verifier:
         ]  # fmt: skip
         return list(found.values())
 
-    def _learn(self, compared: Mapping[str, Comparison], call: _Call) -> None:
-        """Disturb the graph until every difference is explained, or roundings have been tried often enough."""
-        before: Tensors = ()
+    def _learn(self, compared: Mapping[str, Comparison], expected: Tensors, call: _Call) -> None:
+        """Disturb the graph until every difference is explained, or roundings have been tried often enough.
+
+        What a disturbance changes is seen beside the undisturbed graph, as the graph of a wrong trace is far from the
+        module. Where they are near to each other in the first attempt, that run is saved.
+        """
+        before = expected
         for attempt in range(ATTEMPTS):
             if all(comparison.passes() for comparison in compared.values()):
                 return
             roundings, multiple = (MULTIPLE, 1.0) if attempt else (1.0, MULTIPLE)
-            before = before or self._disturbed(call)(0.0, 0)(call.tensors)
             after = self._disturbed(call)(roundings, attempt)(call.tensors)
+            if before is expected and (attempt or not all(map(is_near, after, expected))):
+                before = self._disturbed(call)(0.0, 0)(call.tensors)
             for comparison, a, b in zip(compared.values(), before, after, strict=True):
                 comparison.learn(a, b, multiple)
 
