@@ -176,15 +176,20 @@ def into_product(fuser, node):
     scale, shift = _as_affine(*values, norm["eps"])
     shift = shift if bias is None else shift + bias.double() * scale
     dtype, groups = weight.dtype, product.get("groups", 1) if axis else 1
-    wide = torch.float64 if dtype is torch.float32 else torch.float32
-    parts = weight.to(wide).reshape(groups, -1, *weight.shape[1:])
-    channels = scale.to(wide).reshape(groups, *[1] * axis, -1, *[1] * (weight.dim() - axis - 1))
-    exact = parts * channels
-    rounded, shift = exact.to(dtype), shift.to(dtype)
-    others = [d for d in range(exact.dim()) if d not in (0, axis + 1)]
-    error, largest = ((rounded - exact).abs().amax(others), exact.abs().amax(others))
-    if shift.isfinite().all() and (error <= torch.finfo(dtype).eps * largest).all():
-        fuser.replace(node, before, weight=rounded.reshape(weight.shape), bias=shift)
+    parts = weight.reshape(groups, -1, *weight.shape[1:])
+    channels = scale.float().reshape(groups, *[1] * axis, -1, *[1] * (weight.dim() - axis - 1))
+    shift, others = shift.to(dtype), [d for d in range(parts.dim()) if d not in (0, axis + 1)]
+    largest = torch.linalg.vector_norm(parts, torch.inf, others, dtype=torch.float32).double().flatten()
+    if shift.isfinite().all() and _holds(dtype, largest, scale):
+        scaled = torch.mul(parts, channels, out=torch.empty_like(parts))
+        fuser.replace(node, before, weight=scaled.reshape(weight.shape), bias=shift)
+
+
+def _holds(dtype, largest, scale):
+    """Whether numbers up to `largest` times `scale`, each for a channel, are neither too large nor too small."""
+    product = (largest * scale).abs()
+    ends = [(torch.finfo(dtype), product), (torch.finfo(torch.float32), scale.abs())]
+    return all(((x <= info.max) & ((x >= info.tiny) | (x == 0))).all() for info, x in ends)
 
 
 def _is_pointwise(weight):

@@ -112,6 +112,7 @@ def lower(graph: torch.fx.GraphModule) -> Network:
     return lower_with_values(graph)[0]
 
 
+@torch.no_grad()  # autograd would keep what weights are computed from
 def lower_with_values(graph: torch.fx.GraphModule) -> tuple[Network, dict[str, Any]]:
     """`lower`, and the network's tensor for each node of the graph that it has one for, by the node's name."""
     builder = create_builder()
