@@ -219,3 +219,24 @@ def test_zeros_come_from_the_values(row):
     selects = [tuple(layer.get_output(0).shape) for layer in layers if layer.type == trt.LayerType.SELECT]
     if fuses_attention():
         assert ((2, 2, 5, 4) in selects, (2, 2, 3, 4) in selects) == (not MASKS[row.id][1], MASKS[row.id][1])
+
+
+@pytest.mark.parametrize(
+    ("weights", "scale", "folds"),
+    [(1.0, 1.0, True), (1.0, 0.0, True), (1e20, 1e30, False), (1.0, 1e-42, False), (1e-30, 1e-12, False)],
+)
+def test_not_where_the_product_is_too_large_or_too_small(weights, scale, folds):
+    model = normed(nn.Conv2d(3, 6, 3), 6, nn.BatchNorm2d)
+    model[0].weight.data.mul_(weights)
+    model[1].weight.data.fill_(scale)
+    assert (len(kinds(model, torch.randn(2, 3, 5, 4))) == 1) == folds
+
+
+def test_folded_weights_are_off_by_a_rounding_or_two():
+    model = normed(nn.Conv2d(30, 60, 3), 60, nn.BatchNorm2d)
+    network = lower(trace(model, [torch.randn(2, 30, 5, 4)]))
+    norm, before = model[1], model[0].weight.detach().double()
+    exact = before * (norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()).reshape(-1, 1, 1, 1)
+    folded = network.weights[0, "kernel"]
+    assert not folded.requires_grad and folded.grad_fn is None
+    assert ((folded - exact) / exact).abs().max() < 2 * torch.finfo(torch.float32).eps
