@@ -2,7 +2,10 @@ import torch.nn.functional as F
 
 from torch2rt.vocabulary import check, converter, torch
 
-RANDOM = "it drops elements at random in training mode; call .eval() on the module"
+RANDOM = (
+    "it drops elements at random in training mode; call .eval() on the module. Where the module's own Python calls it, "
+    "pass training=self.training: training=True is the default of F.dropout"
+)
 
 
 @converter(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, limits="inference only")

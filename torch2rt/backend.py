@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -65,8 +66,16 @@ DTYPES: dict[torch.dtype, Any] = {
 TORCH_DTYPES: dict[Any, torch.dtype] = {value: key for key, value in DTYPES.items()}
 
 
+LOGGER = logging.getLogger("torch2rt")
+LEVELS = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: logging.DEBUG}
+
+
 class Log(trt.ILogger):  # type: ignore[name-defined,misc]
-    """The process's one TensorRT logger. It prints from `level` up, and gives errors to whoever captures them.
+    """The process's one TensorRT logger. It gives messages out from `level` up, and errors to whoever captures them.
+
+    Messages are records of Python's logger `torch2rt`: those from `level` up, and those that the logger is set to take.
+    Where logging has no handlers, those from `level` up are printed. Captured errors are records too, of level DEBUG:
+    they are either expected, or part of an exception.
 
     TensorRT also logs from threads of its own; such lines go to every capture that is open.
     """
@@ -84,11 +93,17 @@ class Log(trt.ILogger):  # type: ignore[name-defined,misc]
                 self._recent.append((threading.get_ident(), message))
             mine = self._captures.get(threading.get_ident(), [])[-1:]
             captures = mine or [stack[-1] for stack in self._captures.values()]
+        level = LEVELS[int(severity)]
+        is_asked_for = int(severity) <= max([c.level for c in captures], default=self.level)
         if captures and int(severity) <= int(trt.ILogger.Severity.ERROR):
             for capture in captures:
                 capture.errors.append(message)
-        elif int(severity) <= max([c.level for c in captures], default=self.level):
-            print(f"[TensorRT] {message}", file=sys.stderr)
+            level, is_asked_for = logging.DEBUG, False
+        if not LOGGER.hasHandlers():
+            if is_asked_for:
+                print(f"[TensorRT] {message}", file=sys.stderr)
+        elif is_asked_for or LOGGER.isEnabledFor(level):
+            LOGGER.handle(LOGGER.makeRecord(LOGGER.name, level, "TensorRT", 0, message, (), None))
 
     def recent(self) -> list[str]:
         """This thread's last errors, for calls that cannot afford a capture; they are forgotten with that."""

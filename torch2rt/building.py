@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from torch2rt import caches
+from torch2rt.arguments import compute_capabilities as compute_capabilities_of
+from torch2rt.arguments import severity, whole_number
 from torch2rt.backend import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
 from torch2rt.errors import BuildError, InputError
 from torch2rt.interface import Interface
@@ -28,7 +30,7 @@ def build(
     network: Network,
     *,
     max_workspace_size: int | None = None,
-    compute_capabilities: Sequence[str] | None = None,
+    compute_capabilities: Any = None,
     optimization_level: int | None = None,
     tf32: bool | None = None,
     progress: bool | None = None,
@@ -38,7 +40,8 @@ def build(
     """Build the serialized engine of a network from `torch2rt.lower`.
 
     - `max_workspace_size`: bytes of scratch memory that a layer may use; TensorRT's own limit if not given.
-    - `compute_capabilities`: for TensorRT for RTX, the GPUs to build for, such as `["8.6", "8.9"]` or `["current"]`.
+    - `compute_capabilities`: for TensorRT for RTX, the GPUs to build for, such as `["8.6", "8.9"]`, `[8.6, (8, 9)]` or
+      `["current"]`.
       The present GPU if there is one, otherwise every GPU one engine can serve (`[]`).
     - `optimization_level`: 0 (quick to build) to 5 (thorough); TensorRT's default is 3.
     - `tf32`: whether float32 convolutions and matrix products may round their inputs to TF32. By default as torch is
@@ -46,7 +49,8 @@ def build(
       network has may. TensorRT for RTX uses TF32 whatever it is told, unless the environment variable
       `NVIDIA_TF32_OVERRIDE=0` is set when Python starts, to build and to run; without it `tf32=False` is refused.
     - `progress`: show a progress bar; by default where stderr is a terminal.
-    - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
+    - `log_level`: a `trt.Logger.Severity` or its name, such as `"verbose"`, from which on TensorRT's messages are given
+      out; its errors by default. They go to Python's logger `torch2rt`, or to stderr where logging has no handlers.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
 
     Ctrl-C raises `KeyboardInterrupt` within a second. TensorRT may then go on for a while in a thread: it stops at its
@@ -63,14 +67,11 @@ def build(
     """
     builder, definition = network.builder, network.definition
     config = builder.create_builder_config()
-    if max_workspace_size is not None:
-        if max_workspace_size < 0:
-            raise InputError(f"{max_workspace_size=} must not be negative.")
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, max_workspace_size)
-    if optimization_level is not None:
-        if not 0 <= optimization_level <= 5:
-            raise InputError(f"{optimization_level=} must be 0 to 5.")
-        config.builder_optimization_level = optimization_level
+    if (size := whole_number("max_workspace_size", max_workspace_size)) is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+    if (level := whole_number("optimization_level", optimization_level, 0, 5)) is not None:
+        config.builder_optimization_level = level
+    log_level = severity(log_level)
     if tf32 is False and uses_tf32(definition):
         raise InputError(
             f"tf32=False: {FLAVOUR} {VERSION} computes float32 products in TF32 whatever the builder is told. Start "
@@ -82,7 +83,7 @@ def build(
             set_compute_capabilities(config, _capabilities(compute_capabilities))
         except ValueError as error:
             raise InputError(str(error)) from error
-    elif compute_capabilities:
+    elif compute_capabilities is not None and _capabilities(compute_capabilities):
         raise InputError(
             f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
         )
@@ -134,11 +135,11 @@ class TimingCache:
                 caches.write(self.path, blob)
 
 
-def _capabilities(asked: Sequence[str] | None) -> Sequence[str]:
-    return asked if asked is not None else ["current"] if torch.cuda.is_available() else []
+def _capabilities(asked: Any) -> list[str]:
+    return compute_capabilities_of(asked) if asked is not None else ["current"] if torch.cuda.is_available() else []
 
 
-def target(compute_capabilities: Sequence[str] | None = None) -> str:
+def target(compute_capabilities: Any = None) -> str:
     """What an engine built now with these `compute_capabilities` runs on, in words."""
     asked = _capabilities(compute_capabilities)
     if IS_RTX and not asked:

@@ -27,7 +27,7 @@ def torch2rt(
     max_shapes: Any = None,
     max_batch_size: int | None = None,
     max_workspace_size: int | None = None,
-    compute_capabilities: Sequence[str] | None = None,
+    compute_capabilities: Any = None,
     optimization_level: int | None = None,
     tf32: bool | None = None,
     log_level: Any = None,

@@ -210,8 +210,6 @@ def describe_inputs(
     highs = _shapes("max_shapes", max_shapes, arguments, example)
     opts = _shapes("opt_shapes", opt_shapes, arguments, example)
     if max_batch_size is not None:
-        if max_batch_size < 1:
-            raise InputError(f"{max_batch_size=} must be at least 1.")
         lows = {n: (1, *s[1:]) if s else s for n, s in lows.items()} if min_shapes is None else lows
         highs = {n: (max_batch_size, *s[1:]) if s else s for n, s in highs.items()} if max_shapes is None else highs
     result = []

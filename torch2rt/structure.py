@@ -64,10 +64,17 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> 
             return {"sequence": items, "class": _path_of(type(value))}
         raise InputError(
             f"{path}: a {type(value).__name__} is not a tensor, a constant, or a tuple, list, dict or dataclass "
-            "of them."
+            f"of them.{_advice(value)}"
         )
 
     return leaves, walk(value, what)
+
+
+def _advice(value: Any) -> str:
+    """What to do about a value that is none of these, if it is of a known kind."""
+    if any(cls.__name__.endswith("Cache") for cls in type(value).__mro__):  # of transformers' decoders
+        return ' An engine keeps no cache: convert the model with kwargs={"use_cache": False}.'
+    return ""
 
 
 def take(spec: Spec, value: Any, tensors: list[Any]) -> bool:

@@ -16,6 +16,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
@@ -65,7 +66,9 @@ def trace(
         raise InputError(f"Expected a torch.nn.Module to convert, got {type(module).__name__}.")
     leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
-    names = tensor_names(module.forward, arguments) if input_names is None else _names("input_names", input_names)
+    names = given_names("input_names", input_names)
+    names = tensor_names(module.forward, arguments) if names is None else names
+    max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
     specs = describe_inputs(
         leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
     )  # fmt: skip
@@ -112,14 +115,6 @@ def trace(
                 failure, first_was_unseen = error, unseen
     assert failure is not None
     raise failure
-
-
-def _names(what: str, names: Any) -> list[str]:
-    """The names that a user gives: a sequence, or one name alone."""
-    names = [names] if isinstance(names, str) else list(names)
-    if not all(isinstance(name, str) for name in names):
-        raise InputError(f"{what} must be strings: {names}.")
-    return names
 
 
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -228,9 +223,9 @@ def _output(tracer: Tracer, result: Any, names: str | Sequence[str] | None) -> N
     if not nodes:
         raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
     taken = {spec.name for spec in tracer.interface.inputs}
+    names = given_names("output_names", names)
     if names is None:
         names = distinct((f"output_{i}" for i in range(len(nodes))), taken)
-    names = _names("output_names", names)
     if len(names) != len(nodes):
         raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
     if len({*names, *taken}) != len(names) + len(taken) or not all(names):
