@@ -7,7 +7,7 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,13 @@ def driver_version() -> str:
             return text.value.decode()
     ask = getattr(torch._C, "_cuda_getDriverVersion", int)
     return str(ask() or "")
+
+
+NO_CONTEXT = 201  # of CUDA's errors: this thread has no GPU yet
+
+
+class CaptureError(EngineError):
+    """CUDA could not record work in a graph."""
 
 
 # The driver -----------------------------------------------------------------------------------------------------------
@@ -105,21 +112,61 @@ class Copy:
                 raise EngineError(f"CUDA cannot change a copy of a graph: error {error}.")
 
 
-def copies(graph: torch.cuda.CUDAGraph) -> dict[tuple[int, int], Copy]:
-    """The copies of an instantiated graph made with `keep_graph=True`, by target and source."""
-    library, count, context = _driver(), ctypes.c_size_t(0), ctypes.c_void_p(0)
-    raw = graph.raw_cuda_graph()
-    _call("cuCtxGetCurrent", ctypes.byref(context))
-    _call("cuGraphGetNodes", raw, None, ctypes.byref(count))
-    nodes = (ctypes.c_void_p * count.value)()
-    _call("cuGraphGetNodes", raw, nodes, ctypes.byref(count))
-    found = {}
-    for node in nodes:
-        parameters = (ctypes.c_uint64 * 25)()
-        if library.cuGraphMemcpyNodeGetParams(node, parameters) == 0:  # else it is no copy
-            ends = parameters[Copy.TARGET], parameters[Copy.SOURCE]
-            found[ends] = Copy(graph.raw_cuda_graph_exec(), node, parameters, context.value)
-    return found
+class CapturedGraph:
+    """What one thread enqueues on one stream within `with`, recorded instead of done, to be replayed as one piece.
+
+    The stream is one of `make_stream(blocking=False)`, which nobody else uses meanwhile. CUDA's own stream capture
+    records it, in the mode that concerns this thread alone. `torch.cuda.CUDAGraph` would tell torch's default generator
+    and its allocator too: other threads could then draw no random numbers until the capture has ended. Torch does not
+    hear of this capture, so the memory that the work uses is allocated before, and belongs to whoever keeps the graph.
+
+    Raises `CaptureError` at the end of the block if CUDA could not record the work.
+    """
+
+    THREAD_LOCAL, FREE_ON_LAUNCH = 1, 1  # of CUstreamCaptureMode, of CUgraphInstantiate_flags
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+        self.graph, self.executable = ctypes.c_void_p(0), ctypes.c_void_p(0)
+
+    def __enter__(self) -> CapturedGraph:
+        _call("cuStreamBeginCapture_v2", self.stream, self.THREAD_LOCAL)
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        error = _driver().cuStreamEndCapture(self.stream, ctypes.byref(self.graph))
+        if error == 0 and kind is None:
+            error = _driver().cuGraphInstantiateWithFlags(
+                ctypes.byref(self.executable), self.graph, self.FREE_ON_LAUNCH
+            )
+        if error and kind is None:
+            raise CaptureError(f"CUDA cannot capture a graph: error {error}")
+
+    def replay_on(self, stream: int) -> Callable[[], int]:
+        """A function that enqueues the work on a stream, and gives CUDA's error, 0 for none."""
+        return functools.partial(_driver().cuGraphLaunch, self.executable, ctypes.c_void_p(stream))
+
+    def copies(self) -> dict[tuple[int, int], Copy]:
+        """The copies among the work, by target and source."""
+        library, count, context = _driver(), ctypes.c_size_t(0), ctypes.c_void_p(0)
+        _call("cuCtxGetCurrent", ctypes.byref(context))
+        _call("cuGraphGetNodes", self.graph, None, ctypes.byref(count))
+        nodes = (ctypes.c_void_p * count.value)()
+        _call("cuGraphGetNodes", self.graph, nodes, ctypes.byref(count))
+        found = {}
+        for node in nodes:
+            parameters = (ctypes.c_uint64 * 25)()
+            if library.cuGraphMemcpyNodeGetParams(node, parameters) == 0:  # else it is no copy
+                ends = parameters[Copy.TARGET], parameters[Copy.SOURCE]
+                found[ends] = Copy(self.executable.value or 0, node, parameters, context.value)
+        return found
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception), beside_captures():  # at the end of the process, CUDA takes it along
+            if self.executable:
+                _driver().cuGraphExecDestroy(self.executable)  # one that is running is done first
+            if self.graph:
+                _driver().cuGraphDestroy(self.graph)
 
 
 @contextlib.contextmanager
@@ -131,6 +178,19 @@ def beside_captures() -> Iterator[None]:
         yield
     finally:
         _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+
+def make_current(index: int) -> None:
+    """Give this thread the context of a GPU, which a thread has from its first call of CUDA's runtime on."""
+    _call("cuCtxSetCurrent", _primary_context(index))
+
+
+@functools.cache
+def _primary_context(index: int) -> int:
+    device, context = ctypes.c_int(0), ctypes.c_void_p(0)
+    _call("cuDeviceGet", ctypes.byref(device), index)
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    return context.value or 0
 
 
 def is_torchs(stream: int, index: int) -> bool:
@@ -154,6 +214,9 @@ def _driver() -> Any:
     for name, arguments in {
         "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, pointer],
         "cuStreamDestroy_v2": [pointer], "cuStreamSynchronize": [pointer], "cuStreamIsCapturing": [pointer, pointer],
+        "cuStreamBeginCapture_v2": [pointer, ctypes.c_int], "cuStreamEndCapture": [pointer] * 2,
+        "cuGraphInstantiateWithFlags": [pointer, pointer, ctypes.c_ulonglong], "cuGraphLaunch": [pointer] * 2,
+        "cuGraphExecDestroy": [pointer], "cuGraphDestroy": [pointer], "cuCtxSetCurrent": [pointer],
         "cuGraphGetNodes": [pointer] * 3, "cuGraphMemcpyNodeGetParams": [pointer] * 2,
         "cuGraphExecMemcpyNodeSetParams": [pointer] * 4,
     }.items():  # fmt: skip

@@ -23,7 +23,7 @@ from torch2rt import cuda
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, distrust, trt
 from torch2rt.cuda import current_device, current_stream, is_capturing, on_device
 from torch2rt.errors import EngineError, InputError
-from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph, is_dense
+from torch2rt.execution import ALIGNMENT, NOT_WARM, UNCAPTURABLE, Execution, Graph, is_dense
 from torch2rt.gate import Gate
 from torch2rt.interface import Interface
 from torch2rt.kernels import KernelCache
@@ -64,6 +64,7 @@ class Runtime:
         self.travellers = Travellers()
         self.taken: list[Execution] = []  # by CUDA graphs that callers have captured
         self.graphs: collections.OrderedDict[Any, Graph] = collections.OrderedDict()
+        self.uncapturable: str | None = None  # why calls cannot be captured in graphs, if they cannot
         with on_device(self.index), cuda.beside_captures():
             with LOG.capture() as log:
                 self.runtime = trt.Runtime(LOG)
@@ -113,16 +114,21 @@ class Runtime:
         idle = self.idle.get(stream)
         if idle is None:
             idle = self.idle.setdefault(stream, [] if cuda.is_torchs(stream, self.index) else self.travellers)
-        if graph and idle is not self.travellers and not is_capturing():
-            return self.replay(tensors, stream, idle, borrow)
+        capturing = stream and is_capturing()
+        if graph and not (capturing or self.uncapturable or idle is self.travellers):
+            outputs = self.replay(tensors, stream, idle, borrow)
+            if outputs is not None:
+                return outputs
         execution = self.take(idle)
         try:
+            if capturing and not execution.can_be_captured(stream):
+                raise EngineError(f"{UNCAPTURABLE}: call the module outside of the capture.")
             outputs = execution.run(self, tensors, stream or self.stream)
         except BaseException:
             execution.shapes = None  # whatever it was told last is told again
             idle.append(execution)
             raise
-        if stream and is_capturing():
+        if capturing:
             self.taken.append(execution)  # the graph works with its state from now on
         else:
             idle.append(execution)
@@ -140,8 +146,11 @@ class Runtime:
 
     def replay(
         self, tensors: Sequence[torch.Tensor], stream: int, idle: list[Execution] | Travellers, borrow: bool
-    ) -> list[torch.Tensor]:  # fmt: skip
-        """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures."""
+    ) -> list[torch.Tensor] | None:  # fmt: skip
+        """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures.
+
+        `None` if the engine is found to be one that cannot be captured.
+        """
         outputs = None
         try:
             key = (stream, borrow, *[tensor.shape for tensor in tensors])
@@ -151,6 +160,8 @@ class Runtime:
                         outputs = None if graph.gone else graph.run(self, tensors)
                 if outputs is None:
                     self.capture(key, tensors, idle, graph)
+                    if self.uncapturable:
+                        return None
         except (AttributeError, RuntimeError):
             self.check(tensors)  # some are not what they should be, or not tensors at all
             raise
@@ -165,8 +176,8 @@ class Runtime:
     ) -> None:  # fmt: skip
         """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good."""
         with self.lock:
-            if self.graphs.get(key) is not before:
-                return  # another thread has done so
+            if self.uncapturable or self.graphs.get(key) is not before:
+                return  # another thread has done so, or found that it cannot be done
             self.check(tensors)
             if before is not None and not self.forget(key):
                 raise EngineError(BUSY)
@@ -174,10 +185,13 @@ class Runtime:
             try:
                 with cuda.beside_captures():
                     graph = Graph(self, execution, tensors, borrow=key[1], own=before is not None)
-            except BaseException:
+            except BaseException as error:
                 execution.shapes = None  # whatever it was told last is told again
                 idle.append(execution)
-                raise
+                if not isinstance(error, cuda.CaptureError):
+                    raise
+                self.uncapturable = str(error)
+                return
             self.graphs[key] = graph
             for oldest in list(self.graphs)[: -GRAPHS]:
                 self.forget(oldest)
