@@ -124,9 +124,10 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
     monkeypatch.setattr(runtime_file, "GRAPHS", 3)
     monkeypatch.setattr(runtime_file.cuda, "synchronize", lambda stream: random.random() < 0.9)
     monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
+    monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
     runtime = Runtime.__new__(Runtime)
     runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
-    runtime.check = lambda tensors: None
+    runtime.index, runtime.check = 0, lambda tensors: None
     runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(shapes=None)
     inputs = [torch.zeros(size) for size in range(1, 7)]
     idle = {stream: [] for stream in (1, 2)}
@@ -160,6 +161,7 @@ def plain_runtime(monkeypatch):
     """A runtime without a GPU: its plain calls double their input, none of its calls can be captured."""
     monkeypatch.setattr(runtime_file, "Graph", Uncapturable)
     monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
+    monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
     monkeypatch.setattr(runtime_file.cuda, "is_torchs", lambda stream, index: True)
     monkeypatch.setattr(runtime_file, "current_device", lambda: 0)
     monkeypatch.setattr(runtime_file, "current_stream", lambda index: 7)
@@ -232,7 +234,7 @@ class Driver:
 @pytest.fixture
 def driver(monkeypatch):
     driver = Driver()
-    monkeypatch.setattr(cuda, "_driver", lambda: driver)
+    monkeypatch.setattr(cuda, "_driver", lambda alone=False: driver)
     return driver
 
 
@@ -254,19 +256,19 @@ def test_a_capture_ends_whatever_happens_in_it(driver):
     assert driver.names() == ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphDestroy"]
 
 
-@pytest.mark.parametrize("name", ["cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+@pytest.mark.parametrize("name", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
 def test_what_cuda_cannot_capture_is_an_error_and_leaves_nothing(driver, name):
     driver.errors[name] = 901
     with pytest.raises(CaptureError, match="error 901"), cuda.CapturedGraph(5):
         pass
-    assert ("cuGraphDestroy" in driver.names()) == (name != "cuStreamEndCapture")
+    assert ("cuGraphDestroy" in driver.names()) == (name == "cuGraphInstantiateWithFlags")
     assert "cuGraphExecDestroy" not in driver.names()
 
 
 def test_a_thread_without_a_gpu_gets_one_and_replays(graph, monkeypatch):
     made, replay, errors = [], graph.graph.replay, iter([cuda.NO_CONTEXT])
     graph.graph.replay = lambda: next(errors, None) or replay()
-    monkeypatch.setattr(cuda, "make_current", made.append)
+    monkeypatch.setattr(cuda, "enter_context", made.append)
     assert graph.call().unique().item() == 1 and made == [graph.runtime.index]
     graph.graph.replay = lambda: 700
     with pytest.raises(EngineError, match="error 700"):

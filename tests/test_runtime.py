@@ -478,6 +478,35 @@ def test_the_first_deed_of_a_thread_may_be_a_call(net, model_trt, graph):
         close(y, expected[place])
 
 
+def test_the_first_deed_of_a_thread_may_be_another_capture_or_the_end(net, device):
+    x = torch.randn(2, 3, 16, 16, device=device)
+    other = x.clone()
+    fast = torch2rt(net, [x], cuda_graph=True)
+    expected, results = fast(x), []
+    torch.cuda.synchronize()
+    at_once([lambda: results.append(fast(other))])
+    at_once([lambda: results.append(fast(x))])
+    for y in results:
+        close(y, expected)
+    runtime = fast._ready()
+    at_once([runtime.close])
+    assert len(results) == 2 and runtime.engine is None and not runtime.graphs
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+def test_calls_do_not_wait_for_the_gpu_where_torch_would_tell(net, device, graph):
+    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=graph)
+    inputs = [torch.randn(2, 3, 8 + turn, 9, device=device) for turn in range(3)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = [fast(x) for x in [*inputs, *inputs]]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.no_grad():
+        for x, y in zip([*inputs, *inputs], results, strict=True):
+            close(y, net(x))
+
+
 # Whose memory it is --------------------------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ def driver_version() -> str:
     return str(ask() or "")
 
 
-NO_CONTEXT = 201  # of CUDA's errors: this thread has no GPU yet
+NO_CONTEXT = 201  # of CUDA's errors: see `enter_context`
 
 
 class CaptureError(EngineError):
@@ -85,9 +85,6 @@ def synchronize(stream: int) -> bool:
     return True
 
 
-def copy(target: int, source: int, size: int, stream: int) -> None:
-    """Copy bytes from one address on a GPU to another, in a stream's order."""
-    _call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
 
 
 class Copy:
@@ -120,6 +117,9 @@ class CapturedGraph:
     and its allocator too: other threads could then draw no random numbers until the capture has ended. Torch does not
     hear of this capture, so the memory that the work uses is allocated before, and belongs to whoever keeps the graph.
 
+    CUDA lets no thread wait for the whole device during a capture. So the calls that it consists of do not let go of
+    Python's lock, for another thread may take it for milliseconds: a capture is to take as long as its own calls do.
+
     Raises `CaptureError` at the end of the block if CUDA could not record the work.
     """
 
@@ -130,17 +130,23 @@ class CapturedGraph:
         self.graph, self.executable = ctypes.c_void_p(0), ctypes.c_void_p(0)
 
     def __enter__(self) -> CapturedGraph:
-        _call("cuStreamBeginCapture_v2", self.stream, self.THREAD_LOCAL)
+        if error := _driver(alone=True).cuStreamBeginCapture_v2(self.stream, self.THREAD_LOCAL):
+            raise CaptureError(f"CUDA cannot begin to capture a graph: error {error}")
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        error = _driver().cuStreamEndCapture(self.stream, ctypes.byref(self.graph))
+        error = _driver(alone=True).cuStreamEndCapture(self.stream, ctypes.byref(self.graph))
         if error == 0 and kind is None:
             error = _driver().cuGraphInstantiateWithFlags(
                 ctypes.byref(self.executable), self.graph, self.FREE_ON_LAUNCH
             )
         if error and kind is None:
             raise CaptureError(f"CUDA cannot capture a graph: error {error}")
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy bytes from one address on the GPU to another, as part of the work."""
+        if error := _driver(alone=True).cuMemcpyDtoDAsync_v2(target, source, size, self.stream):
+            raise CaptureError(f"CUDA cannot capture a copy: error {error}")
 
     def replay_on(self, stream: int) -> Callable[[], int]:
         """A function that enqueues the work on a stream, and gives CUDA's error, 0 for none."""
@@ -180,9 +186,15 @@ def beside_captures() -> Iterator[None]:
         _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
 
 
-def make_current(index: int) -> None:
-    """Give this thread the context of a GPU, which a thread has from its first call of CUDA's runtime on."""
-    _call("cuCtxSetCurrent", _primary_context(index))
+def enter_context(index: int) -> None:
+    """Give this thread the context of its current GPU, if it has none.
+
+    A thread gets it with its first call of CUDA's runtime; without it the driver refuses most calls of this file.
+    """
+    context = ctypes.c_void_p(0)
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    if not context:
+        _call("cuCtxSetCurrent", _primary_context(index))
 
 
 @functools.cache
@@ -208,8 +220,9 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 @functools.cache
-def _driver() -> Any:
-    library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+def _driver(alone: bool = False) -> Any:
+    """CUDA's driver; other threads of Python run during its calls, unless they are to be made `alone`."""
+    library = (ctypes.PyDLL if alone else ctypes.CDLL)("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     pointer = ctypes.c_void_p
     for name, arguments in {
         "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, pointer],

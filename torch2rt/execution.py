@@ -12,7 +12,7 @@ import torch
 
 from torch2rt import cuda
 from torch2rt.backend import LOG, create_execution_context
-from torch2rt.cuda import CapturedGraph, CaptureError, Copy, contiguous_strides, copy, empty, is_capturing
+from torch2rt.cuda import CapturedGraph, CaptureError, Copy, contiguous_strides, empty, is_capturing
 from torch2rt.errors import EngineError, InputError
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Graph:
             try:
                 self.outputs = execution.run(runtime, self.inputs, runtime.capture_stream, self.scratch)
             finally:
-                stream.synchronize()  # the memory is the caller's stream's, which does not wait for this one
+                cuda.synchronize(runtime.capture_stream)  # the memory is of the caller's stream, which does not wait
             fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
         self.graph = self._capture(runtime, usable, fresh)
         found = self.graph.copies()
@@ -197,9 +197,9 @@ class Graph:
         try:
             with LOG.capture(), CapturedGraph(stream) as graph:
                 if self.own:
-                    _copied(self.inputs, given, stream)
+                    _copy(graph, self.inputs, given)
                 self.execution.enqueue(runtime, stream)
-                _copied(results, self.outputs, stream)
+                _copy(graph, results, self.outputs)
             return graph
         except EngineError as error:
             if tries == 1:
@@ -240,9 +240,9 @@ class Graph:
         return outputs
 
     def replay_in_a_new_thread(self, runtime: Runtime, error: int) -> None:
-        """Replay where CUDA gave this error, which may be that the thread has not yet a GPU; `EngineError` if not."""
+        """Replay where CUDA gave this error, which a thread's first call gets; raises `EngineError` for others."""
         if error == cuda.NO_CONTEXT:
-            cuda.make_current(runtime.index)
+            cuda.enter_context(runtime.index)
             error = self.replay()
         if error:
             raise EngineError(f"CUDA cannot replay a graph: error {error}.")
@@ -258,11 +258,11 @@ class Graph:
         return outputs
 
 
-def _copied(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], stream: int) -> None:
-    """Copy tensors in a stream's order."""
+def _copy(graph: CapturedGraph, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy tensors, as part of a graph's work."""
     for target, source in zip(targets, sources):
         if target.nbytes:
-            copy(target.data_ptr(), source.data_ptr(), target.nbytes, stream)
+            graph.copy(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
 def _found(found: dict[tuple[int, int], Copy], target: torch.Tensor, source: torch.Tensor) -> Copy | None:

@@ -179,6 +179,7 @@ class Runtime:
             if self.uncapturable or self.graphs.get(key) is not before:
                 return  # another thread has done so, or found that it cannot be done
             self.check(tensors)
+            cuda.enter_context(self.index)
             if before is not None and not self.forget(key):
                 raise EngineError(BUSY)
             execution = self.take(idle) if before is None else before.execution
@@ -243,6 +244,7 @@ class Runtime:
             return
         own = [self.stream, self.capture_stream]
         with on_device(self.index), cuda.beside_captures():
+            cuda.enter_context(self.index)
             streams = own + [stream for stream, idle in self.idle.items() if idle is not self.travellers]
             done = [cuda.synchronize(stream) for stream in streams]
             self.travellers.wait()
