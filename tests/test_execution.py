@@ -16,7 +16,8 @@ from torch2rt import cuda, torch2rt
 from torch2rt import runtime as runtime_file
 from torch2rt.cuda import CaptureError, Copy
 from torch2rt.errors import EngineError
-from torch2rt.execution import Graph
+from torch2rt.execution import UNCAPTURABLE, Graph
+from torch2rt.interface import Interface
 from torch2rt.runtime import Runtime
 
 
@@ -127,7 +128,7 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
     monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
     runtime = Runtime.__new__(Runtime)
     runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
-    runtime.index, runtime.check = 0, lambda tensors: None
+    runtime.index, runtime.failures, runtime.check = 0, 0, lambda tensors: None
     runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(shapes=None)
     inputs = [torch.zeros(size) for size in range(1, 7)]
     idle = {stream: [] for stream in (1, 2)}
@@ -169,27 +170,47 @@ def plain_runtime(monkeypatch):
     monkeypatch.setattr(Uncapturable, "made", 0)
     runtime = Runtime.__new__(Runtime)
     runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
-    runtime.index, runtime.idle, runtime.travellers, runtime.stream = 0, {}, object(), 3
+    runtime.index, runtime.idle, runtime.travellers, runtime.stream, runtime.failures = 0, {}, object(), 3, 0
     runtime.check = lambda tensors: None
     runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(run=lambda runtime, xs, stream: [xs[0] * 2])
     return runtime
 
 
 def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_runtime):
-    """It is tried once, by one of many threads, whatever shapes come."""
+    """A few calls of many threads and shapes try to capture it; all calls are right."""
     inputs = [torch.full((size,), float(size)) for size in range(1, 5)]
 
     def work():
         for x in inputs:
             assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2)
 
-    model_trt = torch2rt(torch.nn.ReLU(), [torch.ones(2, 3)])
+    model_trt = torch2rt(torch.nn.ReLU(), [torch.ones(2, 3)], cuda_graph=True)
     model_trt._runtimes = {0: plain_runtime}
     assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
+    plain_runtime.run(inputs, graph=True)
+    assert Uncapturable.made == 1 and model_trt.cuda_graph_refused is None  # it may succeed the next time
     at_once([work] * 8)
-    assert Uncapturable.made == 1 and not plain_runtime.graphs
+    assert Uncapturable.made == runtime_file.TRIES and not plain_runtime.graphs
     assert model_trt.cuda_graph_refused == "TensorRT cannot"
     assert repr(model_trt).endswith("; without CUDA graphs: TensorRT cannot)")
+    model_trt.cuda_graph = False
+    assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
+
+
+def test_an_engine_that_tensorrt_does_not_let_be_captured_is_never_tried(plain_runtime, monkeypatch):
+    """It says so before the first call."""
+    execution = SimpleNamespace(can_be_captured=lambda stream: False)
+    monkeypatch.setattr(runtime_file, "Execution", lambda runtime: execution)
+    monkeypatch.setattr(runtime_file, "on_device", lambda index: contextlib.nullcontext())
+    plain_runtime.fresh, plain_runtime.capability, plain_runtime.capture_stream = [], (8, 9), 4
+    plain_runtime.kernels = SimpleNamespace(save=lambda: None)
+    plain_runtime.serve(Interface([], {"tuple": []}, [], [], {"tuple": []}, []))
+    assert plain_runtime.uncapturable == UNCAPTURABLE
+    x = torch.ones(2)
+    assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2) and Uncapturable.made == 0
+    monkeypatch.setattr(runtime_file, "is_capturing", lambda: True)
+    with pytest.raises(EngineError, match="in a CUDA graph: call the module outside of the capture"):
+        plain_runtime.run([x])
 
 
 def test_what_may_pass_is_no_reason_to_run_plainly(plain_runtime, monkeypatch):

@@ -168,9 +168,15 @@ class CapturedGraph:
         return found
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception), beside_captures():  # at the end of the process, CUDA takes it along
+        try:  # noqa: SIM105  (at the end of the process, this file's names may be gone)
+            self._destroy()
+        except Exception:
+            pass  # CUDA is closing down, and takes everything along
+
+    def _destroy(self) -> None:
+        with beside_captures():
             if self.executable:
-                _driver().cuGraphExecDestroy(self.executable)  # one that is running is done first
+                _driver().cuGraphExecDestroy(self.executable)  # if it is running, it is done first
             if self.graph:
                 _driver().cuGraphDestroy(self.graph)
 

@@ -24,7 +24,6 @@ NOT_WARM = (
     "the warm-up for a capture does, before each capture"
 )
 UNCAPTURABLE = "TensorRT cannot run this engine in a CUDA graph"
-TRIES = 3  # of a capture, which CUDA ends early where another thread waits for the whole device meanwhile
 NOWHERE = 1 << 32  # no GPU's memory begins below; a tensor whose storage was freed seems to be at its offset
 Result = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]  # name, shape, strides, dtype
 
@@ -115,7 +114,7 @@ class Execution:
         self.warm = True
 
     def can_be_captured(self, stream: int) -> bool:
-        """Whether this call may be part of a CUDA graph, as far as TensorRT says; only that for RTX does."""
+        """Whether calls may be part of a CUDA graph, as far as TensorRT says; only that for RTX does."""
         return bool(getattr(self.context, "is_stream_capturable", lambda _: True)(stream))
 
     def fit(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> None:
@@ -188,23 +187,20 @@ class Graph:
         self.last: Any = lambda: None  # a weak reference to an output of the last call
 
     def _capture(
-        self, runtime: Runtime, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor], tries: int = TRIES
+        self, runtime: Runtime, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
     ) -> CapturedGraph:  # fmt: skip
         """The last call of the execution context, from copying the given inputs to copying the results."""
-        stream = runtime.capture_stream
-        if not self.execution.can_be_captured(stream):
+        if not self.execution.can_be_captured(runtime.capture_stream):
             raise CaptureError(UNCAPTURABLE)
         try:
-            with LOG.capture(), CapturedGraph(stream) as graph:
+            with LOG.capture(), CapturedGraph(runtime.capture_stream) as graph:
                 if self.own:
                     _copy(graph, self.inputs, given)
-                self.execution.enqueue(runtime, stream)
+                self.execution.enqueue(runtime, runtime.capture_stream)
                 _copy(graph, results, self.outputs)
             return graph
         except EngineError as error:
-            if tries == 1:
-                raise CaptureError(str(error).rstrip(".")) from error
-        return self._capture(runtime, given, results, tries - 1)
+            raise CaptureError(str(error).rstrip(".")) from error
 
     def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """Replay it on torch's current stream; `None` if the tensors are not those it was captured on and must be."""

@@ -93,7 +93,8 @@ class TRTModule(_Converted):
         once for each stream and shapes, and replayed; with `borrow_outputs` too, the outputs of a replay are the
         graph's own, overwritten by the next call on the same stream with the same shapes. A `torch.cuda.ExternalStream`
         may be gone before its graphs, so calls on one are not captured. Some engines cannot be captured, such as those
-        of recurrent layers: they run plainly, and `print(model_trt)` and `cuda_graph_refused` say why.
+        of recurrent layers over a dynamic length. Their calls run plainly, and `print(model_trt)` and
+        `cuda_graph_refused` say why.
 
         A capture is CUDA's own and leaves torch's state alone, so that other threads may draw random numbers and
         allocate meanwhile. But CUDA lets no thread wait for the whole device (`torch.cuda.synchronize()`) then.
@@ -167,7 +168,8 @@ class TRTModule(_Converted):
     @property
     def cuda_graph_refused(self) -> str | None:
         """Why calls run plainly although `cuda_graph` is set; `None` if they do not, or before the first of them."""
-        return next((r.uncapturable for r in [*self._runtimes.values()] if r.uncapturable), None)
+        reasons = [runtime.uncapturable for runtime in list(self._runtimes.values())] if self.cuda_graph else []
+        return next(filter(None, reasons), None)
 
     @property
     def engine(self) -> Any:

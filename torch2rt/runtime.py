@@ -29,6 +29,7 @@ from torch2rt.interface import Interface
 from torch2rt.kernels import KernelCache
 
 BUSY = "Other inputs need another CUDA graph, but a stream is being captured with which the current one is ordered."
+TRIES = 3  # of captures, before an engine is taken for one that cannot be captured
 GRAPHS = 16  # CUDA graphs that a runtime keeps, over all streams and shapes
 
 
@@ -65,6 +66,7 @@ class Runtime:
         self.taken: list[Execution] = []  # by CUDA graphs that callers have captured
         self.graphs: collections.OrderedDict[Any, Graph] = collections.OrderedDict()
         self.uncapturable: str | None = None  # why calls cannot be captured in graphs, if they cannot
+        self.failures = 0  # captures that have failed
         with on_device(self.index), cuda.beside_captures():
             with LOG.capture() as log:
                 self.runtime = trt.Runtime(LOG)
@@ -88,6 +90,8 @@ class Runtime:
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in interface.outputs]
         with on_device(self.index), cuda.beside_captures():
             self.fresh.append(Execution(self))
+        if not self.fresh[0].can_be_captured(self.capture_stream):
+            self.uncapturable = UNCAPTURABLE
         self.kernels.save()
 
     @functools.cached_property
@@ -121,8 +125,8 @@ class Runtime:
                 return outputs
         execution = self.take(idle)
         try:
-            if capturing and not execution.can_be_captured(stream):
-                raise EngineError(f"{UNCAPTURABLE}: call the module outside of the capture.")
+            if capturing and self.uncapturable:
+                raise EngineError(f"{self.uncapturable}: call the module outside of the capture.")
             outputs = execution.run(self, tensors, stream or self.stream)
         except BaseException:
             execution.shapes = None  # whatever it was told last is told again
@@ -149,7 +153,7 @@ class Runtime:
     ) -> list[torch.Tensor] | None:  # fmt: skip
         """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures.
 
-        `None` if the engine is found to be one that cannot be captured.
+        `None` if it could not be captured, so that this call is to be made without a graph.
         """
         outputs = None
         try:
@@ -158,10 +162,8 @@ class Runtime:
                 if (graph := self.graphs.get(key)) is not None:
                     with graph.lock:
                         outputs = None if graph.gone else graph.run(self, tensors)
-                if outputs is None:
-                    self.capture(key, tensors, idle, graph)
-                    if self.uncapturable:
-                        return None
+                if outputs is None and not self.capture(key, tensors, idle, graph):
+                    return None
         except (AttributeError, RuntimeError):
             self.check(tensors)  # some are not what they should be, or not tensors at all
             raise
@@ -173,11 +175,17 @@ class Runtime:
 
     def capture(
         self, key: Any, tensors: Sequence[torch.Tensor], idle: list[Execution] | Travellers, before: Graph | None
-    ) -> None:  # fmt: skip
-        """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good."""
+    ) -> bool:  # fmt: skip
+        """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good.
+
+        `False` if that fails. It may do so now and then: CUDA breaks a capture off if another thread waits for the
+        whole device meanwhile. After `TRIES` times no more is tried, for it breaks that thread's wait off, too.
+        """
         with self.lock:
-            if self.uncapturable or self.graphs.get(key) is not before:
-                return  # another thread has done so, or found that it cannot be done
+            if self.uncapturable:
+                return False
+            if self.graphs.get(key) is not before:
+                return True  # another thread has done so
             self.check(tensors)
             cuda.enter_context(self.index)
             if before is not None and not self.forget(key):
@@ -191,11 +199,14 @@ class Runtime:
                 idle.append(execution)
                 if not isinstance(error, cuda.CaptureError):
                     raise
-                self.uncapturable = str(error)
-                return
+                self.failures += 1
+                if self.failures == TRIES:
+                    self.uncapturable = str(error)
+                return False
             self.graphs[key] = graph
             for oldest in list(self.graphs)[: -GRAPHS]:
                 self.forget(oldest)
+            return True
 
     def forget(self, key: Any) -> bool:
         """Let go of a graph, which may be running; `False` if its stream cannot be waited for now."""
