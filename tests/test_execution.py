@@ -193,6 +193,7 @@ def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_runtim
     assert Uncapturable.made == runtime_file.TRIES and not plain_runtime.graphs
     assert model_trt.cuda_graph_refused == "TensorRT cannot"
     assert repr(model_trt).endswith("; without CUDA graphs: TensorRT cannot)")
+    assert str(model_trt.report).endswith("\nruns without CUDA graphs: TensorRT cannot")
     model_trt.cuda_graph = False
     assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
 

@@ -76,7 +76,7 @@ class TRTModule(_Converted):
         self.interface = interface
         self._network = network
         self._made_by = dict(made_by or {"flavour": FLAVOUR, "version": VERSION})
-        self.report = report or _unverified(interface, network)
+        self._report = report or _unverified(interface, network)
         self.cuda_graph = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -172,6 +172,12 @@ class TRTModule(_Converted):
         return next(filter(None, reasons), None)
 
     @property
+    def report(self) -> Report:
+        """What was verified, what was assumed, and what calls need."""
+        self._report.without_cuda_graphs = self.cuda_graph_refused
+        return self._report
+
+    @property
     def engine(self) -> Any:
         """The `ICudaEngine`."""
         return self._ready().engine
@@ -247,7 +253,7 @@ class TRTModule(_Converted):
                 f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
             )
         with self._lock:
-            self.engine_bytes, self.interface, self._made_by, self.report = engine, interface, made_by, report
+            self.engine_bytes, self.interface, self._made_by, self._report = engine, interface, made_by, report
             self._network, self._runtimes = None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
