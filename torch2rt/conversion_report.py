@@ -92,5 +92,5 @@ class Report:
         verified = data.get("verified")
         if verified is not None:
             verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
-        texts = [list(data.get(name, ())) for name in ("assumptions", "needs")]
-        return cls(verified, *texts, without_cuda_graphs=data.get("without_cuda_graphs"))
+        assumptions, needs = (list(data.get(name, ())) for name in ("assumptions", "needs"))
+        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"))
