@@ -12,10 +12,12 @@ import pytest
 import torch
 from threads import at_once
 
+from torch2rt import cuda, torch2rt
 from torch2rt import runtime as runtime_file
-from torch2rt.cuda import Copy
+from torch2rt.cuda import CaptureError, Copy
 from torch2rt.errors import EngineError
-from torch2rt.execution import Graph
+from torch2rt.execution import UNCAPTURABLE, Graph
+from torch2rt.interface import Interface
 from torch2rt.runtime import Runtime
 
 
@@ -123,9 +125,10 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
     monkeypatch.setattr(runtime_file, "GRAPHS", 3)
     monkeypatch.setattr(runtime_file.cuda, "synchronize", lambda stream: random.random() < 0.9)
     monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
+    monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
     runtime = Runtime.__new__(Runtime)
-    runtime.lock, runtime.graphs = threading.RLock(), collections.OrderedDict()
-    runtime.check = lambda tensors: None
+    runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
+    runtime.index, runtime.failures, runtime.check = 0, 0, lambda tensors: None
     runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(shapes=None)
     inputs = [torch.zeros(size) for size in range(1, 7)]
     idle = {stream: [] for stream in (1, 2)}
@@ -142,3 +145,153 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
 
     at_once([lambda seed=seed: work(seed) for seed in range(8)])
     assert next(done) > 1000 and Captured.made > 100 and len(runtime.graphs) <= 12
+
+
+class Uncapturable:
+    """A call that cannot be captured, for the reason that a test gives."""
+
+    made, reason = 0, CaptureError("TensorRT cannot")
+
+    def __init__(self, *arguments, **options):
+        Uncapturable.made += 1
+        raise Uncapturable.reason
+
+
+@pytest.fixture
+def plain_runtime(monkeypatch):
+    """A runtime without a GPU: its plain calls double their input, none of its calls can be captured."""
+    monkeypatch.setattr(runtime_file, "Graph", Uncapturable)
+    monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
+    monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
+    monkeypatch.setattr(runtime_file.cuda, "is_torchs", lambda stream, index: True)
+    monkeypatch.setattr(runtime_file, "current_device", lambda: 0)
+    monkeypatch.setattr(runtime_file, "current_stream", lambda index: 7)
+    monkeypatch.setattr(runtime_file, "is_capturing", lambda: False)
+    monkeypatch.setattr(Uncapturable, "made", 0)
+    runtime = Runtime.__new__(Runtime)
+    runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
+    runtime.index, runtime.idle, runtime.travellers, runtime.stream, runtime.failures = 0, {}, object(), 3, 0
+    runtime.check = lambda tensors: None
+    runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(run=lambda runtime, xs, stream: [xs[0] * 2])
+    return runtime
+
+
+def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_runtime):
+    """A few calls of many threads and shapes try to capture it; all calls are right."""
+    inputs = [torch.full((size,), float(size)) for size in range(1, 5)]
+
+    def work():
+        for x in inputs:
+            assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2)
+
+    model_trt = torch2rt(torch.nn.ReLU(), [torch.ones(2, 3)], cuda_graph=True)
+    model_trt._runtimes = {0: plain_runtime}
+    assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
+    plain_runtime.run(inputs, graph=True)
+    assert Uncapturable.made == 1 and model_trt.cuda_graph_refused is None  # it may succeed the next time
+    at_once([work] * 8)
+    assert Uncapturable.made == runtime_file.TRIES and not plain_runtime.graphs
+    assert model_trt.cuda_graph_refused == "TensorRT cannot"
+    assert repr(model_trt).endswith("; without CUDA graphs: TensorRT cannot)")
+    assert str(model_trt.report).endswith("\nruns without CUDA graphs: TensorRT cannot")
+    model_trt.cuda_graph = False
+    assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
+
+
+def test_an_engine_that_tensorrt_does_not_let_be_captured_is_never_tried(plain_runtime, monkeypatch):
+    """It says so before the first call."""
+    execution = SimpleNamespace(can_be_captured=lambda stream: False)
+    monkeypatch.setattr(runtime_file, "Execution", lambda runtime: execution)
+    monkeypatch.setattr(runtime_file, "on_device", lambda index: contextlib.nullcontext())
+    plain_runtime.fresh, plain_runtime.capability, plain_runtime.capture_stream = [], (8, 9), 4
+    plain_runtime.kernels = SimpleNamespace(save=lambda: None)
+    plain_runtime.serve(Interface([], {"tuple": []}, [], [], {"tuple": []}, []))
+    assert plain_runtime.uncapturable == UNCAPTURABLE
+    x = torch.ones(2)
+    assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2) and Uncapturable.made == 0
+    monkeypatch.setattr(runtime_file, "is_capturing", lambda: True)
+    with pytest.raises(EngineError, match="in a CUDA graph: call the module outside of the capture"):
+        plain_runtime.run([x])
+
+
+def test_what_may_pass_is_no_reason_to_run_plainly(plain_runtime, monkeypatch):
+    monkeypatch.setattr(Uncapturable, "reason", torch.OutOfMemoryError("no memory"))
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            plain_runtime.run([torch.ones(2)], graph=True)
+    assert Uncapturable.made == 2 and plain_runtime.uncapturable is None
+    assert torch.equal(plain_runtime.run([torch.ones(2)])[0], torch.full((2,), 2.0))
+
+
+# CUDA's capture ------------------------------------------------------------------------------------------------------
+
+
+class Driver:
+    """CUDA's driver as far as captures need it: it notes what it is told, and fails where a test wants it to."""
+
+    def __init__(self):
+        self.told, self.errors = [], {}
+
+    def __getattr__(self, name):
+        def function(*arguments):
+            self.told.append((name, *[a for a in arguments if isinstance(a, int)]))
+            return self.errors.get(name, 0)
+
+        return function
+
+    def names(self):
+        return [name for name, *_ in self.told if name != "cuThreadExchangeStreamCaptureMode"]
+
+    def cuStreamEndCapture(self, stream, graph):
+        self.told.append(("cuStreamEndCapture", stream))
+        graph._obj.value = 0 if self.errors.get("cuStreamEndCapture") else 11
+        return self.errors.get("cuStreamEndCapture", 0)
+
+    def cuGraphInstantiateWithFlags(self, executable, graph, flags):
+        self.told.append(("cuGraphInstantiateWithFlags", graph.value))
+        executable._obj.value = 0 if self.errors.get("cuGraphInstantiateWithFlags") else 22
+        return self.errors.get("cuGraphInstantiateWithFlags", 0)
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    driver = Driver()
+    monkeypatch.setattr(cuda, "_driver", lambda alone=False: driver)
+    return driver
+
+
+def test_a_capture_is_cudas_and_of_one_thread(driver):
+    with cuda.CapturedGraph(5) as graph:
+        driver.told.append(("work",))
+    assert driver.told == [
+        ("cuStreamBeginCapture_v2", 5, 1),  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        ("work",), ("cuStreamEndCapture", 5), ("cuGraphInstantiateWithFlags", 11),
+    ]  # fmt: skip
+    assert graph.replay_on(6)() == 0 and driver.names()[-1] == "cuGraphLaunch"
+    del graph
+    assert driver.names()[-2:] == ["cuGraphExecDestroy", "cuGraphDestroy"]
+
+
+def test_a_capture_ends_whatever_happens_in_it(driver):
+    with pytest.raises(KeyboardInterrupt), cuda.CapturedGraph(5):
+        raise KeyboardInterrupt
+    assert driver.names() == ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphDestroy"]
+
+
+@pytest.mark.parametrize("name", ["cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags"])
+def test_what_cuda_cannot_capture_is_an_error_and_leaves_nothing(driver, name):
+    driver.errors[name] = 901
+    with pytest.raises(CaptureError, match="error 901"), cuda.CapturedGraph(5):
+        pass
+    assert ("cuGraphDestroy" in driver.names()) == (name == "cuGraphInstantiateWithFlags")
+    assert "cuGraphExecDestroy" not in driver.names()
+
+
+def test_a_thread_without_a_gpu_gets_one_and_replays(graph, monkeypatch):
+    made, replay, errors = [], graph.graph.replay, iter([cuda.NO_CONTEXT])
+    graph.graph.replay = lambda: next(errors, None) or replay()
+    monkeypatch.setattr(cuda, "enter_context", made.append)
+    assert graph.call().unique().item() == 1 and made == [graph.runtime.index]
+    graph.graph.replay = lambda: 700
+    with pytest.raises(EngineError, match="error 700"):
+        graph.call()

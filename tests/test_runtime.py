@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from test_callers import as_told
 from test_tracing import module
 from threads import at_once
 
+from torch2rt import runtime as runtime_file
 from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError
+from torch2rt.execution import Graph
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +171,116 @@ def test_a_capture_without_a_warm_up_is_refused(net, model_trt):
     torch.cuda.synchronize()
     with torch.no_grad():
         close(model_trt(x), net(x))
+
+
+def test_captures_touch_nothing_of_other_threads(net, device):
+    """While calls are captured, others draw random numbers, allocate, free, and wait for streams and events."""
+    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=True)
+    inputs = [torch.randn(1, 3, 8 + turn % 24, 8 + turn // 24, device=device) for turn in range(96)]
+    with torch.no_grad():
+        expected = [net(x) for x in inputs]
+    torch.cuda.synchronize()
+    ended, done = threading.Event(), []
+
+    def captures():
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for x, y in zip(inputs, expected, strict=True):
+                    close(fast(x), y)
+        finally:
+            ended.set()
+
+    def lives(deed):
+        turns = 0
+        with torch.cuda.stream(torch.cuda.Stream()):
+            while not ended.is_set() or turns < 3:
+                deed(turns)
+                turns += 1
+        done.append(turns)
+
+    def waits(turn):
+        event = torch.cuda.Event()
+        event.record()
+        event.synchronize()
+        torch.cuda.current_stream().synchronize()
+
+    deeds = [
+        waits,
+        lambda turn: (torch.cuda.manual_seed(turn), torch.randn(100, device=device), torch.cuda.get_rng_state()),
+        lambda turn: torch.nn.functional.dropout(torch.ones(1000, device="cuda")).sum().item(),
+        lambda turn: torch.empty((turn % 50 + 1) << 20, dtype=torch.uint8, device="cuda").fill_(1),
+        lambda turn: (torch.empty(30 << 20, dtype=torch.uint8, device="cuda"), torch.cuda.empty_cache()),
+        lambda turn: torch.ones(1000).pin_memory().to("cuda", non_blocking=True),
+    ]  # fmt: skip
+    at_once([captures, *[lambda deed=deed: lives(deed) for deed in deeds]])
+    assert len(done) == len(deeds) and fast.cuda_graph_refused is None
+
+
+def test_a_capture_leaves_the_generator_and_the_pools_of_memory_alone(net, device):
+    fast = torch2rt(net, [images()], cuda_graph=True)
+    x = torch.randn(tuple(fast.interface.inputs[0].opt), device=device)
+    state = torch.cuda.get_rng_state()
+    held = [fast(x) for _ in range(3)]
+    assert torch.equal(torch.cuda.get_rng_state(), state) and len(fast._ready().graphs) == 1
+    assert {segment["segment_pool_id"] for segment in torch.cuda.memory_snapshot()} <= {(0, 0)}
+    with torch.no_grad():
+        for y in held:
+            close(y, net(x))
+
+
+def test_graphs_that_are_gone_give_their_memory_back(net, device):
+    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=True)
+    allocated = []
+    for width in [*range(8, 33)] * 3:
+        fast(torch.randn(1, 3, 8, width, device=device))
+        allocated.append(torch.cuda.memory_allocated())
+    assert len(fast._ready().graphs) <= 16
+    assert max(allocated[25:]) <= max(allocated[:25]) + (1 << 20)  # a graph of this engine takes 8 MiB
+    torch.cuda.synchronize()
+    del fast
+    gc.collect()
+    assert torch.cuda.memory_allocated() < allocated[0]
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.GRU(5, 7, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+@pytest.mark.parametrize("dynamic", ["batch", "length"])
+def test_a_recurrent_layer_runs_with_or_without_a_graph(device, monkeypatch, dynamic):
+    """TensorRT cannot capture a loop of dynamic length: that is found once, said, and every call is right."""
+    made = Recurrent().eval().to(device)
+    x = torch.randn(2, 6, 5, device=device)
+    ranges = dict(max_batch_size=4) if dynamic == "batch" else dict(min_shapes=[(2, 2, 5)], max_shapes=[(2, 9, 5)])
+    model_trt = torch2rt(made, [x], cuda_graph=True, **ranges)
+    counted = []
+    monkeypatch.setattr(runtime_file, "Graph", lambda *args, **options: counted.append(1) or Graph(*args, **options))
+    for stream in (torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.no_grad():
+            for size in (2, 3, 2, 4):
+                x = torch.randn((size, 6, 5) if dynamic == "batch" else (2, size + 3, 5), device=device)
+                close(model_trt(x), made(x))
+    torch.cuda.synchronize()
+    if model_trt.cuda_graph_refused is None:
+        assert len(counted) > 3  # this TensorRT can
+        return
+    assert len(counted) <= 3 and f"without CUDA graphs: {model_trt.cuda_graph_refused}" in repr(model_trt)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        model_trt(x)
+    torch.cuda.synchronize()
+    refused = pytest.raises(EngineError, match="call the module outside of the capture")
+    with refused, torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        model_trt(x)
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        close(model_trt(x), made(x))
 
 
 def test_inference_mode_and_gradients(net, model_trt):
@@ -360,6 +473,35 @@ def test_the_first_deed_of_a_thread_may_be_a_call(net, model_trt, graph):
     assert len(results) == 4
     for place, y in results.items():
         close(y, expected[place])
+
+
+def test_the_first_deed_of_a_thread_may_be_another_capture_or_the_end(net, device):
+    x = torch.randn(2, 3, 16, 16, device=device)
+    other = x.clone()
+    fast = torch2rt(net, [x], cuda_graph=True)
+    expected, results = fast(x), []
+    torch.cuda.synchronize()
+    at_once([lambda: results.append(fast(other))])
+    at_once([lambda: results.append(fast(x))])
+    for y in results:
+        close(y, expected)
+    runtime = fast._ready()
+    at_once([runtime.close])
+    assert len(results) == 2 and runtime.engine is None and not runtime.graphs
+
+
+@pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])
+def test_calls_do_not_wait_for_the_gpu_where_torch_would_tell(net, device, graph):
+    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=graph)
+    inputs = [torch.randn(2, 3, 8 + turn, 9, device=device) for turn in range(3)]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results = [fast(x) for x in [*inputs, *inputs]]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.no_grad():
+        for x, y in zip([*inputs, *inputs], results, strict=True):
+            close(y, net(x))
 
 
 # Whose memory it is --------------------------------------------------------------------------------------------------

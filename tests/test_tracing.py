@@ -3,7 +3,9 @@
 import functools
 import gc
 import random
+import threading
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -245,7 +247,16 @@ def bucket(x, size: int):
     return torch.where((x < size) & (x > -size), torch.tensor(size - 1).type_as(x), torch.abs(x)) * torch.sign(x)
 
 
+@torch.jit.script
+def beside_sizes(x, scale: float):
+    rows = torch.full([x.size(0), 1], scale).expand([x.size(0), x.size(1)])
+    return torch.cat([bucket(x, 2), rows / 2, x.new_full([x.size(0), 1], x.size(0) * 0.5)], 1)
+
+
 LINEAR = torch.nn.Linear(3, 4).eval()
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    TRACED = torch.jit.trace(lambda x: x.relu() if x.sum() > 0 else x * 2, torch.ones(2, 3))  # it always took the first
 AROUND = {
     "autograd.Function": lambda self, x: Swish.apply(x, 2.0),
     "checkpoint": lambda self, x: torch.utils.checkpoint.checkpoint(LINEAR, x, use_reentrant=False),
@@ -255,6 +266,8 @@ AROUND = {
     "grad": lambda self, x: torch.func.grad(lambda y: (y * y).sum())(x),
     "compile": torch.compile(lambda self, x: LINEAR(x).relu()),
     "jit.script": lambda self, x: bucket(x * 3, 2),
+    "jit.script of sizes": lambda self, x: beside_sizes(x * 3, scale=3),
+    "jit.trace": lambda self, x: TRACED(x * 3),
     "no_grad": torch.no_grad()(lambda self, x: LINEAR(x)),
     "inference_mode": torch.inference_mode()(lambda self, x: LINEAR(x)),
     "round": lambda self, x: x.repeat(round(x.shape[0] * 1.5), 1)[: round(x.shape[0] / 2)],
@@ -284,12 +297,30 @@ def test_modules_in_other_wrappers():
             compare(trace(wrapped, [x])(x)[0], LINEAR(x), 1e-6, 1e-6)
 
 
-def test_the_compiler_is_itself_again_after_a_trace():
+def test_the_compilers_are_themselves_again_after_a_trace():
     from torch._dynamo import eval_frame
 
+    script = torch.jit.ScriptFunction.__call__
     with pytest.raises(TraceError):
-        trace(module(lambda self, x: x if x.sum() > 0 else -x), [torch.randn(2, 3)])
-    assert eval_frame._stance.stance == "default"
+        trace(module(lambda self, x: bucket(x, 2) if x.sum() > 0 else -x), [torch.randn(2, 3)])
+    assert eval_frame._stance.stance == "default" and torch.jit.ScriptFunction.__call__ is script
+
+
+def test_a_trace_leaves_the_scripts_of_other_threads_alone(monkeypatch):
+    """They run compiled, while a trace in this thread runs their Python."""
+    calls, x = [], torch.randn(2, 3)
+    monkeypatch.setattr(bucket, "_torchdynamo_inline", lambda x, size: calls.append(threading.get_ident()) or x)
+    results = []
+
+    def forward(self, x):
+        y = bucket(x, 2)
+        thread = threading.Thread(target=lambda: results.append(bucket(torch.full((2,), 5.0), 2)))
+        thread.start()
+        thread.join()
+        return y * 2
+
+    trace(module(forward), [x])
+    assert set(calls) == {threading.get_ident()} and results[0].tolist() == [5.0, 5.0]
 
 
 def test_assertions_about_values_are_refused():

@@ -60,6 +60,8 @@ class Report:
     - `verified`: a `Verification`; `None` if there was none.
     - `assumptions`: sentences about what the engine does otherwise than the module, or takes for granted.
     - `needs`: claims about sizes that every call is checked for, beyond the ranges of the inputs.
+    - `without_cuda_graphs`: why calls run without CUDA graphs though `cuda_graph` asks for them; `None` if they do not,
+      or before the engine was used.
 
     It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
 
@@ -71,10 +73,13 @@ class Report:
     verified: Verification | None = None
     assumptions: list[str] = dataclasses.field(default_factory=list)
     needs: list[str] = dataclasses.field(default_factory=list)
+    without_cuda_graphs: str | None = None
 
     def __str__(self) -> str:
         lines = ["not verified" if self.verified is None else str(self.verified)]
         lines += [f"assumes: {text}" for text in self.assumptions] + [f"needs: {text}" for text in self.needs]
+        if self.without_cuda_graphs:
+            lines.append(f"runs without CUDA graphs: {self.without_cuda_graphs}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -87,4 +92,5 @@ class Report:
         verified = data.get("verified")
         if verified is not None:
             verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
-        return cls(verified, list(data.get("assumptions", ())), list(data.get("needs", ())))
+        assumptions, needs = (list(data.get(name, ())) for name in ("assumptions", "needs"))
+        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"))

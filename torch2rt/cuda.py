@@ -7,7 +7,7 @@ import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,13 @@ def driver_version() -> str:
     return str(ask() or "")
 
 
+NO_CONTEXT = 201  # of CUDA's errors: see `enter_context`
+
+
+class CaptureError(EngineError):
+    """CUDA could not record work in a graph."""
+
+
 # The driver -----------------------------------------------------------------------------------------------------------
 
 
@@ -78,9 +85,6 @@ def synchronize(stream: int) -> bool:
     return True
 
 
-def copy(target: int, source: int, size: int, stream: int) -> None:
-    """Copy bytes from one address on a GPU to another, in a stream's order."""
-    _call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
 
 
 class Copy:
@@ -105,21 +109,76 @@ class Copy:
                 raise EngineError(f"CUDA cannot change a copy of a graph: error {error}.")
 
 
-def copies(graph: torch.cuda.CUDAGraph) -> dict[tuple[int, int], Copy]:
-    """The copies of an instantiated graph made with `keep_graph=True`, by target and source."""
-    library, count, context = _driver(), ctypes.c_size_t(0), ctypes.c_void_p(0)
-    raw = graph.raw_cuda_graph()
-    _call("cuCtxGetCurrent", ctypes.byref(context))
-    _call("cuGraphGetNodes", raw, None, ctypes.byref(count))
-    nodes = (ctypes.c_void_p * count.value)()
-    _call("cuGraphGetNodes", raw, nodes, ctypes.byref(count))
-    found = {}
-    for node in nodes:
-        parameters = (ctypes.c_uint64 * 25)()
-        if library.cuGraphMemcpyNodeGetParams(node, parameters) == 0:  # else it is no copy
-            ends = parameters[Copy.TARGET], parameters[Copy.SOURCE]
-            found[ends] = Copy(graph.raw_cuda_graph_exec(), node, parameters, context.value)
-    return found
+class CapturedGraph:
+    """What one thread enqueues on one stream within `with`, recorded instead of done, to be replayed as one piece.
+
+    The stream is one of `make_stream(blocking=False)`, which nobody else uses meanwhile. CUDA's own stream capture
+    records it, in the mode that concerns this thread alone. `torch.cuda.CUDAGraph` would tell torch's default generator
+    and its allocator too: other threads could then draw no random numbers until the capture has ended. Torch does not
+    hear of this capture, so the memory that the work uses is allocated before, and belongs to whoever keeps the graph.
+
+    CUDA lets no thread wait for the whole device during a capture. So the calls that it consists of do not let go of
+    Python's lock, for another thread may take it for milliseconds: a capture is to take as long as its own calls do.
+
+    Raises `CaptureError` at the end of the block if CUDA could not record the work.
+    """
+
+    THREAD_LOCAL, FREE_ON_LAUNCH = 1, 1  # of CUstreamCaptureMode, of CUgraphInstantiate_flags
+
+    def __init__(self, stream: int) -> None:
+        self.stream = stream
+        self.graph, self.executable = ctypes.c_void_p(0), ctypes.c_void_p(0)
+
+    def __enter__(self) -> CapturedGraph:
+        if error := _driver(alone=True).cuStreamBeginCapture_v2(self.stream, self.THREAD_LOCAL):
+            raise CaptureError(f"CUDA cannot begin to capture a graph: error {error}")
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        error = _driver(alone=True).cuStreamEndCapture(self.stream, ctypes.byref(self.graph))
+        if error == 0 and kind is None:
+            error = _driver().cuGraphInstantiateWithFlags(
+                ctypes.byref(self.executable), self.graph, self.FREE_ON_LAUNCH
+            )
+        if error and kind is None:
+            raise CaptureError(f"CUDA cannot capture a graph: error {error}")
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Copy bytes from one address on the GPU to another, as part of the work."""
+        if error := _driver(alone=True).cuMemcpyDtoDAsync_v2(target, source, size, self.stream):
+            raise CaptureError(f"CUDA cannot capture a copy: error {error}")
+
+    def replay_on(self, stream: int) -> Callable[[], int]:
+        """A function that enqueues the work on a stream, and gives CUDA's error, 0 for none."""
+        return functools.partial(_driver().cuGraphLaunch, self.executable, ctypes.c_void_p(stream))
+
+    def copies(self) -> dict[tuple[int, int], Copy]:
+        """The copies among the work, by target and source."""
+        library, count, context = _driver(), ctypes.c_size_t(0), ctypes.c_void_p(0)
+        _call("cuCtxGetCurrent", ctypes.byref(context))
+        _call("cuGraphGetNodes", self.graph, None, ctypes.byref(count))
+        nodes = (ctypes.c_void_p * count.value)()
+        _call("cuGraphGetNodes", self.graph, nodes, ctypes.byref(count))
+        found = {}
+        for node in nodes:
+            parameters = (ctypes.c_uint64 * 25)()
+            if library.cuGraphMemcpyNodeGetParams(node, parameters) == 0:  # else it is no copy
+                ends = parameters[Copy.TARGET], parameters[Copy.SOURCE]
+                found[ends] = Copy(self.executable.value or 0, node, parameters, context.value)
+        return found
+
+    def __del__(self) -> None:
+        try:  # noqa: SIM105  (at the end of the process, this file's names may be gone)
+            self._destroy()
+        except Exception:
+            pass  # CUDA is closing down, and takes everything along
+
+    def _destroy(self) -> None:
+        with beside_captures():
+            if self.executable:
+                _driver().cuGraphExecDestroy(self.executable)  # if it is running, it is done first
+            if self.graph:
+                _driver().cuGraphDestroy(self.graph)
 
 
 @contextlib.contextmanager
@@ -131,6 +190,25 @@ def beside_captures() -> Iterator[None]:
         yield
     finally:
         _call("cuThreadExchangeStreamCaptureMode", ctypes.byref(mode))
+
+
+def enter_context(index: int) -> None:
+    """Give this thread the context of its current GPU, if it has none.
+
+    A thread gets it with its first call of CUDA's runtime; without it the driver refuses most calls of this file.
+    """
+    context = ctypes.c_void_p(0)
+    _call("cuCtxGetCurrent", ctypes.byref(context))
+    if not context:
+        _call("cuCtxSetCurrent", _primary_context(index))
+
+
+@functools.cache
+def _primary_context(index: int) -> int:
+    device, context = ctypes.c_int(0), ctypes.c_void_p(0)
+    _call("cuDeviceGet", ctypes.byref(device), index)
+    _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    return context.value or 0
 
 
 def is_torchs(stream: int, index: int) -> bool:
@@ -148,12 +226,16 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 @functools.cache
-def _driver() -> Any:
-    library = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+def _driver(alone: bool = False) -> Any:
+    """CUDA's driver; other threads of Python run during its calls, unless they are to be made `alone`."""
+    library = (ctypes.PyDLL if alone else ctypes.CDLL)("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     pointer = ctypes.c_void_p
     for name, arguments in {
         "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, pointer],
         "cuStreamDestroy_v2": [pointer], "cuStreamSynchronize": [pointer], "cuStreamIsCapturing": [pointer, pointer],
+        "cuStreamBeginCapture_v2": [pointer, ctypes.c_int], "cuStreamEndCapture": [pointer] * 2,
+        "cuGraphInstantiateWithFlags": [pointer, pointer, ctypes.c_ulonglong], "cuGraphLaunch": [pointer] * 2,
+        "cuGraphExecDestroy": [pointer], "cuGraphDestroy": [pointer], "cuCtxSetCurrent": [pointer],
         "cuGraphGetNodes": [pointer] * 3, "cuGraphMemcpyNodeGetParams": [pointer] * 2,
         "cuGraphExecMemcpyNodeSetParams": [pointer] * 4,
     }.items():  # fmt: skip

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torch2rt import cuda
 from torch2rt.backend import LOG, create_execution_context
-from torch2rt.cuda import Copy, contiguous_strides, copies, copy, empty, is_capturing
+from torch2rt.cuda import CapturedGraph, CaptureError, Copy, contiguous_strides, empty, is_capturing
 from torch2rt.errors import EngineError, InputError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ NOT_WARM = (
     "CUDA graph capture needs a context that has run with these shapes on this stream: call the module once on it, as "
     "the warm-up for a capture does, before each capture"
 )
+UNCAPTURABLE = "TensorRT cannot run this engine in a CUDA graph"
 NOWHERE = 1 << 32  # no GPU's memory begins below; a tensor whose storage was freed seems to be at its offset
 Result = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]  # name, shape, strides, dtype
 
@@ -49,8 +51,13 @@ class Execution:
         self.scratch, self.scratch_address = 0, -1
         self.warm = False
 
-    def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int) -> list[torch.Tensor]:
-        """Enqueue one call on a stream; the outputs belong to torch's current one."""
+    def run(
+        self, runtime: Runtime, tensors: Sequence[torch.Tensor], stream: int, kept: list[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:  # fmt: skip
+        """Enqueue one call on a stream; the outputs belong to torch's current one, as does the scratch memory.
+
+        The latter is torch's to give away again, unless `kept` takes it.
+        """
         held: Any = None  # inputs that were copied, until the engine is enqueued
         try:
             if not self.warm or self.shapes != [tensor.shape for tensor in tensors]:
@@ -85,6 +92,13 @@ class Execution:
             if (address := scratch.data_ptr()) != self.scratch_address:
                 self.context.set_device_memory(address, self.scratch)
                 self.scratch_address = address
+            if kept is not None:
+                kept.append(scratch)
+        self.enqueue(runtime, stream)
+        return outputs
+
+    def enqueue(self, runtime: Runtime, stream: int) -> None:
+        """Do the last call again, on the same memory."""
         gate = runtime.gate
         if self.warm:
             try:
@@ -98,7 +112,10 @@ class Execution:
         if not done:
             raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
         self.warm = True
-        return outputs
+
+    def can_be_captured(self, stream: int) -> bool:
+        """Whether calls may be part of a CUDA graph, as far as TensorRT says; only that for RTX does."""
+        return bool(getattr(self.context, "is_stream_capturable", lambda _: True)(stream))
 
     def fit(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> None:
         """Prepare for other shapes than those of the last call."""
@@ -135,6 +152,9 @@ class Graph:
     they change each time: the next ones are made ready, and the copies told, while the GPU works on the call before.
     Where not, torch gives the same memory again.
 
+    All of its memory is torch's and of the caller's stream, on which it is replayed. So torch gives it to others in
+    their turn when the graph is gone.
+
     `lock` is to be held from looking at `gone` until the replay is enqueued. Of a graph that is gone, the memory may be
     another's.
     """
@@ -142,38 +162,45 @@ class Graph:
     def __init__(
         self, runtime: Runtime, execution: Execution, tensors: Sequence[torch.Tensor], borrow: bool, own: bool
     ) -> None:  # fmt: skip
-        self.lock, self.gone = threading.Lock(), False
-        stream = torch.cuda.ExternalStream(runtime.capture_stream, runtime.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream), torch.inference_mode(False):
+        self.lock, self.gone, self.execution = threading.Lock(), False, execution
+        self.scratch: list[torch.Tensor] = []
+        callers, stream = torch.cuda.current_stream(), torch.cuda.ExternalStream(runtime.capture_stream, runtime.device)
+        with torch.inference_mode(False):
             usable = [runtime.usable(place, tensor) for place, tensor in enumerate(tensors)]
             self.own = own or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
             self.inputs = [x.clone() for x in usable] if self.own else [x.detach() for x in tensors]
-            self.execution = execution
-            self.outputs = execution.run(runtime, self.inputs, stream.cuda_stream)
-            if not getattr(execution.context, "is_stream_capturable", lambda _: True)(stream.cuda_stream):
-                raise EngineError("TensorRT cannot run this engine in a CUDA graph: call it with cuda_graph = False.")
-            fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
-            stream.synchronize()
-            self.graph = torch.cuda.CUDAGraph(keep_graph=True)
-            self.graph.capture_begin(capture_error_mode="thread_local")
+            stream.wait_stream(callers)
             try:
-                into = _copied(self.inputs, usable, stream) if self.own else []
-                self.outputs = execution.run(runtime, self.inputs, stream.cuda_stream)
-                out = _copied(fresh, self.outputs, stream)
+                self.outputs = execution.run(runtime, self.inputs, runtime.capture_stream, self.scratch)
             finally:
-                self.graph.capture_end()
-            self.graph.instantiate()
-            found = copies(self.graph)
-        self.replay = self.graph.replay
-        self.sources = [_found(found, ends, x) for x, ends in zip(self.inputs, into)]
+                cuda.synchronize(runtime.capture_stream)  # the memory is of the caller's stream, which does not wait
+            fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
+        self.graph = self._capture(runtime, usable, fresh)
+        found = self.graph.copies()
+        self.replay = self.graph.replay_on(callers.cuda_stream)
+        self.sources = [_found(found, x, y) if self.own else None for x, y in zip(self.inputs, usable)]
         self.addresses = [x.data_ptr() for x in self.inputs]
         self.results = [
-            (tuple(x.shape), x.stride(), x.dtype, _found(found, ends, x)) for x, ends in zip(self.outputs, out)
+            (tuple(x.shape), x.stride(), x.dtype, _found(found, x, y)) for x, y in zip(fresh, self.outputs)
         ]
         self.ready: list[torch.Tensor] | None = None
         self.last: Any = lambda: None  # a weak reference to an output of the last call
-        torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(
+        self, runtime: Runtime, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
+    ) -> CapturedGraph:  # fmt: skip
+        """The last call of the execution context, from copying the given inputs to copying the results."""
+        if not self.execution.can_be_captured(runtime.capture_stream):
+            raise CaptureError(UNCAPTURABLE)
+        try:
+            with LOG.capture(), CapturedGraph(runtime.capture_stream) as graph:
+                if self.own:
+                    _copy(graph, self.inputs, given)
+                self.execution.enqueue(runtime, runtime.capture_stream)
+                _copy(graph, results, self.outputs)
+            return graph
+        except EngineError as error:
+            raise CaptureError(str(error).rstrip(".")) from error
 
     def run(self, runtime: Runtime, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
         """Replay it on torch's current stream; `None` if the tensors are not those it was captured on and must be."""
@@ -196,7 +223,8 @@ class Graph:
         outputs, self.ready = self.ready, None
         if outputs is None or outputs[0].is_inference() != torch.is_inference_mode_enabled():
             outputs = self.fresh()
-        self.replay()
+        if error := self.replay():
+            self.replay_in_a_new_thread(runtime, error)
         if not outputs:
             return self.outputs
         if self.last() is not None:
@@ -206,6 +234,14 @@ class Graph:
                 pass  # out of memory, say: the next call tries again, and raises it
         self.last = weakref.ref(outputs[0])
         return outputs
+
+    def replay_in_a_new_thread(self, runtime: Runtime, error: int) -> None:
+        """Replay where CUDA gave this error, which a thread's first call gets; raises `EngineError` for others."""
+        if error == cuda.NO_CONTEXT:
+            cuda.enter_context(runtime.index)
+            error = self.replay()
+        if error:
+            raise EngineError(f"CUDA cannot replay a graph: error {error}.")
 
     def fresh(self) -> list[torch.Tensor]:
         """New outputs, to which the next replay copies; none if they are borrowed."""
@@ -218,18 +254,16 @@ class Graph:
         return outputs
 
 
-def _copied(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor], stream: Any) -> list[tuple[int, int]]:
-    """Copy tensors in a stream's order; the addresses of each copy."""
-    ends = []
+def _copy(graph: CapturedGraph, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy tensors, as part of a graph's work."""
     for target, source in zip(targets, sources):
-        ends.append((target.data_ptr(), source.data_ptr()))
         if target.nbytes:
-            copy(*ends[-1], target.nbytes, stream.cuda_stream)
-    return ends
+            graph.copy(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
-def _found(found: dict[tuple[int, int], Copy], ends: tuple[int, int], tensor: torch.Tensor) -> Copy | None:
-    """The copy between these addresses, which a tensor with elements must have."""
-    if tensor.nbytes and ends not in found:
-        raise EngineError("CUDA has captured a copy in a way that cannot be changed: call it with cuda_graph = False.")
+def _found(found: dict[tuple[int, int], Copy], target: torch.Tensor, source: torch.Tensor) -> Copy | None:
+    """The copy from one tensor to another, which those with elements must have."""
+    ends = target.data_ptr(), source.data_ptr()
+    if target.nbytes and ends not in found:
+        raise CaptureError("CUDA has captured a copy in a way that cannot be changed")
     return found.get(ends)

@@ -76,7 +76,7 @@ class TRTModule(_Converted):
         self.interface = interface
         self._network = network
         self._made_by = dict(made_by or {"flavour": FLAVOUR, "version": VERSION})
-        self.report = report or _unverified(interface, network)
+        self._report = report or _unverified(interface, network)
         self.cuda_graph = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -92,7 +92,12 @@ class TRTModule(_Converted):
         It may be called from any number of threads and streams at once. With `cuda_graph` set, the call is captured
         once for each stream and shapes, and replayed; with `borrow_outputs` too, the outputs of a replay are the
         graph's own, overwritten by the next call on the same stream with the same shapes. A `torch.cuda.ExternalStream`
-        may be gone before its graphs, so calls on one are not captured.
+        may be gone before its graphs, so calls on one are not captured. Some engines cannot be captured, such as those
+        of recurrent layers over a dynamic length. Their calls run plainly, and `print(model_trt)` and
+        `cuda_graph_refused` say why.
+
+        A capture is CUDA's own and leaves torch's state alone, so that other threads may draw random numbers and
+        allocate meanwhile. But CUDA lets no thread wait for the whole device (`torch.cuda.synchronize()`) then.
 
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
@@ -159,6 +164,18 @@ class TRTModule(_Converted):
     def made_by(self) -> dict[str, str]:
         """TensorRT's flavour and version, and what the engine was built for."""
         return dict(self._made_by)
+
+    @property
+    def cuda_graph_refused(self) -> str | None:
+        """Why calls run plainly although `cuda_graph` is set; `None` if they do not, or before the first of them."""
+        reasons = [runtime.uncapturable for runtime in list(self._runtimes.values())] if self.cuda_graph else []
+        return next(filter(None, reasons), None)
+
+    @property
+    def report(self) -> Report:
+        """What was verified, what was assumed, and what calls need."""
+        self._report.without_cuda_graphs = self.cuda_graph_refused
+        return self._report
 
     @property
     def engine(self) -> Any:
@@ -236,7 +253,7 @@ class TRTModule(_Converted):
                 f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
             )
         with self._lock:
-            self.engine_bytes, self.interface, self._made_by, self.report = engine, interface, made_by, report
+            self.engine_bytes, self.interface, self._made_by, self._report = engine, interface, made_by, report
             self._network, self._runtimes = None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
@@ -306,7 +323,8 @@ class TRTModule(_Converted):
             f"; needs {text}" for _, text in self.interface.constraints if text.count(".shape[") == 1  # or it is long
         )
         size = f"{len(self.engine_bytes or b'') / 2**20:.1f} MiB"
-        return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {size}"
+        plain = f"; without CUDA graphs: {self.cuda_graph_refused}" if self.cuda_graph_refused else ""
+        return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {size}{plain}"
 
 
 class ReferenceModule(_Converted):

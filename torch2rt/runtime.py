@@ -23,12 +23,13 @@ from torch2rt import cuda
 from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, distrust, trt
 from torch2rt.cuda import current_device, current_stream, is_capturing, on_device
 from torch2rt.errors import EngineError, InputError
-from torch2rt.execution import ALIGNMENT, NOT_WARM, Execution, Graph, is_dense
+from torch2rt.execution import ALIGNMENT, NOT_WARM, UNCAPTURABLE, Execution, Graph, is_dense
 from torch2rt.gate import Gate
 from torch2rt.interface import Interface
 from torch2rt.kernels import KernelCache
 
 BUSY = "Other inputs need another CUDA graph, but a stream is being captured with which the current one is ordered."
+TRIES = 3  # of captures, before an engine is taken for one that cannot be captured
 GRAPHS = 16  # CUDA graphs that a runtime keeps, over all streams and shapes
 
 
@@ -64,6 +65,8 @@ class Runtime:
         self.travellers = Travellers()
         self.taken: list[Execution] = []  # by CUDA graphs that callers have captured
         self.graphs: collections.OrderedDict[Any, Graph] = collections.OrderedDict()
+        self.uncapturable: str | None = None  # why calls cannot be captured in graphs, if they cannot
+        self.failures = 0  # captures that have failed
         with on_device(self.index), cuda.beside_captures():
             with LOG.capture() as log:
                 self.runtime = trt.Runtime(LOG)
@@ -87,6 +90,8 @@ class Runtime:
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in interface.outputs]
         with on_device(self.index), cuda.beside_captures():
             self.fresh.append(Execution(self))
+        if not self.fresh[0].can_be_captured(self.capture_stream):
+            self.uncapturable = UNCAPTURABLE
         self.kernels.save()
 
     @functools.cached_property
@@ -113,16 +118,21 @@ class Runtime:
         idle = self.idle.get(stream)
         if idle is None:
             idle = self.idle.setdefault(stream, [] if cuda.is_torchs(stream, self.index) else self.travellers)
-        if graph and idle is not self.travellers and not is_capturing():
-            return self.replay(tensors, stream, idle, borrow)
+        capturing = stream and is_capturing()
+        if graph and not (capturing or self.uncapturable or idle is self.travellers):
+            outputs = self.replay(tensors, stream, idle, borrow)
+            if outputs is not None:
+                return outputs
         execution = self.take(idle)
         try:
+            if capturing and self.uncapturable:
+                raise EngineError(f"{self.uncapturable}: call the module outside of the capture.")
             outputs = execution.run(self, tensors, stream or self.stream)
         except BaseException:
             execution.shapes = None  # whatever it was told last is told again
             idle.append(execution)
             raise
-        if stream and is_capturing():
+        if capturing:
             self.taken.append(execution)  # the graph works with its state from now on
         else:
             idle.append(execution)
@@ -140,8 +150,11 @@ class Runtime:
 
     def replay(
         self, tensors: Sequence[torch.Tensor], stream: int, idle: list[Execution] | Travellers, borrow: bool
-    ) -> list[torch.Tensor]:  # fmt: skip
-        """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures."""
+    ) -> list[torch.Tensor] | None:  # fmt: skip
+        """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures.
+
+        `None` if it could not be captured, so that this call is to be made without a graph.
+        """
         outputs = None
         try:
             key = (stream, borrow, *[tensor.shape for tensor in tensors])
@@ -149,8 +162,8 @@ class Runtime:
                 if (graph := self.graphs.get(key)) is not None:
                     with graph.lock:
                         outputs = None if graph.gone else graph.run(self, tensors)
-                if outputs is None:
-                    self.capture(key, tensors, idle, graph)
+                if outputs is None and not self.capture(key, tensors, idle, graph):
+                    return None
         except (AttributeError, RuntimeError):
             self.check(tensors)  # some are not what they should be, or not tensors at all
             raise
@@ -162,25 +175,38 @@ class Runtime:
 
     def capture(
         self, key: Any, tensors: Sequence[torch.Tensor], idle: list[Execution] | Travellers, before: Graph | None
-    ) -> None:  # fmt: skip
-        """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good."""
+    ) -> bool:  # fmt: skip
+        """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good.
+
+        `False` if that fails. It may do so now and then: CUDA breaks a capture off if another thread waits for the
+        whole device meanwhile. After `TRIES` times no more is tried, for it breaks that thread's wait off, too.
+        """
         with self.lock:
+            if self.uncapturable:
+                return False
             if self.graphs.get(key) is not before:
-                return  # another thread has done so
+                return True  # another thread has done so
             self.check(tensors)
+            cuda.enter_context(self.index)
             if before is not None and not self.forget(key):
                 raise EngineError(BUSY)
             execution = self.take(idle) if before is None else before.execution
             try:
                 with cuda.beside_captures():
                     graph = Graph(self, execution, tensors, borrow=key[1], own=before is not None)
-            except BaseException:
+            except BaseException as error:
                 execution.shapes = None  # whatever it was told last is told again
                 idle.append(execution)
-                raise
+                if not isinstance(error, cuda.CaptureError):
+                    raise
+                self.failures += 1
+                if self.failures == TRIES:
+                    self.uncapturable = str(error)
+                return False
             self.graphs[key] = graph
             for oldest in list(self.graphs)[: -GRAPHS]:
                 self.forget(oldest)
+            return True
 
     def forget(self, key: Any) -> bool:
         """Let go of a graph, which may be running; `False` if its stream cannot be waited for now."""
@@ -229,6 +255,7 @@ class Runtime:
             return
         own = [self.stream, self.capture_stream]
         with on_device(self.index), cuda.beside_captures():
+            cuda.enter_context(self.index)
             streams = own + [stream for stream, idle in self.idle.items() if idle is not self.travellers]
             done = [cuda.synchronize(stream) for stream in streams]
             self.travellers.wait()

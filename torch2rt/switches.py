@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -34,6 +35,49 @@ class Shared:
 
 # Let `torch.compile` run what it is given as it is: it cannot compile fake tensors, and we trace that code.
 without_compiler = Shared(lambda: torch.compiler.set_stance("force_eager"))
+
+
+class _Thread(threading.local):
+    traces = 0  # under way in this thread
+
+
+_THREAD = _Thread()
+
+
+@contextmanager
+def _originals() -> Iterator[None]:
+    compiled = torch.jit.ScriptFunction.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        original = getattr(self, "_torchdynamo_inline", None)  # for torch.compile, which needs it as we do
+        if not _THREAD.traces or original is None or getattr(self, "__name__", "") != "ScriptFunction":
+            return compiled(self, *args, **kwargs)  # what `torch.jit.trace` made is not what the original is
+        floats = {a.name for a in self.schema.arguments if str(a.type) == "float"}  # TorchScript makes ints floats here
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        return original(**{k: torch.sym_float(v) if k in floats else v for k, v in given.items()})
+
+    torch.jit.ScriptFunction.__call__ = call
+    try:
+        yield
+    finally:
+        torch.jit.ScriptFunction.__call__ = compiled
+
+
+_originals_of_scripts = Shared(_originals)
+
+
+@contextmanager
+def without_scripts() -> Iterator[None]:
+    """Let functions of `torch.jit.script` run as the Python they were made from, in this thread.
+
+    TorchScript knows no symbolic sizes: it would take a dynamic size for the number that stands for it.
+    """
+    with _originals_of_scripts:
+        _THREAD.traces += 1
+        try:
+            yield
+        finally:
+            _THREAD.traces -= 1
 
 
 @contextmanager

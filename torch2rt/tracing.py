@@ -26,7 +26,7 @@ from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
-from torch2rt.switches import without_collections, without_compiler, without_log
+from torch2rt.switches import without_collections, without_compiler, without_log, without_scripts
 from torch2rt.symbolic import expression, is_symbolic, to_json
 from torch2rt.tracer import Tracer, UnseenTensorError
 from torch2rt.transformer import masks_as_values
@@ -159,7 +159,7 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler, without_collections())
+            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections())
             masks = masks_as_values(tracer.is_traced)
             for context in (*switches, masks, enable_python_dispatcher(), strays, tracer):
                 stack.enter_context(context)

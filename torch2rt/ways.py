@@ -79,6 +79,9 @@ def cuda_graph(run: Any, inputs: Sequence[torch.Tensor]) -> Iterator[Call]:
     """torch2rt's own CUDA graphs; each output is a fresh tensor."""
     run.cuda_graph = True
     try:
+        run(*inputs)
+        if run.cuda_graph_refused:
+            raise RuntimeError(run.cuda_graph_refused)
         yield lambda: run(*inputs)
     finally:
         run.cuda_graph = False
