@@ -34,6 +34,7 @@ def build(
     progress: bool | None = None,
     log_level: Any = None,
     configure: Callable[[Any], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> bytes:
     """Build the serialized engine of a network from `torch2rt.lower`.
 
@@ -48,6 +49,8 @@ def build(
     - `progress`: show a progress bar; by default where stderr is a terminal.
     - `log_level`: a `trt.Logger.Severity`, from which on TensorRT's messages are printed; its errors by default.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+    - `meanwhile`: called while TensorRT works in a thread of its own; it must not use the network. What it raises ends
+      the build.
 
     Ctrl-C raises `KeyboardInterrupt` within a second. TensorRT may then go on for a while in a thread: it stops at its
     next step, and another build of this network waits for that.
@@ -90,7 +93,7 @@ def build(
     timings = None if IS_RTX else TimingCache(config)
     if configure is not None:
         configure(config)
-    plan, log = _serialize(network, config, progress, log_level)
+    plan, log = _serialize(network, config, progress, log_level, meanwhile)
     if plan is None:
         said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
@@ -193,7 +196,9 @@ def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
         raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
 
 
-def _serialize(network: Network, config: Any, progress: bool | None, log_level: Any) -> tuple[Any, list[str]]:
+def _serialize(
+    network: Network, config: Any, progress: bool | None, log_level: Any, meanwhile: Callable[[], None]
+) -> tuple[Any, list[str]]:  # fmt: skip
     """The plan that TensorRT builds, or `None`, and its errors. Ctrl-C ends it."""
     monitor = None
     if hasattr(trt, "IProgressMonitor") and config.progress_monitor is None:  # `configure` may have set its own
@@ -205,7 +210,7 @@ def _serialize(network: Network, config: Any, progress: bool | None, log_level: 
             return network.builder.build_serialized_network(network.definition, config), log
 
     try:
-        return interruptible(run, monitor.cancel if monitor is not None else lambda: None)
+        return interruptible(run, monitor.cancel if monitor is not None else lambda: None, meanwhile)
     finally:
         if monitor is not None:
             monitor.close()
