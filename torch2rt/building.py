@@ -36,6 +36,7 @@ def build(
     progress: bool | None = None,
     log_level: Any = None,
     configure: Callable[[Any], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> bytes:
     """Build the serialized engine of a network from `torch2rt.lower`.
 
@@ -52,6 +53,8 @@ def build(
     - `log_level`: a `trt.Logger.Severity` or its name, such as `"verbose"`, from which on TensorRT's messages are given
       out; its errors by default. They go to Python's logger `torch2rt`, or to stderr where logging has no handlers.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+    - `meanwhile`: called while TensorRT works in a thread of its own; it must not use the network. What it raises ends
+      the build.
 
     Ctrl-C raises `KeyboardInterrupt` within a second. TensorRT may then go on for a while in a thread: it stops at its
     next step, and another build of this network waits for that.
@@ -91,7 +94,7 @@ def build(
     timings = None if IS_RTX else TimingCache(config)
     if configure is not None:
         configure(config)
-    plan, log = _serialize(network, config, progress, log_level)
+    plan, log = _serialize(network, config, progress, log_level, meanwhile)
     if plan is None:
         said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
@@ -194,7 +197,9 @@ def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
         raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
 
 
-def _serialize(network: Network, config: Any, progress: bool | None, log_level: Any) -> tuple[Any, list[str]]:
+def _serialize(
+    network: Network, config: Any, progress: bool | None, log_level: Any, meanwhile: Callable[[], None]
+) -> tuple[Any, list[str]]:  # fmt: skip
     """The plan that TensorRT builds, or `None`, and its errors. Ctrl-C ends it."""
     monitor = None
     if hasattr(trt, "IProgressMonitor") and config.progress_monitor is None:  # `configure` may have set its own
@@ -206,7 +211,7 @@ def _serialize(network: Network, config: Any, progress: bool | None, log_level: 
             return network.builder.build_serialized_network(network.definition, config), log
 
     try:
-        return interruptible(run, monitor.cancel if monitor is not None else lambda: None)
+        return interruptible(run, monitor.cancel if monitor is not None else lambda: None, meanwhile)
     finally:
         if monitor is not None:
             monitor.close()

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the model cannot be converted or does not compute what it 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -183,6 +184,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
     from torch2rt import TRTModule, build, lower, trace
     from torch2rt.symbolic import is_symbolic
+    from torch2rt.verification import Verifying
 
     shapes = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     progress = False if arguments.quiet else None
@@ -200,26 +202,23 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     show.row("trace", f"{len(nodes)} calls", f"{seconds:.2f} s")
     network, seconds = timed(lambda: lower(graph))
     show.row("lower", f"{network.num_layers} layers", f"{seconds:.2f} s")
-    engine, seconds = timed(lambda: build(network, progress=progress))
+    again = functools.partial(build, progress=False)
+    verifying = Verifying(module, graph, network, inputs, arguments.verify, build=again)
+    engine, seconds = timed(lambda: build(network, progress=progress, meanwhile=verifying.while_building))
     show.row("build", f"{len(engine) / 2**20:.1f} MiB engine", f"{seconds:.2f} s")
     model_trt = TRTModule(engine, network.interface, network)
+    verifying.finish(model_trt)
     if arguments.verify:
-        _verify(model_trt, module, graph, network, inputs, arguments.verify, show)
+        _show(model_trt.report, show)
     return model_trt
 
 
-def _verify(model_trt: Any, *arguments: Any) -> None:
-    from torch2rt import build
-    from torch2rt.verification import verify_into
-
-    module, graph, network, inputs, mode, show = arguments
-    report = model_trt.report
-    again = lambda network: build(network, progress=False)  # noqa: E731
-    _, seconds = timed(lambda: verify_into(report, module, graph, network, model_trt, inputs, mode, build=again))
+def _show(report: Any, show: Table) -> None:
+    """The rows of a verification."""
     if report.verified is None:
         show.row("verify", report.assumptions[-1])
         return
-    show.row("verify", report.verified.by, f"{seconds:.2f} s")
+    show.row("verify", report.verified.by, f"{report.verified.seconds:.2f} s")
     shapes = None
     for difference in report.verified.differences:
         if difference.shapes != shapes:

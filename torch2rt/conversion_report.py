@@ -34,17 +34,19 @@ class Verification:
 
     - `mode`: `"example"` (the example inputs) or `"range"` (also other sizes and values).
     - `by`: what was compared with the module: the engine on a GPU, or the reference, which evaluates the network.
+    - `seconds`: how long it took.
     - `differences`: one for each output and call.
     - `notes`: what limits its meaning, in sentences.
     """
 
     mode: str
     by: str
+    seconds: float = 0.0
     differences: list[Difference] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        lines, shapes = [f"verified ({self.mode}) by {self.by}"], None
+        lines, shapes = [f"verified ({self.mode}) by {self.by}, in {self.seconds:.2f} s"], None
         for difference in self.differences:
             if difference.shapes != shapes:
                 shapes = difference.shapes

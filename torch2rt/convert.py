@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from torch2rt import verification
 from torch2rt.backend import FLAVOUR, VERSION
 from torch2rt.building import build, target
 from torch2rt.lowering import lower
 from torch2rt.module import TRTModule
 from torch2rt.tracing import as_arguments, trace
+from torch2rt.verification import Verifying, check_mode
 
 
 def torch2rt(
@@ -66,7 +66,7 @@ def torch2rt(
     >>> model_trt.reference()(torch.randn(7, 3)).shape
     torch.Size([7, 5])
     """
-    verification.check_mode(verify)
+    check_mode(verify)
     graph = trace(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
         opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,
@@ -76,15 +76,14 @@ def torch2rt(
         build, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
         optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,
     )  # fmt: skip
-    engine = as_asked(network, progress=progress)
+    tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
+    verifying = Verifying(
+        module, graph, network, tensors, verify, tf32=tf32, build=functools.partial(as_asked, progress=False)
+    )
+    engine = as_asked(network, progress=progress, meanwhile=verifying.while_building)
     made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
     model_trt = TRTModule(engine, network.interface, network, made_by)
-    if verify:
-        tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
-        verification.verify_into(
-            model_trt.report, module, graph, network, model_trt, tensors, verify, tf32=tf32,
-            build=functools.partial(as_asked, progress=False),
-        )  # fmt: skip
+    verifying.finish(model_trt)
     if not keep_network:
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph

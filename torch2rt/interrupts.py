@@ -22,12 +22,16 @@ _abandoned: list[threading.Event] = []  # set when the call ends
 _exit_codes: list[int] = []  # the one that Python is to end with at once, if any
 
 
-def interruptible(call: Callable[[], Result], cancel: Callable[[], None]) -> Result:
+def interruptible(
+    call: Callable[[], Result], cancel: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
+) -> Result:  # fmt: skip
     """The result of a call, or the exception that a signal raises in the meantime: `KeyboardInterrupt` for Ctrl-C.
 
     `cancel` asks the call to end. One that does not end soon is left behind: it goes on in its thread until it ends.
+    `meanwhile` runs in the caller's thread while the call does; what it raises ends the call, too.
     """
     if threading.current_thread() is not threading.main_thread():  # no signal is handled here
+        meanwhile()
         return call()
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -43,6 +47,7 @@ def interruptible(call: Callable[[], Result], cancel: Callable[[], None]) -> Res
 
     try:
         threading.Thread(target=run, name="torch2rt", daemon=True).start()
+        meanwhile()
         while not ended.wait(0.1):  # on Windows, a wait without a limit cannot be interrupted
             pass
     except BaseException:

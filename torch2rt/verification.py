@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch2rt.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.building import rounds_to_tf32
 from torch2rt.comparison import MULTIPLE, Comparison, is_near
-from torch2rt.conversion_report import Difference, Report, Verification
+from torch2rt.conversion_report import Difference, Verification
 from torch2rt.disturbance import Disturbed, WideProducts
 from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface, Shape
@@ -57,31 +59,48 @@ def verify(
     Where the engine runs on this machine's GPU, it is compared, else the reference. Example inputs whose sizes are not
     served are cut or repeated to sizes that are. So are large ones for the reference, where smaller sizes are served.
     """
-    verifier = _Verifier(module, graph, network, model_trt, tf32, build)
-    result = Verification("range" if mode == "range" else "example", verifier.by, notes=verifier.notes)
-    calls = verifier.first_calls(tensors)
-    while True:
-        try:
-            result.differences += verifier.check(calls.pop(0))
-            break
-        except Unverifiable as error:
-            if not calls:
-                raise
-            verifier.notes.append(str(error))
-    for call in verifier.calls_in_range(tensors) if mode == "range" else ():
-        try:
-            result.differences += verifier.check(call)
-        except Unverifiable as error:
-            verifier.notes.append(str(error))
-    return result
+    return _Verifier(module, graph, network, model_trt, tf32, build).verify(tensors, mode)
 
 
-def verify_into(report: Report, *args: Any, **kwargs: Any) -> None:
-    """`verify`, and put into a report what was found, or why nothing could be compared."""
-    try:
-        report.verified = verify(*args, **kwargs)
-    except Unverifiable as error:
-        report.assumptions.append(f"that it computes what the module does, which was not verified: {error}")
+class Verifying:
+    """The verification of a conversion that is under way, of the module and what `trace` and `lower` made of it.
+
+    Without a GPU, the reference is compared `while_building`, which TensorRT does with one core. `finish` compares what
+    has not been, and puts it into the report, or why nothing could be compared. Both raise `AccuracyError`.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, tensors: Tensors,
+        mode: bool | str, *, tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
+    ) -> None:  # fmt: skip
+        self.mode, self.tensors = mode, tensors
+        self.found: Verification | Unverifiable | None = None
+        self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build)
+        self.early: _Verifier | None = None
+        if mode and not torch.cuda.is_available():
+            self._keep(self._read)
+
+    def _read(self) -> None:
+        self.early = self.verifier(None)  # which reads the network, and that must not be while it is built
+
+    def while_building(self) -> None:
+        if (early := self.early) is not None:
+            self._keep(lambda: early.verify(self.tensors, self.mode))
+
+    def finish(self, model_trt: Any) -> None:
+        if self.mode and self.found is None:
+            self._keep(lambda: self.verifier(model_trt).verify(self.tensors, self.mode))
+        if isinstance(self.found, Unverifiable):
+            text = f"that it computes what the module does, which was not verified: {self.found}"
+            model_trt.report.assumptions.append(text)
+        else:
+            model_trt.report.verified = self.found
+
+    def _keep(self, action: Callable[[], Verification | None]) -> None:
+        try:
+            self.found = action()
+        except Unverifiable as error:
+            self.found = error
 
 
 @dataclasses.dataclass
@@ -99,7 +118,7 @@ class _Call:
 class _Verifier:
     def __init__(
         self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, model_trt: Any,
-        tf32: bool | None, build: Callable[[Network], bytes] | None,
+        tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
     ) -> None:  # fmt: skip
         self.module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
         self.graph, self.network, self.model_trt, self.build = graph, network, model_trt, build
@@ -109,10 +128,30 @@ class _Verifier:
         self.tf32 = torch.cuda.is_available() and rounds_to_tf32(network.definition, tf32)
         self.run, self.by = self._engine() or self._reference()
 
+    def verify(self, tensors: Tensors, mode: bool | str) -> Verification:
+        start = time.perf_counter()
+        result = Verification("range" if mode == "range" else "example", self.by, notes=self.notes)
+        calls = self.first_calls(tensors)
+        while True:
+            try:
+                result.differences += self.check(calls.pop(0))
+                break
+            except Unverifiable as error:
+                if not calls:
+                    raise
+                self.notes.append(str(error))
+        for call in self.calls_in_range(tensors) if mode == "range" else ():
+            try:
+                result.differences += self.check(call)
+            except Unverifiable as error:
+                self.notes.append(str(error))
+        result.seconds = round(time.perf_counter() - start, 3)
+        return result
+
     # Both sides ------------------------------------------------------------------------------------------------------
 
     def _engine(self) -> tuple[Callable[[Tensors], Tensors], str] | None:
-        if not torch.cuda.is_available():
+        if self.model_trt is None or not torch.cuda.is_available():
             return None
         placeholders = (node.meta["val"].device for node in self.graph.graph.nodes if node.op == "placeholder")
         device = next((d for d in placeholders if d.type == "cuda"), torch.device("cuda"))
