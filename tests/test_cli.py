@@ -1,3 +1,4 @@
+import importlib
 import os
 import re
 import subprocess
@@ -7,8 +8,11 @@ import pytest
 import torch
 from test_verification import times, wrong
 
-from torch2rt import TRTModule, cli
+import torch2rt as package
+from torch2rt import TRTModule, backend, torch2rt
 from torch2rt.cli import main
+from torch2rt.commands import load_model
+from torch2rt.weights import load_weights
 
 MODELS = """
 import torch
@@ -167,15 +171,204 @@ def test_unparsable_commands_are_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_users_own_errors_keep_their_traceback(models):
-    with pytest.raises(KeyError, match="user's own"):
-        main(["convert", f"{models}:broken", "--input", "2x4"])
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("MODELS:broken", 1, r"calling broken fails: KeyError: \"user's own\" \(.*models_\d+.py:\d+\)\."),
+        ("unfinished:Net", 1, r"importing unfinished fails: SyntaxError: .* \(.*unfinished.py:2\)\."),
+        ("needy:Net", 1, r"importing needy fails: ModuleNotFoundError: No module named 'no_such\w+' \(.*y.py:1\)\."),
+        ("failing:Net", 1, r"importing failing fails: ZeroDivisionError: division by zero \(.*failing.py:1\)\."),
+    ],
+)
+def test_the_users_own_errors_are_a_line_each(models, tmp_path, name, code, message, capsys):
+    (tmp_path / "unfinished.py").write_text("import torch\nclass Net(\n")
+    (tmp_path / "needy.py").write_text("import no_such_thing\n")
+    (tmp_path / "failing.py").write_text("1 / 0\n")
+    command = ["convert", name.replace("MODELS", models), "--input", "2x4"]
+    assert main(command) == code
+    err = capsys.readouterr().err
+    assert re.fullmatch(rf"torch2rt: MODEL '\w+:\w+': {message}\n", err), err
+    assert main([*command, "--traceback"]) == code
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["folder", "folder/" + "x" * 300])
+def test_what_cannot_be_written_is_told_before_anything_else(models, tmp_path, output, capsys):
+    (tmp_path / "folder").mkdir()
+    assert main(["convert", "no_such_module:f", "--input", "2x4", "-o", output]) == 2
+    assert re.fullmatch(r"torch2rt: folder.*(is a folder|cannot be written: .*)\.\n", capsys.readouterr().err)
+    assert [p.name for p in tmp_path.rglob("*.partial")] == []
+
+
+def test_a_full_disk_is_a_line(models, capsys):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    assert main(["convert", f"{models}:Net", "--input", "2x4", "--quiet", "-o", "/dev/full"]) == 1
+    assert capsys.readouterr().err == "torch2rt: /dev/full cannot be written: No space left on device.\n"
+
+
+def test_the_builders_flags(models, tmp_path, capsys):
+    flags = ["--max-workspace-size", "1e9", "--optimization-level", "1", "--log-level", "warning", "--no-tf32"]
+    flags += ["--max-batch-size", "5", "--input-names", "data", "--output-names", "scores"]
+    if backend.IS_RTX:
+        flags[flags.index("--no-tf32")] = "--tf32"
+        flags += ["--compute-capabilities", "8.6,8.9"]
+    assert main(["convert", f"{models}:Net", "--input", "2x4", *flags, "-o", "net.engine"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"data +float32\[1..5, 4\]", out) and re.search(r"  scores +error", out)
+    loaded = TRTModule.from_engine("net.engine")
+    assert loaded.input_names == ["data"] and loaded.output_names == ["scores"]
+    if backend.IS_RTX:
+        assert loaded.made_by["target"] == "compute capability 8.6, 8.9"
+    for flags, message in [
+        (["--max-batch-size", "0"], "max_batch_size=0 must be at least 1"),
+        (["--optimization-level", "7"], "optimization_level=7 must be 0 to 5"),
+        (["--max-workspace-size", "1.5"], "max_workspace_size=1.5 must be a whole number"),
+    ]:
+        assert main(["convert", f"{models}:Net", "--input", "2x4", *flags]) == 2
+        assert capsys.readouterr().err == f"torch2rt: {message}.\n"
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def weights_of(models):
+    made = importlib.import_module(models).Net()
+    torch.nn.init.constant_(made.linear.weight, 0.25)
+    torch.nn.init.constant_(made.linear.bias, 7.0)
+    return made
+
+
+def save_safetensors(state, path):
+    pytest.importorskip("safetensors.torch").save_file(state, path)
+
+
+WEIGHTS = [
+    torch.save,
+    save_safetensors,
+    lambda state, path: torch.save({"epoch": 3, "state_dict": state}, path),
+    lambda state, path: torch.save({f"module.{name}": value.half() for name, value in state.items()}, path),
+]
+
+
+@pytest.mark.parametrize("save", WEIGHTS, ids=["state-dict", "safetensors", "checkpoint", "data-parallel"])
+def test_weights_come_from_a_file(models, save, monkeypatch):
+    monkeypatch.syspath_prepend(".")
+    made = weights_of(models)
+    save(made.state_dict(), "net.weights")
+    loaded = importlib.import_module(models).Net()
+    load_weights(loaded, "net.weights")
+    assert torch.equal(loaded.linear.weight, made.linear.weight) and loaded.linear.weight.dtype == torch.float32
+    assert main(["convert", f"{models}:Net", "--input", "2x4", "--quiet", "--weights", "net.weights"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("save", "code", "message"),
+    [
+        (None, 2, "there is no file net.weights"),
+        (lambda made, path: path.write_text("hello"), 1, "net.weights cannot be read as weights"),
+        (lambda made, path: torch.save(made, path), 1, "net.weights is no file of tensors alone"),
+        (lambda made, path: torch.save([1, 2], path), 1, "net.weights holds a list, which is no state dict"),
+        (lambda made, path: torch.save({"linear.weight": made.linear.weight, "head": torch.ones(2)}, path), 1,
+         "net.weights does not fit the model: it has no linear.bias; it has head"),
+        (lambda made, path: torch.save({"linear.weight": torch.ones(3, 5), "linear.bias": torch.ones(3)}, path), 1,
+         r"net.weights does not fit the model: it has other shapes: linear.weight \(3, 5\) for \(3, 4\)"),
+    ],
+    ids=["missing", "text", "module", "list", "names", "shapes"],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_a_line(models, tmp_path, monkeypatch, save, code, message, capsys):
+    monkeypatch.syspath_prepend(".")
+    if save is not None:
+        save(weights_of(models), tmp_path / "net.weights")
+    assert main(["convert", f"{models}:Net", "--input", "2x4", "--weights", "net.weights"]) == code
+    err = capsys.readouterr().err
+    assert re.fullmatch(f"torch2rt: {message}.*\n", err), err
+
+
+# inspect -------------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_a_file_holds(models, tmp_path, capsys):
+    shapes = ["--min", "1x4", "--opt", "3x4", "--max", "5x4"]
+    assert main(["convert", f"{models}:Net", "--input", "2x4", *shapes, "-o", "net.engine"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "net.engine"]) == 0
+    out = capsys.readouterr().out
+    for row in (
+        r"file +net.engine +\d+\.\d MiB engine", rf"built by +{backend.FLAVOUR} {re.escape(backend.VERSION)} +for .+",
+        r"x +float32\[1..5, 4\] +optimized for 3x4", r"output_0 +float32\[\?, 3\]", r"report +verified \(example\).*",
+        r"layers +\d+ +.*\d ACTIVATION.*",
+    ):  # fmt: skip
+        assert re.search(rf"^{row}$", out, re.M), (row, out)
+    assert main(["inspect", "net.engine", "--layers"]) == 0
+    assert re.search(r"^  ACTIVATION +relu", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (None, 2, "there is no file net.engine"), (b"hello", 1, "net.engine is no engine but a text"),
+        (b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes(4), 1, "net.engine is a plain engine, or no engine"),
+    ],
+)  # fmt: skip
+def test_inspect_names_what_it_cannot_read(tmp_path, monkeypatch, content, code, message, capsys):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "net.engine").write_bytes(content)
+    assert main(["inspect", "net.engine"]) == code
+    assert capsys.readouterr().err.startswith(f"torch2rt: {message}")
+
+
+def test_an_engine_saved_without_facts_is_inspected(models, tmp_path, capsys):
+    made = torch2rt(torch.nn.ReLU(), [torch.randn(2, 3)])
+    made._facts = {}
+    made.save_engine(tmp_path / "older.engine")
+    assert main(["inspect", str(tmp_path / "older.engine")]) == 0
+    assert re.search(r"^output_0 +output\nreport.*(\n.*)*\nlayers +unknown$", capsys.readouterr().out, re.M)
+
+
+# The command itself --------------------------------------------------------------------------------------------------
+
+WITHOUT_TORCH = """
+import sys
+from torch2rt.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as error:
+    code = error.code
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0), (["convert", "--help"], 0), (["--version"], 0), ([], 2), (["convert", "a:b"], 2),
+        (["convert", "a:b", "--input", "2x"], 2), (["convert", "a:b", "--input", "2", "-o", "no/folder/x"], 2),
+        (["convert", "a:b", "--input", "2", "--weights", "no.file"], 2), (["inspect", "no.file"], 2),
+        (["convert", "a:b", "--input", "2", "--max", "2", "--max", "3"], 2),
+    ],
+)  # fmt: skip
+def test_help_and_mistakes_need_no_torch(arguments, code):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "torch2rt", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"torch2rt {package.__version__}\n")
+
+
+def test_the_package_lists_its_names():
+    assert set(package.__all__) <= set(dir(package)) and "TRTModule" in package.__all__
 
 
 def test_torchvision_models_have_random_weights(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("weights are downloaded"))
-    assert isinstance(cli.load_model("torchvision:squeezenet1_1"), torch.nn.Module)
-    assert isinstance(cli.load_model("torchvision:lraspp_mobilenet_v3_large"), torch.nn.Module)
+    assert isinstance(load_model("torchvision:squeezenet1_1"), torch.nn.Module)
+    assert isinstance(load_model("torchvision:lraspp_mobilenet_v3_large"), torch.nn.Module)
 
 
 def test_ops_lists_converters_by_family(capsys):

@@ -5,17 +5,22 @@ The file ends in the header (the calling convention as JSON), its length in eigh
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from torch2rt.conversion_report import Report
 from torch2rt.errors import EngineError
+from torch2rt.interface import Interface
 
+FORMAT = 2  # 1 knew no memory formats; a report and facts about the network may be missing
 MAGIC = b"torch2rt"
 CHUNK = 4 << 20
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
@@ -31,8 +36,9 @@ def save(path: str | os.PathLike[str], engine: bytes, header: Callable[[str], by
 
     The engine is never copied, and hashed while it is written.
     """
-    target, view, hashed = Path(path), memoryview(engine), hashlib.sha256()
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    target, view, hashed = Path(os.path.realpath(path)), memoryview(engine), hashlib.sha256()
+    is_file = target.is_file() or not target.exists()  # and no device or pipe
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial") if is_file else target
     try:
         with open(partial, "wb", buffering=0) as file:
             with ThreadPoolExecutor(1) as pool:  # side by side: both leave Python's lock alone
@@ -47,7 +53,8 @@ def save(path: str | os.PathLike[str], engine: bytes, header: Callable[[str], by
             _write(file, memoryview(text + len(text).to_bytes(8, "little") + MAGIC))
         os.replace(partial, target)
     finally:
-        partial.unlink(missing_ok=True)
+        if is_file:
+            partial.unlink(missing_ok=True)
 
 
 def _write(file: BinaryIO, data: memoryview) -> None:
@@ -85,6 +92,45 @@ def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
         raise EngineError(f"{subject} {other}")
     file.seek(0)
     return file.read(), None
+
+
+@dataclasses.dataclass
+class Saved:
+    """A header: the calling convention, who made the engine and for what, the report, and facts about the network."""
+
+    interface: Interface
+    made_by: dict[str, str]
+    report: Report
+    facts: dict[str, Any]
+
+    def text(self, digest: str) -> bytes:
+        """The header of an engine with this digest."""
+        data = {
+            "format": FORMAT, "engine": self.made_by, "interface": self.interface.to_json(), "digest": digest,
+            "report": self.report.to_json(), "network": self.facts,
+        }  # fmt: skip
+        return json.dumps(data).encode()
+
+
+def parse(engine: bytes, header: bytes) -> Saved:
+    """A header, read and held against its engine; raises `EngineError`."""
+    try:
+        data = json.loads(header)
+        if data["format"] not in range(1, FORMAT + 1):
+            known = f"this torch2rt reads 1 to {FORMAT}"
+            raise EngineError(f"The engine was saved in format {data['format']}, {known}.")
+        saved = Saved(
+            Interface.from_json(data["interface"]), dict(data["engine"]), Report.from_json(data.get("report", {})),
+            dict(data.get("network", {})),
+        )  # fmt: skip
+        stated = data["digest"]
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
+    if digest(engine) != stated:
+        raise EngineError(f"The engine is truncated or damaged: its {len(engine)} bytes have not the digest {stated}.")
+    return saved
 
 
 def doubts(engine: bytes) -> str:

@@ -1,4 +1,5 @@
-"""The `torch2rt` command: convert a model, measure it, list what can be converted, look at the installation.
+"""The `torch2rt` command: convert a model, measure it, look into engines, list what can be converted, look at the
+installation.
 
 Exit codes: 0 done, 1 the model cannot be converted or does not compute what it should (`doctor`: something is missing;
 `bench`: there is no GPU, or no way to run the model succeeds), 2 the command does not make sense, 130 Ctrl-C.
@@ -7,32 +8,15 @@ Exit codes: 0 done, 1 the model cannot be converted or does not compute what it 
 from __future__ import annotations
 
 import argparse
-import functools
-import os
-import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from torch2rt.commands import (
-    DTYPES,
-    Failure,
-    Shape,
-    Table,
-    UsageError,
-    by,
-    check_inputs,
-    example,
-    load_model,
-    require_tensorrt,
-    timed,
-)
+from torch2rt import usage
 from torch2rt.errors import InputError, Torch2RTError
 from torch2rt.interrupts import exit_at_once
-from torch2rt.structure import bare_name
+from torch2rt.usage import DTYPES, Failure, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,16 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except (UsageError, InputError) as error:
-        return _fail(error, 2)
+        return _fail(error, 2, arguments.traceback)
     except (Torch2RTError, Failure) as error:
-        return _fail(error, 1)
+        return _fail(error, 1, arguments.traceback)
     except KeyboardInterrupt:
         if argv is None:  # the process is this command's own
             exit_at_once(130)
         return _fail("interrupted", 130)
 
 
-def _fail(error: Exception | str, code: int) -> int:
+def _fail(error: Exception | str, code: int, with_traceback: bool = False) -> int:
+    if with_traceback:
+        traceback.print_exc()
     print(f"torch2rt: {error}", file=sys.stderr)
     return code
 
@@ -66,14 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert",
         help="convert a model",
-        description="Convert a model with random weights, and optionally check and save the engine.",
+        description="Convert a model, check it, and optionally save the engine. Its weights are random without "
+        "--weights, except those of a MODEL of your own.",
         epilog="SHAPE is like 1x3x224x224, or 'scalar'. Example: torch2rt convert torchvision:resnet18 "
         "--input 1x3x224x224 --max 8x3x224x224 -o resnet18.engine",
     )
     _add_model(convert)
     for which, text in (("min", "smallest"), ("opt", "most common"), ("max", "largest")):
         convert.add_argument(
-            f"--{which}", action="append", type=_shape, metavar="SHAPE",
+            f"--{which}", action="append", type=usage.shape, metavar="SHAPE",
             help=f"the {text} shape to serve, once for each --input and in their order",
         )  # fmt: skip
     verify = convert.add_mutually_exclusive_group()
@@ -82,9 +69,23 @@ def _parser() -> argparse.ArgumentParser:
         help="compare with eager PyTorch at min, max and some sizes between, too (default: with the inputs' shapes)",
     )  # fmt: skip
     verify.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with eager PyTorch")
+    convert.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
+    convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
+    for which, text in (("input", "inputs"), ("output", "outputs")):
+        convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
+    _add_builder(convert)
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(command=_convert)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what an engine file holds",
+        description="Say what a file of `torch2rt convert -o` or TRTModule.save_engine holds, without a GPU.",
+    )
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--layers", action="store_true", help="list all layers of the network, and not their number")
+    inspect.set_defaults(command=_inspect)
 
     bench = commands.add_parser(
         "bench",
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model(bench)
     bench.add_argument(
-        "--ways", type=lambda text: text.split(","), metavar="A,B,...",
+        "--ways", type=usage.several, metavar="A,B,...",
         help="some of eager, torch.compile, torch2rt, onnx, torch-tensorrt (default: all that are installed); a way "
         "that can replay a CUDA graph is measured without and with one",
     )  # fmt: skip
@@ -113,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="check torch, TensorRT and GPU")
     doctor.set_defaults(command=_doctor)
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="print the Python traceback of an error, too")
     return parser
 
 
@@ -123,7 +126,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         help="torchvision:NAME, timm:NAME, or package.module:NAME of an nn.Module, or of a callable that makes one",
     )  # fmt: skip
     command.add_argument(
-        "--input", dest="inputs", action="append", required=True, type=_input, metavar="SHAPE[:DTYPE]",
+        "--input", dest="inputs", action="append", required=True, type=usage.shape_and_dtype, metavar="SHAPE[:DTYPE]",
         help=f"an input, once for each; DTYPE is one of {', '.join(DTYPES)}, by default the model's",
     )  # fmt: skip
     command.add_argument(
@@ -131,25 +134,27 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
-# Arguments -----------------------------------------------------------------------------------------------------------
+def _add_builder(command: argparse.ArgumentParser) -> None:
+    """The arguments of `torch2rt.build`."""
+    builder = command.add_argument_group("TensorRT's builder")
+    builder.add_argument("--max-workspace-size", type=usage.number, metavar="BYTES", help="scratch memory of a layer")
+    builder.add_argument(
+        "--compute-capabilities", type=usage.several, metavar="A,B,...",
+        help="for TensorRT for RTX: the GPUs to build for, such as 8.6,8.9 or current",
+    )  # fmt: skip
+    builder.add_argument(
+        "--optimization-level", type=usage.number, metavar="N", help="0 (quick to build) to 5 (thorough)"
+    )
+    builder.add_argument(
+        "--tf32", action=argparse.BooleanOptionalAction, help="whether float32 products may round to TF32 (default: "
+        "as torch is set)",
+    )  # fmt: skip
+    builder.add_argument(
+        "--log-level", choices=usage.SEVERITIES, default=None, help="print TensorRT's messages from here on"
+    )
 
 
-def _shape(text: str) -> Shape:
-    if text in ("", "scalar"):
-        return ()
-    if not re.fullmatch(r"\d+(x\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape like 1x3x224x224, nor 'scalar'")
-    return tuple(map(int, text.split("x")))
-
-
-def _input(text: str) -> tuple[Shape, torch.dtype | None]:
-    shape, _, dtype = text.partition(":")
-    if dtype and dtype not in DTYPES:
-        raise argparse.ArgumentTypeError(f"{dtype!r} is not one of {', '.join(DTYPES)}")
-    return _shape(shape), getattr(torch, dtype) if dtype else None
-
-
-# convert -------------------------------------------------------------------------------------------------------------
+# Commands, each in a module of its own that imports torch ------------------------------------------------------------
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -157,96 +162,38 @@ def _convert(arguments: argparse.Namespace) -> int:
         given = getattr(arguments, which)
         if given is not None and len(given) != len(arguments.inputs):
             raise UsageError(f"--{which} is given {len(given)} times for {len(arguments.inputs)} --input.")
-    if arguments.output and not Path(arguments.output).absolute().parent.is_dir():
-        raise UsageError(f"there is no folder for {arguments.output}.")
-    require_tensorrt()
-    show = Table(quiet=arguments.quiet)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, arguments.dtype)
-    torch.manual_seed(0)
-    module = load_model(arguments.model).eval().to(device)
-    module = module if dtype is torch.float32 else module.to(dtype)
-    dtypes = [own or dtype for _, own in arguments.inputs]
-    inputs = [example(shape, own, device) for (shape, _), own in zip(arguments.inputs, dtypes, strict=True)]
-    show.row(
-        "model",
-        arguments.model,
-        f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters, {arguments.dtype}",
-    )
-
-    model_trt = _stages(module, inputs, arguments, show)
+    if arguments.weights and not Path(arguments.weights).is_file():
+        raise UsageError(f"there is no file {arguments.weights}.")
     if arguments.output:
-        model_trt.save_engine(arguments.output)
-        show.row("saved", arguments.output, f"{os.path.getsize(arguments.output) / 2**20:.1f} MiB")
+        usage.require_writable(arguments.output)
+    from torch2rt.convert_command import convert
+
+    convert(arguments)
     return 0
 
 
-def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
-    from torch2rt import TRTModule, build, lower, trace
-    from torch2rt.symbolic import is_symbolic
-    from torch2rt.verification import Verifying
+def _inspect(arguments: argparse.Namespace) -> int:
+    if not Path(arguments.file).is_file():
+        raise UsageError(f"there is no file {arguments.file}.")
+    from torch2rt.inspect_command import inspect
 
-    shapes = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
-    progress = False if arguments.quiet else None
-    try:
-        graph, seconds = timed(lambda: trace(module, inputs, **shapes, progress=progress))
-    except Torch2RTError:
-        raise
-    except Exception:
-        check_inputs(module, inputs)
-        raise
-    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
-    interface = graph.meta["interface"]
-    for spec in interface.inputs:
-        show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
-    show.row("trace", f"{len(nodes)} calls", f"{seconds:.2f} s")
-    network, seconds = timed(lambda: lower(graph))
-    show.row("lower", f"{network.num_layers} layers", f"{seconds:.2f} s")
-    again = functools.partial(build, progress=False)
-    verifying = Verifying(module, graph, network, inputs, arguments.verify, build=again)
-    engine, seconds = timed(lambda: build(network, progress=progress, meanwhile=verifying.while_building))
-    show.row("build", f"{len(engine) / 2**20:.1f} MiB engine", f"{seconds:.2f} s")
-    model_trt = TRTModule(engine, network.interface, network)
-    verifying.finish(model_trt)
-    if arguments.verify:
-        _show(model_trt.report, show)
-    return model_trt
-
-
-def _show(report: Any, show: Table) -> None:
-    """The rows of a verification."""
-    if report.verified is None:
-        show.row("verify", report.assumptions[-1])
-        return
-    show.row("verify", report.verified.by, f"{report.verified.seconds:.2f} s")
-    shapes = None
-    for difference in report.verified.differences:
-        if difference.shapes != shapes:
-            shapes = difference.shapes
-            show.row("", f"for {', '.join(map(by, shapes))}")
-        show.row(f"  {difference.output}", f"error {difference.error:.1e}", f"allowed {difference.allowed:.1e}")
-    for note in report.verified.notes:
-        show.row("", note)
-
-
-# bench ---------------------------------------------------------------------------------------------------------------
+    inspect(arguments.file, arguments.layers)
+    return 0
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from torch2rt import bench, report
-
     for path in filter(None, (arguments.json, arguments.picture)):
-        if not Path(path).absolute().parent.is_dir():
-            raise UsageError(f"there is no folder for {path}.")
+        usage.require_writable(path)
+    import torch
+
+    from torch2rt import bench, report
+    from torch2rt.commands import require_tensorrt
+
     if arguments.picture:
         report.require_matplotlib()
     require_tensorrt()
-    job = bench.Job(
-        arguments.model,
-        [(shape, bare_name(dtype or getattr(torch, arguments.dtype)))
-         for shape, dtype in arguments.inputs],
-        arguments.dtype,
-    )  # fmt: skip
+    inputs = [(shape, dtype or arguments.dtype) for shape, dtype in arguments.inputs]
+    job = bench.Job(arguments.model, inputs, arguments.dtype)
     measurements = bench.benchmark(job, arguments.ways, timeout=arguments.timeout)
     print(report.table(measurements))
     if arguments.json:
@@ -256,10 +203,9 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 1 if all(m.failure for m in measurements) else 0
 
 
-# ops and doctor ------------------------------------------------------------------------------------------------------
-
-
 def _ops(arguments: argparse.Namespace) -> int:
+    from torch2rt.commands import require_tensorrt
+
     require_tensorrt()
     from torch2rt.operators import LEVELS, families, measured
 

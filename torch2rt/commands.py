@@ -13,21 +13,14 @@ from typing import Any
 import torch
 
 from torch2rt.structure import bare_name
-
-DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
-Shape = tuple[int, ...]
-
-
-class UsageError(Exception):
-    """A command that does not make sense."""
-
-
-class Failure(Exception):
-    """A command that makes sense and does not succeed."""
+from torch2rt.usage import Failure, Shape, UsageError, one_line
 
 
 def load_model(spec: str) -> torch.nn.Module:
-    """The module that a MODEL argument names, with random weights."""
+    """The module that a MODEL argument names, with random weights or those that it gives itself.
+
+    Raises `UsageError` for a MODEL that there is not, and `Failure` where the user's own Python fails.
+    """
     source, _, name = spec.partition(":")
     if not source or not name:
         raise UsageError(f"MODEL {spec!r} is none of torchvision:NAME, timm:NAME and package.module:NAME.")
@@ -41,8 +34,10 @@ def load_model(spec: str) -> torch.nn.Module:
         value: Any = importlib.import_module(source)
     except ModuleNotFoundError as error:
         if not (source + ".").startswith(f"{error.name}."):
-            raise
+            raise Failure(f"MODEL {spec!r}: importing {source} fails: {one_line(error)}.") from error
         raise UsageError(f"MODEL {spec!r}: there is no module {error.name!r} here.") from error
+    except Exception as error:
+        raise Failure(f"MODEL {spec!r}: importing {source} fails: {one_line(error)}.") from error
     for part in name.split("."):
         if not hasattr(value, part):
             raise UsageError(f"MODEL {spec!r}: {source} has no {name!r}.")
@@ -50,7 +45,10 @@ def load_model(spec: str) -> torch.nn.Module:
     if not isinstance(value, torch.nn.Module):
         if not callable(value):
             raise UsageError(f"MODEL {spec!r} is a {type(value).__name__}, neither an nn.Module nor callable.")
-        value = value()
+        try:
+            value = value()
+        except Exception as error:
+            raise Failure(f"MODEL {spec!r}: calling {name} fails: {one_line(error)}.") from error
     if not isinstance(value, torch.nn.Module):
         raise UsageError(f"MODEL {spec!r} returns a {type(value).__name__}, not an nn.Module.")
     return value
@@ -104,7 +102,7 @@ def check_inputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Non
             module(*inputs)
     except Exception as error:
         given = ", ".join(f"{bare_name(x.dtype)} {by(x.shape)}" for x in inputs)
-        raise UsageError(f"the model itself fails on {given}: {type(error).__name__}: {error}") from error
+        raise UsageError(f"the model itself fails on {given}: {one_line(error)}") from error
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:

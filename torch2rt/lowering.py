@@ -47,6 +47,16 @@ class Network:
     def num_layers(self) -> int:
         return self.definition.num_layers
 
+    def facts(self) -> dict[str, Any]:
+        """What `torch2rt inspect` says of the network, as JSON values: the outputs' types, and the layers."""
+        with LOG.capture():
+            outputs = map(self.definition.get_output, range(self.definition.num_outputs))
+            layers = map(self.definition.get_layer, range(self.num_layers))
+            return {
+                "outputs": {x.name: _show(x).replace("-1", "?") for x in outputs},
+                "layers": [[layer.name, layer.type.name] for layer in layers],
+            }
+
     def __repr__(self) -> str:
         inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
         return f"Network({self.num_layers} layers, {inputs} -> {', '.join(self.interface.outputs)})"

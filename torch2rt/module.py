@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -19,8 +18,6 @@ from torch2rt.interface import Input, Interface
 from torch2rt.lowering import Network
 from torch2rt.reference import Evaluator
 from torch2rt.runtime import Runtime
-
-FORMAT = 2  # 1 knew no memory formats; a report may be missing
 
 
 class _Converted(torch.nn.Module):
@@ -77,6 +74,7 @@ class TRTModule(_Converted):
         self._network = network
         self._made_by = dict(made_by or {"flavour": FLAVOUR, "version": VERSION})
         self._report = report or _unverified(interface, network)
+        self._facts = network.facts() if network is not None else {}
         self.cuda_graph = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -214,14 +212,7 @@ class TRTModule(_Converted):
 
     def _header(self, digest: str) -> bytes:
         """All but the engine, as JSON."""
-        header = {
-            "format": FORMAT,
-            "engine": self._made_by,
-            "interface": self._interface().to_json(),
-            "digest": digest,
-            "report": self.report.to_json(),
-        }
-        return json.dumps(header).encode()
+        return artifact.Saved(self._interface(), self._made_by, self.report, self._facts).text(digest)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -236,24 +227,10 @@ class TRTModule(_Converted):
 
     def _set(self, engine: bytes, header: bytes) -> None:
         """Take a saved engine, or leave everything as it was and raise `EngineError`."""
-        try:
-            data = json.loads(header)
-            if data["format"] not in range(1, FORMAT + 1):
-                known = f"this torch2rt reads 1 to {FORMAT}"
-                raise EngineError(f"The engine was saved in format {data['format']}, {known}.")
-            interface = Interface.from_json(data["interface"])
-            made_by, digest = dict(data["engine"]), data["digest"]
-            report = Report.from_json(data.get("report", {}))
-        except EngineError:
-            raise
-        except Exception as error:
-            raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
-        if artifact.digest(engine) != digest:
-            raise EngineError(
-                f"The engine is truncated or damaged: its {len(engine)} bytes do not have the digest {digest}."
-            )
+        saved = artifact.parse(engine, header)
         with self._lock:
-            self.engine_bytes, self.interface, self._made_by, self._report = engine, interface, made_by, report
+            self.engine_bytes, self.interface, self._made_by = engine, saved.interface, saved.made_by
+            self._report, self._facts = saved.report, saved.facts
             self._network, self._runtimes = None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:

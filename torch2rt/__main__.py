@@ -1,0 +1,8 @@
+"""`python -m torch2rt`: the `torch2rt` command."""
+
+import sys
+
+from torch2rt.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
