@@ -6,9 +6,11 @@ from torch2rt.vocabulary import (
     activation,
     cast,
     check,
+    clamp,
     converter,
     dims,
     elementwise,
+    minimum,
     reshape,
     select,
     slice_nd,
@@ -44,6 +46,10 @@ def tanh(ctx, input):
 
 @converter(F.leaky_relu, nn.leaky_relu)
 def leaky_relu(ctx, input, negative_slope=0.01, inplace=False):
+    """TensorRT adds the slope's part to that above zero, which makes NaN of infinity if the slope is 0."""
+    if negative_slope == 0:
+        below = elementwise(ctx, EW.PROD, input, 0.0)
+        return select(ctx, elementwise(ctx, EW.GREATER, input, 0), input, below)
     return activation(ctx, Kind.LEAKY_RELU, input, alpha=negative_slope)
 
 
@@ -116,7 +122,8 @@ def silu(ctx, input, inplace=False):
 
 @converter(F.hardswish, nn.hardswish)
 def hardswish(ctx, input, inplace=False):
-    return elementwise(ctx, EW.PROD, input, hardsigmoid(ctx, input))
+    gate = activation(ctx, Kind.HARD_SIGMOID, input, alpha=1 / 6, beta=0.5, keep_nan=False)  # the product is NaN anyway
+    return elementwise(ctx, EW.PROD, input, gate)
 
 
 @converter(F.mish, nn.mish)
@@ -152,19 +159,15 @@ def logsigmoid(ctx, input):
     """min(x, 0) - log(1 + exp(-|x|)), in which no exponential overflows."""
     x = cast(ctx, input, wide(ctx.out.dtype))
     tail = activation(ctx, Kind.SOFTPLUS, unary(ctx, Unary.NEG, unary(ctx, Unary.ABS, x)), alpha=1.0, beta=1.0)
-    return cast(ctx, elementwise(ctx, EW.SUB, elementwise(ctx, EW.MIN, x, 0.0), tail), ctx.out.dtype)
+    return cast(ctx, elementwise(ctx, EW.SUB, minimum(ctx, x, 0.0), tail), ctx.out.dtype)
 
 
 # Clipping and shrinking ----------------------------------------------------------------------------------------------
 
 
 def clip(ctx, x, low, high):
-    """Of a NaN, TensorRT may make a bound."""
-    if ctx.out.dtype.is_floating_point:
-        return activation(ctx, Kind.CLIP, cast(ctx, x, ctx.out.dtype), alpha=low, beta=high)
-    dtype = wide(ctx.out.dtype)
-    x = elementwise(ctx, EW.MIN, elementwise(ctx, EW.MAX, x, low, dtype), high, dtype)
-    return cast(ctx, x, ctx.out.dtype)
+    dtype = ctx.out.dtype
+    return cast(ctx, clamp(ctx, x, low, high, dtype if dtype.is_floating_point else wide(dtype)), dtype)
 
 
 @converter(F.hardtanh, nn.hardtanh)
@@ -196,4 +199,5 @@ def hardshrink(ctx, input, lambd=0.5):
 
 @converter(F.softshrink)
 def softshrink(ctx, input, lambd=0.5):
-    return elementwise(ctx, EW.SUB, input, activation(ctx, Kind.CLIP, input, alpha=-lambd, beta=lambd))
+    within = activation(ctx, Kind.CLIP, input, alpha=-lambd, beta=lambd, keep_nan=False)  # the difference is NaN anyway
+    return elementwise(ctx, EW.SUB, input, within)
