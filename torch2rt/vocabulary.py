@@ -456,7 +456,7 @@ def weighted_gather(ctx: Context, x: Value, places: Value, weights: Value, dim: 
     return reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, x, weights), dim + 1)
 
 
-# Extremes, in which a NaN stays a NaN ----------------------------------------------------------------------------------
+# Extremes, in which a NaN stays a NaN -------------------------------------------------------------------------------
 #
 # Where a NaN meets a number, TensorRT's layers for bounds, maxima and minima give the number: seen with TensorRT for RTX
 # 1.6 in every dtype, for CLIP in most. A comparison with a NaN is false, so a select after one can keep the NaN. But a
