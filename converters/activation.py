@@ -71,8 +71,14 @@ def prelu(ctx, input, weight):
 
 @converter(F.elu)
 def elu(ctx, input, alpha=1.0, inplace=False):
-    """As a SELU without its scale: TensorRT for RTX cannot build an ELU layer in a network behind a loop."""
-    return activation(ctx, Kind.SELU, input, alpha=alpha, beta=1.0)
+    """As a SELU without its scale: TensorRT for RTX cannot build an ELU layer in a network behind a loop.
+
+    Its alpha is 1 always: version 1.6 takes two ELU layers of one input for the same, whatever their alphas.
+    """
+    smooth = activation(ctx, Kind.SELU, input, alpha=1.0, beta=1.0)
+    if alpha == 1:
+        return smooth
+    return select(ctx, elementwise(ctx, EW.GREATER, input, 0), input, elementwise(ctx, EW.PROD, smooth, alpha))
 
 
 @converter(aten.elu)
@@ -94,7 +100,7 @@ def celu(ctx, input, alpha=1.0, inplace=False):
 
 @converter(F.selu, torch.selu)
 def selu(ctx, input, inplace=False):
-    return activation(ctx, Kind.SELU, input, alpha=1.6732632423543772, beta=1.0507009873554805)
+    return elementwise(ctx, EW.PROD, elu(ctx, input, 1.6732632423543772), 1.0507009873554805)
 
 
 @converter(F.gelu)
@@ -149,7 +155,8 @@ def glu(ctx, input, dim=-1):
 def softplus(ctx, input, beta=1.0, threshold=20.0):
     """Above the threshold the input itself; from 20 on float32 cannot tell, and the exponential does not overflow."""
     x = cast(ctx, input, wide(ctx.out.dtype))
-    smooth = activation(ctx, Kind.SOFTPLUS, x, alpha=1 / beta, beta=beta)
+    smooth = activation(ctx, Kind.SOFTPLUS, elementwise(ctx, EW.PROD, x, beta) if beta != 1 else x, 1.0, 1.0)
+    smooth = elementwise(ctx, EW.DIV, smooth, beta) if beta != 1 else smooth
     linear = elementwise(ctx, EW.GREATER if beta > 0 else EW.LESS, x, min(threshold, 20.0) / beta)
     return cast(ctx, select(ctx, linear, x, smooth), ctx.out.dtype)
 
