@@ -273,7 +273,7 @@ def difference(row, ours, theirs, inputs):
 def test_special_values(table, dtype, device):
     rows, make = TABLES[table]
     inputs = [x.to(device) for x in make(dtype)]
-    model_trt = torch2rt(Together(rows), inputs)
+    model_trt = torch2rt(Together(rows), inputs, verify=False)
     results = (model_trt if device.type == "cuda" else model_trt.reference())(*inputs)
     found = [difference(r, y, r.function(*inputs), inputs) for r, y in zip(rows, results, strict=True)]
     assert not any(found), "\n".join(filter(None, found))
@@ -287,7 +287,7 @@ def test_nan_may_be_ignored(device):
         (lambda x: x.clamp_min(0.75), [[0.75, 1, 2, 7], [0.75, 0.75, 7, 0.75]]),
         (lambda x: F.max_pool2d(x, 2), [[1.0, 7.0]]), (lambda x: x.amax(2), [0.5, 1, 7, 7]),
     ):  # fmt: skip
-        ignoring, keeping = (torch2rt(Call(function), [x], nan=nan) for nan in ("ignore", "keep"))
+        ignoring, keeping = (torch2rt(Call(function), [x], nan=nan, verify=False) for nan in ("ignore", "keep"))
         assert ignoring.network.num_layers < keeping.network.num_layers
         lost = ignoring.reference()(x)
         assert lost.reshape(-1).tolist() == torch.tensor(expected).reshape(-1).tolist()
