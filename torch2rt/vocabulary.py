@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, trt
+from torch2rt.backend import DTYPES, TORCH_DTYPES, can_slice_axes, relu_keeps_nan, trt
 from torch2rt.errors import ConversionError
 from torch2rt.lowering import Complex, Context
 from torch2rt.registry import complex_converter, composite, converter, factory, fusion, rewrite
@@ -305,8 +305,8 @@ def activation(
     """One activation layer, in which a NaN stays a NaN; `keep_nan=False` where it does not matter if it does."""
     x = materialize(ctx, x)
     if keep_nan and ctx.nan == "keep" and kind in _BOUNDED:
-        bounded = activation(ctx, kind, x, alpha, beta, keep_nan=False)
-        return elementwise(ctx, EW.SUM, bounded, _nothing(ctx, x))
+        y = activation(ctx, kind, x, alpha, beta, keep_nan=False)
+        return elementwise(ctx, EW.SUM, y, _nothing(ctx, x)) if relu_keeps_nan() else _with_nans_of(ctx, x, y)
     layer = ctx.network.add_activation(x, kind)
     if alpha is not None:
         layer.alpha = alpha
