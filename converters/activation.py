@@ -6,9 +6,11 @@ from torch2rt.vocabulary import (
     activation,
     cast,
     check,
+    clamp,
     converter,
     dims,
     elementwise,
+    minimum,
     reshape,
     select,
     slice_nd,
@@ -44,6 +46,10 @@ def tanh(ctx, input):
 
 @converter(F.leaky_relu, nn.leaky_relu)
 def leaky_relu(ctx, input, negative_slope=0.01, inplace=False):
+    """TensorRT adds the slope's part to that above zero, which makes NaN of infinity if the slope is 0."""
+    if negative_slope == 0:
+        below = elementwise(ctx, EW.PROD, input, 0.0)
+        return select(ctx, elementwise(ctx, EW.GREATER, input, 0), input, below)
     return activation(ctx, Kind.LEAKY_RELU, input, alpha=negative_slope)
 
 
@@ -65,8 +71,14 @@ def prelu(ctx, input, weight):
 
 @converter(F.elu)
 def elu(ctx, input, alpha=1.0, inplace=False):
-    """As a SELU without its scale: TensorRT for RTX cannot build an ELU layer in a network behind a loop."""
-    return activation(ctx, Kind.SELU, input, alpha=alpha, beta=1.0)
+    """As a SELU without its scale: TensorRT for RTX cannot build an ELU layer in a network behind a loop.
+
+    Its alpha is 1 always: version 1.6 takes two ELU layers of one input for the same, whatever their alphas.
+    """
+    smooth = activation(ctx, Kind.SELU, input, alpha=1.0, beta=1.0)
+    if alpha == 1:
+        return smooth
+    return select(ctx, elementwise(ctx, EW.GREATER, input, 0), input, elementwise(ctx, EW.PROD, smooth, alpha))
 
 
 @converter(aten.elu)
@@ -88,7 +100,7 @@ def celu(ctx, input, alpha=1.0, inplace=False):
 
 @converter(F.selu, torch.selu)
 def selu(ctx, input, inplace=False):
-    return activation(ctx, Kind.SELU, input, alpha=1.6732632423543772, beta=1.0507009873554805)
+    return elementwise(ctx, EW.PROD, elu(ctx, input, 1.6732632423543772), 1.0507009873554805)
 
 
 @converter(F.gelu)
@@ -116,7 +128,8 @@ def silu(ctx, input, inplace=False):
 
 @converter(F.hardswish, nn.hardswish)
 def hardswish(ctx, input, inplace=False):
-    return elementwise(ctx, EW.PROD, input, hardsigmoid(ctx, input))
+    gate = activation(ctx, Kind.HARD_SIGMOID, input, alpha=1 / 6, beta=0.5, keep_nan=False)  # the product is NaN anyway
+    return elementwise(ctx, EW.PROD, input, gate)
 
 
 @converter(F.mish, nn.mish)
@@ -142,7 +155,8 @@ def glu(ctx, input, dim=-1):
 def softplus(ctx, input, beta=1.0, threshold=20.0):
     """Above the threshold the input itself; from 20 on float32 cannot tell, and the exponential does not overflow."""
     x = cast(ctx, input, wide(ctx.out.dtype))
-    smooth = activation(ctx, Kind.SOFTPLUS, x, alpha=1 / beta, beta=beta)
+    smooth = activation(ctx, Kind.SOFTPLUS, elementwise(ctx, EW.PROD, x, beta) if beta != 1 else x, 1.0, 1.0)
+    smooth = elementwise(ctx, EW.DIV, smooth, beta) if beta != 1 else smooth
     linear = elementwise(ctx, EW.GREATER if beta > 0 else EW.LESS, x, min(threshold, 20.0) / beta)
     return cast(ctx, select(ctx, linear, x, smooth), ctx.out.dtype)
 
@@ -152,19 +166,15 @@ def logsigmoid(ctx, input):
     """min(x, 0) - log(1 + exp(-|x|)), in which no exponential overflows."""
     x = cast(ctx, input, wide(ctx.out.dtype))
     tail = activation(ctx, Kind.SOFTPLUS, unary(ctx, Unary.NEG, unary(ctx, Unary.ABS, x)), alpha=1.0, beta=1.0)
-    return cast(ctx, elementwise(ctx, EW.SUB, elementwise(ctx, EW.MIN, x, 0.0), tail), ctx.out.dtype)
+    return cast(ctx, elementwise(ctx, EW.SUB, minimum(ctx, x, 0.0), tail), ctx.out.dtype)
 
 
 # Clipping and shrinking ----------------------------------------------------------------------------------------------
 
 
 def clip(ctx, x, low, high):
-    """Of a NaN, TensorRT may make a bound."""
-    if ctx.out.dtype.is_floating_point:
-        return activation(ctx, Kind.CLIP, cast(ctx, x, ctx.out.dtype), alpha=low, beta=high)
-    dtype = wide(ctx.out.dtype)
-    x = elementwise(ctx, EW.MIN, elementwise(ctx, EW.MAX, x, low, dtype), high, dtype)
-    return cast(ctx, x, ctx.out.dtype)
+    dtype = ctx.out.dtype
+    return cast(ctx, clamp(ctx, x, low, high, dtype if dtype.is_floating_point else wide(dtype)), dtype)
 
 
 @converter(F.hardtanh, nn.hardtanh)
@@ -196,4 +206,5 @@ def hardshrink(ctx, input, lambd=0.5):
 
 @converter(F.softshrink)
 def softshrink(ctx, input, lambd=0.5):
-    return elementwise(ctx, EW.SUB, input, activation(ctx, Kind.CLIP, input, alpha=-lambd, beta=lambd))
+    within = activation(ctx, Kind.CLIP, input, alpha=-lambd, beta=lambd, keep_nan=False)  # the difference is NaN anyway
+    return elementwise(ctx, EW.SUB, input, within)

@@ -1,8 +1,8 @@
 import math
 
 from torch2rt.vocabulary import (
-    activation,
     cast,
+    clamp,
     converter,
     dims,
     elementwise,
@@ -14,7 +14,7 @@ from torch2rt.vocabulary import (
     wide,
 )
 
-EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperation
+EW, Unary = trt.ElementWiseOperation, trt.UnaryOperation
 Tensor, prims = torch.Tensor, torch.ops.prims
 BYTES = (torch.int8, torch.uint8)
 
@@ -94,13 +94,11 @@ def mul(ctx, input, other):
 
 @converter(torch.maximum, Tensor.maximum, prims.maximum)
 def maximum(ctx, input, other):
-    """Where one side is NaN, TensorRT takes the other."""
     return binary(ctx, EW.MAX, input, other)
 
 
 @converter(torch.minimum, Tensor.minimum, prims.minimum)
 def minimum(ctx, input, other):
-    """Where one side is NaN, TensorRT takes the other."""
     return binary(ctx, EW.MIN, input, other)
 
 
@@ -115,12 +113,13 @@ def fmin(ctx, input, other):
 
 
 def without_nan(ctx, op, a, b):
+    """The other side where one is NaN: what a comparison with it says, which is false, chooses the second one."""
     dtype = ctx.out.dtype
     if not dtype.is_floating_point:
         return binary(ctx, op, a, b)
     a, b = cast(ctx, a, dtype), cast(ctx, b, dtype)
-    both = select(ctx, unary(ctx, Unary.ISNAN, b), a, elementwise(ctx, op, a, b))
-    return select(ctx, unary(ctx, Unary.ISNAN, a), b, both)
+    first = elementwise(ctx, EW.GREATER if op == EW.MAX else EW.LESS, a, b)
+    return select(ctx, elementwise(ctx, EW.OR, first, unary(ctx, Unary.ISNAN, b)), a, b)
 
 
 # Division ------------------------------------------------------------------------------------------------------------
@@ -151,23 +150,22 @@ def prims_div(ctx, a, b):
 
 @converter(torch.floor_divide, Tensor.floor_divide)
 def floor_divide(ctx, input, other):
-    """The floor of the rounded quotient: 1.0 // 0.1 is 10, where torch rounds only after the floor.
-
-    In float32 the quotient of half precision does not reach an integer by rounding, but by a number that is a float32
-    it may: then the remainder is negative. The number's products with integers are exact in two parts.
-    """
+    """Of floats, torch takes the remainder off first: 1.0 // 0.1 is 9, and an infinite dividend gives NaN."""
     dtype = ctx.out.dtype
-    if not is_half(dtype):
+    if not dtype.is_floating_point:
         return binary(ctx, EW.FLOOR_DIV, input, other)
-    (input,) = as_recorded(ctx, input)
-    whole = elementwise(ctx, EW.FLOOR_DIV, input, other, torch.float32)
-    if not isinstance(other, (int, float)) or rounded(other, dtype) == rounded(other, torch.float32):
-        return cast(ctx, whole, dtype)
-    left = input
-    for part in (rounded(other, dtype), rounded(other, torch.float32) - rounded(other, dtype)):
-        left = elementwise(ctx, EW.SUB, left, elementwise(ctx, EW.PROD, whole, part), torch.float32)
-    astray = elementwise(ctx, EW.LESS if other > 0 else EW.GREATER, left, 0)
-    return cast(ctx, select(ctx, astray, elementwise(ctx, EW.SUB, whole, 1), whole), dtype)
+    if is_half(dtype):
+        (input,) = as_recorded(ctx, input)
+    a, b = as_floats(ctx, input, other)
+    left = signed_remainder(ctx, a, b, dtype)
+    exact = elementwise(ctx, EW.DIV, elementwise(ctx, EW.SUB, a, left), b)
+    exact = select(ctx, turned(ctx, left, b), elementwise(ctx, EW.SUB, exact, 1), exact)
+    whole = unary(ctx, Unary.FLOOR, exact)
+    rounded_down = elementwise(ctx, EW.GREATER, elementwise(ctx, EW.SUB, exact, whole), 0.5)
+    whole = select(ctx, rounded_down, elementwise(ctx, EW.SUM, whole, 1), whole)
+    quotient = elementwise(ctx, EW.DIV, a, b)
+    whole = select(ctx, elementwise(ctx, EW.EQUAL, exact, 0), elementwise(ctx, EW.PROD, quotient, 0), whole)
+    return cast(ctx, select(ctx, elementwise(ctx, EW.EQUAL, b, 0), quotient, whole), dtype)
 
 
 def is_half(dtype):
@@ -178,34 +176,6 @@ def rounded(number, dtype):
     return torch.tensor(number).to(dtype).item()
 
 
-@converter(torch.remainder, Tensor.remainder, prims.remainder)
-def remainder(ctx, input, other):
-    """With the sign of the divisor. An infinite one gives NaN, as TensorRT has no remainder but by division."""
-    return cast(ctx, modulo(ctx, *as_recorded(ctx, input, other), wide(ctx.out.dtype)), ctx.out.dtype)
-
-
-@converter(torch.fmod, Tensor.fmod, prims.fmod)
-def fmod(ctx, input, other):
-    """With the sign of the dividend: for floats, the remainder of the magnitudes. An infinite divisor gives NaN."""
-    dtype = wide(ctx.out.dtype)
-    if not dtype.is_floating_point:
-        return cast(ctx, left_over(ctx, EW.DIV, input, other, dtype), ctx.out.dtype)
-    input, other = as_recorded(ctx, input, other)
-    input = cast(ctx, input, dtype)
-    divisor = abs(other) if isinstance(other, (int, float, Tensor)) else unary(ctx, Unary.ABS, cast(ctx, other, dtype))
-    x = modulo(ctx, unary(ctx, Unary.ABS, input), divisor, dtype)
-    return cast(ctx, select(ctx, elementwise(ctx, EW.LESS, input, 0), unary(ctx, Unary.NEG, x), x), ctx.out.dtype)
-
-
-def modulo(ctx, a, b, dtype):
-    """What remains of a division that rounds down; of floats, also where the quotient was rounded up to an integer."""
-    x = left_over(ctx, EW.FLOOR_DIV, a, b, dtype)
-    if not dtype.is_floating_point:
-        return x
-    astray = elementwise(ctx, EW.LESS, elementwise(ctx, EW.PROD, x, b, dtype), 0)
-    return select(ctx, astray, elementwise(ctx, EW.SUM, x, b, dtype), x)
-
-
 def as_recorded(ctx, *values):
     """Numbers as the recorded dtype holds them, as torch takes a remainder of half precision or bytes by them."""
     dtype = ctx.out.dtype
@@ -213,9 +183,124 @@ def as_recorded(ctx, *values):
     return [rounded(v, dtype) if narrow and isinstance(v, (int, float)) else v for v in values]
 
 
+def as_floats(ctx, a, b):
+    """The operands of a division in the dtype it is composed in; a divisor that is one number stays a number."""
+    dtype = wide(ctx.out.dtype)
+    if isinstance(b, Tensor) and b.dim() == 0:
+        b = b.item()
+    return cast(ctx, a, dtype), rounded(b, dtype) if isinstance(b, (int, float)) else cast(ctx, b, dtype)
+
+
+@converter(torch.remainder, Tensor.remainder, prims.remainder)
+def remainder(ctx, input, other):
+    """With the sign of the divisor; an infinite divisor of the other sign is the result itself."""
+    dtype = ctx.out.dtype
+    input, other = as_recorded(ctx, input, other)
+    if not dtype.is_floating_point:
+        return cast(ctx, left_over(ctx, EW.FLOOR_DIV, input, other, wide(dtype)), dtype)
+    a, b = as_floats(ctx, input, other)
+    left = signed_remainder(ctx, a, b, dtype)
+    return cast(ctx, select(ctx, turned(ctx, left, b), elementwise(ctx, EW.SUM, left, b), left), dtype)
+
+
+@converter(torch.fmod, Tensor.fmod, prims.fmod)
+def fmod(ctx, input, other):
+    """With the sign of the dividend."""
+    dtype = ctx.out.dtype
+    input, other = as_recorded(ctx, input, other)
+    if not dtype.is_floating_point:
+        return cast(ctx, left_over(ctx, EW.DIV, input, other, wide(dtype)), dtype)
+    return cast(ctx, signed_remainder(ctx, *as_floats(ctx, input, other), dtype), dtype)
+
+
 def left_over(ctx, division, a, b, dtype):
+    """What a division of integers leaves."""
     whole = elementwise(ctx, EW.PROD, elementwise(ctx, division, a, b, dtype), b, dtype)
     return elementwise(ctx, EW.SUB, a, whole, dtype)
+
+
+def turned(ctx, left, b):
+    """Whether a remainder with the sign of the dividend has not that of the divisor."""
+    if isinstance(b, (int, float)):
+        return elementwise(ctx, EW.GREATER if b < 0 else EW.LESS, left, 0)
+    below, above = elementwise(ctx, EW.LESS, left, 0), elementwise(ctx, EW.GREATER, left, 0)
+    negative = elementwise(ctx, EW.LESS, b, 0)
+    return select(ctx, negative, above, below)
+
+
+def signed_remainder(ctx, a, b, dtype):
+    """What C's `fmod` gives: the exact remainder of two floats, with the sign of the dividend.
+
+    Both are halved first, so that no product overflows. A dividend that is smaller than the divisor is the result.
+    """
+    size = unary(ctx, Unary.ABS, a)
+    divisor = abs(b) if isinstance(b, (int, float)) else unary(ctx, Unary.ABS, b)
+    half = elementwise(ctx, EW.PROD, size, 0.5)
+    if isinstance(b, (int, float)):
+        left = divided_by_number(ctx, half, divisor / 2, dtype)
+        halved = divisor / 2
+    else:
+        halved = elementwise(ctx, EW.PROD, divisor, 0.5)
+        left = divided_by_tensor(ctx, half, halved, dtype)
+    left = select(ctx, elementwise(ctx, EW.LESS, left, 0), elementwise(ctx, EW.SUM, left, halved), left)
+    left = elementwise(ctx, EW.PROD, left, 2)
+    left = select(ctx, elementwise(ctx, EW.LESS, a, 0), unary(ctx, Unary.NEG, left), left)
+    return select(ctx, elementwise(ctx, EW.LESS, size, divisor), a, left)
+
+
+def divided_by_number(ctx, x, b, dtype):
+    """What long division leaves of x, from -b / 2 to b / 2: each step takes off 12 more bits of the quotient.
+
+    The divisor is a sum of two numbers of 12 bits, so their products with 12 bits of the quotient are exact.
+    """
+    if b == 0 or not math.isfinite(b):
+        return elementwise(ctx, EW.PROD, x, math.nan)
+    largest = math.log2(torch.finfo(dtype).max / 2 / b)
+    mantissa, exponent = math.frexp(b)
+    high = math.ldexp(round(math.ldexp(mantissa, 12)), exponent - 12)
+    for shift in shifts(largest, 11):
+        whole = unary(ctx, Unary.ROUND, elementwise(ctx, EW.DIV, x, math.ldexp(b, shift)))
+        for part in filter(None, (high, b - high)):
+            x = elementwise(ctx, EW.SUB, x, elementwise(ctx, EW.PROD, whole, math.ldexp(part, shift)))
+    return x
+
+
+def shifts(largest, bits):
+    """By how many bits to shift the divisor in each step, with a quotient up to 2**largest and `bits` of it a step."""
+    top = max(math.ceil(largest) - bits, 0)
+    return [*range(top, 0, -bits - 1), 0]
+
+
+def divided_by_tensor(ctx, x, b, dtype):
+    """As `divided_by_number`: half precision has few enough bits already, float32 is a sum of 8 bits and 16.
+
+    The quotient may have 254 bits, while factors end at 2**127: first what is below 2 is shifted up by 126 bits.
+    """
+    if dtype is torch.float16:
+        return long_division(ctx, x, [b], 41, 12)
+    bits = 15 if dtype is torch.bfloat16 else 8
+    raised = select(ctx, elementwise(ctx, EW.LESS, b, 2), elementwise(ctx, EW.PROD, b, 2.0**126), b)
+    for divisor in (raised, b):
+        x = long_division(ctx, x, parts_of(ctx, divisor, dtype), 127, bits)
+    return x
+
+
+def parts_of(ctx, b, dtype):
+    if dtype is torch.bfloat16:
+        return [b]
+    high = cast(ctx, cast(ctx, b, torch.bfloat16), torch.float32)
+    return [high, elementwise(ctx, EW.SUB, b, high)]
+
+
+def long_division(ctx, x, parts, largest, bits):
+    divisor = parts[0] if len(parts) == 1 else elementwise(ctx, EW.SUM, *parts)
+    for shift in shifts(largest, bits):
+        factor = 2.0**shift
+        whole = unary(ctx, Unary.ROUND, elementwise(ctx, EW.DIV, x, elementwise(ctx, EW.PROD, divisor, factor)))
+        for part in parts:
+            product = elementwise(ctx, EW.PROD, elementwise(ctx, EW.PROD, whole, part), factor)
+            x = elementwise(ctx, EW.SUB, x, product)
+    return x
 
 
 # Powers --------------------------------------------------------------------------------------------------------------
@@ -228,18 +313,26 @@ def pow_op(ctx, input, exponent):
     if isinstance(exponent, Tensor) and exponent.dim() == 0:
         exponent = exponent.item()
     if not isinstance(exponent, (int, float)):
-        return binary(ctx, EW.POW, input, exponent)
+        return power(ctx, input, exponent)
     if not dtype.is_floating_point and exponent >= 1:
         x = product(ctx, cast(ctx, input, wide(dtype)), exponent)
         return wrapped(ctx, x, dtype) if dtype in BYTES else x
     if not dtype.is_floating_point:
-        return binary(ctx, EW.POW, input, exponent)
+        return power(ctx, input, exponent)
     if exponent in (1, 2, 3):
         return product(ctx, cast(ctx, input, dtype), int(exponent))
     if abs(exponent) == 0.5 or exponent in (-1, -2):
         x = cast(ctx, input, wide(dtype))
         x = unary(ctx, Unary.SQRT, x) if abs(exponent) == 0.5 else product(ctx, x, -int(exponent))
         return cast(ctx, unary(ctx, Unary.RECIP, x) if exponent < 0 else x, dtype)
+    return power(ctx, input, exponent)
+
+
+def power(ctx, input, exponent):
+    """One layer, of half precision in float32: in bfloat16, TensorRT for RTX 1.6 takes 3.5 for 3."""
+    dtype = ctx.out.dtype
+    if is_half(dtype):
+        return cast(ctx, elementwise(ctx, EW.POW, input, exponent, wide(dtype)), dtype)
     return binary(ctx, EW.POW, input, exponent)
 
 
@@ -305,15 +398,9 @@ def truncated(ctx, x):
 
 
 @converter(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
-def clamp(ctx, input, min=None, max=None):
-    """Both bounds of floats are one layer; the upper one wins where they cross. Of a NaN, TensorRT may make a bound."""
+def clamp_op(ctx, input, min=None, max=None):
     dtype = ctx.out.dtype
-    numbers = all(isinstance(bound, (int, float)) and math.isfinite(bound) for bound in (min, max))
-    if dtype.is_floating_point and numbers:
-        return activation(ctx, Kind.CLIP, cast(ctx, input, dtype), alpha=min if min < max else max, beta=max)
-    common = wide(dtype) if dtype in BYTES else dtype
-    x = input if min is None else elementwise(ctx, EW.MAX, input, min, common)
-    return cast(ctx, x if max is None else elementwise(ctx, EW.MIN, x, max, common), dtype)
+    return cast(ctx, clamp(ctx, input, min, max, wide(dtype) if dtype in BYTES else dtype), dtype)
 
 
 @converter(torch.clamp_min, Tensor.clamp_min)
@@ -353,10 +440,14 @@ def addcdiv(ctx, input, tensor1, tensor2, *, value=1):
 
 @converter(torch.hypot, Tensor.hypot, prims.hypot)
 def hypot(ctx, input, other):
-    """The longer side times sqrt(1 + ratio**2), which neither overflows nor vanishes on the way."""
+    """The longer side times sqrt(1 + ratio**2), which neither overflows nor vanishes on the way.
+
+    Infinity where a side is infinite, even if the other one is NaN.
+    """
     dtype = wide(ctx.out.dtype)
     a, b = (unary(ctx, Unary.ABS, cast(ctx, x, dtype)) for x in (input, other))
     longer, shorter = elementwise(ctx, EW.MAX, a, b), elementwise(ctx, EW.MIN, a, b)
     ratio = select(ctx, elementwise(ctx, EW.EQUAL, a, b), 1.0, elementwise(ctx, EW.DIV, shorter, longer))
     length = unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, ratio, ratio), 1.0))
-    return cast(ctx, elementwise(ctx, EW.PROD, longer, length), ctx.out.dtype)
+    infinite = elementwise(ctx, EW.OR, *(elementwise(ctx, EW.EQUAL, x, math.inf) for x in (a, b)))
+    return cast(ctx, select(ctx, infinite, math.inf, elementwise(ctx, EW.PROD, longer, length)), ctx.out.dtype)

@@ -7,6 +7,7 @@ from torch2rt.vocabulary import (
     elementwise,
     fusion,
     gather,
+    is_negative,
     is_symbolic,
     reduce,
     reshape,
@@ -161,11 +162,10 @@ def nan_to_num(ctx, input, nan=None, posinf=None, neginf=None):
 
 @converter(torch.signbit, Tensor.signbit, prims.signbit)
 def signbit(ctx, input):
-    """The reciprocal tells -0.0 from 0.0. A NaN counts as positive."""
+    """A NaN counts as positive."""
     if not dtype_of(input).is_floating_point:
         return compare(ctx, EW.LESS, input, 0) if dtype_of(input) is not torch.bool else always(ctx, input, False)
-    sign = elementwise(ctx, EW.MIN, input, unary(ctx, Unary.RECIP, input))
-    return elementwise(ctx, EW.LESS, sign, 0)
+    return is_negative(ctx, input)
 
 
 # Logic ---------------------------------------------------------------------------------------------------------------

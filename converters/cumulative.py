@@ -74,7 +74,7 @@ def cumprod(ctx, input, dim, *, dtype=None):
 
 
 def running_extreme(ctx, op, input, dim):
-    """The extreme so far, and its latest place: the largest position that has held it."""
+    """The extreme so far, and its latest place: the largest position that has held it. A NaN stays the extreme."""
     dtype = ctx.out[0].dtype
     if dtype.is_floating_point:
         worst = -math.inf if op == EW.MAX else math.inf
@@ -85,7 +85,10 @@ def running_extreme(ctx, op, input, dim):
     best = scan(ctx, x, dim, lambda a, b: elementwise(ctx, op, a, b), worst)
     sizes = dims(ctx, x)
     positions = reshape(ctx, iota(ctx, sizes[dim]), [n if d == dim else 1 for d, n in enumerate(sizes)])
-    held = select(ctx, elementwise(ctx, EW.EQUAL, x, best), positions, 0, torch.int64)
+    holds = elementwise(ctx, EW.EQUAL, x, best)
+    if dtype.is_floating_point:
+        holds = elementwise(ctx, EW.OR, holds, unary(ctx, Unary.ISNAN, x))
+    held = select(ctx, holds, positions, 0, torch.int64)
     places = scan(ctx, held, dim, lambda a, b: elementwise(ctx, EW.MAX, a, b), 0)
     return recorded(ctx, best, ctx.out[0]), recorded(ctx, places, ctx.out[1])
 

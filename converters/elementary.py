@@ -4,8 +4,10 @@ from torch2rt.vocabulary import (
     activation,
     cast,
     check,
+    clamp,
     converter,
     elementwise,
+    is_negative,
     select,
     torch,
     trt,
@@ -43,7 +45,7 @@ FLOAT = {
     Unary.ATANH: ("atanh", "arctanh"),
     Unary.ERF: ("erf",),
 }
-SIGNED = {Unary.ABS: ("abs", "absolute"), Unary.SIGN: ("sign", "sgn")}
+SIGNED = {Unary.ABS: ("abs", "absolute")}
 
 
 def _float(op, names):
@@ -68,6 +70,17 @@ for table, make in ((FLOAT, _float), (SIGNED, _signed)):
         function = make(op, names)
         function.__name__ = names[0]
         converter(*spellings(*names))(function)
+
+
+@converter(*spellings("sign", "sgn"))
+def sign(ctx, input):
+    """Of a NaN, torch makes 0."""
+    dtype = ctx.out.dtype
+    x = cast(ctx, input, dtype if dtype.is_floating_point else wide(dtype))
+    x = unary(ctx, Unary.SIGN, x)
+    if dtype.is_floating_point:
+        x = select(ctx, unary(ctx, Unary.ISNAN, x), 0.0, x, dtype)
+    return cast(ctx, x, dtype)
 
 
 @converter(*spellings("neg", "negative"))
@@ -182,7 +195,7 @@ def logit(ctx, input, eps=None):
     x = cast(ctx, input, dtype)
     if eps is not None and eps >= 0:
         check(eps <= 0.5, f"{eps=} puts the lower bound above the upper one")
-        x = activation(ctx, Kind.CLIP, x, alpha=eps, beta=1 - eps)
+        x = clamp(ctx, x, eps, 1 - eps)
     odds = elementwise(ctx, EW.DIV, x, elementwise(ctx, EW.SUB, 1.0, x))
     return cast(ctx, unary(ctx, Unary.LOG, odds), ctx.out.dtype)
 
@@ -192,13 +205,15 @@ def logit(ctx, input, eps=None):
 
 @converter(*spellings("atan2", "arctan2"))
 def atan2(ctx, input, other):
-    """The angle of the slope, turned by half a circle on the left side. -0.0 counts as 0.0, two infinities give NaN."""
+    """The angle of the magnitudes, mirrored to the left side and then to the lower one, where -0.0 lies, too."""
     dtype = wide(ctx.out.dtype)
     y, x = cast(ctx, input, dtype), cast(ctx, other, dtype)
-    below, left = elementwise(ctx, EW.LESS, y, 0), elementwise(ctx, EW.LESS, x, 0)
-    turn = select(ctx, left, select(ctx, below, -math.pi, math.pi, dtype), 0.0, dtype)
-    angle = elementwise(ctx, EW.SUM, unary(ctx, Unary.ATAN, elementwise(ctx, EW.DIV, y, x)), turn)
-    return cast(ctx, select(ctx, elementwise(ctx, EW.EQUAL, y, 0), turn, angle), ctx.out.dtype)
+    rise, run = unary(ctx, Unary.ABS, y), unary(ctx, Unary.ABS, x)
+    equal = select(ctx, elementwise(ctx, EW.EQUAL, rise, 0), 0.0, 1.0, dtype)  # two zeros or infinities have no ratio
+    slope = select(ctx, elementwise(ctx, EW.EQUAL, rise, run), equal, elementwise(ctx, EW.DIV, rise, run))
+    angle = unary(ctx, Unary.ATAN, slope)
+    angle = select(ctx, is_negative(ctx, x), elementwise(ctx, EW.SUB, math.pi, angle), angle)
+    return cast(ctx, select(ctx, is_negative(ctx, y), unary(ctx, Unary.NEG, angle), angle), ctx.out.dtype)
 
 
 @converter(*spellings("xlogy"))
@@ -231,11 +246,9 @@ def heaviside(ctx, input, values):
 
 @converter(torch.copysign, Tensor.copysign)
 def copysign(ctx, input, other):
-    """The reciprocal tells -0.0 from 0.0. A NaN counts as positive."""
+    """A NaN counts as positive."""
     dtype = ctx.out.dtype
     size = unary(ctx, Unary.ABS, cast(ctx, input, dtype))
     if isinstance(other, (int, float)):
         return unary(ctx, Unary.NEG, size) if math.copysign(1, other) < 0 else size
-    other = cast(ctx, other, dtype)
-    sign = elementwise(ctx, EW.MIN, other, unary(ctx, Unary.RECIP, other))
-    return select(ctx, elementwise(ctx, EW.LESS, sign, 0), unary(ctx, Unary.NEG, size), size)
+    return select(ctx, is_negative(ctx, cast(ctx, other, dtype)), unary(ctx, Unary.NEG, size), size)

@@ -27,12 +27,12 @@ from torch2rt.vocabulary import (
     slice_nd,
     torch,
     trt,
+    unary,
     unlift,
-    weighted_gather,
     wide,
 )
 
-EW, Reduce, Pool = trt.ElementWiseOperation, trt.ReduceOperation, trt.PoolingType
+EW, Reduce, Pool, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.PoolingType, trt.UnaryOperation
 _nn, aten = torch._C._nn, torch.ops.aten
 
 rewrite(
@@ -145,7 +145,7 @@ def _max_pool(ctx, x, window, ceil_mode, sizes):
     kernel, stride, padding, dilation = window
     n = len(kernel)
     _some(ctx, sizes[-n:])
-    if max(dilation) > 1 or not dtype_of(x).is_floating_point:
+    if max(dilation) > 1 or not dtype_of(x).is_floating_point or ctx.nan == "keep":
         return _shifted_max(ctx, x, window, sizes[-n:])
     kernel = _no_larger(ctx, x, kernel, padding)
     x = lift(ctx, x, n)
@@ -190,7 +190,9 @@ def _reach(ctx, x, window, sizes, fill):
 
 
 def _shifted_max(ctx, x, window, sizes):
-    """TensorRT pools no integers and has no dilation: the largest of slices, one for each place in the window."""
+    """The largest of slices, one for each place in the window: TensorRT pools no integers, passes over NaNs, and has no
+    dilation.
+    """
     dtype = dtype_of(x)
     x = x if dtype.is_floating_point else cast(ctx, x, wide(dtype))
     fill = -math.inf if dtype.is_floating_point else torch.iinfo(dtype_of(x)).min
@@ -257,8 +259,10 @@ def _adaptive(ctx, x, op, sizes, n):
     if all(k == 1 for k in windows):
         return x
     if None not in windows and not all(same_size(sizes[axis], 1) for axis in axes):
-        kind = Pool.MAX if op is Reduce.MAX else Pool.AVERAGE
-        return unlift(ctx, _pool(ctx, kind, lift(ctx, x, n), windows, windows, (0,) * n).get_output(0), n, sizes)
+        if op is Reduce.MAX:
+            return _max_pool(ctx, x, (windows, windows, [0] * n, [1] * n), False, sizes)
+        layer = _pool(ctx, Pool.AVERAGE, lift(ctx, x, n), windows, windows, (0,) * n)
+        return unlift(ctx, layer.get_output(0), n, sizes)
     x = cast(ctx, x, torch.float32) if op is Reduce.AVG else x
     single = [axis for axis, k in zip(axes, windows, strict=True) if k != 1 and same_size(sizes[axis], 1)]
     if single:
@@ -281,13 +285,18 @@ def _gathered(ctx, x, op, axis, out):
     size = dims(ctx, x)[axis]
     static = not is_symbolic(size) and not is_symbolic(out)
     places, inside = _adaptive_taps(size, out) if static else _dynamic_taps(ctx, size, out)
+    seen = gather(ctx, x, places, axis)
     if op is Reduce.MAX:
-        return reduce(ctx, op, gather(ctx, x, places, axis), axis + 1)
+        return reduce(ctx, op, seen, axis + 1)
+    after = [1] * (len(dims(ctx, x)) - axis - 1)
     if static:
-        return weighted_gather(ctx, x, places, inside / inside.sum(1, keepdim=True), axis)
-    inside = cast(ctx, inside, torch.float32)
-    share = elementwise(ctx, EW.DIV, inside, reduce(ctx, Reduce.SUM, inside, 1, keepdim=True))
-    return weighted_gather(ctx, x, places, share, axis)
+        count, mask = inside.sum(1).float().reshape(out, *after), inside.reshape(*inside.shape, *after)
+    else:
+        count = reshape(ctx, reduce(ctx, Reduce.SUM, cast(ctx, inside, torch.float32), 1), (out, *after))
+        mask = reshape(ctx, inside, (*dims(ctx, inside), *after))
+    if not static or not inside.all():
+        seen = select(ctx, mask, seen, 0.0)  # not a weight of 0, which makes NaN of infinity
+    return elementwise(ctx, EW.DIV, reduce(ctx, Reduce.SUM, seen, axis + 1), count)
 
 
 def _adaptive_taps(size, out):
@@ -322,7 +331,10 @@ def _taps(size, out, k, s, p, d):
 
 
 def _indices(ctx, x, tables, sizes):
-    """The first place in the flattened planes where each window has its maximum; TensorRT's pooling does not tell."""
+    """The first place in the flattened planes where each window has its maximum, or the last one where it has a NaN.
+
+    TensorRT's pooling does not tell.
+    """
     n = len(tables)
     planes, spatial = dims(ctx, x)[:-n], dims(ctx, x)[-n:]
     places = torch.zeros((), dtype=torch.int64)
@@ -332,6 +344,9 @@ def _indices(ctx, x, tables, sizes):
         places = places + table.reshape(shape) * math.prod(spatial[axis + 1 :])
     places = places.flatten(0, n - 1).flatten(1)
     seen = gather(ctx, reshape(ctx, x, (*planes, math.prod(spatial))), places, -1)
-    best = elementwise(ctx, EW.EQUAL, seen, reduce(ctx, Reduce.MAX, seen, -1, keepdim=True))
+    best = elementwise(ctx, EW.EQUAL, seen, reduce(ctx, Reduce.MAX, seen, -1, keepdim=True, keep_nan=False))
     first = reduce(ctx, Reduce.MIN, select(ctx, best, places, math.prod(spatial)), -1)
+    if dtype_of(x).is_floating_point:
+        last = reduce(ctx, Reduce.MAX, select(ctx, unary(ctx, Unary.ISNAN, seen), places, -1), -1)
+        first = select(ctx, elementwise(ctx, EW.LESS, last, 0), first, last)
     return reshape(ctx, first, sizes)

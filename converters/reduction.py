@@ -97,7 +97,6 @@ def comparable(ctx, x):
 
 
 def extreme(ctx, op, input, dim, keepdim):
-    """Where there is a NaN, TensorRT may take another element."""
     return cast(ctx, reduce(ctx, op, comparable(ctx, input), dim, keepdim), ctx.out.dtype)
 
 
@@ -111,7 +110,7 @@ def extreme_and_place(ctx, op, input, dim):
     x = x if dims(ctx, x) else reshape(ctx, x, (1,))
     sizes = dims(ctx, x)
     dim = wrap_dim(dim, len(sizes))
-    best = reduce(ctx, op, x, dim, keepdim=True)
+    best = reduce(ctx, op, x, dim, keepdim=True, keep_nan=False)
     count, along = iota(ctx, sizes[dim]), [n if d == dim else 1 for d, n in enumerate(sizes)]
     positions = reshape(ctx, count, along)
     candidates = select(ctx, elementwise(ctx, EW.EQUAL, x, best), positions, sizes[dim] - 1, torch.int64)

@@ -48,7 +48,7 @@ def safe_softmax(ctx, input, dim, dtype=None):
 def log_softmax(ctx, input, dim, dtype=None):
     """The logarithm of a softmax layer would be -inf where float underflows, so the logarithm is taken of the sum."""
     x = cast(ctx, cast(ctx, input, ctx.out.dtype), wide(ctx.out.dtype))
-    x = elementwise(ctx, EW.SUB, x, reduce(ctx, Reduce.MAX, x, dim, keepdim=True))
+    x = elementwise(ctx, EW.SUB, x, reduce(ctx, Reduce.MAX, x, dim, keepdim=True, keep_nan=False))  # the sum keeps it
     total = reduce(ctx, Reduce.SUM, unary(ctx, Unary.EXP, x), dim, keepdim=True)
     return cast(ctx, elementwise(ctx, EW.SUB, x, unary(ctx, Unary.LOG, total)), ctx.out.dtype)
 
@@ -62,7 +62,7 @@ def aten_log_softmax(ctx, input, dim, half_to_float):
 def logsumexp(ctx, input, dim, keepdim=False):
     """Less the largest value, unless that is infinite."""
     x = cast(ctx, input, wide(ctx.out.dtype))
-    largest = reduce(ctx, Reduce.MAX, x, dim, keepdim=True)
+    largest = reduce(ctx, Reduce.MAX, x, dim, keepdim=True, keep_nan=False)  # the sum keeps it
     shift = select(ctx, unary(ctx, Unary.ISINF, largest), 0.0, largest)
     exponentials = unary(ctx, Unary.EXP, elementwise(ctx, EW.SUB, x, shift))
     total = unary(ctx, Unary.LOG, reduce(ctx, Reduce.SUM, exponentials, dim, keepdim=True))

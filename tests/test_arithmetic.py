@@ -193,8 +193,6 @@ NAN, INF = float("nan"), float("inf")
 def test_special_values(function, device):
     a = torch.tensor([NAN, NAN, INF, -INF, INF, 0.0, -0.5, 1.0], device=device)
     b = torch.tensor([NAN, 1.0, INF, INF, NAN, 0.0, 2.0, 1.0], device=device)
-    if function is torch.hypot:  # of a NaN and an infinity, torch gives infinity, and TensorRT does not say
-        a, b = a[2:4], b[2:4]
     model_trt = torch2rt(Call(function), [a, b])
     compare((model_trt if device.type == "cuda" else model_trt.reference())(a, b), function(a, b))
 

@@ -135,6 +135,28 @@ def activation_integer(n):
     return n.trt.add_activation(n.input(torch.tensor([-3, 0, 5])), Activation.RELU), [0, 0, 5]
 
 
+@rows()
+def nans_are_passed_over(n):
+    """As some kernels do, so that a converter which relies on such a layer is seen to lose a NaN."""
+    nan = math.nan
+    x = torch.tensor([[[[nan, 1.0, -7.0, nan]]]])
+    y = torch.tensor([[[[2.0, nan, nan, nan]]]])
+    a, b = n.input(x), n.input(y)
+    made = {
+        setting(n.trt.add_activation(a, Activation.CLIP), alpha=-0.5, beta=0.25): [-0.5, 0.25, -0.5, -0.5],
+        setting(n.trt.add_activation(a, Activation.HARD_SIGMOID), alpha=0.5, beta=0.0): [1.0, 0.5, 0.0, 1.0],
+        n.op(a, b, Op.MAX): [2.0, 1.0, -7.0, nan],
+        n.op(a, b, Op.MIN): [2.0, 1.0, -7.0, nan],
+        n.trt.add_reduce(a, Reduce.MAX, 8, False): [1.0],
+        n.trt.add_reduce(a, Reduce.MIN, 8, False): [-7.0],
+        setting(n.trt.add_pooling_nd(a, Pool.MAX, (1, 2)), stride_nd=(1, 2)): [1.0, -7.0],
+        n.trt.add_topk(a, trt.TopKOperation.MAX, 3, 8): [1.0, -7.0, -math.inf],
+        n.trt.add_unary(a, Unary.SIGN): [nan, 1.0, -1.0, nan],
+    }
+    shapes = [tuple(tensor(layer).shape) for layer in made]
+    return tuple(made), tuple(torch.tensor(v).reshape(s) for v, s in zip(made.values(), shapes, strict=True))
+
+
 INSIDE, ANY = torch.linspace(0.1, 0.9, 7), torch.linspace(-3.4, 3.1, 9)
 
 

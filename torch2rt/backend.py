@@ -191,6 +191,11 @@ def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) 
     return layer
 
 
+def relu_keeps_nan() -> bool:
+    """Whether a RELU layer passes a NaN on: seen in TensorRT for RTX 1.6, of every other TensorRT nothing is known."""
+    return IS_RTX
+
+
 def has_dynamic_while() -> bool:
     """Whether a loop with a condition may be part of an engine with dynamic shapes.
 

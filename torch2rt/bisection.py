@@ -124,8 +124,8 @@ class OfReference:
 
     at_once = AT_ONCE
 
-    def __init__(self, graph: torch.fx.GraphModule, tensors: Tensors) -> None:
-        self.network, self.values = lower_with_values(graph)
+    def __init__(self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str) -> None:
+        self.network, self.values = lower_with_values(graph, nan)
         self.tensors = tensors
         self.names = list(self.values)
 
@@ -145,15 +145,15 @@ class OfEngine:
     at_once = OUTPUTS_AT_ONCE
 
     def __init__(
-        self, graph: torch.fx.GraphModule, tensors: Tensors, build: Callable[[Network], bytes], made_by: Any
+        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], bytes], made_by: Any
     ) -> None:  # fmt: skip
-        self.graph, self.tensors, self.build, self.made_by = graph, tensors, build, made_by
-        self.names = list(lower_with_values(graph)[1])
+        self.graph, self.tensors, self.nan, self.build, self.made_by = graph, tensors, nan, build, made_by
+        self.names = list(lower_with_values(graph, nan)[1])
 
     def __call__(self, names: Sequence[str]) -> Values:
         from torch2rt.runtime import Runtime
 
-        network, values = lower_with_values(self.graph)
+        network, values = lower_with_values(self.graph, self.nan)
         outputs = {network.definition.get_output(i).name for i in range(network.definition.num_outputs)}
         for name in names:
             if values[name].name not in outputs:

@@ -30,6 +30,7 @@ def torch2rt(
     compute_capabilities: Any = None,
     optimization_level: int | None = None,
     tf32: bool | None = None,
+    nan: str = "keep",
     log_level: Any = None,
     keep_network: bool = True,
     verify: bool | str = True,
@@ -55,6 +56,7 @@ def torch2rt(
     - `verify`: compare with the module on the example inputs: the engine where there is a GPU that runs it, else the
       reference. `"range"` also compares at the min and max shapes and some sizes between them, with other values from
       the examples' range. `False` compares nothing. What was compared is in `model_trt.report`.
+    - `nan`: `"keep"`, or `"ignore"` for a module that never meets a NaN, as for `torch2rt.lower`.
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
@@ -71,7 +73,7 @@ def torch2rt(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
         opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,
     )  # fmt: skip
-    network = lower(graph)
+    network = lower(graph, nan=nan)
     as_asked = functools.partial(
         build, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
         optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,

@@ -16,7 +16,7 @@ import torch
 from torch.fx.node import map_aggregate
 
 from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
-from torch2rt.errors import BuildError, ConversionError, UnsupportedError
+from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
 from torch2rt.fusion import Fuser
 from torch2rt.guards import hold
 from torch2rt.interface import AXES, Interface
@@ -33,7 +33,7 @@ class Network:
 
     `definition` is the `INetworkDefinition`. `weights` holds every tensor that the network reads, by the index of the
     layer and the role there: TensorRT refers to this memory and does not copy it. `assumptions` are for the report of
-    the conversion (`torch2rt.conversion_report.Report`).
+    the conversion (`torch2rt.conversion_report.Report`). `nan` is what was asked of `lower`.
     """
 
     definition: Any
@@ -41,6 +41,7 @@ class Network:
     interface: Interface
     weights: dict[tuple[int, str], torch.Tensor] = dataclasses.field(default_factory=dict)
     assumptions: list[str] = dataclasses.field(default_factory=list)
+    nan: str = "keep"
     building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
 
     @property
@@ -74,12 +75,13 @@ class Context:
     """What a converter is given beside torch's arguments.
 
     `network` is the TensorRT network under construction and `out` the recorded result of the call: a fake tensor with
-    the result's dtype and (symbolic) shape, or a tuple of them; `device` is where the module was traced. The rest
-    belongs to the vocabulary.
+    the result's dtype and (symbolic) shape, or a tuple of them; `device` is where the module was traced; `nan` is what
+    was asked of `lower`. The rest belongs to the vocabulary.
     """
 
     def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
         self.lowered = lowered
+        self.nan = lowered.nan
         self.network = lowered.definition
         self.out: Any = None
         self.symbols: Mapping[sympy.Symbol, Dim] = graph.meta["symbols"]
@@ -108,27 +110,35 @@ class Context:
         return tensor
 
 
-def lower(graph: torch.fx.GraphModule) -> Network:
+NAN = ("keep", "ignore")
+
+
+def lower(graph: torch.fx.GraphModule, *, nan: str = "keep") -> Network:
     """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
 
-    Every layer is named after the module and the call it came from and carries `file:line` as metadata. Raises
-    `UnsupportedError` that lists all calls without a converter or with arguments no converter can honour, and
-    `BuildError` with TensorRT's own log where it refuses a layer.
+    Every layer is named after the module and the call it came from and carries `file:line` as metadata.
+
+    - `nan`: `"keep"` passes a NaN on wherever torch does. TensorRT's own layers for bounds, maxima and minima turn some
+      NaNs into numbers; `"ignore"` uses them as they are, where that is faster, for modules that never meet a NaN.
+
+    Raises `UnsupportedError` that lists all calls without a converter or with arguments no converter can honour,
+    `BuildError` with TensorRT's own log where it refuses a layer, and `InputError` for another `nan`.
 
     >>> from torch2rt import lower, trace
     >>> lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])).num_layers
     1
     """
-    return lower_with_values(graph)[0]
+    return lower_with_values(graph, nan)[0]
 
 
 @torch.no_grad()  # autograd would keep what weights are computed from
-def lower_with_values(graph: torch.fx.GraphModule) -> tuple[Network, dict[str, Any]]:
+def lower_with_values(graph: torch.fx.GraphModule, nan: str = "keep") -> tuple[Network, dict[str, Any]]:
     """`lower`, and the network's tensor for each node of the graph that it has one for, by the node's name."""
+    if nan not in NAN:
+        raise InputError(f"{nan=} is not one of {', '.join(map(repr, NAN))}.")
     builder = create_builder()
-    lowered = Network(
-        create_network(builder), builder, graph.meta["interface"], assumptions=list(graph.meta.get("assumptions", ()))
-    )
+    assumptions = list(graph.meta.get("assumptions", ()))
+    lowered = Network(create_network(builder), builder, graph.meta["interface"], assumptions=assumptions, nan=nan)
     lowering = _Lowering(lowered, graph)
     lowering.run()
     return lowered, {

@@ -280,9 +280,10 @@ class _Verifier:
                 return place or Place(None, None, "The trace differs from the module.")
         values: list[Any] = []
         with contextlib.suppress(Torch2RTError):  # of the search, which must not hide what was found
-            values.append(OfReference(self.graph, call.tensors))
+            values.append(OfReference(self.graph, call.tensors, self.network.nan))
             if self.on_engine and self.build is not None:
-                values.append(OfEngine(self.graph, call.tensors, self.build, self.model_trt.made_by))
+                made_by = self.model_trt.made_by
+                values.append(OfEngine(self.graph, call.tensors, self.network.nan, self.build, made_by))
             for of in values:
                 if place := first_difference(self.graph, call.tensors, of, of.names, of.at_once, disturb):
                     return place

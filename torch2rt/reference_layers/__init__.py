@@ -2,7 +2,9 @@
 
 Such a function reads the layer's attributes once and returns what turns the layer's inputs (None where an optional
 one is missing) into its outputs. All of it is written from TensorRT's documentation and from what its shape inference
-folds, never from our converters. Half precision is computed in float32 and rounded once, at the end, as kernels do.
+folds, never from our converters. The documentation is silent about NaN: there, bounds, maxima, minima, poolings and
+orders pass over a NaN, as some kernels of TensorRT for RTX 1.6 do. Half precision is computed in float32 and rounded
+once, at the end, as kernels do.
 
 One family of layers a file: `LAYERS` says which file a layer's function is in, and `common` holds what they share.
 """

@@ -98,6 +98,11 @@ def limit_of(dtype: torch.dtype, op: str) -> float | int:
     return torch.iinfo(dtype).min if op == "MAX" else torch.iinfo(dtype).max
 
 
+def without_nan(x: Tensor, op: str) -> Tensor:
+    """The least that can be in the place of each NaN: what GPUs pass over in a maximum or a minimum."""
+    return torch.where(x.isnan(), limit_of(x.dtype, op), x) if x.is_floating_point() else x
+
+
 def along(vector: Tensor, axis: int, rank: int) -> Tensor:
     """A vector laid along one axis of a tensor of this rank."""
     return vector.reshape([-1 if d == axis else 1 for d in range(rank)])

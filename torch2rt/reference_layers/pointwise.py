@@ -25,13 +25,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "RELU": lambda x, a, b: x.clamp_min(0),
     "SIGMOID": lambda x, a, b: x.sigmoid(),
     "TANH": lambda x, a, b: x.tanh(),
-    "LEAKY_RELU": lambda x, a, b: torch.where(x >= 0, x, a * x),
+    "LEAKY_RELU": lambda x, a, b: x.clamp_min(0) + a * x.clamp_max(0),
     "ELU": lambda x, a, b: torch.where(x >= 0, x, a * x.expm1()),
     "SELU": lambda x, a, b: b * torch.where(x > 0, x, a * x.exp() - a),
     "SOFTSIGN": lambda x, a, b: x / (1 + x.abs()),
     "SOFTPLUS": lambda x, a, b: a * torch.logaddexp(b * x, torch.zeros_like(x)),
-    "CLIP": lambda x, a, b: x.clamp_max(b).clamp_min(a),
-    "HARD_SIGMOID": lambda x, a, b: (a * x + b).clamp_max(1).clamp_min(0),
+    "CLIP": lambda x, a, b: torch.fmin(torch.fmax(x, x.new_tensor(a)), x.new_tensor(b)),
+    "HARD_SIGMOID": lambda x, a, b: torch.fmax(torch.fmin(a * x + b, x.new_tensor(1)), x.new_tensor(0)),
     "SCALED_TANH": lambda x, a, b: a * (b * x).tanh(),
     "THRESHOLDED_RELU": lambda x, a, b: torch.where(x > a, x, torch.zeros_like(x)),
     "GELU_ERF": lambda x, a, b: 0.5 * x * (1 + (math.sqrt(0.5) * x).erf()),
@@ -60,13 +60,13 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
             "CEIL",
             "FLOOR",
             "ERF",
-            "SIGN",
             "ROUND",
             "ISINF",
             "ISNAN",
         )
     },
     "RECIP": torch.reciprocal,
+    "SIGN": lambda x: torch.where(x == x, x.sign(), x),  # NaN stays NaN, where torch makes it 0
     "NOT": torch.logical_not,
 }
 UNARY_INTEGER = {"ABS", "NEG", "SIGN"}
@@ -83,8 +83,8 @@ def _floor_divide(a: Tensor, b: Tensor) -> Tensor:
 ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "SUM": torch.add,
     "PROD": torch.mul,
-    "MAX": torch.maximum,
-    "MIN": torch.minimum,
+    "MAX": torch.fmax,  # of a NaN and a number, GPUs give the number
+    "MIN": torch.fmin,
     "SUB": torch.sub,
     "DIV": _divide,
     "POW": torch.pow,

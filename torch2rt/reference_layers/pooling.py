@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch2rt.reference_layers.common import Run, Stored, floats, limit_of, padded, require
+from torch2rt.reference_layers.common import Run, Stored, floats, limit_of, padded, require, without_nan
 from torch2rt.reference_layers.windows import Window
 
 
@@ -25,6 +25,7 @@ def pooling(layer: Any, stored: Stored) -> Run:
         return x
 
     def highest(x: Tensor, pads: Sequence[tuple[int, int, int]]) -> Tensor:
+        x = without_nan(x, "MAX")
         outer = [(before, after + over) for before, after, over in pads]
         return windows(padded(x, outer, limit_of(x.dtype, "MAX"))).amax(inside)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch2rt.reference_layers.common import Run, Stored, bits, limit_of, require, torch_type, wide
+from torch2rt.reference_layers.common import Run, Stored, bits, limit_of, require, torch_type, wide, without_nan
 
 
 def reduce(layer: Any, stored: Stored) -> Run:
@@ -26,6 +26,7 @@ def reduce(layer: Any, stored: Stored) -> Run:
                 kept = [1 if d in axes else n for d, n in enumerate(x.shape)]
                 y = x.new_full(kept if keep else [n for d, n in enumerate(x.shape) if d not in axes], limit)
             else:
+                y = without_nan(y, op)
                 y = y.amax(axes, keepdim=keep) if op == "MAX" else y.amin(axes, keepdim=keep)
         elif op == "PROD":
             for a in reversed(axes):
@@ -69,9 +70,7 @@ def topk(layer: Any, stored: Stored) -> Run:
         k = static if size is None else int(size)
         require(x.dtype != torch.bool, "top k of bool")
         require(0 <= k <= min(x.shape[axes[0]], 3840), f"{k=} of {x.shape[axes[0]]}, 3840 at most")
-        low = torch.where(x.isnan(), -torch.inf, x) if x.is_floating_point() else x
-        index = low.argsort(dim=axes[0], descending=largest, stable=True)
-        y = x.gather(axes[0], index)
+        y, index = without_nan(x, "MAX" if largest else "MIN").sort(dim=axes[0], descending=largest, stable=True)
         return y.narrow(axes[0], 0, k).contiguous(), index.narrow(axes[0], 0, k).to(index_type)
 
     return run
