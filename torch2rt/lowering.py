@@ -98,6 +98,7 @@ class Context:
         return tensor
 
 
+@torch.inference_mode(False)
 def lower(graph: torch.fx.GraphModule) -> Network:
     """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
 

@@ -20,18 +20,20 @@ from torch2rt.aten import StrayRecorder
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
+from torch2rt.memos import cleared, uncached
 from torch2rt.numbering import value_numbers
 from torch2rt.progress import Spinner
 from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State, depends_on_values
 from torch2rt.structure import Spec, flatten, unflatten
-from torch2rt.switches import without_collections, without_compiler, without_log, without_scripts
+from torch2rt.switches import FOR_THIS_THREAD, without_collections, without_compiler, without_log, without_scripts
 from torch2rt.symbolic import expression, is_symbolic, to_json
 from torch2rt.tracer import Tracer, UnseenTensorError
 from torch2rt.transformer import masks_as_values
 
 
+@torch.inference_mode(False)
 def trace(
     module: torch.nn.Module,
     inputs: Any,
@@ -93,24 +95,30 @@ def trace(
         return True
 
     failure: Exception | None = None
-    take_strays = first_was_unseen = False
-    for hint in (hints := _hints(specs, leaves)):
-        try:
-            before = states_elsewhere()
-            graph = run(hint)
-            if states_elsewhere() != before and not are_equal(graph, run(hint)):
-                raise TraceError(
-                    "The module draws numbers from Python's random or numpy.random, and does something else each time. "
-                    "An engine draws no random numbers. Pass the noise to the module as an input."
-                )
-            return graph
-        except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps only for these sizes
-            unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
-            if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
-                hints.append(hint)
-                take_strays = True
-            if failure is None or first_was_unseen:
-                failure, first_was_unseen = error, unseen
+    take_strays = past_caches = first_was_tried_again = False
+    with ExitStack() as stack:
+        for hint in (hints := _hints(specs, leaves)):
+            try:
+                before = states_elsewhere()
+                graph = run(hint)
+                if states_elsewhere() != before and not are_equal(graph, run(hint)):
+                    raise TraceError(
+                        "The module draws numbers from Python's random or numpy.random, and does something else each "
+                        "time. An engine draws no random numbers. Pass the noise to the module as an input."
+                    )
+                return graph
+            except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps for these sizes
+                again = False
+                unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
+                if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
+                    take_strays = again = True
+                if not past_caches and "unhashable type: non-nested SymInt" in str(error):
+                    stack.enter_context(uncached())
+                    past_caches = again = True
+                if again:
+                    hints.append(hint)
+                if failure is None or first_was_tried_again:
+                    failure, first_was_tried_again = error, again
     assert failure is not None
     raise failure
 
@@ -158,9 +166,9 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections())
+            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections(), cleared())
             masks = masks_as_values(tracer.is_traced)
-            for context in (*switches, masks, enable_python_dispatcher(), strays, tracer):
+            for context in (*switches, *FOR_THIS_THREAD, masks, enable_python_dispatcher(), strays, tracer):
                 stack.enter_context(context)
             result = _Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept() if depends_on_values(tracer, kept[-1])]
