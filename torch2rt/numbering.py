@@ -1,4 +1,4 @@
-"""Which values of a graph are the same computation, whatever calls they were recorded as."""
+"""What a graph's values are computed from: which are the same computation, and which values a call looks at."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch.fx.node import Node
+from torch.utils._pytree import tree_leaves
+
+from torch2rt.registry import Registry
 
 
 def value_numbers(graph: torch.fx.Graph, attribute: Callable[[str], Any]) -> dict[Node, int]:
@@ -43,3 +46,21 @@ def _content(value: Any) -> Any:
         return id(value)
     data = value.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8)
     return value.dtype, value.device, tuple(value.shape), data.numpy().tobytes()
+
+
+_LIKE = frozenset({"type_as", "expand_as", "view_as", "reshape_as", "to"})  # their second tensor gives dtype or shape
+
+
+def value_sources(node: Node, registry: Registry) -> list[Node]:
+    """The nodes whose values a call's result is computed from, and not from their sizes and dtypes alone."""
+    if not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
+        return []
+    if node.op == "call_function" and registry.is_factory(node.target):  # type: ignore[arg-type]
+        return _nodes((node.args[1:], [value for name, value in node.kwargs.items() if name not in ("input", "self")]))
+    if getattr(node.target, "__name__", "").split(".")[0] in _LIKE:
+        return _nodes(node.args[:1] or node.kwargs)
+    return node.all_input_nodes
+
+
+def _nodes(arguments: Any) -> list[Node]:
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Node)]

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
+from torch2rt.numbering import value_sources
 
 if TYPE_CHECKING:
     from torch2rt.tracer import Tracer
@@ -76,9 +77,6 @@ def _traced(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, 
         yield name, owner, key, value
 
 
-_LIKE = frozenset({"type_as", "expand_as", "view_as", "reshape_as", "to"})  # another's dtype or shape
-
-
 def depends_on_values(tracer: Tracer, value: Any) -> bool:
     """Whether tensors were computed from the inputs' values, and not from their sizes and dtypes alone."""
     todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := tracer.storages.node(t))]
@@ -87,25 +85,9 @@ def depends_on_values(tracer: Tracer, value: Any) -> bool:
         node = todo.pop()
         if node.op == "placeholder":
             return True
-        todo += (new := [n for n in _sources(tracer, node) if n not in seen])
+        todo += (new := [n for n in value_sources(node, tracer.registry) if n not in seen])
         seen.update(new)
     return False
-
-
-def _sources(tracer: Tracer, node: torch.fx.Node) -> list[torch.fx.Node]:
-    """The nodes whose values a node's result is computed from."""
-    if not isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)):
-        return []
-    values = [value for name, value in node.kwargs.items() if name not in ("input", "self", "other")]
-    if node.op == "call_function" and tracer.registry.is_factory(node.target):  # type: ignore[arg-type]
-        return _nodes((*node.args[1:], values))
-    if getattr(node.target, "__name__", "").split(".")[0] in _LIKE:
-        return _nodes(node.args[:1] or node.kwargs)
-    return node.all_input_nodes
-
-
-def _nodes(arguments: Any) -> list[torch.fx.Node]:
-    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.fx.Node)]
 
 
 class Forgotten:
