@@ -11,7 +11,7 @@ ENDS = torch.tensor([2, 2, 5], dtype=torch.int32)  # the second group is empty
 
 
 def rows(a, b, mask, grouped=F.grouped_mm, **kwargs):
-    """Five rows in groups of traced sizes, of which each has one or none but the last; torch leaves others undefined."""
+    """Five rows in groups of traced sizes; torch leaves undefined what lies beyond the last group."""
     ends = torch.cumsum(mask.int(), 0, dtype=torch.int32).clamp(max=5)
     ends = torch.cat([ends[:-1], torch.full((1,), 5, dtype=torch.int32, device=ends.device)])
     return grouped(a, b, offs=ends, **kwargs)[:5]
