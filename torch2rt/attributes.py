@@ -14,15 +14,15 @@ class Attributes:
         self.graph = graph
         self.owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self._names = {id(tensor): name for name, tensor in self.owned.items()}
-        self._held: dict[str, torch.Tensor | torch.fx.GraphModule] = {}
+        self.held: dict[str, torch.Tensor | torch.fx.GraphModule] = {}
         self._nodes: dict[int, torch.fx.Node] = {}
         self._kept: list[Any] = []
 
     def node(self, value: torch.Tensor | torch.fx.GraphModule) -> torch.fx.Node:
         """The node of a tensor or a subgraph, one for all uses."""
         if (node := self._nodes.get(id(value))) is None:
-            name = self._names.get(id(value), f"_constant_{len(self._held)}")
-            self._held[name] = value
+            name = self._names.get(id(value), f"_constant_{len(self.held)}")
+            self.held[name] = value
             with self.graph.inserting_before(next(iter(self.graph.nodes), None)):
                 node = self.graph.get_attr(name)
             node.meta.update(val=value, module="", source="")
@@ -39,9 +39,9 @@ class Attributes:
         Returns the name of the parameter or buffer that the memory is, if it is one.
         """
         storage = tensor.untyped_storage()._cdata
-        for name, held in self._held.items():
+        for name, held in self.held.items():
             if isinstance(held, torch.Tensor) and held.untyped_storage()._cdata == storage:
-                self._held[name] = held.detach().clone()
+                self.held[name] = held.detach().clone()
                 self._nodes.pop(id(held), None)
                 self.keep(held)
         return next((n for n, owned in self.owned.items() if owned.untyped_storage()._cdata == storage), None)
@@ -49,7 +49,7 @@ class Attributes:
     def module(self) -> torch.nn.Module:
         """A module that holds all of them under their dotted names."""
         root = torch.nn.Module()
-        for name, value in self._held.items():
+        for name, value in self.held.items():
             *path, leaf = name.split(".")
             owner = root
             for part in path:

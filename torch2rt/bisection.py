@@ -125,7 +125,7 @@ class OfReference:
     at_once = AT_ONCE
 
     def __init__(self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str) -> None:
-        self.network, self.values = lower_with_values(graph, nan)
+        self.network, self.values = lower_with_values(graph, nan=nan)
         self.tensors = tensors
         self.names = list(self.values)
 
@@ -148,12 +148,12 @@ class OfEngine:
         self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], bytes], made_by: Any
     ) -> None:  # fmt: skip
         self.graph, self.tensors, self.nan, self.build, self.made_by = graph, tensors, nan, build, made_by
-        self.names = list(lower_with_values(graph, nan)[1])
+        self.names = list(lower_with_values(graph, nan=nan)[1])
 
     def __call__(self, names: Sequence[str]) -> Values:
         from torch2rt.runtime import Runtime
 
-        network, values = lower_with_values(self.graph, self.nan)
+        network, values = lower_with_values(self.graph, nan=self.nan)
         outputs = {network.definition.get_output(i).name for i in range(network.definition.num_outputs)}
         for name in names:
             if values[name].name not in outputs:

@@ -31,6 +31,7 @@ def torch2rt(
     optimization_level: int | None = None,
     tf32: bool | None = None,
     nan: str = "keep",
+    float64: str = "float32",
     log_level: Any = None,
     keep_network: bool = True,
     verify: bool | str = True,
@@ -52,6 +53,9 @@ def torch2rt(
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
       `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.
+    - `float64`: TensorRT has no float64. Where a float64 value reaches the outputs only through casts to float32 or
+      less, the engine computes it in float32, and `model_trt.report` says so; `float64="refuse"` raises
+      `UnsupportedError` instead.
     - `keep_network`: keep the TensorRT network, for `model_trt.network` and `model_trt.reference()`.
     - `verify`: compare with the module on the example inputs: the engine where there is a GPU that runs it, else the
       reference. `"range"` also compares at the min and max shapes and some sizes between them, with other values from
@@ -73,7 +77,7 @@ def torch2rt(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
         opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,
     )  # fmt: skip
-    network = lower(graph, nan=nan)
+    network = lower(graph, nan=nan, float64=float64)
     as_asked = functools.partial(
         build, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
         optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,

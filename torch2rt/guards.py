@@ -101,15 +101,28 @@ class Decisions:
             claim = _or_equal(claim) if assumed else claim
             self.made.setdefault(claim, Decision(claim, self.places.here(), internal, assumed))
 
+    def set_aside(self) -> dict[sympy.Basic, Decision]:
+        """Remove and return what the user's Python has claimed, so that only what it claims again counts.
+
+        Equalities stay: torch replaces a size that it knows to be equal to another, and so would not ask again.
+        """
+        aside = {c: d for c, d in self.made.items() if not d.internal and not isinstance(c, sympy.Eq)}
+        self.made = {c: d for c, d in self.made.items() if c not in aside}
+        return aside
+
+    def fixed(self) -> dict[sympy.Symbol, sympy.Basic]:
+        """The sizes that torch takes for numbers, also where it concluded that from several claims."""
+        sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
+        return {symbol: size for symbol, size in sizes.items() if size.is_number}
+
     def check(self, interface: Interface, takes: Takes) -> None:
         """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface.
 
         `takes` says whether the module runs with these shapes.
         """
-        for symbol in self.symbols:
-            if (size := self.shape_env.replace(symbol)).is_number:  # also where torch concluded it from what was asked
-                claim = sympy.Eq(symbol, size)
-                self.made.setdefault(claim, Decision(claim, "all in all", True))
+        for symbol, size in self.fixed().items():
+            claim = sympy.Eq(symbol, size)
+            self.made.setdefault(claim, Decision(claim, "all in all", True))
         equalities = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq)]
         ties = [d for d in equalities if all(arg in self.symbols for arg in d.claim.args)]
         tied = self._tied_ranges(ties)

@@ -201,7 +201,8 @@ def describe_inputs(
             )
         if leaf.dtype not in dtypes:
             known = ", ".join(map(bare_name, dtypes))
-            raise InputError(f"Input '{name}' is {leaf.dtype}, TensorRT takes {known}.")
+            advice = " Pass x.float() to a module in float32." if leaf.dtype is torch.float64 else ""
+            raise InputError(f"Input '{name}' is {leaf.dtype}, TensorRT takes {known}.{advice}")
         if leaf.layout is not torch.strided or leaf.is_nested:
             raise InputError(f"Input '{name}' is not a dense tensor ({leaf.layout}).")
     shapes = [tuple(leaf.shape) for leaf in leaves]

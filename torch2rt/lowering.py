@@ -20,10 +20,12 @@ from torch2rt.errors import BuildError, ConversionError, InputError, Unsupported
 from torch2rt.fusion import Fuser
 from torch2rt.guards import hold
 from torch2rt.interface import AXES, Interface
+from torch2rt.precision import as_recorded, narrow_float64
 from torch2rt.registry import Converter, load, qualified_name
 from torch2rt.structure import bare_name
 from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
 
+NO_CONVERTER = "there is no converter for it"
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
 
@@ -110,36 +112,43 @@ class Context:
         return tensor
 
 
-NAN = ("keep", "ignore")
+NAN, FLOAT64 = ("keep", "ignore"), ("float32", "refuse")
 
 
-def lower(graph: torch.fx.GraphModule, *, nan: str = "keep") -> Network:
+def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32") -> Network:
     """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
 
     Every layer is named after the module and the call it came from and carries `file:line` as metadata.
 
     - `nan`: `"keep"` passes a NaN on wherever torch does. TensorRT's own layers for bounds, maxima and minima turn some
       NaNs into numbers; `"ignore"` uses them as they are, where that is faster, for modules that never meet a NaN.
+    - `float64`: what becomes of float64 values that reach the outputs only through casts to float32 or less.
+      `"float32"` computes them in float32 and says so in the network's `assumptions`; `"refuse"` does not convert them.
 
     Raises `UnsupportedError` that lists all calls without a converter or with arguments no converter can honour,
-    `BuildError` with TensorRT's own log where it refuses a layer, and `InputError` for another `nan`.
+    `BuildError` with TensorRT's own log where it refuses a layer, and `InputError` for another `nan` or `float64`.
 
     >>> from torch2rt import lower, trace
     >>> lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])).num_layers
     1
     """
-    return lower_with_values(graph, nan)[0]
+    return lower_with_values(graph, nan=nan, float64=float64)[0]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()  # autograd would keep what weights are computed from
-def lower_with_values(graph: torch.fx.GraphModule, nan: str = "keep") -> tuple[Network, dict[str, Any]]:
+def lower_with_values(
+    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32"
+) -> tuple[Network, dict[str, Any]]:
     """`lower`, and the network's tensor for each node of the graph that it has one for, by the node's name."""
     if nan not in NAN:
         raise InputError(f"{nan=} is not one of {', '.join(map(repr, NAN))}.")
+    if float64 not in FLOAT64:
+        raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
     builder = create_builder()
     assumptions = list(graph.meta.get("assumptions", ()))
     lowered = Network(create_network(builder), builder, graph.meta["interface"], assumptions=assumptions, nan=nan)
-    lowering = _Lowering(lowered, graph)
+    lowering = _Lowering(lowered, graph, narrow=float64 == "float32")
     lowering.run()
     return lowered, {
         lowering.origins[node]: value for node, value in lowering.values.items()
@@ -148,20 +157,23 @@ def lower_with_values(graph: torch.fx.GraphModule, nan: str = "keep") -> tuple[N
 
 
 class _Lowering:
-    def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
+    def __init__(self, lowered: Network, graph: torch.fx.GraphModule, narrow: bool) -> None:
         self.graph = graph
         self.registry = load()
+        self.failures: list[str] = []
         fuser = Fuser(graph, self.registry)
+        if narrow:
+            assumptions, self.failures = narrow_float64(fuser)
+            lowered.assumptions += assumptions
         self.fused, self.origins = fuser.run(), fuser.origins
         self.ctx = Context(lowered, graph)
         self.ctx.inline, self.ctx.apply = self.inline, self.apply
         self.network = lowered.definition
         self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
-        self.failures: list[str] = []
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
-        self.named = 0
+        self.named = self.stand_ins = 0
         self.names: dict[str, int] = {}
 
     def run(self) -> None:
@@ -181,12 +193,33 @@ class _Lowering:
                 continue
             if self.failed.intersection(node.all_input_nodes):
                 self.failed.add(node)
+                if "val" in node.meta and node.target is not operator.getitem and not self.registry.find(node.target):  # type: ignore[arg-type]
+                    args, kwargs = (map_aggregate(a, _recorded) for a in (node.args, node.kwargs))
+                    self.failures.append(self.describe(node, args, kwargs, NO_CONVERTER))
                 continue
             try:
                 self.values[node] = self.value(node)
             except UnsupportedError as error:
                 self.failures += filter(None, [str(error)])
-                self.failed.add(node)
+                self.named = self.network.num_layers  # what it has left there is not the next call's
+                try:
+                    self.values[node] = map_aggregate(node.meta["val"], self.stand_in)
+                except KeyError:
+                    self.failed.add(node)
+
+    def stand_in(self, recorded: Any) -> Any:
+        """An input of the network for the result of a call that failed, so that later calls are looked at as well.
+
+        `KeyError` for dtypes that TensorRT does not have.
+        """
+        if not isinstance(recorded, torch.Tensor):
+            return recorded
+        if recorded.is_complex():
+            return Complex(self.stand_in(_real(recorded)), self.stand_in(_real(recorded)))
+        sizes = [-1 if is_symbolic(size) else size for size in recorded.shape]
+        self.stand_ins += 1
+        tensor = self.network.add_input(f"stand_in_{self.stand_ins}", DTYPES[recorded.dtype], sizes)
+        return self.ctx.track(tensor, recorded.shape)
 
     def inline(self, subgraph: torch.fx.GraphModule, *operands: Any) -> list[Any]:
         """The results of a subgraph on these values, as layers of the network."""
@@ -217,7 +250,7 @@ class _Lowering:
             return args[0][args[1]]
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
             with torch.no_grad():
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]
         return self.call(node, args, kwargs)
 
     def resolve(self, args: Any) -> Any:
@@ -244,7 +277,7 @@ class _Lowering:
     def call(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         converter = self.registry.find(node.target)  # type: ignore[arg-type]
         if converter is None:
-            raise UnsupportedError(self.describe(node, args, kwargs, "there is no converter for it"))
+            raise UnsupportedError(self.describe(node, args, kwargs, NO_CONVERTER))
         self.ctx.out = node.meta["val"]
         with LOG.capture() as log:
             try:
@@ -423,6 +456,11 @@ def _is_dynamic(value: Any) -> bool:
 
 def _is_complex(value: Any) -> bool:
     return isinstance(value, (Complex, complex)) or (isinstance(value, torch.Tensor) and value.is_complex())
+
+
+def _recorded(argument: Any) -> Any:
+    """What is recorded of an argument, as far as an error shows it."""
+    return argument.meta.get("val") if isinstance(argument, torch.fx.Node) else argument
 
 
 def _real(recorded: Any) -> Any:

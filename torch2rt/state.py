@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
+from torch2rt.numbering import value_sources
+
+if TYPE_CHECKING:
+    from torch2rt.tracer import Tracer
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -31,6 +36,15 @@ class State:
                 if key not in _TABLES:
                     yield from _traced(f"{prefix}{key}", module.__dict__ if key in module.__dict__ else module._buffers,
                                        key, value)  # fmt: skip
+
+    def changed(self) -> bool:
+        """Whether an attribute of a module is another object than it was, or a container holds others."""
+        return any(
+            len(module.__dict__) != len(before)
+            or any(before.get(key, self) is not value for key, value in module.__dict__.items())
+            or any(not _same(value, content) for value, content in containers)
+            for _, module, before, containers in self._before
+        )
 
     def restore(self) -> None:
         """Put back what has changed, and touch nothing else: other threads may be using the module."""
@@ -61,6 +75,19 @@ def _traced(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, 
             yield from _traced(f"{name}[{inner!r}]", value, inner, item)
     elif type(value) is tuple and any(isinstance(item, FakeTensor) for item in value):
         yield name, owner, key, value
+
+
+def depends_on_values(tracer: Tracer, value: Any) -> bool:
+    """Whether tensors were computed from the inputs' values, and not from their sizes and dtypes alone."""
+    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := tracer.storages.node(t))]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node.op == "placeholder":
+            return True
+        todo += (new := [n for n in value_sources(node, tracer.registry) if n not in seen])
+        seen.update(new)
+    return False
 
 
 class Forgotten:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
+import functools
 import gc
 import inspect
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import _get_current_function_mode_stack
+
+from torch2rt.symbolic import is_symbolic
 
 
 class Shared:
@@ -108,3 +115,85 @@ def without_log(name: str) -> Iterator[None]:
         yield
     finally:
         log.removeFilter(is_another_threads)
+
+
+class PerThread:
+    """A function of the process's that another one takes the place of, for the threads that are inside of the context.
+
+    `stand_in(original)` makes the other one. `original` serves all other threads, and again everyone once the last
+    thread has left.
+    """
+
+    def __init__(self, owner: Any, name: str, stand_in: Callable[[Any], Any]) -> None:
+        self.inside: dict[int, int] = {}  # how often a thread has entered, by its ident
+        self.switch = Shared(lambda: self._replaced(owner, name, stand_in))
+
+    @contextmanager
+    def _replaced(self, owner: Any, name: str, stand_in: Callable[[Any], Any]) -> Iterator[None]:
+        original, inside, here = getattr(owner, name), self.inside, threading.get_ident
+        other = stand_in(original)
+
+        @functools.wraps(original)
+        def choose(*args: Any, **kwargs: Any) -> Any:
+            return (other if here() in inside else original)(*args, **kwargs)
+
+        setattr(owner, name, choose)
+        try:
+            yield
+        finally:
+            if getattr(owner, name) is choose:  # or somebody else has replaced it since, and calls this one
+                setattr(owner, name, original)
+
+    def __enter__(self) -> None:
+        self.switch.__enter__()
+        ident = threading.get_ident()
+        self.inside[ident] = self.inside.get(ident, 0) + 1
+
+    def __exit__(self, *exception: object) -> None:
+        ident = threading.get_ident()
+        self.inside[ident] -= 1
+        if not self.inside[ident]:
+            del self.inside[ident]
+        self.switch.__exit__(*exception)
+
+
+def _symbolic_len(original: Callable[[Any], int]) -> Callable[[Any], Any]:
+    def length(value: Any, /) -> Any:
+        if isinstance(value, FakeTensor) and value.dim() and is_symbolic(size := value.shape[0]):
+            return size
+        return original(value)
+
+    return length
+
+
+_passed_over: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _no_grad_enter(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def enter(self: Any) -> None:
+        if _get_current_function_mode_stack():  # the module's own code: in torch's and ours, the tracer steps aside
+            _passed_over.add(self)
+        else:
+            original(self)
+
+    return enter
+
+
+def _no_grad_exit(original: Callable[..., None]) -> Callable[..., None]:
+    def leave(self: Any, *exception: Any) -> None:
+        if self in _passed_over:
+            _passed_over.discard(self)
+        else:
+            original(self, *exception)
+
+    return leave
+
+
+FOR_THIS_THREAD = (
+    # `len(x)` is the first size of a traced tensor, of which Python would make a plain number
+    PerThread(builtins, "len", _symbolic_len),
+    # `torch.inference_mode` in a module is what `torch.no_grad` is, under which a trace is: torch does not count the
+    # writes to inference tensors
+    PerThread(torch.inference_mode, "__enter__", _no_grad_enter),
+    PerThread(torch.inference_mode, "__exit__", _no_grad_exit),
+)

@@ -26,7 +26,6 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, StatelessSymbolicContext
@@ -43,6 +42,7 @@ from torch2rt.inplace import out_of_place
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.randomness import states
 from torch2rt.registry import Call, Target, load, qualified_name
+from torch2rt.scalars import FakeMode, with_numbers
 from torch2rt.source import Places
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic
 
@@ -52,7 +52,7 @@ READS = frozenset(
     {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
      "_assert", "_assert_async"}
 )  # fmt: skip
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+NUMBERS = (bool, int, float, complex)
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 
 
@@ -72,7 +72,7 @@ class Tracer(TorchFunctionMode):
         self.places = Places(module)
         self.symbols: dict[sympy.Symbol, Dim] = {}
         self.decisions = Decisions(self.symbols, self.places)
-        self.fake_mode = FakeTensorMode(
+        self.fake_mode = FakeMode(
             shape_env=self.decisions.shape_env, allow_non_fake_inputs=True, allow_fallback_kernels=False
         )
         self.storages = Storages(self)
@@ -129,33 +129,7 @@ class Tracer(TorchFunctionMode):
         if func is torch.Tensor.__setitem__:
             self.storages.shadow(args[0])
         args, kwargs = self.storages.with_shadows((args, kwargs))
-        plain = self._plain_numbers((args, kwargs))
-        if plain is not None:  # torch takes a constant tensor for a number where it expects one
-            try:
-                return self._call(func, args, kwargs)
-            except DATA_DEPENDENT:
-                args, kwargs = plain
         return self.guarded(func, lambda: self._call(func, args, kwargs))
-
-    def _plain_numbers(self, value: Any) -> Any:
-        """Arguments with Python's integers in the place of constant 0-d ones; `None` if there are none."""
-        found = False
-
-        def plain(item: Any) -> Any:
-            nonlocal found
-            if isinstance(item, torch.Tensor):
-                if item.dim() or item.dtype not in INTEGERS or self.is_traced(item) or _is_wrapped(item):
-                    return item
-                found = True
-                return int(item)
-            if isinstance(item, slice):
-                return slice(plain(item.start), plain(item.stop), plain(item.step))
-            if type(item) in (tuple, list):
-                return type(item)(map(plain, item))
-            return {k: plain(v) for k, v in item.items()} if type(item) is dict else item
-
-        value = plain(value)
-        return value if found else None
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run a call that depends on no input, whose result becomes a constant."""
@@ -173,6 +147,8 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         if not all(map(torch.equal, before, states((args, kwargs)))):
             drawn = self._draws(qualified_name(name), name)
+        if drawn and not isinstance(out, torch.Tensor) and any(isinstance(x, NUMBERS) for x in tree_leaves(out)):
+            raise TraceError(drawn)
         if drawn:
             self.storages.taint(out, drawn)
         return out
@@ -260,7 +236,7 @@ class Tracer(TorchFunctionMode):
         """Run one call on the fake tensors and append it to the graph."""
         node_args, node_kwargs = self.argument(args), self.argument(kwargs)
         before = self.storages.versions((args, kwargs))
-        with self.decisions.inside(), self.fake_mode:
+        with self.decisions.inside(), self.fake_mode, self.fake_mode.reading() as numbers:
             fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
             try:
                 out = func(*fake_args, **fake_kwargs)
@@ -272,6 +248,8 @@ class Tracer(TorchFunctionMode):
             raise TraceError(
                 f"{self.places.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
             )
+        if numbers:
+            node_args, node_kwargs = self.argument(with_numbers((args, kwargs), numbers))
         node = self.node(func, tuple(node_args), node_kwargs, out)
         self.bind(out, node, (func, args, kwargs))
         return out

@@ -6,32 +6,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_leaves
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, describe_inputs
+from torch2rt.memos import cleared, uncached
+from torch2rt.numbering import value_numbers
 from torch2rt.progress import Spinner
 from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
-from torch2rt.state import Forgotten, State
-from torch2rt.structure import flatten, unflatten
-from torch2rt.switches import without_collections, without_compiler, without_log, without_scripts
+from torch2rt.state import Forgotten, State, depends_on_values
+from torch2rt.structure import Spec, flatten, unflatten
+from torch2rt.switches import FOR_THIS_THREAD, without_collections, without_compiler, without_log, without_scripts
 from torch2rt.symbolic import expression, is_symbolic, to_json
 from torch2rt.tracer import Tracer, UnseenTensorError
 from torch2rt.transformer import masks_as_values
 
 
+@torch.inference_mode(False)
 def trace(
     module: torch.nn.Module,
     inputs: Any,
@@ -75,17 +77,17 @@ def trace(
     parameters = keyword_names(module.forward)
     spinner = Spinner("trace", progress)
 
-    def run(hint: Sequence[Shape], forgotten: Sequence[str] = ()) -> tuple[torch.fx.GraphModule, list[str]]:
+    def run(hint: Sequence[Shape]) -> torch.fx.GraphModule:
         tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
         with spinner.turning(lambda: tracer.places.latest):
-            return _run(module, tracer, leaves, hint, output_names, forgotten, takes)
+            return _run(module, tracer, leaves, hint, output_names, takes)
 
     def takes(shapes: Sequence[Shape]) -> bool:
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
         tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
         try:
             with without_log("torch._subclasses.fake_tensor"), spinner.turning(lambda: tracer.places.latest):
-                _run(module, tracer, leaves, shapes, None, (), takes)
+                _run(module, tracer, leaves, shapes, None, takes)
         except Torch2RTError:
             return True  # not the module's own error
         except Exception:
@@ -93,26 +95,30 @@ def trace(
         return True
 
     failure: Exception | None = None
-    take_strays = first_was_unseen = False
-    for hint in (hints := _hints(specs, leaves)):
-        try:
-            before = states_elsewhere()
-            graph, remembered = run(hint)
-            if states_elsewhere() != before and not are_equal(graph, run(hint)[0]):
-                raise TraceError(
-                    "The module draws numbers from Python's random or numpy.random, and does something else each time. "
-                    "An engine draws no random numbers. Pass the noise to the module as an input."
-                )
-            if remembered:  # perhaps only for somebody to look at
-                run(hint, remembered)
-            return graph
-        except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps only for these sizes
-            unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
-            if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
-                hints.append(hint)
-                take_strays = True
-            if failure is None or first_was_unseen:
-                failure, first_was_unseen = error, unseen
+    take_strays = past_caches = first_was_tried_again = False
+    with ExitStack() as stack:
+        for hint in (hints := _hints(specs, leaves)):
+            try:
+                before = states_elsewhere()
+                graph = run(hint)
+                if states_elsewhere() != before and not are_equal(graph, run(hint)):
+                    raise TraceError(
+                        "The module draws numbers from Python's random or numpy.random, and does something else each "
+                        "time. An engine draws no random numbers. Pass the noise to the module as an input."
+                    )
+                return graph
+            except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps for these sizes
+                again = False
+                unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
+                if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
+                    take_strays = again = True
+                if not past_caches and "unhashable type: non-nested SymInt" in str(error):
+                    stack.enter_context(uncached())
+                    past_caches = again = True
+                if again:
+                    hints.append(hint)
+                if failure is None or first_was_tried_again:
+                    failure, first_was_tried_again = error, again
     assert failure is not None
     raise failure
 
@@ -142,14 +148,15 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
 
 def _run(
     module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
-    output_names: str | Sequence[str] | None, forgotten: Sequence[str], takes: Takes,
-) -> tuple[torch.fx.GraphModule, list[str]]:  # fmt: skip
-    """Trace with these sizes standing for the dynamic ones; the graph, and what the module keeps of the inputs' values.
+    output_names: str | Sequence[str] | None, takes: Takes,
+) -> torch.fx.GraphModule:  # fmt: skip
+    """Trace with these sizes standing for the dynamic ones.
 
-    `forgotten` are names of what an earlier run has left in the module. The module is run twice then, and the second
-    time without them.
+    A module that keeps something between calls runs twice. The second run must not use values that the first has kept.
+    Where both runs compute the same, a claim that only the first has made is dropped: it compares the sizes with those
+    of a call before the trace, as a module does that keeps a table for the sizes of its last call.
     """
-    interface, remembered = tracer.interface, []
+    interface = tracer.interface
     fakes = [
         tracer.placeholder(i, spec, leaf, hint)
         for i, (spec, leaf, hint) in enumerate(zip(interface.inputs, leaves, hints, strict=True))
@@ -159,20 +166,22 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections())
+            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections(), cleared())
             masks = masks_as_values(tracer.is_traced)
-            for context in (*switches, masks, enable_python_dispatcher(), strays, tracer):
+            for context in (*switches, *FOR_THIS_THREAD, masks, enable_python_dispatcher(), strays, tracer):
                 stack.enter_context(context)
-            result = module(*args, **kwargs)
-            if forgotten:
-                for name, owner, key, _ in list(state.kept()):
-                    if name in forgotten:
-                        owner[key] = Forgotten(name, tracer.places.here)
-                result = module(*args, **kwargs)
+            result = _Result.of(tracer, module(*args, **kwargs))
+            remembered = [kept for kept in state.kept() if depends_on_values(tracer, kept[-1])]
+            claims = tracer.decisions.set_aside()
+            if remembered or claims and state.changed():
+                for name, owner, key, _ in remembered:
+                    owner[key] = Forgotten(name, tracer.places.here)
+                again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
+                is_same = again is not None and result.is_same(again, tracer)
+                claims = {} if is_same and not tracer.decisions.fixed() else claims
+            tracer.decisions.made.update(claims)
         if tracer.refused is not None:
             raise tracer.refused
-        if not forgotten:
-            remembered = [name for name, _, _, value in state.kept() if _depends_on_values(tracer, value)]
     except TypeError as error:
         if "SymInt" not in str(error):
             raise
@@ -190,36 +199,55 @@ def _run(
             tracer.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(tracer.attributes.module(), tracer.graph, type(module).__name__)
     graph_module.meta.update(interface=interface, symbols=tracer.symbols, assumed=tracer.decisions.assumed)
-    return graph_module, remembered
+    return graph_module
 
 
-def _depends_on_values(tracer: Tracer, value: Any) -> bool:
-    """Whether tensors were computed from the inputs' values, and not from their sizes alone."""
-    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := tracer.storages.node(t))]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        if node.op == "placeholder":
-            return True
-        sources = node.all_input_nodes if isinstance(node.meta.get("val"), (torch.Tensor, tuple, list)) else []
-        todo += (new := [n for n in sources if n not in seen])
-        seen.update(new)
-    return False
+def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _Result | None:
+    """The result of a module's second run, or `None` where an optional one fails."""
+    refused = tracer.refused
+    try:
+        return _Result.of(tracer, run())
+    except Exception:
+        if not is_optional:
+            raise
+        tracer.refused = refused
+        return None
 
 
-def _output(tracer: Tracer, result: Any, names: str | Sequence[str] | None) -> None:
-    leaves, tracer.interface.result = flatten(
-        result, lambda value: isinstance(value, torch.Tensor) or is_symbolic(value), "result"
-    )
+@dataclass
+class _Result:
+    """What a module returned: the nodes of its tensors and its symbolic sizes, and how they nest."""
+
+    leaves: list[Any]
+    structure: Spec
+
+    @classmethod
+    def of(cls, tracer: Tracer, value: Any) -> _Result:
+        leaves, structure = flatten(value, lambda v: isinstance(v, torch.Tensor) or is_symbolic(v), "result")
+        return cls([leaf if is_symbolic(leaf) else tracer.argument(leaf) for leaf in leaves], structure)
+
+    def is_same(self, other: _Result, tracer: Tracer) -> bool:
+        """Whether another result is the same computation."""
+        if json.dumps(self.structure) != json.dumps(other.structure):
+            return False
+        numbers = value_numbers(tracer.graph, tracer.attributes.held.__getitem__)
+        ours, theirs = (
+            [expression(leaf) if is_symbolic(leaf) else numbers[leaf] for leaf in result.leaves]
+            for result in (self, other)
+        )
+        return ours == theirs
+
+
+def _output(tracer: Tracer, result: _Result, names: str | Sequence[str] | None) -> None:
+    tracer.interface.result = result.structure
     nodes: list[torch.fx.Node] = []
-    for leaf in leaves:
+    for leaf in result.leaves:
         if is_symbolic(leaf):
             tracer.interface.leaves.append({"size": to_json(expression(leaf), tracer.symbols)})
             continue
-        node = tracer.argument(leaf)
-        if node not in nodes:
-            nodes.append(node)
-        tracer.interface.leaves.append({"output": nodes.index(node)})
+        if leaf not in nodes:
+            nodes.append(leaf)
+        tracer.interface.leaves.append({"output": nodes.index(leaf)})
     if not nodes:
         raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
     taken = {spec.name for spec in tracer.interface.inputs}

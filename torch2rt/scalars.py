@@ -1,0 +1,62 @@
+"""Constant tensors that torch takes for numbers, as in `x.new_full((2,), stride[0])`.
+
+torch asks such a tensor for its value while it runs the call. `FakeMode` answers, because the tensor is real, and
+remembers the tensor, so that the graph holds the number in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
+
+Number = bool | int | float | complex
+
+
+class FakeMode(FakeTensorMode):
+    """torch's fake mode, in which the values of real tensors are known."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._read: dict[int, Number] = {}
+
+    @contextmanager
+    def reading(self) -> Iterator[dict[int, Number]]:
+        """The numbers that torch reads in the context, by the ids of the tensors that it reads them from."""
+        before, self._read = self._read, {}
+        try:
+            yield self._read
+        finally:
+            self._read = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and not isinstance(args[0], FakeTensor):
+            with unset_fake_temporarily():
+                number = func(*args)
+            self._read[id(args[0])] = number
+            return number
+        if not (args and isinstance(args[0], FakeTensor)) and _is_of_numbers(func, args, kwargs):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs or {})
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def _is_of_numbers(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a call computes from real 0-d tensors alone, as `min_val > max_val` in a torch function does."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    return (
+        bool(tensors)
+        and not any(isinstance(t, FakeTensor) or t.dim() for t in tensors)
+        and not func._schema.is_mutable
+        and torch.Tag.nondeterministic_seeded not in func.tags
+    )
+
+
+def with_numbers(arguments: Any, numbers: dict[int, Number]) -> Any:
+    """A call's arguments with the numbers that torch read in the place of the tensors that hold them."""
+    return map_aggregate(arguments, lambda a: numbers.get(id(a), a) if isinstance(a, torch.Tensor) else a)
