@@ -76,6 +76,43 @@ def test_a_branch_that_always_goes_one_way_is_kept():
     trace(module(_more_than_two), [torch.randn(4, 3)], min_shapes=[(3, 3)], max_shapes=[(9, 3)])
 
 
+def _mean(self, x):
+    return x.sum(0) / x.shape[0] + x.new_ones(x.shape[1]).cumsum(0)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "served"),
+    [
+        ({"max_batch_size": 1}, "[1, 8]"),
+        ({"min_shapes": [(2, 4)], "opt_shapes": [(2, 4)], "max_shapes": [(2, 4)]}, "[2, 4]"),
+        ({"min_shapes": [(3, 8)], "max_shapes": [(3, 8)]}, "[3, 8]"),
+        ({"min_shapes": [(1, 4)], "max_shapes": [(6, 4)]}, "[1..6, 4]"),
+        ({"min_shapes": [(5, 3)], "max_shapes": [(9, 4)]}, "[5..9, 3..4]"),
+        ({"max_batch_size": 4, "max_shapes": [(4, 11)]}, "[1..4, 8..11]"),
+        ({"max_batch_size": 4, "max_shapes": {}}, "[1..4, 8]"),
+    ],
+    ids=str,
+)
+def test_the_module_is_traced_at_the_sizes_that_are_served(ranges, served):
+    """The example is of another size, static or dynamic: what Python does with a size is done with the engine's."""
+    made = module(_mean)
+    model_trt = torch2rt(made, [torch.randn(2, 8)], **ranges)
+    (spec,) = model_trt.interface.inputs
+    assert served in spec.describe()
+    for shape in (spec.min, spec.opt, spec.max):
+        x = torch.randn(shape)
+        compare(model_trt.reference()(x), made(x))
+
+
+def test_a_batch_of_one_from_an_example_of_two():
+    made = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 5, 3), torch.nn.BatchNorm2d(5), torch.nn.Flatten(), torch.nn.Linear(80, 7)
+    ).eval()
+    model_trt = torch2rt(made, [torch.randn(2, 3, 6, 6)], max_batch_size=1)
+    x = torch.randn(1, 3, 6, 6)
+    compare(model_trt.reference()(x), made(x))
+
+
 def test_a_kernel_choice_is_not_a_claim():
     # oneDNN picks its convolution by batch size, which must not limit the range.
     graph = trace(torch.nn.Conv2d(3, 5, 3).eval(), [torch.randn(2, 3, 8, 8)], max_batch_size=1000)

@@ -20,7 +20,7 @@ from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
-from torch2rt.interface import Input, Interface, Shape, describe_inputs
+from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
 from torch2rt.progress import Spinner
 from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
@@ -123,21 +123,20 @@ def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[A
 
 
 def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
-    """Sizes to trace with, in the order to try them.
+    """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
 
     torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
     module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
     not.
     """
-    example = [tuple(leaf.shape) for leaf in leaves]
-    choices = [[s.opt for s in specs], [s.max for s in specs], example, [s.min for s in specs]]
+    opt = [spec.opt for spec in specs]
+    example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
     fit = [
-        shapes for shapes in choices
+        shapes for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
         if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
     ]  # fmt: skip
     raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
-    unique = {tuple(shapes): shapes for shapes in [*fit, raised]}
-    return list(unique.values()) if any(s.dynamic for s in specs) else [example]
+    return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
 
 
 def _run(
