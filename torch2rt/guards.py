@@ -23,7 +23,7 @@ from torch2rt.errors import TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.source import Places
 from torch2rt.steps import IsRefused, Steps
-from torch2rt.symbolic import Dim, Symbols, counterexample, describe
+from torch2rt.symbolic import Dim, Symbols, counterexample, describe, holds
 
 Takes = Callable[[Sequence[Shape]], bool]
 
@@ -44,7 +44,9 @@ class Decisions:
     def __init__(self, symbols: Symbols, places: Places) -> None:
         self.symbols = symbols
         self.places = places
+        self.hints: dict[sympy.Symbol, int] = {}
         self.made: dict[sympy.Basic, Decision] = {}
+        self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
         self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self)
         self._depth = 0
@@ -66,6 +68,20 @@ class Decisions:
             yield
         finally:
             self._depth = depth
+
+    def answer(self, expr: sympy.Basic) -> sympy.Basic | None:
+        """The answer to a question that has but one for all sizes that are served; `None` if there are two.
+
+        torch would find it by rewriting the question, which can take it seconds where sizes are rounded.
+        """
+        is_question = isinstance(expr, sympy.logic.boolalg.Boolean) and not expr.is_Atom
+        if not is_question or not expr.free_symbols <= self.symbols.keys():
+            return None
+        if expr not in self._answers:
+            answer = sympy.true if holds(expr, self.hints) else sympy.false
+            claim = expr if answer is sympy.true else sympy.Not(expr)
+            self._answers[expr] = answer if counterexample(claim, self.symbols) is None else None
+        return self._answers[expr]
 
     def note(self, expr: sympy.Basic, answer: Any, guarded: bool) -> None:
         """Take down the answer to one question.
@@ -202,6 +218,8 @@ class _ShapeEnv(ShapeEnv):
         self._decisions = decisions
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
+        if (answer := self._decisions.answer(orig_expr)) is not None:
+            return answer
         before = len(self.guards)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):

@@ -138,10 +138,13 @@ class Interface:
                         f"Input '{spec.name}' has size {size} in dimension {axis}, the engine serves {served}: "
                         f"got {tuple(shape)}, {spec.describe()}."
                     )
-        for relation, text in self.constraints:
-            if not evaluate_json(relation, shapes):
-                got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
-                raise InputError(f"The model needs {text}, got {got}.")
+        if (text := self.unmet(shapes)) is not None:
+            got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
+            raise InputError(f"The model needs {text}, got {got}.")
+
+    def unmet(self, shapes: list[Shape]) -> str | None:
+        """The first claim about sizes that is false for these shapes."""
+        return next((text for relation, text in self.constraints if not evaluate_json(relation, shapes)), None)
 
     def constrain(self, claim: sympy.Basic, symbols: Symbols, text: str | None = None) -> None:
         """Check a claim about sizes at every call, once however often it is asked for."""

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
+from torch2rt.eager import describe_refusal
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
@@ -26,10 +27,12 @@ from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State
 from torch2rt.structure import flatten, unflatten
-from torch2rt.switches import without_collections, without_compiler, without_log, without_scripts
-from torch2rt.symbolic import expression, is_symbolic, to_json
-from torch2rt.tracer import Tracer, UnseenTensorError
+from torch2rt.switches import without_collections, without_compiler, without_logs, without_scripts
+from torch2rt.symbolic import expression, in_words, is_symbolic, to_json
+from torch2rt.tracer import RefusedError, Tracer, UnseenTensorError
 from torch2rt.transformer import masks_as_values
+
+LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
 
 
 def trace(
@@ -80,17 +83,21 @@ def trace(
         with spinner.turning(lambda: tracer.places.latest):
             return _run(module, tracer, leaves, hint, output_names, forgotten, takes)
 
-    def takes(shapes: Sequence[Shape]) -> bool:
+    def refusal(shapes: Sequence[Shape]) -> BaseException | None:
+        """The error that the module itself raises with these shapes."""
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
         tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
         try:
-            with without_log("torch._subclasses.fake_tensor"), spinner.turning(lambda: tracer.places.latest):
-                _run(module, tracer, leaves, shapes, None, (), takes)
+            with spinner.turning(lambda: tracer.places.latest):
+                _run(module, tracer, leaves, shapes, None, (), lambda shapes: True)
+        except RefusedError as error:
+            return error.__cause__
         except Torch2RTError:
-            return True  # not the module's own error
-        except Exception:
-            return False
-        return True
+            return None  # not the module's own
+        return None
+
+    def takes(shapes: Sequence[Shape]) -> bool:
+        return refusal(shapes) is None
 
     failure: Exception | None = None
     take_strays = first_was_unseen = False
@@ -106,7 +113,7 @@ def trace(
             if remembered:  # perhaps only for somebody to look at
                 run(hint, remembered)
             return graph
-        except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps only for these sizes
+        except Exception as error:  # perhaps only for these sizes
             unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
             if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
                 hints.append(hint)
@@ -114,6 +121,9 @@ def trace(
             if failure is None or first_was_unseen:
                 failure, first_was_unseen = error, unseen
     assert failure is not None
+    if isinstance(failure, RefusedError) and not failure.of_types:
+        if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
+            raise own  # whatever the sizes
     raise failure
 
 
@@ -158,7 +168,7 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections())
+            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.is_traced)
             for context in (*switches, masks, enable_python_dispatcher(), strays, tracer):
                 stack.enter_context(context)
@@ -172,9 +182,12 @@ def _run(
             raise tracer.refused
         if not forgotten:
             remembered = [name for name, _, _, value in state.kept() if _depends_on_values(tracer, value)]
-    except TypeError as error:
-        if "SymInt" not in str(error):
-            raise
+    except Torch2RTError as error:
+        error.args = (in_words(str(error), tracer.symbols),)
+        raise
+    except Exception as error:
+        if not isinstance(error, TypeError) or "SymInt" not in str(error):
+            raise tracer.refusal(error, hints) from error
         raise TraceError(
             f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
             "dimension static, or compute with the size."
@@ -184,12 +197,31 @@ def _run(
     tracer.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     _output(tracer, result, output_names)
     tracer.decisions.check(interface, takes)
+    _check_eager(tracer)
     for node in reversed(tracer.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
             tracer.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(tracer.attributes.module(), tracer.graph, type(module).__name__)
     graph_module.meta.update(interface=interface, symbols=tracer.symbols, assumed=tracer.decisions.assumed)
     return graph_module, remembered
+
+
+def _check_eager(tracer: Tracer) -> None:
+    """Raise `RefusedError` for a call that torch's real kernels refuse at the smallest sizes."""
+    interface = tracer.interface
+    inputs = {spec.name: spec.dtype for spec in interface.inputs}
+    shapes = [spec.min for spec in interface.inputs]
+    if interface.unmet(shapes) is not None:
+        shapes = [spec.opt for spec in interface.inputs]
+    sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in tracer.symbols.items()}
+    if (refusal := tracer.eager.refusal(sizes)) is None:
+        return
+    call, error = refusal
+    message = describe_refusal(call, error, sizes, inputs)
+    if sizes and not call.mixes:
+        at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in tracer.symbols.items())
+        message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
+    raise RefusedError(message, of_types=call.mixes) from error
 
 
 def _depends_on_values(tracer: Tracer, value: Any) -> bool:
