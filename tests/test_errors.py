@@ -52,7 +52,7 @@ CONVERSIONS = [
     (
         dict(inputs=[X], max_batch_size=4, max_shapes=[(3, 8)]),
         InputError,
-        r"max_batch_size=4 contradicts max_shapes, which gives input 'input_0' \(3, 8\)",
+        r"max_batch_size=4 contradicts max_shapes, which gives input 'x' \(3, 8\)",
     ),
     (dict(inputs=[X], max_batch_size=4, min_shapes=[(5, 3)]), InputError, r"dimension 0: min 5, opt 5, max 4"),
     (dict(inputs=[X], input_names=["a", "b"]), InputError, r"input_names has 2 names for 1 input"),
