@@ -113,7 +113,14 @@ def test_two_inputs_of_other_types():
         trace(made, [torch.randn(2, 3).half(), torch.randn(3, 5)])
 
 
+def _put(x, y):
+    y = y.clone()
+    y[y > 0] = x[0, :1].float()
+    return y
+
+
 PROMOTING = [
+    lambda self, x, y: _put(x, y),
     lambda self, x, y: x + y,
     lambda self, x, y: torch.cat([x, y]),
     lambda self, x, y: torch.where(x > 0, x, y),

@@ -94,7 +94,7 @@ class EagerCalls:
             call = Recorded(func, self._described((args, kwargs)), "", "", writes)
         except TypeError:  # an argument that is no data
             return None
-        if call in self.calls:
+        if call in self.calls or _counts_values(call):
             return None
         name = qualified_name(next(iter(self.tracer.opening), func))
         return dataclasses.replace(call, name=name, place=self.tracer.places.here())
@@ -179,8 +179,14 @@ def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtyp
     except NotImplementedError as error:  # mostly of kernels that other devices have
         return error if "not supported" in str(error) and not re.search("CPU|CUDA|backend", str(error)) else None
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        return error
+        return None if re.search("out of .*(bounds|range)", str(error)) else error  # an index that the converter checks
     return None
+
+
+def _counts_values(call: Recorded) -> bool:
+    """Whether a mask is an index, so that the sizes that fit depend on how many of its values are true."""
+    is_indexing = any(part in getattr(call.func, "__name__", "") for part in ("index", "item__"))
+    return is_indexing and any(x.dtype in (torch.bool, torch.uint8) and x.value is None for x in call.operands)
 
 
 def _at(size: Any, sizes: Sizes) -> Any:

@@ -251,7 +251,13 @@ class Choices:
         return {symbol: int(sizes[index]) for symbol, sizes in self.sizes.items()}
 
 
-all_choices = functools.lru_cache(maxsize=8)(Choices)
+_choices = functools.lru_cache(maxsize=8)(Choices)
+
+
+def choices_of(symbols: Symbols, *claims: sympy.Basic) -> Choices:
+    """The choices of sizes for the dimensions that some claims are about."""
+    free = dict.fromkeys(symbol for claim in claims for symbol in free_symbols(claim, symbols))
+    return _choices(tuple((symbol, symbols[symbol]) for symbol in free))
 
 
 def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | bool | None:
@@ -264,7 +270,7 @@ def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | boo
     free = free_symbols(claim, symbols)
     if not free:
         return True
-    choices = all_choices(tuple((symbol, symbols[symbol]) for symbol in free))
+    choices = choices_of(symbols, claim)
     false = np.flatnonzero(~truths(claim, choices.sizes))
     if len(false):
         return {symbols[s]: size for s, size in choices.at(false[0]).items()}
