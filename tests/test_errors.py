@@ -50,6 +50,12 @@ CONVERSIONS = [
     (dict(inputs=[X], max_shapes={"z": (4, 3)}), InputError, r"max_shapes names \['z'\], the inputs are \['x'\]"),
     (dict(inputs=[X], min_shapes=[(0, 3)], max_shapes=[(4, 3)]), InputError, r"a dynamic size starts at 1"),
     (dict(inputs=[X], max_batch_size=0), InputError, r"max_batch_size=0 must be at least 1"),
+    (
+        dict(inputs=[X], max_batch_size=4, max_shapes=[(3, 8)]),
+        InputError,
+        r"max_batch_size=4 contradicts max_shapes, which gives input 'x' \(3, 8\)",
+    ),
+    (dict(inputs=[X], max_batch_size=4, min_shapes=[(5, 3)]), InputError, r"dimension 0: min 5, opt 5, max 4"),
     (dict(inputs=[X], input_names=["a", "b"]), InputError, r"input_names has 2 names for 1 input"),
     (dict(inputs=[X, X], input_names=["a", "a"]), InputError, r"input_names must be distinct"),
     (dict(inputs=[X], output_names=["a", "b"]), InputError, r"output_names has 2 names for 1 output"),

@@ -110,6 +110,11 @@ class Storages:
                 )
             self.bind(tensor, self.node(same), (torch.ops.aten.alias.default, (same,), {}))  # type: ignore[arg-type]
 
+    def last_node(self, tensor: torch.Tensor) -> torch.fx.Node | None:
+        """The node that a tensor was last known to come from, perhaps before writes to other views of its memory."""
+        binding = self._bindings.get(id(tensor))
+        return None if binding is None else binding.node
+
     def node(self, tensor: torch.Tensor) -> torch.fx.Node | None:
         """The node that holds a tensor's value now, or `None` for a tensor of the outside world."""
         tensor = self.with_shadows(tensor)

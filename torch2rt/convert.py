@@ -50,6 +50,7 @@ def torch2rt(
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
+      The module is traced at these shapes, also where they leave out the example's.
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
       `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.

@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torch2rt.errors import TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.source import Places
-from torch2rt.steps import IsRefused, Steps
-from torch2rt.symbolic import Dim, Symbols, counterexample, describe
+from torch2rt.steps import IsRefused, Sizes, Steps
+from torch2rt.symbolic import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 
 Takes = Callable[[Sequence[Shape]], bool]
 
@@ -44,7 +45,9 @@ class Decisions:
     def __init__(self, symbols: Symbols, places: Places) -> None:
         self.symbols = symbols
         self.places = places
+        self.hints: dict[sympy.Symbol, int] = {}
         self.made: dict[sympy.Basic, Decision] = {}
+        self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
         self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self)
         self._depth = 0
@@ -66,6 +69,20 @@ class Decisions:
             yield
         finally:
             self._depth = depth
+
+    def answer(self, expr: sympy.Basic) -> sympy.Basic | None:
+        """The answer to a question that has but one for all sizes that are served; `None` if there are two.
+
+        torch would find it by rewriting the question, which can take it seconds where sizes are rounded.
+        """
+        is_question = isinstance(expr, sympy.logic.boolalg.Boolean) and not expr.is_Atom
+        if not is_question or not expr.free_symbols <= self.symbols.keys():
+            return None
+        if expr not in self._answers:
+            answer = sympy.true if holds(expr, self.hints) else sympy.false
+            claim = expr if answer is sympy.true else sympy.Not(expr)
+            self._answers[expr] = answer if counterexample(claim, self.symbols) is None else None
+        return self._answers[expr]
 
     def note(self, expr: sympy.Basic, answer: Any, guarded: bool) -> None:
         """Take down the answer to one question.
@@ -127,25 +144,29 @@ class Decisions:
         ties = [d for d in equalities if all(arg in self.symbols for arg in d.claim.args)]
         tied = self._tied_ranges(ties)
 
-        def is_refused(symbol: sympy.Symbol, size: int) -> bool:
-            return not takes(self._shapes_with(symbol, size, ties, interface))
+        known: dict[tuple[Shape, ...], bool] = {}
+
+        def is_refused(sizes: Sizes) -> bool:
+            shapes = self._shapes_with(sizes, ties, interface)
+            if (key := tuple(shapes)) not in known:
+                known[key] = not takes(shapes)
+            return known[key]
 
         hold([d for d in self.made.values() if not d.assumed], tied, interface, is_refused)
         self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied)
         for dim in tied.values():
             _narrow(interface.inputs[dim.input], dim)
 
-    def _shapes_with(
-        self, symbol: sympy.Symbol, size: int, ties: list[Decision], interface: Interface
-    ) -> list[Shape]:  # fmt: skip
-        """The opt shapes but for one size, and those that must equal it."""
-        equal = {symbol}
+    def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
+        """The opt shapes but for some sizes, and those that must equal them."""
+        sizes = dict(sizes)
         for _ in ties:
             for tie in ties:
-                if equal & set(tie.claim.args):
-                    equal.update(tie.claim.args)
+                known = [sizes[arg] for arg in tie.claim.args if arg in sizes]
+                sizes.update((arg, known[0]) for arg in tie.claim.args if known and arg not in sizes)
         shapes = [list(spec.opt) for spec in interface.inputs]
-        for dim in (self.symbols[s] for s in equal):
+        for symbol, size in sizes.items():
+            dim = self.symbols[symbol]
             shapes[dim.input][dim.axis] = size
         return [tuple(shape) for shape in shapes]
 
@@ -174,30 +195,64 @@ class Assumed(NamedTuple):
 
 
 def hold(
-    decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda symbol, size: False
+    decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
 ) -> None:  # fmt: skip
     """Raise `TraceError` for the first claim that is false inside the ranges; have calls checked for what none says.
 
-    `is_refused` says whether the module itself raises an error with a size.
+    `is_refused` says whether the module itself raises an error with some sizes, where the others are the opt ones.
     """
-    steps, relations = Steps(ranges, interface, is_refused), []
+    steps, relations, undecided = Steps(ranges, interface, is_refused), [], []
     for decision in decisions:
         wrong = counterexample(decision.claim, ranges)
         if wrong is None or steps.take(decision.claim):
             continue
-        if wrong is True or interface.is_relation(decision.claim, ranges):
-            relations.append(decision.claim)
-            continue
-        sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())  # type: ignore[union-attr]
-        asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)  # type: ignore[union-attr]
-        raise TraceError(
-            f"{decision.place}: the module only does the same for every size if {describe(decision.claim, ranges)}, "
-            f"which is false for {sizes}. "
-            f"Asked for: {asked}. Narrow the range, make the dimension static, or build one engine for each side."
-        )
+        if isinstance(wrong, bool):
+            undecided.append(decision)
+        elif not interface.is_relation(decision.claim, ranges):
+            raise _narrows(decision, ranges, wrong)
+        elif never := _never(decision.claim, ranges):
+            raise _narrows(decision, ranges, never)
+        else:
+            relations.append(decision)
+    claims = [decision.claim for decision in relations]
+    for decision in relations:
+        for sizes in _apart(decision.claim, claims, ranges) if not decision.internal else ():
+            if not is_refused(sizes):
+                raise _narrows(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
     steps.constrain()  # before relations, which may say the same with less ease
-    for claim in relations:
-        interface.constrain(claim, ranges)
+    for decision in [*relations, *undecided]:
+        interface.constrain(decision.claim, ranges)
+
+
+def _narrows(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> TraceError:
+    """What to say of a claim that is false for some sizes of the ranges."""
+    sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())
+    asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)
+    return TraceError(
+        f"{decision.place}: the module only does the same for every size if {describe(decision.claim, ranges)}, "
+        f"which is false for {sizes}. "
+        f"Asked for: {asked}. Narrow the range, make the dimension static, or build one engine for each side."
+    )
+
+
+def _never(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
+    """An end of a range for which a relation is false whatever the other sizes are, so that the range says too much."""
+    choices = choices_of(ranges, claim)
+    true = truths(claim, choices.sizes)
+    for symbol, sizes in choices.sizes.items():
+        for end in (ranges[symbol].min, ranges[symbol].max):
+            if not np.any(true & (sizes == end)):
+                return {ranges[symbol]: end}
+    return {}
+
+
+def _apart(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symbols) -> list[Sizes]:
+    """Some sizes for which a claim is false and as many as possible of the other claims are true."""
+    choices = choices_of(ranges, *claims)
+    false = ~truths(claim, choices.sizes)
+    met = sum(truths(other, choices.sizes).astype(int) for other in claims)
+    places = np.flatnonzero(false & (met == np.max(met, where=false, initial=0)))
+    return [choices.at(place) for place in dict.fromkeys([*places[:1], *places[len(places) // 2 :][:1], *places[-1:]])]
 
 
 def _narrow(spec: Input, dim: Dim) -> None:
@@ -215,6 +270,8 @@ class _ShapeEnv(ShapeEnv):
         self._decisions = decisions
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
+        if (answer := self._decisions.answer(orig_expr)) is not None:
+            return answer
         before = len(self.guards)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):

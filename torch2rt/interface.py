@@ -138,10 +138,13 @@ class Interface:
                         f"Input '{spec.name}' has size {size} in dimension {axis}, the engine serves {served}: "
                         f"got {tuple(shape)}, {spec.describe()}."
                     )
-        for relation, text in self.constraints:
-            if not evaluate_json(relation, shapes):
-                got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
-                raise InputError(f"The model needs {text}, got {got}.")
+        if (text := self.unmet(shapes)) is not None:
+            got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
+            raise InputError(f"The model needs {text}, got {got}.")
+
+    def unmet(self, shapes: list[Shape]) -> str | None:
+        """The first claim about sizes that is false for these shapes."""
+        return next((text for relation, text in self.constraints if not evaluate_json(relation, shapes)), None)
 
     def constrain(self, claim: sympy.Basic, symbols: Symbols, text: str | None = None) -> None:
         """Check a claim about sizes at every call, once however often it is asked for."""
@@ -207,27 +210,36 @@ def describe_inputs(
             raise InputError(f"Input '{name}' is not a dense tensor ({leaf.layout}).")
     shapes = [tuple(leaf.shape) for leaf in leaves]
     example = dict(zip(names, shapes, strict=True))
-    lows = _shapes("min_shapes", min_shapes, arguments, example)
-    highs = _shapes("max_shapes", max_shapes, arguments, example)
-    opts = _shapes("opt_shapes", opt_shapes, arguments, example)
-    if max_batch_size is not None:
-        lows = {n: (1, *s[1:]) if s else s for n, s in lows.items()} if min_shapes is None else lows
-        highs = {n: (max_batch_size, *s[1:]) if s else s for n, s in highs.items()} if max_shapes is None else highs
+
+    def with_batch(size: int) -> dict[str, Shape]:
+        batched = max_batch_size is not None
+        return {name: (size, *shape[1:]) if batched and shape else shape for name, shape in example.items()}
+
+    lows = _shapes("min_shapes", min_shapes, arguments, with_batch(1))
+    highs = _shapes("max_shapes", max_shapes, arguments, with_batch(max_batch_size or 1))
+    between = {name: clipped(shape, lows[name], highs[name]) for name, shape in example.items()}
+    opts = _shapes("opt_shapes", opt_shapes, arguments, between)
     result = []
     for name, leaf in zip(names, leaves, strict=True):
         low, opt, high = lows[name], opts[name], highs[name]
-        for axis, sizes in enumerate(zip(low, opt, high, strict=True)):
-            if opt_shapes is None:  # the example need not lie inside the range
-                opt = (*opt[:axis], min(max(sizes[1], sizes[0]), max(sizes[2], sizes[0])), *opt[axis + 1 :])
-            if not 0 <= sizes[0] <= opt[axis] <= sizes[2]:
+        if max_batch_size is not None and high and high[0] != max_batch_size:
+            raise InputError(
+                f"{max_batch_size=} contradicts max_shapes, which gives input '{name}' {high}. Leave one of them out."
+            )
+        for axis, (first, middle, last) in enumerate(zip(low, opt, high, strict=True)):
+            if not 0 <= first <= middle <= last:
                 raise InputError(
-                    f"Input '{name}', dimension {axis}: min {sizes[0]}, opt {opt[axis]}, max {sizes[2]} are not in "
-                    "order."
+                    f"Input '{name}', dimension {axis}: min {first}, opt {middle}, max {last} are not in order."
                 )
-            if sizes[0] == 0 < sizes[2]:  # torch's tracing takes every dynamic size for larger than 0
+            if first == 0 < last:  # torch's tracing takes every dynamic size for larger than 0
                 raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
         result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf)))
     return result
+
+
+def clipped(shape: Shape, low: Shape, high: Shape) -> Shape:
+    """The nearest shape within a range; the lower end of a range that has its ends the wrong way round."""
+    return tuple(max(min(size, last), first) for size, first, last in zip(shape, low, high, strict=True))
 
 
 def _memory_format(x: torch.Tensor) -> torch.memory_format:
@@ -240,27 +252,30 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
 
 
-def _shapes(what: str, shapes: Any, arguments: Spec, example: Mapping[str, Shape]) -> dict[str, Shape]:
-    """One shape per input name, from a dict by name, a flat list, or a list nested like the inputs."""
+def _shapes(what: str, shapes: Any, arguments: Spec, default: Mapping[str, Shape]) -> dict[str, Shape]:
+    """One shape per input name, from a dict by name, a flat list, or a list nested like the inputs.
+
+    An input that a dict does not name has its default.
+    """
     if shapes is None:
-        return dict(example)
+        return dict(default)
     if isinstance(shapes, Mapping):
-        if unknown := set(shapes) - set(example):
-            raise InputError(f"{what} names {sorted(unknown)}, the inputs are {list(example)}.")
-        given = {**example, **{name: tuple(shape) for name, shape in shapes.items()}}
+        if unknown := set(shapes) - set(default):
+            raise InputError(f"{what} names {sorted(unknown)}, the inputs are {list(default)}.")
+        given = {**default, **{name: tuple(shape) for name, shape in shapes.items()}}
     else:
         flat = [
             tuple(shape) for shape in flatten([shapes] if _is_shape(shapes) and shapes else shapes, _is_shape, what)[0]
         ]
-        if len(flat) != len(example):
+        if len(flat) != len(default):
             raise InputError(
-                f"{what} has {len(flat)} shapes for {len(example)} input tensors {list(example)}: {shapes!r}."
+                f"{what} has {len(flat)} shapes for {len(default)} input tensors {list(default)}: {shapes!r}."
             )
-        given = dict(zip(example, flat, strict=True))
+        given = dict(zip(default, flat, strict=True))
     for name, shape in given.items():
-        if len(shape) != len(example[name]):
+        if len(shape) != len(default[name]):
             raise InputError(
-                f"{what} gives input '{name}' {len(shape)} dimensions {shape}, the example has {example[name]}."
+                f"{what} gives input '{name}' {len(shape)} dimensions {shape}, the example has {default[name]}."
             )
     return given
 

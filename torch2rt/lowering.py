@@ -23,7 +23,7 @@ from torch2rt.interface import AXES, Interface
 from torch2rt.precision import as_recorded, narrow_float64
 from torch2rt.registry import Converter, load, qualified_name
 from torch2rt.structure import bare_name
-from torch2rt.symbolic import Dim, counterexample, expression, is_symbolic
+from torch2rt.symbolic import Dim, counterexample, expression, in_words, is_symbolic
 
 NO_CONVERTER = "there is no converter for it"
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
@@ -431,7 +431,7 @@ class _Lowering:
         if advice := self.registry.advice(*targets):
             reason = f"{reason.rstrip('.')}. {advice.rstrip('.')}"
         where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
-        return f"{where}\n    {call}: {reason}."
+        return in_words(f"{where}\n    {call}: {reason}.", self.ctx.symbols)
 
 
 def _kind(value: Any) -> str:

@@ -296,9 +296,7 @@ class TRTModule(_Converted):
         if self.interface is None:
             return "empty"
         inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
-        needs = "".join(
-            f"; needs {text}" for _, text in self.interface.constraints if text.count(".shape[") == 1  # or it is long
-        )
+        needs = "".join(f"; needs {text}" for _, text in self.interface.constraints)
         size = f"{len(self.engine_bytes or b'') / 2**20:.1f} MiB"
         plain = f"; without CUDA graphs: {self.cuda_graph_refused}" if self.cuda_graph_refused else ""
         return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {size}{plain}"

@@ -17,6 +17,7 @@ class Places:
     def __init__(self, root: torch.nn.Module) -> None:
         self.latest = ""  # the path of the module that was last asked for
         self._paths: dict[int, str] = {}
+        self._root = type(root).__name__
         for name, module in root.named_modules():
             self._paths.setdefault(id(module), name)
 
@@ -40,13 +41,16 @@ class Places:
         return ""
 
     def of(self, error: BaseException) -> str:
-        """`file:line` of the innermost frame of the user's that an error has come through."""
-        trace, place = error.__traceback__, ""
+        """The innermost line of the user's that an error has come through, as `here` gives it."""
+        trace, line, module = error.__traceback__, "", ""
         while trace is not None:
-            if not _is_library(trace.tb_frame):
-                place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+            frame = trace.tb_frame
+            if not _is_library(frame):
+                line = f"{frame.f_code.co_filename}:{trace.tb_lineno}"
+            elif frame.f_code is _MODULE_CALL:
+                module = self._paths.get(id(frame.f_locals["self"]), module)
             trace = trace.tb_next
-        return place
+        return f"{line} (in {module})" if line and module else line or module or self._root
 
     def here(self) -> str:
         """Both, for the beginning of a message."""

@@ -8,14 +8,16 @@ there, and one engine cannot do both.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import sympy
 
 from torch2rt.interface import Interface
-from torch2rt.symbolic import Symbols, holds, is_sampled, samples
+from torch2rt.symbolic import Symbols, free_symbols, is_sampled, samples, truths
 
-IsRefused = Callable[[sympy.Symbol, int], bool]
+Sizes = Mapping[sympy.Symbol, int]
+IsRefused = Callable[[Sizes], bool]
 
 
 class Steps:
@@ -32,16 +34,16 @@ class Steps:
 
     def take(self, claim: sympy.Basic) -> bool:
         """Take a claim, if it is of this kind; whether it is."""
-        free = list(claim.free_symbols & set(self.ranges))
+        free = free_symbols(claim, self.ranges)
         if len(free) != 1 or not self.interface.holds_at_opt(claim, self.ranges):
             return False
         symbol, dim = free[0], self.ranges[free[0]]
-        true = [size for size in self.left[symbol] if holds(claim, {symbol: size})]
-        false = sorted(set(self.left[symbol]) - set(true))
+        are_true = truths(claim, {symbol: np.array(self.left[symbol])})
+        true, false = ([int(size) for size in np.array(self.left[symbol])[which]] for which in (are_true, ~are_true))
         if dim.min in false or dim.max in false:
             return False
         some = {false[0], false[(len(false) - 1) // 2], false[-1]} if false else set()
-        if not all(self.is_refused(symbol, size) for size in sorted(some)):
+        if not all(self.is_refused({symbol: size}) for size in sorted(some)):
             return False
         if false or is_sampled(dim.sizes):  # else those before say it already
             self.claims.setdefault(symbol, []).append(claim)

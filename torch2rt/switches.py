@@ -9,7 +9,7 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -103,18 +103,20 @@ def without_collections() -> Iterator[None]:
 
 
 @contextmanager
-def without_log(name: str) -> Iterator[None]:
-    """Keep what this thread logs under a name to ourselves: errors that are expected."""
-    log, here = logging.getLogger(name), threading.get_ident()
+def without_logs(names: Sequence[str]) -> Iterator[None]:
+    """Keep the warnings and errors that this thread logs under some names out of the log: they are expected."""
+    logs, here = [logging.getLogger(name) for name in names], threading.get_ident()
 
-    def is_another_threads(record: logging.LogRecord) -> bool:
-        return record.thread != here
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno < logging.WARNING
 
-    log.addFilter(is_another_threads)
+    for log in logs:
+        log.addFilter(is_wanted)
     try:
         yield
     finally:
-        log.removeFilter(is_another_threads)
+        for log in logs:
+            log.removeFilter(is_wanted)
 
 
 class PerThread:

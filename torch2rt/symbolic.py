@@ -6,14 +6,18 @@ walks them is torch's own `sympy_interp`, which calls a method of an *algebra* f
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import sympy
 import torch
+from sympy.printing.precedence import PRECEDENCE
+from sympy.printing.str import StrPrinter
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
@@ -54,14 +58,43 @@ def is_symbolic(size: Any) -> bool:
 
 
 def describe(expr: sympy.Basic, symbols: Symbols) -> str:
-    """An expression in the user's terms, such as `x.shape[0] + 1`."""
+    """An expression in the user's terms and in Python's syntax, such as `x.shape[0] // 2 + 1`."""
     names = {symbol: sympy.Symbol(str(dim), integer=True) for symbol, dim in symbols.items()}
-    text = str(expr.xreplace(names))
-    for relation, sign in (("Eq", "=="), ("Ne", "!=")):
-        if text.startswith(relation + "(") and isinstance(expr, getattr(sympy, relation)):
-            left, right = (str(arg.xreplace(names)) for arg in expr.args)
-            return f"{left} {sign} {right}"
-    return text
+    return _Python().doprint(expr.xreplace(names))
+
+
+class _Python(StrPrinter):  # type: ignore[misc]
+    """sympy's printer, which knows neither torch's functions nor Python's operators."""
+
+    printmethod = "_"  # not the methods by which torch's functions print themselves
+
+    def _infix(operator: str, precedence: str) -> Any:  # type: ignore[misc]
+        level = PRECEDENCE[precedence]
+        return lambda self, expr: operator.join(self.parenthesize(arg, level, strict=True) for arg in expr.args)
+
+    def _call(name: str) -> Any:  # type: ignore[misc]
+        return lambda self, expr: f"{name}({', '.join(map(self._print, expr.args))})"
+
+    _print_FloorDiv = _print_CleanDiv = _infix(" // ", "Atom")
+    _print_IntTrueDiv = _print_FloatTrueDiv = _infix(" / ", "Atom")
+    _print_Mod = _print_PythonMod = _infix(" % ", "Atom")
+    _print_Equality, _print_Unequality = _infix(" == ", "Relational"), _infix(" != ", "Relational")
+    _print_And, _print_Or = _infix(" and ", "And"), _infix(" or ", "Or")
+    _print_Max, _print_Min = _call("max"), _call("min")
+    _print_TruncToInt, _print_RoundToInt = _call("int"), _call("round")
+    _print_FloorToInt, _print_CeilToInt = _call("floor"), _call("ceil")
+
+    def _print_ToFloat(self, expr: sympy.Basic) -> str:
+        return self._print(expr.args[0])
+
+    def _print_Float(self, expr: sympy.Float) -> str:
+        return f"{float(expr):.6g}"
+
+
+def in_words(text: str, symbols: Symbols) -> str:
+    """A text of torch's with the names of dimensions in the place of symbols such as `s63`."""
+    names = {str(symbol): str(dim) for symbol, dim in symbols.items()}
+    return re.sub(r"\bs\d+\b", lambda found: names.get(found[0], found[0]), text)
 
 
 class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
@@ -134,17 +167,97 @@ _PYTHON: dict[str, Any] = {
 }  # fmt: skip
 
 
-def evaluate_json(tree: Any, shapes: list[tuple[int, ...]]) -> Any:
+def evaluate_json(tree: Any, shapes: Sequence[Any], operations: Mapping[str, Any] = _PYTHON) -> Any:
     """The value of a stored expression for the shapes of the inputs of one call."""
     if not isinstance(tree, list):
         return tree
     if tree[0] == "dim":
         return shapes[tree[1]][tree[2]]
-    args = [evaluate_json(arg, shapes) for arg in tree[1:]]
-    return _PYTHON[tree[0]](*args)
+    args = [evaluate_json(arg, shapes, operations) for arg in tree[1:]]
+    return operations[tree[0]](*args)
 
 
-ENUMERATE = 4096  # sizes tried one by one before a claim is sampled instead; about 0.1 s
+class _Vectors(dict):  # type: ignore[type-arg]
+    """Operations on numpy vectors, one element for each choice of sizes; `undefined` are those that divide by 0."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            _PYTHON, add=np.add, mul=self.product, floordiv=self.quotient(np.floor_divide), mod=self.quotient(np.mod),
+            python_mod=self.quotient(np.mod), truediv=self.quotient(np.true_divide), minimum=np.minimum,
+            int_truediv=self.quotient(np.true_divide), pow_by_natural=self.power, pow=self.power, maximum=np.maximum,
+            and_=np.logical_and, or_=np.logical_or, not_=np.logical_not, sqrt=np.sqrt, trunc=np.trunc,
+            to_dtype=lambda a, dtype: np.asarray(a).astype(np.float64 if "float" in dtype else np.int64),
+            trunc_to_int=lambda a, dtype: np.trunc(a).astype(np.int64),
+            floor_to_int=lambda a, dtype: np.floor(a).astype(np.int64),
+            ceil_to_int=lambda a, dtype: np.ceil(a).astype(np.int64),
+            round_to_int=lambda a, dtype: np.rint(a).astype(np.int64), piecewise=self.choice,
+        )  # fmt: skip
+        self.undefined: Any = False
+
+    def product(self, a: Any, b: Any) -> Any:
+        if np.max(np.abs(np.multiply(a, b, dtype=np.float64)), initial=0) >= 2**62:
+            raise OverflowError
+        return np.multiply(a, b)
+
+    def power(self, a: Any, b: Any) -> Any:
+        if np.max(np.abs(np.power(a, b, dtype=np.float64)), initial=0) >= 2**62:
+            raise OverflowError
+        return np.power(a, b)
+
+    def quotient(self, divide: Any) -> Any:
+        def checked(a: Any, b: Any) -> Any:
+            self.undefined = self.undefined | np.equal(b, 0)
+            return divide(a, np.where(np.equal(b, 0), 1, b))
+
+        return checked
+
+    @staticmethod
+    def choice(*pairs: Any) -> Any:
+        *rest, (result, _) = pairs
+        for value, condition in reversed(rest):
+            result = np.where(condition, value, result)
+        return result
+
+
+def truths(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, np.ndarray]) -> np.ndarray:
+    """Where a claim is true, of vectors of sizes; it is false where it divides by 0, which no module can do."""
+    order = list(sizes)
+    count = len(sizes[order[0]])
+    operations = _Vectors()
+    try:
+        tree = to_json(claim, {symbol: Dim(0, "", axis, 0, 0) for axis, symbol in enumerate(order)})
+        true = evaluate_json(tree, [[sizes[symbol] for symbol in order]], operations)
+        return np.broadcast_to(np.asarray(true, bool) & ~np.asarray(operations.undefined), (count,))
+    except (OverflowError, ValueError, TypeError):  # numbers that only Python's own can be
+        values = [list(map(int, sizes[symbol])) for symbol in order]
+        return np.array([holds(claim, dict(zip(order, each))) for each in zip(*values)], bool)
+
+
+ENUMERATE = 1 << 16  # choices of sizes that are all looked at; of more, so many
+
+
+class Choices:
+    """All choices of sizes for some dimensions, or an even spread of them, with both ends and their neighbours."""
+
+    def __init__(self, dims: Sequence[tuple[sympy.Symbol, Dim]]) -> None:
+        ranges = [dim.sizes for _, dim in dims]
+        self.are_all = math.prod(map(len, ranges)) <= ENUMERATE
+        count = ENUMERATE if self.are_all else math.floor(ENUMERATE ** (1 / len(ranges)))
+        grid = np.meshgrid(*[np.array(samples(sizes, count)) for sizes in ranges], indexing="ij")
+        self.sizes = {symbol: axis.ravel() for (symbol, _), axis in zip(dims, grid, strict=True)}
+
+    def at(self, index: int) -> dict[sympy.Symbol, int]:
+        """One of them."""
+        return {symbol: int(sizes[index]) for symbol, sizes in self.sizes.items()}
+
+
+_choices = functools.lru_cache(maxsize=8)(Choices)
+
+
+def choices_of(symbols: Symbols, *claims: sympy.Basic) -> Choices:
+    """The choices of sizes for the dimensions that some claims are about."""
+    free = dict.fromkeys(symbol for claim in claims for symbol in free_symbols(claim, symbols))
+    return _choices(tuple((symbol, symbols[symbol]) for symbol in free))
 
 
 def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | bool | None:
@@ -154,27 +267,25 @@ def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | boo
     """
     if claim in (sympy.true, True):
         return None
-    free = sorted(claim.free_symbols & set(symbols), key=str)
+    free = free_symbols(claim, symbols)
     if not free:
         return True
-    bounds = {s: ValueRanges(symbols[s].min, symbols[s].max) for s in free}
+    choices = choices_of(symbols, claim)
+    false = np.flatnonzero(~truths(claim, choices.sizes))
+    if len(false):
+        return {symbols[s]: size for s, size in choices.at(false[0]).items()}
+    if choices.are_all:
+        return None
     try:
-        proven = bound_sympy(claim, bounds)
-        if proven.is_singleton() and proven.lower in (sympy.true, True):
-            return None
+        proven = bound_sympy(claim, {s: ValueRanges(symbols[s].min, symbols[s].max) for s in free})
     except (NotImplementedError, AssertionError, TypeError):
-        pass  # torch's range analysis does not know this operation: the sizes below decide
-    ranges = [symbols[s].sizes for s in free]
-    total = math.prod(map(len, ranges))
-    candidates: Iterable[tuple[int, ...]]
-    if total <= ENUMERATE:
-        candidates = itertools.product(*ranges)
-    else:
-        candidates = itertools.product(*[samples(r, math.ceil(ENUMERATE ** (1 / len(free)))) for r in ranges])
-    for sizes in itertools.islice(candidates, 2 * ENUMERATE):
-        if not holds(claim, dict(zip(free, sizes, strict=True))):
-            return {symbols[s]: size for s, size in zip(free, sizes, strict=True)}
-    return None if total <= ENUMERATE else True
+        return True  # torch's range analysis does not know this operation
+    return None if proven.is_singleton() and proven.lower in (sympy.true, True) else True
+
+
+def free_symbols(claim: sympy.Basic, symbols: Symbols) -> list[sympy.Symbol]:
+    """The dynamic dimensions that a claim is about."""
+    return sorted(claim.free_symbols & set(symbols), key=str)
 
 
 def holds(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, int]) -> bool:

@@ -16,7 +16,7 @@ import functools
 import keyword
 import operator
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
@@ -36,6 +36,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch2rt.aliasing import Storages
 from torch2rt.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.attributes import Attributes
+from torch2rt.eager import EagerCalls, Recorded, describe_refusal, first_line, other_types
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.guards import Decisions
 from torch2rt.inplace import out_of_place
@@ -44,7 +45,7 @@ from torch2rt.randomness import states
 from torch2rt.registry import Call, Target, load, qualified_name
 from torch2rt.scalars import FakeMode, with_numbers
 from torch2rt.source import Places
-from torch2rt.symbolic import Dim, PythonAlgebra, expression, is_symbolic
+from torch2rt.symbolic import Dim, PythonAlgebra, expression, in_words, is_symbolic
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
@@ -58,6 +59,17 @@ LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_pt
 
 class UnseenTensorError(TraceError):
     """A tensor came out of calls that went past the tracer."""
+
+
+class RefusedError(TraceError):
+    """The module itself, or torch, raises an error for inputs that the engine would serve.
+
+    `of_types` says that it does so for inputs of these types, whatever their sizes.
+    """
+
+    def __init__(self, message: str, of_types: bool = False) -> None:
+        super().__init__(message)
+        self.of_types = of_types
 
 
 class Tracer(TorchFunctionMode):
@@ -79,9 +91,27 @@ class Tracer(TorchFunctionMode):
         self.attributes = Attributes(self.graph, module)
         self._sizes: dict[sympy.Basic, Any] = {}
         self.opening: list[Target] = []
+        self.eager = EagerCalls(self)
+        self.failed: tuple[Exception, Recorded | None] | None = None  # the last error of a torch call, and the call
         self.refused: TraceError | None = None  # the first that was raised: a module may catch what eager never raises
 
     # Inputs ----------------------------------------------------------------------------------------------------------
+
+    def refusal(self, error: Exception, hints: Sequence[Shape]) -> RefusedError:
+        """What to say of an error that the module has raised for inputs of these shapes."""
+        call = self.failed[1] if self.failed is not None and self.failed[0] is error else None
+        inputs = {spec.name: spec.dtype for spec in self.interface.inputs}
+        if call is not None and call.mixes:
+            sizes = {symbol: hints[dim.input][dim.axis] for symbol, dim in self.symbols.items()}
+            return RefusedError(describe_refusal(call, error, sizes, inputs), of_types=True)
+        shapes = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(inputs, hints, strict=True))
+        text = f"{self.places.of(error)}: the module raises {type(error).__name__} ({first_line(error)}) for {shapes}."
+        weights = {w.dtype for w in self.attributes.owned.values() if w.dtype.is_floating_point}
+        if "type" in str(error) and not weights & set(inputs.values()) and (advice := other_types(inputs, weights)):
+            return RefusedError(in_words(text, self.symbols) + advice, of_types=True)
+        if self.symbols:
+            text += " The engine would serve such sizes. Narrow the range, or compute with x.shape, not with numbers."
+        return RefusedError(in_words(text, self.symbols))
 
     def placeholder(self, index: int, spec: Input, leaf: torch.Tensor, hint: Shape) -> torch.Tensor:
         """The fake tensor of an input, of this shape, whose dynamic sizes become symbols."""
@@ -99,6 +129,7 @@ class Tracer(TorchFunctionMode):
         self.storages.bind(fake, node)
         for axis in spec.dynamic:
             symbol = fake.shape[axis].node.expr
+            self.decisions.hints[symbol] = hint[axis]
             self.symbols[symbol] = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
             size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
             size.meta.update(val=fake.shape[axis], module="", source="")
@@ -129,7 +160,21 @@ class Tracer(TorchFunctionMode):
         if func is torch.Tensor.__setitem__:
             self.storages.shadow(args[0])
         args, kwargs = self.storages.with_shadows((args, kwargs))
-        return self.guarded(func, lambda: self._call(func, args, kwargs))
+        call = self._described(func, args, kwargs)
+        try:
+            out = self.guarded(func, lambda: self._call(func, args, kwargs))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            if self.failed is None or self.failed[0] is not error:
+                self.failed = error, call
+            raise
+        if call is not None and (func is torch.Tensor.__setitem__ or _is_of_tensors(out)):
+            self.eager.note(call)
+        return out
+
+    def _described(self, func: Target, args: Any, kwargs: Any) -> Recorded | None:
+        """A call of the module's own, or of torch's Python code, to ask torch's real kernels about."""
+        is_ours = any(function in self.registry.composites for function in self.opening)
+        return None if is_ours or _is_autocasting((args, kwargs)) else self.eager.describe(func, args, kwargs)
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run a call that depends on no input, whose result becomes a constant."""
@@ -421,6 +466,11 @@ class Tracer(TorchFunctionMode):
         out = func(*args, **kwargs)
         self._is_made(out)
         return out
+
+
+def _is_of_tensors(out: Any) -> bool:
+    """Whether a call's result is a tensor, or holds some."""
+    return isinstance(out, torch.Tensor) or isinstance(out, (tuple, list)) and any(map(_is_of_tensors, out))
 
 
 def _is_wrapped(value: Any) -> bool:

@@ -17,9 +17,10 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
+from torch2rt.eager import describe_refusal
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.guards import Takes
-from torch2rt.interface import Input, Interface, Shape, describe_inputs
+from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
 from torch2rt.memos import cleared, uncached
 from torch2rt.numbering import value_numbers
 from torch2rt.progress import Spinner
@@ -27,10 +28,12 @@ from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State, depends_on_values
 from torch2rt.structure import Spec, flatten, unflatten
-from torch2rt.switches import FOR_THIS_THREAD, without_collections, without_compiler, without_log, without_scripts
-from torch2rt.symbolic import expression, is_symbolic, to_json
-from torch2rt.tracer import Tracer, UnseenTensorError
+from torch2rt.switches import FOR_THIS_THREAD, without_collections, without_compiler, without_logs, without_scripts
+from torch2rt.symbolic import expression, in_words, is_symbolic, to_json
+from torch2rt.tracer import RefusedError, Tracer, UnseenTensorError
 from torch2rt.transformer import masks_as_values
+
+LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
 
 
 @torch.inference_mode(False)
@@ -82,17 +85,21 @@ def trace(
         with spinner.turning(lambda: tracer.places.latest):
             return _run(module, tracer, leaves, hint, output_names, takes)
 
-    def takes(shapes: Sequence[Shape]) -> bool:
+    def refusal(shapes: Sequence[Shape]) -> BaseException | None:
+        """The error that the module itself raises with these shapes."""
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
         tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
         try:
-            with without_log("torch._subclasses.fake_tensor"), spinner.turning(lambda: tracer.places.latest):
-                _run(module, tracer, leaves, shapes, None, takes)
+            with spinner.turning(lambda: tracer.places.latest):
+                _run(module, tracer, leaves, shapes, None, lambda shapes: True)
+        except RefusedError as error:
+            return error.__cause__
         except Torch2RTError:
-            return True  # not the module's own error
-        except Exception:
-            return False
-        return True
+            return None  # not the module's own
+        return None
+
+    def takes(shapes: Sequence[Shape]) -> bool:
+        return refusal(shapes) is None
 
     failure: Exception | None = None
     take_strays = past_caches = first_was_tried_again = False
@@ -107,7 +114,7 @@ def trace(
                         "time. An engine draws no random numbers. Pass the noise to the module as an input."
                     )
                 return graph
-            except (TraceError, RuntimeError, IndexError, ValueError, TypeError) as error:  # perhaps for these sizes
+            except Exception as error:  # perhaps only for these sizes
                 again = False
                 unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
                 if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
@@ -120,6 +127,9 @@ def trace(
                 if failure is None or first_was_tried_again:
                     failure, first_was_tried_again = error, again
     assert failure is not None
+    if isinstance(failure, RefusedError) and not failure.of_types:
+        if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
+            raise own  # whatever the sizes
     raise failure
 
 
@@ -129,21 +139,20 @@ def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[A
 
 
 def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
-    """Sizes to trace with, in the order to try them.
+    """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
 
     torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
     module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
     not.
     """
-    example = [tuple(leaf.shape) for leaf in leaves]
-    choices = [[s.opt for s in specs], [s.max for s in specs], example, [s.min for s in specs]]
+    opt = [spec.opt for spec in specs]
+    example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
     fit = [
-        shapes for shapes in choices
+        shapes for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
         if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
     ]  # fmt: skip
     raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
-    unique = {tuple(shapes): shapes for shapes in [*fit, raised]}
-    return list(unique.values()) if any(s.dynamic for s in specs) else [example]
+    return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
 
 
 def _run(
@@ -166,9 +175,10 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            switches = (torch.no_grad(), without_compiler, without_scripts(), without_collections(), cleared())
+            without = (without_compiler, without_scripts(), without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.is_traced)
-            for context in (*switches, *FOR_THIS_THREAD, masks, enable_python_dispatcher(), strays, tracer):
+            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
+            for context in (*switches, strays, tracer):
                 stack.enter_context(context)
             result = _Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept() if depends_on_values(tracer, kept[-1])]
@@ -182,9 +192,12 @@ def _run(
             tracer.decisions.made.update(claims)
         if tracer.refused is not None:
             raise tracer.refused
-    except TypeError as error:
-        if "SymInt" not in str(error):
-            raise
+    except Torch2RTError as error:
+        error.args = (in_words(str(error), tracer.symbols),)
+        raise
+    except Exception as error:
+        if not isinstance(error, TypeError) or "SymInt" not in str(error):
+            raise tracer.refusal(error, hints) from error
         raise TraceError(
             f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
             "dimension static, or compute with the size."
@@ -194,6 +207,7 @@ def _run(
     tracer.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     _output(tracer, result, output_names)
     tracer.decisions.check(interface, takes)
+    _check_eager(tracer)
     for node in reversed(tracer.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
             tracer.graph.erase_node(node)
@@ -212,6 +226,24 @@ def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _R
             raise
         tracer.refused = refused
         return None
+
+
+def _check_eager(tracer: Tracer) -> None:
+    """Raise `RefusedError` for a call that torch's real kernels refuse at the smallest sizes."""
+    interface = tracer.interface
+    inputs = {spec.name: spec.dtype for spec in interface.inputs}
+    shapes = [spec.min for spec in interface.inputs]
+    if interface.unmet(shapes) is not None:
+        shapes = [spec.opt for spec in interface.inputs]
+    sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in tracer.symbols.items()}
+    if (refusal := tracer.eager.refusal(sizes)) is None:
+        return
+    call, error = refusal
+    message = describe_refusal(call, error, sizes, inputs)
+    if sizes and not call.mixes:
+        at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in tracer.symbols.items())
+        message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
+    raise RefusedError(message, of_types=call.mixes) from error
 
 
 @dataclass
