@@ -86,8 +86,10 @@ def test_functions_behind_a_cache_when_the_trace_fails(module):
     before = table, Cached.__dict__["places"]
     with pytest.raises((TraceError, TypeError)):
         trace(module, [torch.randn(2, 5)], max_batch_size=4)
-    assert (table, Cached.__dict__["places"]) == before and info()[2] == 0
-    compare(table(3), torch.arange(3) * 2.0)
+    assert (table, Cached.__dict__["places"]) == before
+    for n in (2, 3):  # 2 may be there already: the example's own size was tried, too
+        assert type(table(n)) is torch.Tensor
+        compare(table(n), torch.arange(n) * 2.0)
 
 
 def test_the_length_of_a_tensor_is_its_size():
