@@ -79,6 +79,7 @@ ONE = [
     row(lambda x: x.clamp(-INF, 3), "clamp-infinite"),
     row(lambda x: x.clamp(min=0.5), "clamp-min"),
     row(lambda x: x.clamp_min(0.5), "clamp_min"),
+    row(lambda x: x.clamp(min=0), "clamp-min-0"),
     row(lambda x: x.clamp_max(0.5), "clamp_max"),
     row(lambda x: x.clip(-1.5, 1.5), "clip"),
     row(lambda x: torch.maximum(x, torch.ones_like(x)), "maximum-one"),

@@ -495,7 +495,10 @@ def _extreme(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | Non
     if _is_number(a) and not _is_number(b):
         a, b = b, a
     number = _is_number(b)
+    zero = op == EW.MAX and isinstance(b, (int, float)) and b == 0
     a, b = operands(ctx, a, b, dtype=dtype)
+    if zero and (ctx.nan == "ignore" or relu_keeps_nan()):
+        return activation(ctx, trt.ActivationType.RELU, a)
     if ctx.nan == "ignore":
         return _add_elementwise(ctx, op, a, b)
     other = elementwise(ctx, _BEYOND[op], b, a)
