@@ -159,7 +159,7 @@ def floor_divide(ctx, input, other):
     a, b = as_floats(ctx, input, other)
     left = signed_remainder(ctx, a, b, dtype)
     exact = elementwise(ctx, EW.DIV, elementwise(ctx, EW.SUB, a, left), b)
-    exact = select(ctx, turned(ctx, left, b), elementwise(ctx, EW.SUB, exact, 1), exact)
+    exact = select(ctx, sign_differs(ctx, left, b), elementwise(ctx, EW.SUB, exact, 1), exact)
     whole = unary(ctx, Unary.FLOOR, exact)
     rounded_down = elementwise(ctx, EW.GREATER, elementwise(ctx, EW.SUB, exact, whole), 0.5)
     whole = select(ctx, rounded_down, elementwise(ctx, EW.SUM, whole, 1), whole)
@@ -188,6 +188,7 @@ def as_floats(ctx, a, b):
     dtype = wide(ctx.out.dtype)
     if isinstance(b, Tensor) and b.dim() == 0:
         b = b.item()
+    a, b = (cast(ctx, x, ctx.out.dtype) if isinstance(x, (trt.ITensor, Tensor)) else x for x in (a, b))
     return cast(ctx, a, dtype), rounded(b, dtype) if isinstance(b, (int, float)) else cast(ctx, b, dtype)
 
 
@@ -200,7 +201,7 @@ def remainder(ctx, input, other):
         return cast(ctx, left_over(ctx, EW.FLOOR_DIV, input, other, wide(dtype)), dtype)
     a, b = as_floats(ctx, input, other)
     left = signed_remainder(ctx, a, b, dtype)
-    return cast(ctx, select(ctx, turned(ctx, left, b), elementwise(ctx, EW.SUM, left, b), left), dtype)
+    return cast(ctx, select(ctx, sign_differs(ctx, left, b), elementwise(ctx, EW.SUM, left, b), left), dtype)
 
 
 @converter(torch.fmod, Tensor.fmod, prims.fmod)
@@ -219,7 +220,7 @@ def left_over(ctx, division, a, b, dtype):
     return elementwise(ctx, EW.SUB, a, whole, dtype)
 
 
-def turned(ctx, left, b):
+def sign_differs(ctx, left, b):
     """Whether a remainder with the sign of the dividend has not that of the divisor."""
     if isinstance(b, (int, float)):
         return elementwise(ctx, EW.GREATER if b < 0 else EW.LESS, left, 0)
@@ -258,7 +259,8 @@ def divided_by_number(ctx, x, b, dtype):
     largest = math.log2(torch.finfo(dtype).max / 2 / b)
     mantissa, exponent = math.frexp(b)
     high = math.ldexp(round(math.ldexp(mantissa, 12)), exponent - 12)
-    for shift in shifts(largest, 11):
+    exact = mantissa == 0.5 and b >= 0.5  # a power of two, whose quotients and products are not rounded
+    for shift in [0] if exact else shifts(largest, 11):
         whole = unary(ctx, Unary.ROUND, elementwise(ctx, EW.DIV, x, math.ldexp(b, shift)))
         for part in filter(None, (high, b - high)):
             x = elementwise(ctx, EW.SUB, x, elementwise(ctx, EW.PROD, whole, math.ldexp(part, shift)))

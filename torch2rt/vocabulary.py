@@ -308,7 +308,7 @@ def activation(
     x = materialize(ctx, x)
     if keep_nan and ctx.nan == "keep" and kind in _BOUNDED:
         y = activation(ctx, kind, x, alpha, beta, keep_nan=False)
-        return elementwise(ctx, EW.SUM, y, _nothing(ctx, x)) if relu_keeps_nan() else _with_nans_of(ctx, x, y)
+        return elementwise(ctx, EW.SUM, y, _zero_or_nan(ctx, x)) if relu_keeps_nan() else _with_nans_of(ctx, x, y)
     layer = ctx.network.add_activation(x, kind)
     if alpha is not None:
         layer.alpha = alpha
@@ -492,9 +492,9 @@ _BEYOND = {EW.MAX: EW.GREATER, EW.MIN: EW.LESS}
 
 def _extreme(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | None) -> Any:
     """The larger or the smaller one of two floats."""
-    if _is_number(a) and not _is_number(b):
+    if _has_no_nan(a) and not _has_no_nan(b):
         a, b = b, a
-    number = _is_number(b)
+    can_be_nan = not _has_no_nan(b)
     zero = op == EW.MAX and isinstance(b, (int, float)) and b == 0
     a, b = operands(ctx, a, b, dtype=dtype)
     if zero and (ctx.nan == "ignore" or relu_keeps_nan()):
@@ -502,20 +502,20 @@ def _extreme(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | Non
     if ctx.nan == "ignore":
         return _add_elementwise(ctx, op, a, b)
     other = elementwise(ctx, _BEYOND[op], b, a)
-    if not number:
+    if can_be_nan:
         other = elementwise(ctx, EW.OR, other, unary(ctx, trt.UnaryOperation.ISNAN, b))
     return select(ctx, other, b, a)
 
 
-def _is_number(x: Value) -> bool:
-    """Whether no element of a value is NaN for sure."""
+def _has_no_nan(x: Value) -> bool:
+    """Whether a value is known to hold no NaN: a number, a size or a weight."""
     if isinstance(x, torch.Tensor):
         return not bool(x.isnan().any())
     return not isinstance(x, trt.ITensor) and (is_symbolic(x) or x == x)
 
 
-def _nothing(ctx: Context, x: Any) -> Any:
-    """Zero, or NaN where a float is."""
+def _zero_or_nan(ctx: Context, x: Any) -> Any:
+    """A zero for each element, or NaN where it is NaN: RELU(-RELU(x))."""
     relu = trt.ActivationType.RELU
     return activation(ctx, relu, unary(ctx, trt.UnaryOperation.NEG, activation(ctx, relu, x)))
 
