@@ -361,6 +361,14 @@ def test_python_runs_the_package():
     assert (done.returncode, done.stdout) == (0, f"torch2rt {package.__version__}\n")
 
 
+def test_a_reader_may_have_read_enough():
+    command = [sys.executable, "-m", "torch2rt", "ops"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() in (0, 1)
+
+
 def test_the_package_lists_its_names():
     assert set(package.__all__) <= set(dir(package)) and "TRTModule" in package.__all__
 

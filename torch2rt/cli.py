@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the model cannot be converted or does not compute what it 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # the process is this command's own
             exit_at_once(130)
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # `torch2rt ops | head` has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what Python flushes at its end)
+        return 1
 
 
 def _fail(error: Exception | str, code: int, with_traceback: bool = False) -> int:
