@@ -210,6 +210,7 @@ def test_a_full_disk_is_a_line(models, capsys):
 def test_the_builders_flags(models, tmp_path, capsys):
     flags = ["--max-workspace-size", "1e9", "--optimization-level", "1", "--log-level", "warning", "--no-tf32"]
     flags += ["--max-batch-size", "5", "--input-names", "data", "--output-names", "scores"]
+    flags += ["--nan", "ignore", "--float64", "refuse"]
     if backend.IS_RTX:
         flags[flags.index("--no-tf32")] = "--tf32"
         flags += ["--compute-capabilities", "8.6,8.9"]

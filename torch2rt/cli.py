@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
     for which, text in (("input", "inputs"), ("output", "outputs")):
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
+    convert.add_argument("--nan", choices=("keep", "ignore"), default="keep", help="as for torch2rt.lower")
+    convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
     _add_builder(convert)
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
