@@ -210,6 +210,7 @@ def test_a_full_disk_is_a_line(models, capsys):
 def test_the_builders_flags(models, tmp_path, capsys):
     flags = ["--max-workspace-size", "1e9", "--optimization-level", "1", "--log-level", "warning", "--no-tf32"]
     flags += ["--max-batch-size", "5", "--input-names", "data", "--output-names", "scores"]
+    flags += ["--nan", "ignore", "--float64", "refuse"]
     if backend.IS_RTX:
         flags[flags.index("--no-tf32")] = "--tf32"
         flags += ["--compute-capabilities", "8.6,8.9"]
@@ -359,6 +360,14 @@ def test_help_and_mistakes_need_no_torch(arguments, code):
 def test_python_runs_the_package():
     done = subprocess.run([sys.executable, "-m", "torch2rt", "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"torch2rt {package.__version__}\n")
+
+
+def test_a_reader_may_have_read_enough():
+    command = [sys.executable, "-m", "torch2rt", "ops"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() in (0, 1)
 
 
 def test_the_package_lists_its_names():

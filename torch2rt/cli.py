@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 the model cannot be converted or does not compute what it 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # the process is this command's own
             exit_at_once(130)
         return _fail("interrupted", 130)
+    except BrokenPipeError:  # `torch2rt ops | head` has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what Python flushes at its end)
+        return 1
 
 
 def _fail(error: Exception | str, code: int, with_traceback: bool = False) -> int:
@@ -73,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
     for which, text in (("input", "inputs"), ("output", "outputs")):
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
+    convert.add_argument("--nan", choices=("keep", "ignore"), default="keep", help="as for torch2rt.lower")
+    convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
     _add_builder(convert)
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
     convert.add_argument("--quiet", action="store_true", help="print errors only")

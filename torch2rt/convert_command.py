@@ -68,7 +68,7 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
     for spec in interface.inputs:
         show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
     show.row("trace", f"{len(nodes)} calls", f"{seconds:.2f} s")
-    network, seconds = timed(lambda: lower(graph))
+    network, seconds = timed(lambda: lower(graph, nan=arguments.nan, float64=arguments.float64))
     show.row("lower", f"{network.num_layers} layers", f"{seconds:.2f} s")
     again = functools.partial(build, **flags, progress=False)
     verifying = Verifying(module, graph, network, inputs, arguments.verify, tf32=arguments.tf32, build=again)
