@@ -1,10 +1,12 @@
 import json
+import time
 
+import numpy as np
 import pytest
 import sympy
-from torch.utils._sympy.functions import FloorDiv, Max, Mod
+from torch.utils._sympy.functions import FloorDiv, Max, Mod, ToFloat, TruncToInt
 
-from torch2rt.symbolic import Dim, counterexample, describe, evaluate, evaluate_json, to_json
+from torch2rt.symbolic import Dim, counterexample, describe, evaluate, evaluate_json, holds, to_json, truths
 
 n, m = sympy.symbols("n m", integer=True, positive=True)
 SYMBOLS = {n: Dim(0, "x", 0, 1, 8), m: Dim(1, "y", 2, 3, 100_000)}
@@ -43,6 +45,38 @@ def test_json_computes_what_the_expression_does(expr, a, b):
 def test_counterexamples_lie_inside_the_range(claim, sizes):
     found = counterexample(claim, SYMBOLS)
     assert (found if found is None else {str(k): v for k, v in found.items()}) == sizes
+
+
+def test_all_sizes_of_two_dimensions_are_looked_at_in_one_go():
+    symbols = {n: Dim(0, "x", 2, 224, 448), m: Dim(0, "x", 3, 224, 448)}
+    padded = 7 * FloorDiv(n + Mod(7 - Mod(n, 7), 7), 7) * (m + Mod(7 - Mod(m, 7), 7))
+    before = time.process_time()
+    assert counterexample(sympy.Eq(Mod(padded, 49), 0), symbols) is None
+    found = counterexample(padded < 448 * 448, symbols)
+    assert {str(dim): size for dim, size in found.items()} == {"x.shape[2]": 442, "x.shape[3]": 442}
+    assert time.process_time() - before < 1  # 50,625 choices of sizes, as vectors
+
+
+@pytest.mark.parametrize("claim", [n * m**3 * 10**6 > 0, sympy.Ne(FloorDiv(m, n - 4), 7), Mod(m, n - 1) >= 0], ids=str)
+def test_vectors_of_sizes_and_numbers_agree(claim):
+    """Also where products pass what 64 bits hold, and where a divisor is 0."""
+    sizes = {n: np.array([1, 2, 4, 5, 8]), m: np.array([3, 99_999, 7, 28, 100_000])}
+    expected = [holds(claim, {n: int(a), m: int(b)}) for a, b in zip(sizes[n], sizes[m])]
+    assert truths(claim, sizes).tolist() == expected
+
+
+TEXTS = [
+    (sympy.Eq(Mod(n + 3, 7), 0), "(x.shape[0] + 3) % 7 == 0"),
+    (FloorDiv(n - 1, 2) + 1 > 2 * m, "((x.shape[0] - 1) // 2) + 1 > 2*y.shape[2]"),
+    (sympy.Eq(TruncToInt(0.25 * ToFloat(n * m)), 480), "int(0.25*x.shape[0]*y.shape[2]) == 480"),
+    (sympy.And(n > 3, sympy.Ne(Mod(n, 4), 0)), "x.shape[0] > 3 and x.shape[0] % 4 != 0"),
+    (Max(n, FloorDiv(m, 2)), "max(x.shape[0], y.shape[2] // 2)"),
+]
+
+
+@pytest.mark.parametrize(("expr", "text"), TEXTS, ids=[text for _, text in TEXTS])
+def test_expressions_are_told_in_pythons_words(expr, text):
+    assert describe(expr, SYMBOLS) == text
 
 
 def test_a_large_range_is_not_taken_as_proven():
