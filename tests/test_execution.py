@@ -171,6 +171,7 @@ def plain_runtime(monkeypatch):
     runtime = Runtime.__new__(Runtime)
     runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
     runtime.index, runtime.idle, runtime.travellers, runtime.stream, runtime.failures = 0, {}, object(), 3, 0
+    runtime.taken = []
     runtime.check = lambda tensors: None
     runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(run=lambda runtime, xs, stream: [xs[0] * 2])
     return runtime
@@ -196,6 +197,15 @@ def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_runtim
     assert str(model_trt.report).endswith("\nruns without CUDA graphs: TensorRT cannot")
     model_trt.cuda_graph = False
     assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
+
+
+def test_captures_that_failed_say_nothing_of_the_callers_own(plain_runtime, monkeypatch):
+    x = torch.ones(2)
+    for _ in range(runtime_file.TRIES):
+        plain_runtime.run([x], graph=True)
+    assert plain_runtime.uncapturable == "TensorRT cannot"
+    monkeypatch.setattr(runtime_file, "is_capturing", lambda: True)
+    assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2) and len(plain_runtime.taken) == 1
 
 
 def test_an_engine_that_tensorrt_does_not_let_be_captured_is_never_tried(plain_runtime, monkeypatch):

@@ -90,8 +90,8 @@ class Runtime:
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in interface.outputs]
         with on_device(self.index), cuda.beside_captures():
             self.fresh.append(Execution(self))
-        if not self.fresh[0].can_be_captured(self.capture_stream):
-            self.uncapturable = UNCAPTURABLE
+            if not self.fresh[0].can_be_captured(self.capture_stream):
+                self.uncapturable = UNCAPTURABLE
         self.kernels.save()
 
     @functools.cached_property
@@ -123,10 +123,10 @@ class Runtime:
             outputs = self.replay(tensors, stream, idle, borrow)
             if outputs is not None:
                 return outputs
+        if capturing and self.uncapturable == UNCAPTURABLE:
+            raise EngineError(f"{UNCAPTURABLE}: call the module outside of the capture.")
         execution = self.take(idle)
         try:
-            if capturing and self.uncapturable:
-                raise EngineError(f"{self.uncapturable}: call the module outside of the capture.")
             outputs = execution.run(self, tensors, stream or self.stream)
         except BaseException:
             execution.shapes = None  # whatever it was told last is told again
