@@ -122,15 +122,15 @@ class _Call:
 
 class _Verifier:
     def __init__(
-        self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, model_trt: Any,
+        self, module: torch.nn.Module, graph: torch.fx.GraphModule, lowered: Network, model_trt: Any,
         tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
     ) -> None:  # fmt: skip
         self.module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
-        self.graph, self.network, self.model_trt, self.build = graph, network, model_trt, build
-        self.interface: Interface = network.interface
+        self.graph, self.lowered, self.model_trt, self.build = graph, lowered, model_trt, build
+        self.interface: Interface = lowered.interface
         self.notes: list[str] = []
         self.on_engine = False
-        self.tf32 = torch.cuda.is_available() and rounds_to_tf32(network.definition, tf32)
+        self.tf32 = torch.cuda.is_available() and rounds_to_tf32(lowered.definition, tf32)
         self.run, self.by = self._engine() or self._reference()
 
     def verify(self, tensors: Tensors, mode: bool | str) -> Verification:
@@ -173,7 +173,7 @@ class _Verifier:
         from torch2rt.module import ReferenceModule
 
         try:
-            reference = ReferenceModule(self.network)
+            reference = ReferenceModule(self.lowered)
         except Torch2RTError as error:
             raise Unverifiable(f"no engine runs here and there is no reference: {error}") from error
         return reference.outputs, "the reference, which evaluates the network with torch"
@@ -314,10 +314,10 @@ class _Verifier:
                 return place or Place(None, None, "The trace differs from the module.")
         values: list[Any] = []
         with contextlib.suppress(Torch2RTError):  # of the search, which must not hide what was found
-            values.append(OfReference(self.graph, call.tensors, self.network.nan))
+            values.append(OfReference(self.graph, call.tensors, self.lowered.nan))
             if self.on_engine and self.build is not None:
                 made_by = self.model_trt.made_by
-                values.append(OfEngine(self.graph, call.tensors, self.network.nan, self.build, made_by))
+                values.append(OfEngine(self.graph, call.tensors, self.lowered.nan, self.build, made_by))
             for of in values:
                 if place := first_difference(self.graph, call.tensors, of, of.names, of.at_once, disturb):
                     return place
