@@ -104,8 +104,8 @@ def test_linalg(row, mode, device):
     check_case(row, mode, device)
 
 
-def run(function, x):
-    model_trt = torch2rt(Call(function), [x])
+def run(function, x, verify=True):
+    model_trt = torch2rt(Call(function), [x], verify=verify)
     return (model_trt if x.device.type == "cuda" else model_trt.reference())(x)
 
 
@@ -136,7 +136,7 @@ def test_singular_matrices(device):
 def test_a_matrix_that_is_not_definite(device):
     x = torch.tensor([[2.0, 0, 0], [0, -1, 0], [0, 0, 1]], device=device)
     x = torch.stack([x, torch.eye(3, device=device)])
-    factor, info = run(linalg.cholesky_ex, x)
+    factor, info = run(linalg.cholesky_ex, x, verify=False)  # torch leaves numbers there that mean nothing
     assert info.tolist() == [2, 0] and factor[0].isnan().any()
     compare(factor[1], torch.eye(3, device=device))
 

@@ -260,6 +260,27 @@ def test_sizes_of_the_range_are_those_that_are_served():
     assert len(shapes) >= 4 and [[1, 3, 4, 4], [1]] in shapes and [[5, 3, 16, 16], [5]] in shapes
 
 
+def test_sizes_that_the_module_refuses_must_not_be_served():
+    class Small(nn.Module):
+        def forward(self, x):
+            if type(x.shape[0]) is int and x.shape[0] > 4:  # which a trace does not see
+                raise ValueError("too large")
+            return x + 1
+
+    with pytest.raises(AccuracyError, match=r"serves sizes that the module refuses: .* float32\[9, 3\]"):
+        torch2rt(Small(), [torch.randn(2, 3)], max_batch_size=9, verify="range")
+
+
+def test_values_that_the_module_refuses_are_no_fault_of_sizes():
+    """Lengths drawn for other sizes are too large for the smallest."""
+    made = module(lambda self, x, at: x.index_select(1, at))
+    model_trt = torch2rt(
+        made, [torch.randn(2, 9), torch.tensor([8, 7])], min_shapes=[(1, 3), (2,)], max_shapes=[(4, 9), (2,)],
+        verify="range",
+    )  # fmt: skip
+    assert any("the module raises" in note for note in model_trt.report.verified.notes)
+
+
 @pytest.mark.parametrize("sizes", [(1, 2, 2), (5, 5, 7)], ids=str)
 def test_an_example_that_is_not_served_is_cut_or_repeated(sizes):
     low, opt, high = ([(n, 3)] for n in sizes)

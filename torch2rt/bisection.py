@@ -125,15 +125,15 @@ class OfReference:
     at_once = AT_ONCE
 
     def __init__(self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str) -> None:
-        self.network, self.values = lower_with_values(graph, nan=nan)
+        self.lowered, self.values = lower_with_values(graph, nan=nan)
         self.tensors = tensors
         self.names = list(self.values)
 
     def __call__(self, names: Sequence[str]) -> Values:
-        network, also = self.network, [self.values[name].name for name in names]
+        lowered, also = self.lowered, [self.values[name].name for name in names]
         with LOG.capture():
-            evaluator = Evaluator(network.definition, network.weights, also)
-        specs = network.interface.inputs
+            evaluator = Evaluator(lowered.definition, lowered.weights, also)
+        specs = lowered.interface.inputs
         given = {spec.name: x.permute(spec.axes) for spec, x in zip(specs, self.tensors, strict=True)}
         results = evaluator(given)
         return {name: results[self.values[name].name] for name in names}
@@ -153,16 +153,16 @@ class OfEngine:
     def __call__(self, names: Sequence[str]) -> Values:
         from torch2rt.runtime import Runtime
 
-        network, values = lower_with_values(self.graph, nan=self.nan)
-        outputs = {network.definition.get_output(i).name for i in range(network.definition.num_outputs)}
+        lowered, values = lower_with_values(self.graph, nan=self.nan)
+        outputs = {lowered.definition.get_output(i).name for i in range(lowered.definition.num_outputs)}
         for name in names:
             if values[name].name not in outputs:
-                network.definition.mark_output(values[name])
+                lowered.definition.mark_output(values[name])
                 outputs.add(values[name].name)
-        marked = [network.definition.get_output(i).name for i in range(network.definition.num_outputs)]
-        interface: Interface = dataclasses.replace(network.interface, outputs=marked)
+        marked = [lowered.definition.get_output(i).name for i in range(lowered.definition.num_outputs)]
+        interface: Interface = dataclasses.replace(lowered.interface, outputs=marked)
         device = next((x.device for x in self.tensors if x.is_cuda), torch.device("cuda"))
-        runtime = Runtime(self.build(network), self.made_by, interface, device.index)
+        runtime = Runtime(self.build(lowered), self.made_by, interface, device.index)
         try:
             results = runtime.run([x.to(runtime.device) for x in self.tensors])
             found = dict(zip(marked, results, strict=True))

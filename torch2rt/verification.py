@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.building import rounds_to_tf32
@@ -110,6 +111,10 @@ class _Call:
     tensors: list[torch.Tensor]
     made: bool
 
+    @property
+    def shapes(self) -> list[Shape]:
+        return [tuple(x.shape) for x in self.tensors]
+
     def __str__(self) -> str:
         inputs = ", ".join(f"{bare_name(x.dtype)}{list(x.shape)}" for x in self.tensors)
         return f"for {'drawn ' if self.made else ''}inputs {inputs}"
@@ -117,15 +122,15 @@ class _Call:
 
 class _Verifier:
     def __init__(
-        self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, model_trt: Any,
+        self, module: torch.nn.Module, graph: torch.fx.GraphModule, lowered: Network, model_trt: Any,
         tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
     ) -> None:  # fmt: skip
         self.module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
-        self.graph, self.network, self.model_trt, self.build = graph, network, model_trt, build
-        self.interface: Interface = network.interface
+        self.graph, self.lowered, self.model_trt, self.build = graph, lowered, model_trt, build
+        self.interface: Interface = lowered.interface
         self.notes: list[str] = []
         self.on_engine = False
-        self.tf32 = torch.cuda.is_available() and rounds_to_tf32(network.definition, tf32)
+        self.tf32 = torch.cuda.is_available() and rounds_to_tf32(lowered.definition, tf32)
         self.run, self.by = self._engine() or self._reference()
 
     def verify(self, tensors: Tensors, mode: bool | str) -> Verification:
@@ -168,17 +173,27 @@ class _Verifier:
         from torch2rt.module import ReferenceModule
 
         try:
-            reference = ReferenceModule(self.network)
+            reference = ReferenceModule(self.lowered)
         except Torch2RTError as error:
             raise Unverifiable(f"no engine runs here and there is no reference: {error}") from error
         return reference.outputs, "the reference, which evaluates the network with torch"
 
     def _call_module(self, call: _Call) -> Any:
-        """What the module returns; it is left as it was."""
+        """What the module returns; it is left as it was.
+
+        What `torch.compile` has wrapped is not compiled for it, unless it takes that: `torch.while_loop` may.
+        """
+        try:
+            with without_compiler:
+                return self._call_as_it_is(call)
+        except Exception:
+            return self._call_as_it_is(call)
+
+    def _call_as_it_is(self, call: _Call) -> Any:
         args, kwargs = unflatten(self.interface.arguments, [x.clone() for x in call.tensors])
         state = State(self.module)
         try:
-            with torch.no_grad(), same_states(), without_compiler, self._wide(call):
+            with torch.no_grad(), same_states(), self._wide(call):
                 return self.module(*args, **kwargs)
         finally:
             state.restore()
@@ -189,12 +204,31 @@ class _Verifier:
             result = self._call_module(call)
         except Exception as error:
             words = f"the module raises {type(error).__name__} {call} ({(str(error).splitlines() or [''])[0]})"
+            if call.made and self._refuses_sizes(call):
+                raise AccuracyError(f"The engine serves sizes that the module refuses: {words}.") from error
             if call.made or isinstance(error, (NotImplementedError, torch.OutOfMemoryError)):
                 raise Unverifiable(words) from error
             raise InputError(
                 f"Nothing can be compared: {words}. Pass example values that the module takes, or verify=False."
             ) from error
         return flatten(result, torch.is_tensor, "result")
+
+    def _refuses_sizes(self, call: _Call) -> bool:
+        """Whether the module fails on tensors without values, and not at the sizes that are tuned for: not for values.
+
+        Such as a mask that is not as large as the input; an index that is too large for a table is no such thing.
+        """
+        return self._takes([spec.opt for spec in self.interface.inputs]) and not self._takes(call.shapes)
+
+    def _takes(self, shapes: Sequence[Shape]) -> bool:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            placeholders = (node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder")
+            fakes = [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(placeholders, shapes)]
+            try:
+                self._call_module(_Call(fakes, True))
+            except Exception:
+                return False
+            return True
 
     def _disturbed(self, call: _Call) -> Callable[..., Disturbed]:
         def disturb(roundings: float, seed: int, keep: Sequence[str] = ()) -> Disturbed:
@@ -220,7 +254,7 @@ class _Verifier:
             except Torch2RTError as error:
                 raise AccuracyError(f"{self.by}, fails {call}, where the module does not: {error}") from error
             given, given_form = flatten(
-                self.interface.wrap(outputs, [tuple(x.shape) for x in call.tensors]), torch.is_tensor, "result"
+                self.interface.wrap(outputs, call.shapes), torch.is_tensor, "result"
             )
             given_form, form = _with_tuples(given_form), _with_tuples(form)
             if _kinds(given, given_form) != _kinds(leaves, form) or not is_same(given_form, form):
@@ -234,7 +268,7 @@ class _Verifier:
                 for name, ours, theirs in zip(names, outputs, expected, strict=True)
             }
             self._learn(compared, expected, call)
-            shapes = [list(x.shape) for x in call.tensors]
+            shapes = list(map(list, call.shapes))
             found = {name: Difference(name, shapes, *c.worst(), c.largest) for name, c in compared.items()}
             wrong = [found[name] for name, comparison in compared.items() if not comparison.passes()]
             if wrong:
@@ -280,10 +314,10 @@ class _Verifier:
                 return place or Place(None, None, "The trace differs from the module.")
         values: list[Any] = []
         with contextlib.suppress(Torch2RTError):  # of the search, which must not hide what was found
-            values.append(OfReference(self.graph, call.tensors, self.network.nan))
+            values.append(OfReference(self.graph, call.tensors, self.lowered.nan))
             if self.on_engine and self.build is not None:
                 made_by = self.model_trt.made_by
-                values.append(OfEngine(self.graph, call.tensors, self.network.nan, self.build, made_by))
+                values.append(OfEngine(self.graph, call.tensors, self.lowered.nan, self.build, made_by))
             for of in values:
                 if place := first_difference(self.graph, call.tensors, of, of.names, of.at_once, disturb):
                     return place

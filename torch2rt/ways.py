@@ -71,7 +71,7 @@ def compiled(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
 def converted(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
     from torch2rt import torch2rt
 
-    return torch2rt(module, list(inputs), keep_network=False, progress=False)
+    return torch2rt(module, list(inputs), keep_network=False, verify=False, progress=False)
 
 
 @contextlib.contextmanager
