@@ -137,8 +137,8 @@ def noisy_tokens(batch):
     }  # fmt: skip
 
 
-def row(name, make, example, shapes=BATCH, quick=False, **options):
-    return zoo.Row(name, functools.partial(make, **options), example, shapes, quick)
+def row(title, make, example, shapes=BATCH, quick=False, **options):
+    return zoo.Row(title, functools.partial(make, **options), example, shapes, quick)
 
 
 IMAGE = zoo.images(3, 64, 64)

@@ -19,6 +19,7 @@ from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
 from torch2rt.eager import describe_refusal
 from torch2rt.errors import InputError, Torch2RTError, TraceError
+from torch2rt.frozen import reloaded
 from torch2rt.guards import Takes
 from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
 from torch2rt.memos import cleared, uncached
@@ -70,7 +71,7 @@ def trace(
     if not isinstance(module, torch.nn.Module):
         raise InputError(f"Expected a torch.nn.Module to convert, got {type(module).__name__}.")
     leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
-    module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
+    module = reloaded(getattr(module, "_orig_mod", module))  # what torch.compile has wrapped
     names = given_names("input_names", input_names)
     names = tensor_names(module.forward, arguments) if names is None else names
     max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
