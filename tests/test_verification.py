@@ -77,7 +77,7 @@ def encoder():
 
 
 FAULTS = {  # a model, an example, the call that is wrong, how, which of them, and the path of its module
-    "linear": (network(), torch.randn(3, 6), F.gelu, times(1.0001), 2, "3"),
+    "linear": (network(), torch.randn(3, 6), F.gelu, times(1.0003), 2, "3"),
     "a norm": (network(), torch.randn(3, 6), torch.layer_norm, plus(1e-4), 1, "2.norm"),
     "dynamic": (network(), torch.randn(3, 6), F.gelu, times(1.001), 0, "1"),
     "convolutions": (convolutions(), torch.randn(2, 3, 7, 9), F.relu, plus(1e-4), 1, "1.2"),

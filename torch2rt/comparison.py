@@ -15,7 +15,7 @@ import math
 import torch
 
 MULTIPLE = 8.0  # times the effect of a rounding; right engines were seen to differ by up to 2
-WITHIN = 4.0  # more for float32, whose calls round within, as bicubic interpolation does its coefficients
+WITHIN = 3.0  # more for float32, whose calls round within, as bicubic interpolation does its coefficients
 FLOOR = {torch.float32: 32.0}  # roundings of a group's largest number that are allowed in any case
 FLOOR_OF_OTHERS = 4.0  # the same for the narrow dtypes
 EXCUSED = 0.98  # of the numbers that are too far off, the share that disturbances must move as far
