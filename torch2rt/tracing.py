@@ -38,7 +38,7 @@ LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"
 
 @torch.inference_mode(False)
 def trace(
-    module: torch.nn.Module,
+    module: torch.nn.Module | torch.export.ExportedProgram,
     inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -67,8 +67,12 @@ def trace(
     """
     from torch2rt.backend import DTYPES
 
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
     if not isinstance(module, torch.nn.Module):
-        raise InputError(f"Expected a torch.nn.Module to convert, got {type(module).__name__}.")
+        raise InputError(
+            f"Expected a torch.nn.Module or a torch.export.ExportedProgram to convert, got {type(module).__name__}."
+        )
     leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
     module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
     names = given_names("input_names", input_names)
@@ -102,7 +106,8 @@ def trace(
         return refusal(shapes) is None
 
     failure: Exception | None = None
-    take_strays = past_caches = first_was_tried_again = False
+    take_strays = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
+    past_caches = first_was_tried_again = False
     with ExitStack() as stack:
         for hint in (hints := _hints(specs, leaves)):
             try:
@@ -201,6 +206,13 @@ def _run(
         raise TraceError(
             f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
             "dimension static, or compute with the size."
+        ) from error
+    except AssertionError as error:
+        if not str(error).startswith("Guard failed"):
+            raise
+        raise TraceError(
+            f"The program was exported for other sizes ({error}). Give torch.export.export the dynamic_shapes that are "
+            "to be served."
         ) from error
     finally:
         state.restore()
