@@ -75,6 +75,8 @@ def torch2rt(
     torch.Size([7, 5])
     """
     check_mode(verify)
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
     graph = trace(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
         opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,

@@ -201,18 +201,16 @@ def _run(
         error.args = (in_words(str(error), tracer.symbols),)
         raise
     except Exception as error:
+        if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
+            raise TraceError(
+                f"The program was exported for other sizes ({error}). Give torch.export.export the dynamic_shapes that "
+                "are to be served."
+            ) from error
         if not isinstance(error, TypeError) or "SymInt" not in str(error):
             raise tracer.refusal(error, hints) from error
         raise TraceError(
             f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
             "dimension static, or compute with the size."
-        ) from error
-    except AssertionError as error:
-        if not str(error).startswith("Guard failed"):
-            raise
-        raise TraceError(
-            f"The program was exported for other sizes ({error}). Give torch.export.export the dynamic_shapes that are "
-            "to be served."
         ) from error
     finally:
         state.restore()
