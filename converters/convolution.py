@@ -77,8 +77,10 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
 
 @converter(torch._convolution)
 def convolution_and_how(
-    ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, *choices_of_kernels
+    ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, benchmark=None,
+    deterministic=None, cudnn_enabled=None, allow_tf32=None,
 ):  # fmt: skip
+    """The last four choose among kernels."""
     return convolution(ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 

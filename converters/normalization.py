@@ -50,11 +50,6 @@ def _statistics(x, dim, eps, keepdim, *affine):
     return (variance + eps).rsqrt().to(dtype), mean.to(dtype)
 
 
-@converter(torch.native_layer_norm, limits="mean and rstd are not results of the layer")
-def native_layer_norm(ctx, input, normalized_shape, weight, bias, eps):
-    return layer_norm(ctx, input, normalized_shape, weight, bias, eps), None, None
-
-
 @converter(torch.group_norm)
 def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     """The layer splits channels into two groups or more; one group is a normalization that includes them."""
@@ -76,11 +71,6 @@ def group_norm_and_statistics(input, weight, bias, N, C, HxW, group, eps):
     spread, mean = _statistics(input.reshape(N, group, C // group * HxW), -1, eps, False, weight, bias)
     kind = input.dtype if input.is_cuda else mean.dtype  # as torch's two kernels have it
     return torch.group_norm(input, group, weight, bias, eps), mean.to(kind), spread.to(kind)
-
-
-@converter(torch.native_group_norm, limits="mean and rstd are not results of the layer")
-def native_group_norm(ctx, input, weight, bias, N, C, HxW, group, eps):
-    return group_norm(ctx, input, group, weight, bias, eps), None, None
 
 
 @converter(torch.instance_norm, limits="does not update running statistics")
