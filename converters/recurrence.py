@@ -101,6 +101,11 @@ def recurrent(kind, input, hx, params, has_biases, num_layers, dropout, train, b
         sizes = (*input.shape[:2], states[0].shape[2] * (2 if bidirectional else 1))
         output = input.new_empty(sizes, dtype=states[0].dtype)
         return output, *(state.new_empty(state.shape) for state in states)
+    if len({t.dtype for t in tensors}) > 1:  # as under autocast, where torch unrolls the layer
+        wide = [t.float() for t in tensors]
+        hx = wide[1 : 1 + len(states)] if kind == "lstm" else wide[1]
+        output, *last = getattr(torch, kind)(wide[0], hx, wide[1 + len(states) :], *options)
+        return output.to(states[0].dtype), *(x.to(state.dtype) for x, state in zip(last, states, strict=True))
     return getattr(torch, kind)(input, hx, params, *options)
 
 

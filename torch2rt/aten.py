@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch._decomp import core_aten_decompositions, decomposition_table
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
 from torch2rt.inplace import out_of_place
@@ -41,7 +42,7 @@ class AtenRecorder(TorchDispatchMode):
                 return tracer.constant(func, args, kwargs, self.function)
         if func.namespace == "prim" or not _returns_tensors(func):
             return func(*args, **kwargs)
-        with unset_fake_temporarily(), torch._C._DisableAutocast():  # which has cast what it casts
+        with unset_fake_temporarily(), _without_autocast((args, kwargs)):
             if (out := tracer.composed(func, args, kwargs)) is not NotImplemented:
                 return out
         if func._schema.is_mutable:
@@ -98,6 +99,16 @@ class StrayRecorder(TorchDispatchMode):
         modes = _get_current_function_mode_stack()
         with _pop_mode_temporarily() if modes and modes[-1] is tracer else nullcontext(), tracer.decisions.inside():
             return tracer.__torch_function__(func, types, args, kwargs)
+
+
+@contextmanager
+def _without_autocast(arguments: Any) -> Iterator[None]:
+    """Below an operator, autocast has cast the tensors that it casts."""
+    with ExitStack() as stack:
+        for device in {t.device.type for t in tree_leaves(arguments) if isinstance(t, torch.Tensor)}:
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @functools.cache
