@@ -7,6 +7,7 @@ from torch2rt.vocabulary import (
     cast,
     check,
     clamp,
+    composite,
     converter,
     dims,
     elementwise,
@@ -57,6 +58,16 @@ def leaky_relu(ctx, input, negative_slope=0.01, inplace=False):
 def rrelu(ctx, input, lower=1 / 8, upper=1 / 3, training=False, inplace=False):
     check(not training, "training=True draws random slopes; call .eval() on the module")
     return activation(ctx, Kind.LEAKY_RELU, input, alpha=(lower + upper) / 2)
+
+
+@composite(nn.rrelu_with_noise)
+def rrelu_with_noise(input, noise, lower=1 / 8, upper=1 / 3, training=False, generator=None):
+    return F.rrelu(input, lower, upper, training)
+
+
+@composite(aten.rrelu_with_noise_functional)
+def rrelu_and_noise(input, noise, lower=1 / 8, upper=1 / 3, training=False, generator=None):
+    return F.rrelu(input, lower, upper, training), noise.clone()
 
 
 @converter(torch.prelu, Tensor.prelu)

@@ -1,8 +1,10 @@
+import functools
 import math
 
 import torch.nn.functional as F
 
 from torch2rt.backend import add_attention, fuses_attention, has_attention, prefers_attention_layer
+from torch2rt.registry import by_schema
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -25,7 +27,7 @@ from torch2rt.vocabulary import (
     trt,
 )
 
-EW = trt.ElementWiseOperation
+EW, aten = trt.ElementWiseOperation, torch.ops.aten
 
 LOWEST = {torch.float16: -3e4, torch.bfloat16: -3e38}
 
@@ -36,8 +38,25 @@ def with_mask(
 ):  # fmt: skip
     """What a mask needs around the attention: a query that may attend to no key gets 0, where a softmax gives NaN."""
     check(key.shape[-2] == value.shape[-2], f"{key.shape[-2]} keys for {value.shape[-2]} values")
+    options, device = {"scale": scale, "enable_gqa": enable_gqa}, query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value, attn_mask = (lowered(x, device) for x in (query, key, value, attn_mask))
+        with torch.autocast(device, enabled=False):
+            return attended(query, key, value, attn_mask, dropout_p, is_causal, **options)
     if attn_mask is None:
         return NotImplemented
+    return attended(query, key, value, attn_mask, dropout_p, is_causal, **options)
+
+
+def lowered(x, device):
+    """A tensor in the dtype that autocast has for calls like this."""
+    casts = isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype is not torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if casts else x
+
+
+def attended(query, key, value, attn_mask, dropout_p, is_causal, **options):
+    if attn_mask is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
     if attn_mask.dtype is torch.bool:
         seen = attn_mask.any(-1, keepdim=True)
     else:
@@ -47,11 +66,43 @@ def with_mask(
             attn_mask = attn_mask - torch.where(most < -1e4, most.clamp(min=-65504.0), 0.0)
         if query.dtype in LOWEST:
             attn_mask = attn_mask.clamp(min=LOWEST[query.dtype])
-    options = {"scale": scale, "enable_gqa": enable_gqa}
     result = F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
     if not is_traced(seen) and seen.all():
         return result
     return torch.where(seen, result, 0.0)
+
+
+def _in_kernels(operator):
+    """The operator that `F.scaled_dot_product_attention` runs as a kernel; its other results are for gradients."""
+
+    @composite(operator)
+    def attention(query, key, value, *args, **kwargs):
+        given = by_schema(operator.default, _ATTENTION, (query, key, value, *args), kwargs)[1]
+        mask = given.get("attn_mask", given.get("attn_bias"))
+        check(given.get("dropout_mask") is None, "a dropout mask is for training")
+        grouped = len(key.shape) > 3 and not same_size(query.shape[-3], key.shape[-3])
+        result = F.scaled_dot_product_attention(
+            query, key, value, mask, given["dropout_p"], given["is_causal"], scale=given["scale"], enable_gqa=grouped
+        )
+        return (result, *operator(query, key, value, *args, **kwargs)[1:])
+
+
+_ATTENTION = (
+    "query", "key", "value", "attn_mask", "attn_bias", "compute_log_sumexp", "dropout_p", "is_causal", "dropout_mask",
+    "return_debug_mask", "scale",
+)  # fmt: skip
+_KERNELS = [
+    getattr(aten, f"_scaled_dot_product_{name}")
+    for name in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
+                 "fused_attention_overrideable", "attention_math")
+]  # fmt: skip
+for _operator in _KERNELS:
+    _in_kernels(_operator)
+
+
+@converter(*_KERNELS, limits="the attention alone")
+def no_statistics(ctx, *args, **kwargs):
+    return (None,) * len(ctx.out)
 
 
 @fusion(torch.where)
@@ -161,3 +212,65 @@ def repeat_heads(ctx, x, heads):
 def nested_tensor_from_mask_left_aligned(t, mask):
     """`nn.TransformerEncoder` asks whether it may use a nested tensor, where it may not for other reasons too."""
     return False
+
+
+# The layers of `nn.Transformer`, as operators -------------------------------------------------------------------------
+
+
+@composite(torch._transformer_encoder_layer_fwd)
+def encoder_layer(
+    src, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, use_gelu, norm_first, eps, norm_weight_1,
+    norm_bias_1, norm_weight_2, norm_bias_2, ffn_weight_1, ffn_bias_1, ffn_weight_2, ffn_bias_2, mask=None,
+    mask_type=None,
+):  # fmt: skip
+    first, second = (
+        functools.partial(F.layer_norm, normalized_shape=(embed_dim,), weight=weight, bias=bias, eps=eps)
+        for weight, bias in ((norm_weight_1, norm_bias_1), (norm_weight_2, norm_bias_2))
+    )
+    x = first(src) if norm_first else src
+    x = src + native_attention(
+        x, x, x, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask, False, mask_type=mask_type
+    )[0]  # fmt: skip
+    x = x if norm_first else first(x)
+    y = F.linear(second(x) if norm_first else x, ffn_weight_1, ffn_bias_1)
+    y = x + F.linear(F.gelu(y) if use_gelu else F.relu(y), ffn_weight_2, ffn_bias_2)
+    return y if norm_first else second(y)
+
+
+@composite(torch._native_multi_head_attention)
+def native_attention(
+    query, key, value, embed_dim, num_head, qkv_weight, qkv_bias, proj_weight, proj_bias, mask=None, need_weights=True,
+    average_attn_weights=True, mask_type=None,
+):  # fmt: skip
+    """Of (batch, tokens, features), by one weight for the three projections."""
+    weights, biases = qkv_weight.chunk(3), qkv_bias.chunk(3)
+    projected = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+    q, k, v = (x.unflatten(-1, (num_head, embed_dim // num_head)).transpose(1, 2) for x in projected)
+    if mask is None and not need_weights:
+        weights, result = None, F.scaled_dot_product_attention(q, k, v)
+    else:
+        scores = q * (embed_dim // num_head) ** -0.5 @ k.mT
+        weights = scores.softmax(-1) if mask is None else masked_softmax(scores, mask.bool(), -1, mask_type)
+        result = weights @ v
+    result = F.linear(result.transpose(1, 2).flatten(2), proj_weight, proj_bias)
+    if not need_weights:
+        return result, None
+    return result, weights.mean(1) if average_attn_weights else weights
+
+
+@composite(torch._masked_softmax)
+def masked_softmax(input, mask, dim=None, mask_type=None):
+    """The mask says what is left out: of each query (type 0), of each sample's keys (1), or of each element."""
+    check(mask.dtype is torch.bool, f"the mask is {mask.dtype}, torch takes bools")
+    if mask_type == 1:
+        mask = mask[:, None, None, :]
+    return input.masked_fill(mask, -math.inf).softmax(input.dim() - 1 if dim is None else dim)
+
+
+@composite(torch._transform_bias_rescale_qkv)
+def split_into_heads(qkv, qkv_bias, num_heads):
+    """Queries, keys and values from one product, as (batch, heads, tokens, features); the queries are scaled."""
+    q, k, v = (
+        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (qkv + qkv_bias).chunk(3, -1)
+    )
+    return q * q.shape[-1] ** -0.5, k, v

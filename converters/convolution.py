@@ -75,6 +75,15 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
     return conv(ctx, input, weight, bias, stride, padding, dilation, groups)
 
 
+@converter(torch._convolution)
+def convolution_and_how(
+    ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, benchmark=None,
+    deterministic=None, cudnn_enabled=None, allow_tf32=None,
+):  # fmt: skip
+    """The last four choose among kernels."""
+    return convolution(ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+
+
 def _layer(ctx, add, input, weight, bias, maps, stride, before, after, dilation, groups):
     """One (de)convolution; kernel and bias are its weights where they are constant, else its inputs."""
     n = len(stride)

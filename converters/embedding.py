@@ -32,7 +32,7 @@ def embedding_bag(
     """One reduction over the samples (second to last dimension) of all bags, with a mask of what samples a bag has."""
     check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
     check(mode == "sum" or per_sample_weights is None, f"per_sample_weights with {mode=}")
-    keep = None if input.dim() == 2 else in_bag(input, offsets, include_last_offset)
+    keep = None if input.dim() == 2 else in_bag(input, offsets, include_last_offset, mode == "max")
     if padding_idx is not None:
         real = input != padding_idx % weight.shape[0]
         keep = real if keep is None else keep & real
@@ -56,10 +56,49 @@ def embedding_bag(
     return result.to(weight.dtype)
 
 
-def in_bag(input, offsets, include_last_offset):
-    """Which samples (columns) are in which bag (rows): those from the bag's offset up to the next bag's."""
+@composite(torch.embedding_bag)
+def embedding_bag_and_bags(
+    weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
+    include_last_offset=False, padding_idx=None,
+):  # fmt: skip
+    padding_idx = -1 if padding_idx is None else padding_idx % weight.shape[0]
+    return torch._embedding_bag(
+        weight, indices, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx
+    )
+
+
+def _bags(operator):
+    """The operator that `F.embedding_bag` calls; what it says beside the bags is for gradients."""
+
+    @composite(operator)
+    def bags(
+        weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
+        include_last_offset=False, padding_idx=-1,
+    ):  # fmt: skip
+        result = embedding_bag(
+            indices, weight, offsets, mode=("sum", "mean", "max")[mode], per_sample_weights=per_sample_weights,
+            include_last_offset=include_last_offset, padding_idx=None if padding_idx < 0 else padding_idx,
+        )  # fmt: skip
+        how = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx)
+        return (result, *operator(weight, indices, offsets, *how)[1:])
+
+
+for _operator in (torch._embedding_bag, torch._embedding_bag_forward_only):
+    _bags(_operator)
+
+
+@converter(torch._embedding_bag, torch._embedding_bag_forward_only, limits="the bags alone")
+def no_bags(ctx, *args, **kwargs):
+    return (None,) * len(ctx.out)
+
+
+def in_bag(input, offsets, include_last_offset, to_the_end):
+    """Which samples (columns) are in which bag (rows): those from the bag's offset up to the next bag's.
+
+    torch's maximum takes the last bag to the end of the samples, whatever the last offset says.
+    """
     ends = offsets[1:]
-    if not include_last_offset:
-        ends = torch.cat([ends, torch.full_like(offsets[:1], input.shape[0])])
+    if not include_last_offset or to_the_end:
+        ends = torch.cat([ends[:-1] if include_last_offset else ends, torch.full_like(offsets[:1], input.shape[0])])
     position = torch.arange(input.shape[0], device=offsets.device)
     return (position >= offsets[: ends.shape[0]].unsqueeze(1)) & (position < ends.unsqueeze(1))

@@ -231,6 +231,16 @@ def _places(indices):
     return places, places[0] if adjacent else 0
 
 
+@composite(
+    aten.index.Tensor, aten._unsafe_index.Tensor, aten.index.Tensor_hacked_twin, aten._unsafe_index.Tensor_hacked_twin
+)  # fmt: skip
+def index_without_masks(input, indices):
+    """A constant mask as the places that it selects."""
+    is_mask = lambda i: i is not None and not is_traced(i) and i.dtype in (torch.bool, torch.uint8)  # noqa: E731
+    parts = [i.bool().nonzero(as_tuple=True) if is_mask(i) else [i] for i in indices]
+    return aten.index.Tensor(input, [place for part in parts for place in part])
+
+
 @converter(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index_op(ctx, input, indices):
     """Indexed dimensions become one, at the front if they are not neighbours, and a single gather reads it."""

@@ -5,9 +5,9 @@ An engine raises nothing: where a matrix is singular or not positive definite, t
 
 import math
 
-from torch2rt.vocabulary import check, composite, is_symbolic, same_size, torch
+from torch2rt.vocabulary import check, composite, converter, is_symbolic, same_size, torch
 
-Tensor, linalg, types = torch.Tensor, torch.linalg, torch.return_types
+Tensor, aten, linalg, types = torch.Tensor, torch.ops.aten, torch.linalg, torch.return_types
 LIMIT = 16
 
 
@@ -66,6 +66,29 @@ def sign_and_pivots(A):
 def det(input):
     sign, pivots = sign_and_pivots(input)
     return sign * pivots.prod(-1)
+
+
+@composite(aten._linalg_det)
+def det_and_factors(A):
+    """The factors that torch finds it with are for gradients."""
+    return linalg.det(A), *aten._linalg_det(A)[1:]
+
+
+@composite(aten._linalg_slogdet)
+def slogdet_and_factors(A):
+    return *linalg.slogdet(A), *aten._linalg_slogdet(A)[2:]
+
+
+@composite(aten._linalg_solve_ex)
+def solve_ex_and_factors(A, B, *, left=True, check_errors=False):
+    result, info = linalg.solve_ex(A, B, left=left, check_errors=check_errors)
+    factors, pivots, _ = aten._linalg_solve_ex(A, B, left=left)[1:]
+    return result, factors, pivots, info
+
+
+@converter(aten._linalg_det, aten._linalg_slogdet, aten._linalg_solve_ex, limits="not the factors")
+def no_factors(ctx, *args, **kwargs):
+    return (None,) * len(ctx.out)
 
 
 @composite(linalg.slogdet)

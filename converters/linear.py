@@ -34,7 +34,7 @@ from torch2rt.vocabulary import (
 )
 
 EW, Reduce, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.UnaryOperation
-Tensor = torch.Tensor
+Tensor, aten = torch.Tensor, torch.ops.aten
 
 
 def product(ctx, a, b, transpose_b=False):
@@ -246,6 +246,15 @@ def bilinear(ctx, input1, input2, weight, bias=None):
     return result if bias is None else elementwise(ctx, EW.SUM, result, bias, ctx.out.dtype)
 
 
+@composite(torch._trilinear)
+def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
+    """The sum over some dimensions of a product of three tensors, each of which lacks others: an `einsum`."""
+    ndim = i1.dim() + len(expand1)
+    lacking = (expand1, expand2, expand3, sumdim)
+    letters = ["".join("abcdefgh"[d] for d in range(ndim) if d not in dims) for dims in lacking]
+    return torch.einsum(f"{','.join(letters[:3])}->{letters[3]}", i1, i2, i3)
+
+
 @converter(torch.trace, Tensor.trace)
 def trace(ctx, input):
     rows, columns = dims(ctx, input)
@@ -304,7 +313,7 @@ def pairwise_distance(ctx, x1, x2, p=2.0, eps=1e-6, keepdim=False):
     return cast(ctx, norm(ctx, difference, p, -1, keepdim), ctx.out.dtype)
 
 
-@composite(torch.pdist)
+@composite(torch.pdist, aten._pdist_forward)
 def pdist(input, p=2.0):
     """The distances of all pairs of rows, in the order of the upper triangle."""
     check(not is_symbolic(input.shape[0]), "how many pairs there are grows with the square of a dynamic size")
@@ -322,6 +331,21 @@ def cdist(ctx, x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"
     a = reshape(ctx, x1, (*dims(ctx, x1)[:-1], 1, dims(ctx, x1)[-1]))
     b = reshape(ctx, x2, (*dims(ctx, x2)[:-2], 1, *dims(ctx, x2)[-2:]))
     return cast(ctx, norm(ctx, elementwise(ctx, EW.SUB, a, b), p, -1), ctx.out.dtype)
+
+
+_COMPUTE_MODES = (
+    "use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist",
+)  # fmt: skip
+
+
+@composite(aten.cdist, aten._cdist_forward)
+def cdist_by_number(x1, x2, p=2.0, compute_mode=None):
+    return torch.cdist(x1, x2, p, _COMPUTE_MODES[compute_mode or 0])
+
+
+@composite(torch._euclidean_dist)
+def euclidean_dist(x1, x2):
+    return torch.cdist(x1, x2, 2.0, "use_mm_for_euclid_dist")
 
 
 def euclidean(ctx, x1, x2):

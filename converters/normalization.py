@@ -50,11 +50,6 @@ def _statistics(x, dim, eps, keepdim, *affine):
     return (variance + eps).rsqrt().to(dtype), mean.to(dtype)
 
 
-@converter(torch.native_layer_norm, limits="mean and rstd are not results of the layer")
-def native_layer_norm(ctx, input, normalized_shape, weight, bias, eps):
-    return layer_norm(ctx, input, normalized_shape, weight, bias, eps), None, None
-
-
 @converter(torch.group_norm)
 def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     """The layer splits channels into two groups or more; one group is a normalization that includes them."""
@@ -78,11 +73,6 @@ def group_norm_and_statistics(input, weight, bias, N, C, HxW, group, eps):
     return torch.group_norm(input, group, weight, bias, eps), mean.to(kind), spread.to(kind)
 
 
-@converter(torch.native_group_norm, limits="mean and rstd are not results of the layer")
-def native_group_norm(ctx, input, weight, bias, N, C, HxW, group, eps):
-    return group_norm(ctx, input, group, weight, bias, eps), None, None
-
-
 @converter(torch.instance_norm, limits="does not update running statistics")
 def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
     if not use_input_stats:
@@ -103,6 +93,12 @@ def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
     result = elementwise(ctx, EW.DIV, x, unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, mean, eps)))
     result = result if weight is None else elementwise(ctx, EW.PROD, result, weight)
     return cast(ctx, result, dtype_of(input))
+
+
+@converter(torch._fused_rms_norm, limits="rstd is not a result of the layer")
+def fused_rms_norm(ctx, input, normalized_shape, weight, eps):
+    ctx.out = ctx.out[0]
+    return rms_norm(ctx, input, normalized_shape, weight, eps), None
 
 
 def _normalize(ctx, x, over, shape, weight, bias, eps, groups=1):
@@ -211,6 +207,44 @@ def _takes_long(fuser, user, weight):
 @converter(torch.native_batch_norm, limits="does not update running statistics")
 def native_batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps):
     return batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps), None, None
+
+
+@composite(torch._native_batch_norm_legit)
+def native_batch_norm_legit(
+    input, weight, bias, running_mean=None, running_var=None, training=False, momentum=0.1, eps=1e-5
+):  # fmt: skip
+    """It is said to write to the running statistics, which it does in training."""
+    check(not training or running_mean is None, TRAINING)
+    return torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+@composite(aten._native_batch_norm_legit_functional)
+def native_batch_norm_legit_functional(input, weight, bias, running_mean, running_var, training, momentum, eps):
+    check(not training, TRAINING)
+    results = torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+    return (*results, running_mean.clone(), running_var.clone())
+
+
+@composite(aten._batch_norm_with_update, aten._batch_norm_with_update_functional)
+def batch_norm_with_update(input, weight, bias, running_mean, running_var, momentum, eps):
+    check(False, TRAINING)
+
+
+@composite(aten._batch_norm_no_update)
+def batch_norm_no_update(input, weight, bias, running_mean, running_var, momentum, eps):
+    training = running_mean is None
+    results = torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+    return (*results, input.new_empty(0, dtype=torch.uint8))
+
+
+@composite(torch.cudnn_batch_norm, torch.miopen_batch_norm)
+def batch_norm_of_a_gpu(
+    input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon
+):  # fmt: skip
+    check(not training or running_mean is None, TRAINING)
+    momentum = exponential_average_factor
+    results = torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, epsilon)
+    return (*results, input.new_empty(0, dtype=torch.uint8))
 
 
 @converter(torch.ops.aten._native_batch_norm_legit_no_training)

@@ -1,8 +1,12 @@
+import functools
+
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils import _pytree as pytree
 
 from torch2rt.vocabulary import (
     activation,
+    cast,
     check,
     composite,
     concat,
@@ -22,20 +26,31 @@ from torch2rt.vocabulary import (
 )
 
 EW, Kind = trt.ElementWiseOperation, trt.ActivationType
+CONSTANT = "the weights of a recurrent layer must be constant"
 PACKED = "packed sequences have no fixed shape. Pass the padded tensor, and mask what lies beyond each length"
 
 rewrite(PACKED, torch._VF._pack_padded_sequence, torch._VF._pad_packed_sequence)
 
 
-def without_autocast(function):
-    """`composite`, for a function that autocast knows as a whole."""
+def cell(function):
+    """`composite`, for one step of a recurrent layer.
+
+    Under autocast a GPU's kernel takes all its tensors in the lower precision. A CPU's is made of calls that autocast
+    knows, as the bodies here are.
+    """
 
     def register(body):
-        @composite(function)
-        def checked(input, *args, **kwargs):
-            check(not torch.is_autocast_enabled(input.device.type), "autocast of recurrent layers is not supported")
-            return body(input, *args, **kwargs)
+        @functools.wraps(body)
+        def step(input, *args, **kwargs):
+            device = input.device.type
+            if device == "cpu" or not torch.is_autocast_enabled(device):
+                return body(input, *args, **kwargs)
+            low = torch.get_autocast_dtype(device)
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda x: x.to(low), ((input, *args), kwargs))
+            with torch.autocast(device, enabled=False):
+                return body(*args, **kwargs)
 
+        composite(function)(step)
         return body
 
     return register
@@ -44,7 +59,7 @@ def without_autocast(function):
 # One step, in torch --------------------------------------------------------------------------------------------------
 
 
-@without_autocast(torch.lstm_cell)
+@cell(torch.lstm_cell)
 def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     hidden, cell = hx
     gates = F.linear(input, w_ih, b_ih) + F.linear(hidden, w_hh, b_hh)
@@ -53,7 +68,7 @@ def lstm_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return o.sigmoid() * cell.tanh(), cell
 
 
-@without_autocast(torch.gru_cell)
+@cell(torch.gru_cell)
 def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     input_r, input_z, input_n = F.linear(input, w_ih, b_ih).chunk(3, -1)
     hidden_r, hidden_z, hidden_n = F.linear(hx, w_hh, b_hh).chunk(3, -1)
@@ -62,12 +77,12 @@ def gru_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return n + z * (hx - n)
 
 
-@without_autocast(torch.rnn_tanh_cell)
+@cell(torch.rnn_tanh_cell)
 def rnn_tanh_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return (F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh)).tanh()
 
 
-@without_autocast(torch.rnn_relu_cell)
+@cell(torch.rnn_relu_cell)
 def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return (F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh)).relu()
 
@@ -83,28 +98,92 @@ def recurrent(kind, input, hx, params, has_biases, num_layers, dropout, train, b
     if has_torch_function(tensors):
         return handle_torch_function(recurrent, tensors, kind, input, hx, params, *options)
     if any(map(is_traced, tensors)):
-        output = input.new_empty((*input.shape[:2], states[0].shape[2] * (2 if bidirectional else 1)))
-        return output, *(input.new_empty(state.shape) for state in states)
+        sizes = (*input.shape[:2], states[0].shape[2] * (2 if bidirectional else 1))
+        output = input.new_empty(sizes, dtype=states[0].dtype)
+        return output, *(state.new_empty(state.shape) for state in states)
+    if len({t.dtype for t in tensors}) > 1:  # as under autocast, where torch unrolls the layer
+        wide = [t.float() for t in tensors]
+        hx = wide[1 : 1 + len(states)] if kind == "lstm" else wide[1]
+        output, *last = getattr(torch, kind)(wide[0], hx, wide[1 + len(states) :], *options)
+        return output.to(states[0].dtype), *(x.to(state.dtype) for x, state in zip(last, states, strict=True))
     return getattr(torch, kind)(input, hx, params, *options)
 
 
 def _register(kind):
-    @without_autocast(getattr(torch, kind))
+    @composite(getattr(torch, kind))
     def body(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         check(not isinstance(has_biases, (list, tuple)), PACKED)
         check(not (train and dropout and num_layers > 1), f"{dropout=} is random; call the model in eval mode")
-        return recurrent(kind, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+        options = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
+        device = input.device.type
+        if not torch.is_autocast_enabled(device):
+            return recurrent(kind, input, hx, params, *options)
+        hx = _as_autocast_returns(kind, input, hx, params, options)
+        low = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return recurrent(kind, input.to(low), hx, [p.to(low) for p in params], *options)
+
+
+def _as_autocast_returns(kind, input, hx, params, options):
+    """The states in the dtypes in which the layer returns them, which depends on the kernels that torch has for it.
+
+    What is computed from the input and the weights is of autocast's dtype, and so are the products with the states. A
+    state that torch leaves in float32 stays in it from step to step. One step of zeros on the device tells.
+    """
+    check(not any(map(is_traced, params)), CONSTANT)
+    like = lambda x, *sizes: torch.zeros(sizes, dtype=x.dtype, device=x.device)  # noqa: E731
+    states = [hx] if isinstance(hx, torch.Tensor) else list(hx)
+    zeros = [like(x, x.shape[0], 1, x.shape[2]) for x in states]
+    step = like(input, 1, 1, input.shape[2]), zeros if kind == "lstm" else zeros[0]
+    results = getattr(torch, kind)(*step, params, *options)[1:]
+    states = [x.to(result.dtype) for x, result in zip(states, results, strict=True)]
+    return states if kind == "lstm" else states[0]
 
 
 for _kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
     _register(_kind)
 
 
+@composite(torch.mkldnn_rnn_layer)
+def one_direction(
+    input, weight0, weight1, weight2, weight3, hx_, cx_, reverse, batch_sizes, mode, hidden_size, num_layers,
+    has_biases, bidirectional, batch_first, train,
+):  # fmt: skip
+    """What `torch.lstm` runs on a CPU, once a layer and direction."""
+    check(mode == 2 and num_layers == 1, f"{mode=}, {num_layers=}: it is known for one layer of an LSTM")
+    check(not batch_sizes, PACKED)
+    params = [weight0, weight1, weight2, weight3] if has_biases else [weight0, weight1]
+    along = 1 if batch_first else 0
+    x = input.flip(along) if reverse else input
+    states = [state.reshape(1, *state.shape[-2:]) for state in (hx_, cx_)]
+    output, hidden, cell = recurrent("lstm", x, states, params, has_biases, 1, 0.0, train, False, batch_first)
+    output = output.flip(along) if reverse else output
+    return output, hidden.reshape(hx_.shape), cell.reshape(cx_.shape), output.new_empty(0)
+
+
+_MODES = ("rnn_relu", "rnn_tanh", "lstm", "gru")  # as cuDNN numbers them
+
+
+@composite(torch._cudnn_rnn)
+def all_layers(
+    input, weight, weight_stride0, weight_buf, hx, cx, mode, hidden_size, proj_size, num_layers, batch_first, dropout,
+    train, bidirectional, batch_sizes, dropout_state,
+):  # fmt: skip
+    """What `torch.lstm` and its kind run on a GPU: a layer and direction has two weights, two biases, a projection."""
+    check(not batch_sizes, PACKED)
+    states = hx if cx is None else [hx, cx]
+    options = (weight_stride0 in (4, 5), num_layers, dropout, train, bidirectional, batch_first)
+    check(not (train and dropout and num_layers > 1), f"{dropout=} is random; call the model in eval mode")
+    output, hidden, *cell = recurrent(_MODES[mode], input, states, weight, *options)
+    unused = output.new_empty(0)
+    return output, hidden, cell[0] if cell else unused, unused, unused
+
+
 @converter(recurrent)
 def recurrent_layers(
     ctx, kind, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
 ):  # fmt: skip
-    check(all(isinstance(p, torch.Tensor) for p in params), "the weights of a recurrent layer must be constant")
+    check(all(isinstance(p, torch.Tensor) for p in params), CONSTANT)
     steps = permute(ctx, input, [1, 0, 2]) if batch_first else materialize(ctx, input)
     states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
     directions = 2 if bidirectional else 1
@@ -154,7 +233,7 @@ def sweep(ctx, kind, steps, start, weights, has_biases):
 
 def project(ctx, steps, kind, w_ih, w_hh, b_ih=None, b_hh=None):
     """What the inputs of all steps add to the gates, with the biases; a unit axis stands for the direction."""
-    result = matmul(ctx, steps, w_ih, transpose_b=True)
+    result = hidden_product(ctx, steps, w_ih)
     if b_ih is not None:
         if kind == "gru":  # the last third of its hidden bias is multiplied by the reset gate
             b_hh = torch.cat([b_hh[: len(b_hh) // 3 * 2], torch.zeros_like(b_hh[len(b_hh) // 3 * 2 :])])
@@ -169,23 +248,28 @@ def gates(ctx, x, count):
     return [narrow(ctx, x, -1, i * size, size) for i in range(count)]
 
 
+def hidden_product(ctx, hidden, weight):
+    """The weight's dtype is autocast's where the state's is not."""
+    return matmul(ctx, cast(ctx, hidden, weight.dtype), weight, transpose_b=True)
+
+
 def lstm_step(ctx, given, state, weight, has_biases):
     hidden, cell = state
-    total = elementwise(ctx, EW.SUM, given, matmul(ctx, hidden, weight(1), transpose_b=True))
+    total = elementwise(ctx, EW.SUM, given, hidden_product(ctx, hidden, weight(1)))
     i, f, g, o = gates(ctx, total, 4)
     i, f, o = (activation(ctx, Kind.SIGMOID, gate) for gate in (i, f, o))
     new = elementwise(ctx, EW.PROD, i, activation(ctx, Kind.TANH, g))
     cell = elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, f, cell), new)
     hidden = elementwise(ctx, EW.PROD, o, activation(ctx, Kind.TANH, cell))
     projection = weight(4 if has_biases else 2)
-    return [hidden if projection is None else matmul(ctx, hidden, projection, transpose_b=True), cell]
+    return [hidden if projection is None else hidden_product(ctx, hidden, projection), cell]
 
 
 def gru_step(ctx, given, state, weight, has_biases):
     """torch's reset gate multiplies what the hidden state adds to the new one, its bias included."""
     (hidden,) = state
     size = dims(ctx, hidden)[-1]
-    total = matmul(ctx, hidden, weight(1), transpose_b=True)
+    total = hidden_product(ctx, hidden, weight(1))
     both = elementwise(ctx, EW.SUM, *(narrow(ctx, x, -1, 0, 2 * size) for x in (given, total)))
     r, z = gates(ctx, activation(ctx, Kind.SIGMOID, both), 2)
     given, total = (narrow(ctx, x, -1, 2 * size, size) for x in (given, total))
@@ -197,7 +281,7 @@ def gru_step(ctx, given, state, weight, has_biases):
 
 def rnn_step(kind):
     def step(ctx, given, state, weight, has_biases):
-        total = elementwise(ctx, EW.SUM, given, matmul(ctx, state[0], weight(1), transpose_b=True))
+        total = elementwise(ctx, EW.SUM, given, hidden_product(ctx, state[0], weight(1)))
         return [activation(ctx, kind, total)]
 
     return step

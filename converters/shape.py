@@ -19,7 +19,6 @@ from torch2rt.vocabulary import (
     permute,
     proven,
     reduce,
-    refuse,
     require,
     reshape,
     same_size,
@@ -113,11 +112,6 @@ def as_strided_scatter(input, src, size, stride, storage_offset=None):
     return input.reshape(-1).index_put((place.reshape(-1),), src.reshape(-1)).reshape(input.shape)
 
 
-@converter(aten.as_strided)
-def as_strided_of_a_view(ctx, input, size, stride, storage_offset=None):
-    refuse("as_strided reads memory, which is not known here")
-
-
 # Dimensions in another order ------------------------------------------------------------------------------------------
 
 
@@ -201,7 +195,7 @@ def repeat(ctx, input, *repeats):
 @converter(torch.roll, Tensor.roll)
 def roll(ctx, input, shifts, dims=None):
     if dims is None or dims == () or dims == []:
-        return reshape(ctx, _rolled(ctx, reshape(ctx, input, [math.prod(ctx.out.shape)]), [shifts], [0]), ctx.out.shape)
+        return reshape(ctx, _rolled(ctx, reshape(ctx, input, [math.prod(ctx.out.shape)]), shifts, 0), ctx.out.shape)
     return _rolled(ctx, input, shifts, dims)
 
 

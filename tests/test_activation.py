@@ -28,6 +28,8 @@ CASES = [
         for f in (F.softplus, F.logsigmoid, F.mish, F.silu)
     ],
     case(F.leaky_relu, [(B, 3, 5)], negative_slope=0.2),
+    case(aten.rrelu_with_noise.default, [(B, 5), (B, 5)], 0.1, 0.4),
+    case(lambda x, noise: aten.rrelu_with_noise_functional(x, noise, 0.1)[0], [(B, 5), (B, 5)], id="rrelu_and_noise"),
     case(lambda x: F.leaky_relu(x + 0.1, 0.2, True), [(B, 3, 5)], id="leaky_relu-inplace"),
     case(lambda x: F.relu(x * 1, inplace=True), [(B, 3)], id="relu-inplace"),
     case(lambda x: torch.relu_(x * 1) + x, [(B, 3)], id="relu_"),

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -45,7 +46,22 @@ def halves(*inputs):
 QKV = [(B, 3, S, 8), (B, 3, S, 8), (B, 3, S, 8)]
 CROSS = [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 8)]
 
+def kernel(name, *args, **kwargs):
+    """One of the operators that the attention is on a device."""
+    function = getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default
+    return lambda q, k, v, *mask: function(q, k, v, *mask, *args, **kwargs)[0]
+
+
+def with_mask(name):
+    function = getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default
+    return lambda q, k, v, mask: function(q, k, v, attn_mask=mask)[0]
+
+
 CASES = [
+    case(kernel("flash_attention_for_cpu", 0.0, True, scale=0.3), QKV, id="for_cpu-causal"),
+    case(with_mask("flash_attention_for_cpu"), [*CROSS, (B, 1, S, T)], id="for_cpu-mask"),
+    case(with_mask("attention_math"), [*CROSS, (B, 1, S, T)], id="math-mask"),
+    case(kernel("attention_math", None, 0.0, True), QKV, id="math-causal"),
     case(sdpa, QKV),
     case(sdpa, CROSS),
     case(sdpa, QKV, None, 0.0, True),
@@ -113,6 +129,93 @@ def causal(x):
 
 
 SELF, OTHER = (B, S, 8), (B, T, 8)
+
+def native(call, mask=None, kind=None):
+    """A layer of `nn.Transformer` as the operator that eager torch runs."""
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    weights = [p.detach() + 0.1 for p in attention.parameters()]
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+    parts = (layer.norm1, layer.norm2, layer.linear1, layer.linear2)
+    others = [p.detach() + 0.1 for part in parts for p in part.parameters()]
+    return lambda x: call(x, weights, others, mask, kind)
+
+
+def attend_natively(x, weights, others, mask, kind):
+    return torch._native_multi_head_attention(x, x, x, 8, 2, *weights, mask, True, kind == 1, kind)
+
+
+def encode_natively(x, weights, others, mask, kind):
+    return torch._transformer_encoder_layer_fwd(x, 8, 2, *weights, kind == 1, kind == 1, 1e-5, *others, mask, kind)
+
+
+QUERIES = torch.tensor([[False, True, False, False, True]] * 5)
+PADDING = torch.tensor([[False, False, False, True, True], [False] * 5])
+NATIVE = [
+    case(native(attend_natively), [(B, S, 8)], id="native-attention"),
+    case(native(attend_natively, PADDING, 1), [(2, 5, 8)], id="native-attention-padding"),
+    case(native(attend_natively, QUERIES, 0), [(B, 5, 8)], id="native-attention-mask"),
+    case(native(encode_natively), [(B, S, 8)], id="encoder-layer"),
+    case(native(encode_natively, PADDING, 1), [(2, 5, 8)], id="encoder-layer-padding"),
+    case(lambda x, mask: torch._masked_softmax(x, mask, 1), [(B, 4, S), bools(B, 4, S)], id="masked_softmax"),
+    case(lambda x: torch._transform_bias_rescale_qkv(x, x[0, 0] * 2, 2), [(B, S, 24)], id="qkv"),
+]  # fmt: skip
+
+
+@parametrize(NATIVE)
+def test_operators_of_whole_layers(row, mode, device):
+    if device.type == "cuda" and "encoder" in row.id:
+        row = copy.copy(row)
+        row.rtol = row.atol = 2e-3  # its kernel has the approximate gelu
+    check_case(row, mode, device)
+
+
+def under_autocast(module, call):
+    def run(module, *inputs):
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            return call(module, *inputs)
+
+    return With(module, run)
+
+
+AUTOCAST = [
+    case(under_autocast(None, lambda m, q, k, v: sdpa(q, k, v, is_causal=True)), QKV, id="autocast-causal"),
+    case(under_autocast(None, lambda m, *qkv: sdpa(*qkv)), [*CROSS, bools(B, 1, S, T)], id="autocast-bool-mask"),
+    case(under_autocast(None, lambda m, *qkv: sdpa(*qkv)), [*CROSS, (B, 1, S, T)], id="autocast-float-mask"),
+    case(
+        under_autocast(torch.nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x)), [(B, S, 8)],
+        id="autocast-MultiheadAttention",
+    ),
+    *(
+        case(
+            under_autocast(
+                torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=first), lambda m, x: m(x)
+            ),
+            [(B, S, 8)], id=f"autocast-encoder-layer-{first}",
+        )
+        for first in (False, True)
+    ),
+    case(
+        under_autocast(torch.nn.TransformerDecoderLayer(8, 2, 12, batch_first=True), lambda m, x, y: m(x, y)),
+        [(B, S, 8), (B, T, 8)], id="autocast-decoder-layer",
+    ),
+    case(under_autocast(None, lambda m, x, y: torch.cdist(x, y, 3.0)), [(B, 5, 4), (B, S, 4)], id="autocast-cdist"),
+]  # fmt: skip
+for _row in AUTOCAST:
+    _row.rtol = _row.atol = 3e-2
+
+
+@parametrize(AUTOCAST)
+def test_autocast(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_autocast_of_bilinear():
+    """More exactly than eager torch, which rounds the product that it sums."""
+    module, inputs = torch.nn.Bilinear(4, 3, 5), [torch.randn(2, 4), torch.randn(2, 3)]
+    module = under_autocast(module, lambda m, *xs: m(*xs))
+    model_trt = torch2rt(module, inputs, verify=False)
+    torch.testing.assert_close(model_trt.reference()(*inputs), module(*inputs), rtol=3e-2, atol=3e-2)
+
 
 MODULES = [
     attention("plain", lambda m, x: m(x, x, x), SELF),

@@ -14,6 +14,15 @@ def bf16(*shape):
 
 
 CASES = [
+    case(
+        aten._convolution.default, [(B, 4, S, 5), (6, 2, 3, 2), (6,)], [2, 1], [1, 0], [1, 2], False, [0, 0], 2, False,
+        False, True, True,
+    ),
+    case(
+        aten._convolution.deprecated, [(B, 4, S, 5), (4, 6, 3, 2), (6,)], [2, 1], [1, 0], [1, 1], True, [1, 0], 1,
+        False, False, True,
+    ),
+    case(aten._convolution_mode.default, [(B, 4, S), (6, 4, 3), (6,)], [1], "same", [2], 1),
     # 1-d, 2-d, 3-d; every argument by position and by keyword
     case(nn.Conv1d(4, 6, 3), [(B, 4, S)], id="Conv1d"),
     case(nn.Conv1d(4, 6, 4, stride=3, padding=2, dilation=2, groups=2, bias=False), [(B, 4, 21)], id="Conv1d-all"),

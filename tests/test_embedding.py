@@ -5,7 +5,7 @@ from harness import B, Call, Data, S, bools, case, check_case, floats, half, int
 
 from torch2rt import TraceError, UnsupportedError, torch2rt
 
-bag = F.embedding_bag
+bag, aten = F.embedding_bag, torch.ops.aten
 
 
 def index(*shape, dtype=torch.int64):
@@ -20,6 +20,11 @@ def with_offsets(offsets, dtype=torch.int64, **kwargs):
         return bag(input, weight, at, per_sample_weights=per_sample_weights, **kwargs)
 
     return call
+
+
+def first_of(function, offsets, *args, **kwargs):
+    """The bags of a call that says more about them."""
+    return lambda weight, input: function(weight, input, input.new_tensor(offsets), *args, **kwargs)[0]
 
 
 ONES = Data((B, 2), torch.int64, 1, 2)
@@ -54,7 +59,8 @@ CASES = [
     ),
 ]  # fmt: skip
 
-for mode in ("sum", "mean", "max"):
+MODES = ("sum", "mean", "max")
+for mode in MODES:
     constant = with_offsets([0, 1, 1, 7], torch.int32, mode=mode, include_last_offset=True, padding_idx=1)
     CASES += [
         case(bag, [index(B, S), (6, 3)], mode=mode),
@@ -65,6 +71,21 @@ for mode in ("sum", "mean", "max"):
         case(constant, [index(7, dtype=torch.int32), half(6, 3)], id=f"last-offset-{mode}"),
         case(torch.nn.EmbeddingBag(6, 3, mode=mode), [index(B, S)], id=f"EmbeddingBag-{mode}"),
         case(torch.nn.EmbeddingBag(6, 3, mode=mode), [index(9), ZEROS], id=f"EmbeddingBag-first-empty-{mode}"),
+        case(
+            first_of(torch.embedding_bag, [0, 2, 2, 4], mode=MODES.index(mode)), [(6, 3), index(S)], id=f"torch-{mode}"
+        ),
+        case(
+            first_of(aten.embedding_bag.padding_idx, [0, 2, 2], False, MODES.index(mode), False, None, False, -2),
+            [(6, 3), index(S)], id=f"aten-{mode}",
+        ),
+        case(
+            first_of(aten._embedding_bag.default, [0, 2, 2, 4], False, MODES.index(mode), include_last_offset=True),
+            [half(6, 3), index(4)], id=f"aten-last-{mode}",
+        ),
+        case(
+            first_of(aten._embedding_bag_forward_only.default, [0, 1], False, MODES.index(mode), padding_idx=2),
+            [(6, 3), index(S)], id=f"aten-forward-{mode}",
+        ),
     ]
 
 

@@ -5,7 +5,7 @@ from harness import B, Call, S, Size, bools, case, check_case, half, ints, param
 
 from torch2rt import ConversionError, torch2rt
 
-T = torch.Tensor
+T, aten = torch.Tensor, torch.ops.aten
 P = Size("P", 2, 3, 5)
 at = lambda index, *shapes, id, **kwargs: case(lambda x: x[index], shapes, id=id, **kwargs)  # noqa: E731
 index = lambda *shape, low=-3, high=3, **kwargs: ints(*shape, low=low, high=high, **kwargs)  # noqa: E731
@@ -60,6 +60,10 @@ BASIC = [
 ]
 
 FANCY = [
+    *(
+        case(lambda x, op=op: op(x, [None, x.new_tensor([1, 0, 1]).bool()]), [(B, 3, S)], id=str(op))
+        for op in (aten.index.Tensor, aten._unsafe_index.Tensor, aten.index.Tensor_hacked_twin)
+    ),
     case(lambda x, i: x.index_put((i,), x[:1]), [ints(4, B, low=0, dtype=torch.uint8), ints(2, low=-4, high=4)]),
     at(torch.tensor([2, 0, -1, 0]), (3, S), id="front"),
     at((slice(None), [0, 2]), (B, 3), id="list"),

@@ -5,7 +5,7 @@ from torch.utils._pytree import tree_map_only
 
 from torch2rt import TraceError, torch2rt
 
-Tensor, linalg = torch.Tensor, torch.linalg
+Tensor, aten, linalg = torch.Tensor, torch.ops.aten, torch.linalg
 FAR = {"rtol": 1e-3, "atol": 1e-3}  # elements of random matrices' inverses differ by their condition
 
 
@@ -35,8 +35,21 @@ def regular(function, *args, **kwargs):
     return call
 
 
+def first_of(function, count):
+    """The first results of an operator, whose others are for gradients."""
+
+    def call(*args):
+        return function(*args)[:count]
+
+    call.__name__ = str(function)
+    return call
+
+
 CASES = [
     *[case(regular(f), [(B, 3, 3)], rtol=1e-3) for f in (linalg.det, linalg.inv, linalg.slogdet)],
+    case(regular(first_of(aten._linalg_det, 1)), [(B, 3, 3)], rtol=1e-3),
+    case(regular(first_of(aten._linalg_slogdet, 2)), [(B, 3, 3)], rtol=1e-3),
+    case(regular(first_of(aten._linalg_solve_ex, 1)), [(B, 3, 3), (B, 3, S)], rtol=1e-3),
     *[case(regular(f), [(2, n, n)], rtol=1e-3, modes=("static",)) for f in (linalg.det, linalg.inv) for n in (1, 2, 5)],
     case(regular(torch.slogdet), [(B, 3, 3)], rtol=1e-3),
     *[case(f, [(4, 4)], **FAR, modes=("static",)) for f in (torch.det, Tensor.det, Tensor.slogdet)],

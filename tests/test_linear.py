@@ -12,7 +12,15 @@ def bf16(*shape):
     return Data(shape, torch.bfloat16)
 
 
+aten = torch.ops.aten
 CASES = [
+    *(case(aten._cdist_forward.default, [(B, 5, 4), (B, S, 4)], *how) for how in ((2.0, None), (2.0, 1), (3.0, 2))),
+    case(aten.cdist.default, [(B, 5, 4), (B, S, 4)], compute_mode=1),
+    case(torch._euclidean_dist, [(B, 5, 4), (B, S, 4)]),
+    case(aten._pdist_forward.default, [(5, S)], 3.0),
+    case(aten.pdist.default, [(5, S)]),
+    case(aten._trilinear.default, [(B, 4), (5, 4, 3), (B, 3)], [1, 3], [0], [1, 2], [2, 3]),
+    case(torch.nn.Bilinear(4, 3, 5), [(B, 2, 4), (B, 2, 3)], id="Bilinear"),
     case(F.linear, [(B, 3, 4), (7, 4), (7,)]),
     case(F.linear, [(B, 4), (7, 4)]),
     case(F.linear, [(4,), (7, 4), (7,)]),

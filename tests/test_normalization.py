@@ -117,7 +117,26 @@ GROUP = [
     case(trained(nn.InstanceNorm3d(4, affine=True)).half(), [half(B, 4, 2, S, 5)], id="InstanceNorm3d-half"),
 ]
 
+FOUR = (torch.rand(3) + 0.5, torch.randn(3), torch.randn(3), torch.rand(3) + 0.5)
+
+
+def first_of(function, *args):
+    """What is normalised, of a call that returns statistics too."""
+    return lambda x: function(x, *(a.to(x.device) if isinstance(a, torch.Tensor) else a for a in args))[0]
+
+
 OTHER = [
+    *(
+        case(first_of(function, *args), [(B, 3, S)], id=str(function))
+        for function, *args in (
+            (aten._native_batch_norm_legit.default, *FOUR, False, 0.1, 1e-3),
+            (aten._native_batch_norm_legit.no_stats, *FOUR[:2], True, 0.1, 1e-3),
+            (aten._native_batch_norm_legit_functional.default, *FOUR, False, 0.1, 1e-3),
+            (aten._batch_norm_no_update.default, *FOUR, 0.1, 1e-3),
+            (aten._batch_norm_impl_index.default, *FOUR, False, 0.1, 1e-3, True),
+        )
+    ),
+    case(first_of(torch._fused_rms_norm, (5,), torch.rand(5), 1e-3), [(B, S, 5)], id="fused_rms_norm"),
     case(trained(nn.RMSNorm(5)), [(B, S, 5)], id="RMSNorm"),
     case(trained(nn.RMSNorm((3, 5), eps=0.1)), [(B, S, 3, 5)], id="RMSNorm-2"),
     case(trained(nn.RMSNorm(5)).half(), [half(B, S, 5)], id="RMSNorm-half"),

@@ -40,6 +40,27 @@ class Decoder(torch.nn.Module):
         return self.activation(x + self.back(self.activation(self.down(self.activation(x)))))
 
 
+def one_direction(reverse):
+    """The operator that `torch.lstm` runs on a CPU."""
+    module = LSTM(3, 4)
+    weights = [p.detach() for p in module.parameters()]
+
+    def call(x, hidden, cell):
+        return torch.mkldnn_rnn_layer(
+            x, *weights, hidden, cell, reverse, [], 2, 4, 1, True, False, False, False
+        )[:3]  # fmt: skip
+
+    return call
+
+
+def under_autocast(module):
+    def call(rnn, x):
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return rnn(x)
+
+    return With(module, call)
+
+
 CASES = [
     *[
         case(Decoder(activation), [(B, 8, S)], id=f"decoder-{type(activation).__name__}", modes=("dynamic",))
@@ -79,6 +100,8 @@ CASES = [
     case(GRUCell(3, 4, bias=False).half(), [half(3), half(4)], id="GRUCell-unbatched-half"),
     case(RNNCell(3, 4), [(B, 3), (B, 4)], id="RNNCell"),
     case(RNNCell(3, 4, nonlinearity="relu"), [(B, 3)], id="RNNCell-relu"),
+    case(one_direction(False), [(S, B, 3), (1, B, 4), (1, B, 4)], id="mkldnn_rnn_layer"),
+    case(one_direction(True), [(S, B, 3), (1, B, 4), (1, B, 4)], id="mkldnn_rnn_layer-reverse"),
     unrolled(LSTMCell(3, 4), lambda state: state[0]),
     unrolled(GRUCell(3, 4)),
 ]  # fmt: skip
@@ -112,14 +135,24 @@ def test_dropout_between_layers_is_refused():
         torch2rt(Trains(), [torch.randn(5, 2, 3)])
 
 
-@pytest.mark.parametrize("module", [GRU(3, 4), LSTMCell(3, 4)])
-def test_autocast_is_refused(module):
-    def call(rnn, x):
-        with torch.autocast("cpu", torch.bfloat16):
-            return rnn(x)
+AUTOCAST = [
+    case(under_autocast(module), [shape], id=f"autocast-{name}", rtol=2e-2, atol=2e-2)
+    for name, module, shape in (
+        ("LSTM", LSTM(3, 4, 2, bidirectional=True), (S, B, 3)),
+        ("LSTM-no-bias", LSTM(3, 4, bias=False, batch_first=True), (B, S, 3)),
+        ("LSTM-proj", LSTM(3, 4, proj_size=2), (S, B, 3)),
+        ("GRU", GRU(3, 4, 2, bidirectional=True), (S, B, 3)),
+        ("RNN", RNN(3, 4), (S, B, 3)),
+        ("LSTMCell", LSTMCell(3, 4), (B, 3)),
+        ("GRUCell", GRUCell(3, 4), (B, 3)),
+        ("RNNCell", RNNCell(3, 4), (B, 3)),
+    )
+]
 
-    with pytest.raises(TraceError, match="autocast"):
-        torch2rt(With(module, call), [torch.randn(2, 3)])
+
+@parametrize(AUTOCAST)
+def test_autocast(row, mode, device):
+    check_case(row, mode, device)
 
 
 def test_packed_sequences_are_refused():

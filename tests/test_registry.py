@@ -1,6 +1,7 @@
 """Every converter has a row that reaches it, and takes its arguments as torch does."""
 
 import contextlib
+import functools
 import importlib
 import inspect
 import types
@@ -46,6 +47,8 @@ def of_family(name):
 
 # Called by no row of the family's own tables, and why.
 ALIASED = "torch returns its argument, so that nothing is left to convert"
+ON_A_GPU = "it runs on a GPU alone"
+FOR_GRADIENTS = "its results that are for gradients are refused"
 CHECKS = "it checks an argument and steps aside"
 ELSEWHERE = {
     "elementary torch.positive": ALIASED,
@@ -55,7 +58,19 @@ ELSEWHERE = {
     "embedding torch.nn.functional.embedding": CHECKS,
     "joining torch.tensor_split": CHECKS,
     "shape torch.as_strided": CHECKS,
-    "shape torch.ops.aten.as_strided": "it only refuses",
+    "attention torch.ops.aten._scaled_dot_product_flash_attention": FOR_GRADIENTS,
+    "attention torch.ops.aten._scaled_dot_product_cudnn_attention": ON_A_GPU,
+    "attention torch.ops.aten._scaled_dot_product_efficient_attention": ON_A_GPU,
+    "attention torch.ops.aten._scaled_dot_product_fused_attention_overrideable": ON_A_GPU,
+    "embedding torch._embedding_bag": FOR_GRADIENTS,
+    "linalg torch.ops.aten._linalg_det": FOR_GRADIENTS,
+    "normalization torch.ops.aten._batch_norm_with_update": "it only refuses",
+    "normalization torch.cudnn_batch_norm": ON_A_GPU,
+    "recurrence torch._cudnn_rnn": ON_A_GPU,
+    "kernels torch.ops.aten.convolution_overrideable": "no device of ours has a kernel for it",
+    "kernels torch.ops.aten.cudnn_convolution_relu": ON_A_GPU,
+    "kernels torch.ops.aten.cudnn_convolution_add_relu": ON_A_GPU,
+    "kernels torch.ops.aten.mkldnn_linear": "its tensors have a memory layout of their own",
     "vision torch.ops.torchvision.nms": "it only refuses",
     "vision torch.ops.torchvision.box_iou_rotated": "it only refuses",
     "resize torch._C._nn._upsample_lanczos2d_aa": "it came with torch 2.15, and has a test of its own",
@@ -76,11 +91,12 @@ def test_every_converter_has_a_row(family, monkeypatch):
     wanted = {function for function in of_family(family) if label(function) not in ELSEWHERE}
     called = set()
 
-    def bind(self, args, kwargs, bind=Converter.bind):
+    def bind(self, args, kwargs, target=None, bind=Converter.bind):
         called.add(self.function)
-        return bind(self, args, kwargs)
+        return bind(self, args, kwargs, target)
 
     def noting(body):
+        @functools.wraps(body)
         def noted(*args, **kwargs):
             out = body(*args, **kwargs)
             if out is not NotImplemented:  # it has not stepped aside
@@ -117,6 +133,7 @@ SHARED = {
 }  # fmt: skip
 # Functions whose parameters are not to be told from torch's signatures, and why.
 UNTOLD = {
+    "native_batch_norm_legit": "one of its overloads has no statistics, and goes by name",
     "where_method": "the schema is that of torch.where(condition, input, other)",
     "einsum_of_two": "torch.einsum takes *args",
     "einsum": "torch.einsum takes *args",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target, functional, qualified_name
+from torch2rt.inplace import out_of_place
+from torch2rt.registry import Target, qualified_name
 
 if TYPE_CHECKING:
     from torch2rt.tracer import Tracer
@@ -36,10 +40,13 @@ class AtenRecorder(TorchDispatchMode):
         if not tracer.is_traced((args, kwargs)):
             with unset_fake_temporarily():
                 return tracer.constant(func, args, kwargs, self.function)
-        if func._schema.is_mutable:
-            return self._write(func, args, kwargs)
         if func.namespace == "prim" or not _returns_tensors(func):
             return func(*args, **kwargs)
+        with unset_fake_temporarily(), _without_autocast((args, kwargs)):
+            if (out := tracer.composed(func, args, kwargs)) is not NotImplemented:
+                return out
+        if func._schema.is_mutable:
+            return self._write(func, args, kwargs)
         if tracer.registry.find(func) is None:
             for decomposition in _decompositions(func):
                 with self:
@@ -60,21 +67,20 @@ class AtenRecorder(TorchDispatchMode):
                 args[0], lambda: func(*args, **kwargs), lambda old: (same, (old, *args[1:]), kwargs)
             )
             return args[0]
-        names = [a.name for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-        target = functional(func)
-        if target is None or len(names) != 1 or not args or not isinstance(args[0], torch.Tensor):
+        written, (target, *given) = out_of_place(func, args, kwargs)
+        if not isinstance(written, torch.Tensor) or sum(a.is_write for a in func._schema.arguments) != 1:
             advice = tracer.registry.advice(self.function) or "It is not supported"
             raise TraceError(
                 f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}. {advice}."
             )
-        shadow = tracer.storages.shadow(args[0])
-        result = args[0]
+        shadow = tracer.storages.shadow(written)
         args, kwargs = tracer.storages.with_shadows((args, kwargs))
+        given = tracer.storages.with_shadows(given)
         with self:
-            value = target(*args, **kwargs)
+            value = target(*given[0], **given[1])
         func(*args, **kwargs)
         tracer.storages.write(shadow, tracer.argument(value))
-        return result
+        return written
 
 
 class StrayRecorder(TorchDispatchMode):
@@ -90,13 +96,19 @@ class StrayRecorder(TorchDispatchMode):
         tracer, kwargs = self.tracer, kwargs or {}
         if tracer.fake_mode.enter_stack:
             return func(*args, **kwargs)
-        if not tracer.is_traced((args, kwargs)):
-            return tracer.constant(func, args, kwargs, func)
-        args, kwargs = tracer.storages.with_shadows((args, kwargs))
-        with tracer.decisions.inside(), tracer.fake_mode, AtenRecorder(tracer, func):
-            out = func(*args, **kwargs)
-        tracer.storages.adopt(out, args, func)
-        return out
+        modes = _get_current_function_mode_stack()
+        with _pop_mode_temporarily() if modes and modes[-1] is tracer else nullcontext(), tracer.decisions.inside():
+            return tracer.__torch_function__(func, types, args, kwargs)
+
+
+@contextmanager
+def _without_autocast(arguments: Any) -> Iterator[None]:
+    """Below an operator, autocast has cast the tensors that it casts."""
+    with ExitStack() as stack:
+        for device in {t.device.type for t in tree_leaves(arguments) if isinstance(t, torch.Tensor)}:
+            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from torch2rt.verification import Verifying, check_mode
 
 
 def torch2rt(
-    module: torch.nn.Module,
+    module: torch.nn.Module | torch.export.ExportedProgram,
     inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -41,6 +41,7 @@ def torch2rt(
 ) -> TRTModule:
     """Convert a module to a TensorRT engine that is called like the module.
 
+    - `module`: in eval mode. What `torch.export.export`, `torch.jit.trace` and `torch.jit.script` make of one, too.
     - `inputs`: the positional arguments of an example call, a list or tuple (or one tensor). They may nest tensors in
       lists, tuples, dicts and dataclasses; numbers, strings, bools and `None` among them are constants of the engine.
       Their values are what `verify` compares on; for the engine their dtypes, ranks and static sizes matter. `kwargs`:
@@ -74,6 +75,8 @@ def torch2rt(
     torch.Size([7, 5])
     """
     check_mode(verify)
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
     graph = trace(
         module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
         opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,

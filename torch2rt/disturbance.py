@@ -61,17 +61,19 @@ class Disturbed(torch.fx.Interpreter):
     def run_node(self, node: torch.fx.Node) -> Any:
         value = super().run_node(node)
         if node in self.rounded:
-            value = tree_map_only(torch.Tensor, self.disturb, value)
+            inside = node.args[1].meta["val"].dtype if getattr(node.target, "__name__", "") == "recurrent" else None
+            value = tree_map_only(torch.Tensor, lambda x: self.disturb(x, inside), value)
         if node.name in self.keep:
             self.kept[node.name] = value
         return value
 
-    def disturb(self, x: torch.Tensor) -> torch.Tensor:
-        """The same with each number off, up or down."""
+    def disturb(self, x: torch.Tensor, inside: torch.dtype | None = None) -> torch.Tensor:
+        """The same with each number off, up or down, by a rounding of its dtype or of the one it is computed in."""
         if not (x.is_floating_point() or x.is_complex()) or not x.numel():
             return x
         dtype = x.dtype.to_real()
-        step = self.roundings * (TF32_ROUNDING if self.tf32 and dtype is torch.float32 else torch.finfo(dtype).eps)
+        eps = max(torch.finfo(dtype).eps, torch.finfo(inside or dtype).eps)
+        step = self.roundings * (TF32_ROUNDING if self.tf32 and dtype is torch.float32 and not inside else eps)
         # Sums in float32 round many times, those of narrow dtypes once, by 0.3 units in the last place on average.
         among = 1 if dtype is torch.float32 else NARROW
         return x * torch.add(1, self.drawn(x.numel(), x.device, among).view(x.shape), alpha=step).to(dtype)

@@ -53,7 +53,7 @@ class Fuser:
         converter = self.registry.find(node.target)  # type: ignore[arg-type]
         if converter is None:
             raise UnknownForm
-        args, kwargs = converter.bind(node.args, dict(node.kwargs))
+        args, kwargs = converter.bind(node.args, dict(node.kwargs), node.target)  # type: ignore[arg-type]
         try:
             bound = inspect.Signature(converter.parameters).bind(*args, **kwargs)
         except TypeError as error:

@@ -61,6 +61,11 @@ class Decisions:
         finally:
             self._depth -= 1
 
+    @property
+    def are_torchs(self) -> bool:
+        """Whether torch's own code is running, for a call that was seen."""
+        return self._depth > 0
+
     @contextmanager
     def outside(self) -> Iterator[None]:
         """Mark what happens in the context as the user's Python again."""

@@ -12,9 +12,19 @@ import torch
 from torch2rt.registry import Call, Target, functional
 
 
-def out_of_place(func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor | None, Call]:
+def out_of_place(
+    func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.Tensor | tuple[torch.Tensor, ...] | None, Call]:
     """What a call writes to, if anything, and the same call without the write."""
-    if isinstance(out := kwargs.get("out"), torch.Tensor):
+    if isinstance(func, torch._ops.OpOverload) and (names := [a.name for a in func._schema.arguments if a.is_out]):
+        outs = tuple(kwargs[name] for name in names)
+        if (same := _without_out(func)) is None:
+            return None, (func, args, kwargs)
+        return outs if len(outs) > 1 else outs[0], (same, args, {k: v for k, v in kwargs.items() if k not in names})
+    out = kwargs.get("out")
+    if isinstance(out, (tuple, list)) and out and all(isinstance(one, torch.Tensor) for one in out):
+        return tuple(out), (func, args, {k: v for k, v in kwargs.items() if k != "out"})
+    if isinstance(out, torch.Tensor):
         return out, (func, args, {k: v for k, v in kwargs.items() if k != "out"})
     if (target := functional(func)) is not None and args and isinstance(args[0], torch.Tensor):
         return args[0], (target, args, kwargs)
@@ -34,3 +44,13 @@ def _position_of_inplace(func: Target) -> int | None:
     except (TypeError, ValueError):
         return None
     return names.index("inplace") if "inplace" in names else None
+
+
+@functools.cache
+def _without_out(func: torch._ops.OpOverload) -> Target | None:
+    """The overload of an operator that returns what this one writes to its `out` arguments."""
+    signature = lambda schema: [(a.name, str(a.type)) for a in schema.arguments if not a.is_out]  # noqa: E731
+    overloads = (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads())
+    return next(
+        (o for o in overloads if not o._schema.is_mutable and signature(o._schema) == signature(func._schema)), None
+    )

@@ -283,7 +283,7 @@ class _Lowering:
             try:
                 if any(_is_complex(leaf) for leaf in _leaves((args, kwargs, self.ctx.out))):
                     converter = self.on_complex(node, converter, args, kwargs)
-                bound_args, bound_kwargs = converter.bind(args, kwargs)
+                bound_args, bound_kwargs = converter.bind(args, kwargs, node.target)  # type: ignore[arg-type]
                 result = converter.function(self.ctx, *bound_args, **bound_kwargs)
                 self.finish(node, result)
             except UnsupportedError:
@@ -308,7 +308,7 @@ class _Lowering:
             if isinstance(out, torch.Tensor) and out.dtype in (torch.complex32, torch.complex128):
                 raise ConversionError(f"its result is {out.dtype}; of complex types, complex64 is supported")
         if found is not converter:
-            bound_args, bound_kwargs = converter.bind(args, kwargs)
+            bound_args, bound_kwargs = converter.bind(args, kwargs, node.target)  # type: ignore[arg-type]
             bound = inspect.signature(converter.function).bind(self.ctx, *bound_args, **bound_kwargs)
             bound.apply_defaults()
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ ALIASES = {
     "a": "input",
     "A": "input",
     "input": "A",
+    "inp": "input",
+    "dims": "dim",
+    "output_dtype": "dtype",
 }
 
 
@@ -46,14 +49,16 @@ class Converter:
     def name(self) -> str:
         return self.function.__name__
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A call's arguments as this converter takes them.
+    def bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call of `target` as this converter takes them.
 
-        numpy-style and ATen keyword names become torch's, and the integers of `permute(0, 2, 1)` and of
-        `permute((0, 2, 1))` arrive alike in a `*dims` parameter.
+        numpy-style and ATen keyword names become torch's, those of an ATen operator go by its schema, and the integers
+        of `permute(0, 2, 1)` and of `permute((0, 2, 1))` arrive alike in a `*dims` parameter.
         """
         names = [p.name for p in self.parameters]
-        kwargs = renamed(kwargs, names)
+        args, kwargs = by_schema(target, names, args, renamed(kwargs, names))
         star = next((p for p in self.parameters if p.kind is p.VAR_POSITIONAL), None)
         if star is None:
             return args, kwargs
@@ -71,6 +76,38 @@ class Converter:
 def renamed(kwargs: dict[str, Any], names: Container[str]) -> dict[str, Any]:
     """Keyword arguments with numpy-style and ATen names made torch's, where `names` has those."""
     return {ALIASES[k] if k not in names and ALIASES.get(k) in names else k: v for k, v in kwargs.items()}
+
+
+def by_schema(
+    target: Target | None, names: Collection[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments by name, with its operator's own defaults, if `names` has all that its schema has by position.
+
+    An ATen operator may order its arguments in another way than the torch function of its name, and have other
+    defaults: `aten.sort.stable(self, stable, dim)` is `torch.sort(input, dim, descending, stable=...)`.
+    """
+    if not isinstance(target, torch._ops.OpOverload):
+        return args, kwargs
+    arguments = target._schema.arguments
+    ours = [a.name if a.name in names else ALIASES.get(a.name, "") for a in arguments]
+    by_position = [name for name, a in zip(ours, arguments, strict=True) if not a.kwarg_only]
+    if len(args) > len(by_position) or not all(name in names for name in by_position):
+        return args, kwargs
+    defaults = {
+        o: a.default_value for o, a in zip(ours, arguments, strict=True) if o in names and a.has_default_value()
+    }
+    return (), {**defaults, **dict(zip(ours, args, strict=False)), **kwargs}
+
+
+def overload_of(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Target:
+    """Which of an operator's overloads a call is of, where it has several: their arguments differ."""
+    if not isinstance(target, torch._ops.OpOverloadPacket) or len(target.overloads()) == 1:
+        return target
+    try:
+        name = torch._C._jit_resolve_packet(target._qualified_op_name, *args, **kwargs)
+    except RuntimeError:  # torch will say what is wrong with the arguments
+        return target
+    return getattr(target, name or "default")
 
 
 class Registry:
@@ -205,6 +242,15 @@ class Registry:
         found = next((self.converters[t] for t in _candidates(target) if t in self.converters), None)
         return found or next((self.on_complex[t] for t in _candidates(target) if t in self.on_complex), None)
 
+    def body(self, target: Target) -> Callable[..., Any] | None:
+        """The composite that serves a callable, or `None`: an operator's own converter goes before its namesake's."""
+        for candidate in _candidates(target):
+            if candidate in self.composites:
+                return self.composites[candidate]
+            if candidate in self.converters:
+                return None
+        return None
+
     def find_complex(self, target: Target) -> Converter | None:
         """The converter that serves a callable's calls on complex numbers, or `None`."""
         found = next((self.on_complex[t] for t in _candidates(target) if t in self.on_complex), None)
@@ -239,6 +285,10 @@ NOT_WRITES = frozenset({
     "unsqueeze_", "resize_", "resize_as_", "set_", "as_strided_", "rename_",
 })  # fmt: skip
 OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
+OTHERWISE = {  # names that `torch.ops.prims` has for functions of torch
+    "erf_inv": "erfinv", "bessel_i0": "i0", "bessel_i0e": "special_i0e", "bessel_i1": "special_i1",
+    "bessel_i1e": "special_i1e", "erfcx": "special_erfcx", "ndtri": "special_ndtri",
+}  # fmt: skip
 
 
 def _operator(target: Target) -> Target:
@@ -251,9 +301,18 @@ def _candidates(target: Target) -> Iterable[Target]:
     if isinstance(target, torch._ops.OpOverload):
         yield target.overloadpacket
         target = target.overloadpacket
-    if isinstance(target, torch._ops.OpOverloadPacket) and target._qualified_op_name.startswith("aten::"):
+    if not isinstance(target, torch._ops.OpOverloadPacket):
+        return
+    namespace, _, name = target._qualified_op_name.partition("::")
+    if namespace == "prims":
+        name = OTHERWISE.get(name, name)
+    if namespace in ("aten", "prims"):
+        module, _, rest = name.partition("_")
         for owner in (torch, torch.Tensor, torch._C._nn):
-            if (same := getattr(owner, target.__name__, None)) is not None:
+            if (same := getattr(owner, name, None)) is not None:
+                yield same
+        if rest and module in ("linalg", "special", "fft"):
+            if (same := getattr(getattr(torch, module), rest, None)) is not None:
                 yield same
 
 

@@ -48,9 +48,11 @@ class FakeMode(FakeTensorMode):
 
 def _is_of_numbers(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether a call computes from real 0-d tensors alone, as `min_val > max_val` in a torch function does."""
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    leaves = tree_leaves((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     return (
         bool(tensors)
+        and not any(isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)) for leaf in leaves)
         and not any(isinstance(t, FakeTensor) or t.dim() for t in tensors)
         and not func._schema.is_mutable
         and torch.Tag.nondeterministic_seeded not in func.tags

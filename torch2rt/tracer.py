@@ -13,6 +13,7 @@ What survives all three is recorded as it is, for `lower` to report together wit
 from __future__ import annotations
 
 import functools
+import inspect
 import keyword
 import operator
 import types
@@ -42,7 +43,7 @@ from torch2rt.guards import Decisions
 from torch2rt.inplace import out_of_place
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.randomness import states
-from torch2rt.registry import Call, Target, load, qualified_name
+from torch2rt.registry import Call, Target, by_schema, load, overload_of, qualified_name
 from torch2rt.scalars import FakeMode, with_numbers
 from torch2rt.source import Places
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, in_words, is_symbolic
@@ -72,6 +73,20 @@ class RefusedError(TraceError):
         self.of_types = of_types
 
 
+class _FakeMode(FakeMode):
+    """Runs the calls of one tracer on fake tensors, and notices writes of calls that it does not know of."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        env = tracer.decisions.shape_env
+        super().__init__(shape_env=env, allow_non_fake_inputs=True, allow_fallback_kernels=False)
+        self.tracer = tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.tracer.decisions.are_torchs and func._schema.is_mutable:
+            raise UnseenTensorError(f"{self.tracer.places.here()}: {func} was not called in a way that torch2rt sees.")
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 class Tracer(TorchFunctionMode):
     """One run of one module, with everything that belongs to it."""
 
@@ -84,9 +99,7 @@ class Tracer(TorchFunctionMode):
         self.places = Places(module)
         self.symbols: dict[sympy.Symbol, Dim] = {}
         self.decisions = Decisions(self.symbols, self.places)
-        self.fake_mode = FakeMode(
-            shape_env=self.decisions.shape_env, allow_non_fake_inputs=True, allow_fallback_kernels=False
-        )
+        self.fake_mode = _FakeMode(self)
         self.storages = Storages(self)
         self.attributes = Attributes(self.graph, module)
         self._sizes: dict[sympy.Basic, Any] = {}
@@ -142,7 +155,7 @@ class Tracer(TorchFunctionMode):
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         try:
-            return self._function(func, args, kwargs or {})
+            return self._function(overload_of(func, args, kwargs or {}), args, kwargs or {})
         except TraceError as error:
             self.refused = self.refused or error
             raise
@@ -173,7 +186,7 @@ class Tracer(TorchFunctionMode):
 
     def _described(self, func: Target, args: Any, kwargs: Any) -> Recorded | None:
         """A call of the module's own, or of torch's Python code, to ask torch's real kernels about."""
-        is_ours = any(function in self.registry.composites for function in self.opening)
+        is_ours = any(self.registry.body(function) is not None for function in self.opening)
         return None if is_ours or _is_autocasting((args, kwargs)) else self.eager.describe(func, args, kwargs)
 
     def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
@@ -248,11 +261,8 @@ class Tracer(TorchFunctionMode):
         written, without_write = out_of_place(func, args, kwargs)
         if written is not None:
             return self._write((func, args, kwargs), written, without_write)
-        if func not in self.opening and (body := self.registry.composites.get(func)) is not None:
-            with self.decisions.inside():
-                out = self._open(func, body, args, kwargs)
-            if out is not NotImplemented:
-                return out
+        if (out := self.composed(func, args, kwargs)) is not NotImplemented:
+            return out
         if self.registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
             return value
         if self.registry.find(func) is not None and not _is_autocasting(args):
@@ -263,6 +273,15 @@ class Tracer(TorchFunctionMode):
             out = func(*args, **kwargs)
         self.storages.adopt(out, args, func)
         return out
+
+    def composed(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What torch2rt's own body of a call makes of it; `NotImplemented` if there is none, or it is being run."""
+        body = self.registry.body(func)
+        if body is None or any(self.registry.body(other) is body for other in self.opening):
+            return NotImplemented
+        args, kwargs = by_schema(func, inspect.signature(body).parameters, args, kwargs)
+        with self.decisions.inside():
+            return self._open(func, body, args, kwargs)
 
     def _open(self, func: Target, body: Target, args: Any, kwargs: Any) -> Any:
         """Record the calls that a call's body makes."""
@@ -347,11 +366,15 @@ class Tracer(TorchFunctionMode):
         self.storages.reshape(args[0], lambda: func(*args, **kwargs), lambda old: (target, (old, *args[1:]), kwargs))
         return True
 
-    def _before_real_write(self, tensor: torch.Tensor) -> None:
-        """A call without traced arguments is about to write to a real tensor.
+    def _before_real_write(self, written: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        """A call without traced arguments is about to write to real tensors.
 
-        What the graph has recorded of it so far must keep its value, and a module's own state is not ours to change.
+        What the graph has recorded of them so far must keep its value, and a module's own state is not ours to change.
         """
+        for tensor in written if isinstance(written, tuple) else (written,):
+            self._check_real_write(tensor)
+
+    def _check_real_write(self, tensor: torch.Tensor) -> None:
         self.storages.check_writable(tensor)
         if (name := self.attributes.before_write(tensor)) is not None:
             raise TraceError(
@@ -359,21 +382,24 @@ class Tracer(TorchFunctionMode):
                 "An engine has no state: keep it outside the module, or put the module into eval mode."
             )
 
-    def _write(self, call: Call, written: torch.Tensor, without_write: Call) -> Any:
-        shadow = self.storages.shadow(written)
+    def _write(self, call: Call, written: torch.Tensor | tuple[torch.Tensor, ...], without_write: Call) -> Any:
+        several = isinstance(written, tuple)
+        shadows = [self.storages.shadow(tensor) for tensor in (written if several else (written,))]
         func, args, kwargs = self.storages.with_shadows(call)
         value = self._call(*self.storages.with_shadows(without_write))
-        if not isinstance(value, torch.Tensor):
+        values = list(value) if several else [value]
+        if len(values) != len(shadows) or not all(isinstance(one, torch.Tensor) for one in values):
             raise TraceError(
                 f"{self.places.here()}: {qualified_name(func)} writes several results, which is not supported."
             )
         with self.decisions.inside(), self.fake_mode:  # the write itself, so that torch refuses what eager refuses
             func(*args, **kwargs)
-            if value.dtype != shadow.dtype or value.shape != shadow.shape:
-                with AtenRecorder(self, func):
-                    value = value.to(shadow.dtype).expand(shadow.shape)
-        self.storages.write(shadow, self.argument(value))
-        return written
+        for shadow, one in zip(shadows, values, strict=True):
+            if one.dtype != shadow.dtype or one.shape != shadow.shape:
+                with self.decisions.inside(), self.fake_mode, AtenRecorder(self, func):
+                    one = one.to(shadow.dtype).expand(shadow.shape)
+            self.storages.write(shadow, self.argument(one))
+        return written if not several else type(value)(written)
 
     # Arguments -------------------------------------------------------------------------------------------------------
 

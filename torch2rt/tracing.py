@@ -39,7 +39,7 @@ LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes"
 
 @torch.inference_mode(False)
 def trace(
-    module: torch.nn.Module,
+    module: torch.nn.Module | torch.export.ExportedProgram,
     inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -68,8 +68,12 @@ def trace(
     """
     from torch2rt.backend import DTYPES
 
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
     if not isinstance(module, torch.nn.Module):
-        raise InputError(f"Expected a torch.nn.Module to convert, got {type(module).__name__}.")
+        raise InputError(
+            f"Expected a torch.nn.Module or a torch.export.ExportedProgram to convert, got {type(module).__name__}."
+        )
     leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
     module = reloaded(getattr(module, "_orig_mod", module))  # what torch.compile has wrapped
     names = given_names("input_names", input_names)
@@ -103,7 +107,8 @@ def trace(
         return refusal(shapes) is None
 
     failure: Exception | None = None
-    take_strays = past_caches = first_was_tried_again = False
+    take_strays = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
+    past_caches = first_was_tried_again = False
     with ExitStack() as stack:
         for hint in (hints := _hints(specs, leaves)):
             try:
@@ -197,6 +202,11 @@ def _run(
         error.args = (in_words(str(error), tracer.symbols),)
         raise
     except Exception as error:
+        if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
+            raise TraceError(
+                f"The program was exported for other sizes ({error}). Give torch.export.export the dynamic_shapes that "
+                "are to be served."
+            ) from error
         if not isinstance(error, TypeError) or "SymInt" not in str(error):
             raise tracer.refusal(error, hints) from error
         raise TraceError(

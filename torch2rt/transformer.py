@@ -20,17 +20,20 @@ from torch2rt.switches import Shared
 
 _HERE = threading.local()  # `is_traced` of the trace that is under way in this thread
 _FORWARD = torch.nn.TransformerEncoder.forward
+_LAYER = torch.nn.TransformerEncoderLayer.forward
 _DETECT = transformer._detect_is_causal_mask
 
 
 @contextmanager
 def _replaced() -> Iterator[None]:
     torch.nn.TransformerEncoder.forward = _forward  # type: ignore[method-assign]
+    torch.nn.TransformerEncoderLayer.forward = _layer  # type: ignore[method-assign]
     transformer._detect_is_causal_mask = _detect_is_causal_mask
     try:
         yield
     finally:
         torch.nn.TransformerEncoder.forward = _FORWARD  # type: ignore[method-assign]
+        torch.nn.TransformerEncoderLayer.forward = _LAYER  # type: ignore[method-assign]
         transformer._detect_is_causal_mask = _DETECT
 
 
@@ -81,6 +84,27 @@ def _forward(
         src = layer(src, src_mask=None, is_causal=is_causal is True, src_key_padding_mask=padding)
     src = torch.where((leaves_out & is_padded).unsqueeze(-1), 0.0, src)
     return src if self.norm is None else self.norm(src)
+
+
+def _layer(
+    self: torch.nn.TransformerEncoderLayer, src: torch.Tensor, src_mask: torch.Tensor | None = None,
+    src_key_padding_mask: torch.Tensor | None = None, is_causal: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """A layer that torch may run as one operator, of which it has a result of another dtype under autocast.
+
+    A token of zeros on the device tells.
+    """
+    result = _LAYER(self, src, src_mask, src_key_padding_mask, is_causal)
+    if _is_traced_here() is None or not torch.is_autocast_enabled(src.device.type):
+        return result
+    with torch._C.DisableTorchFunction():
+        one = torch.zeros((1,) * (src.dim() - 1) + src.shape[-1:], dtype=src.dtype, device=src.device)
+        masks = [
+            None if mask is None else torch.zeros((1,) * mask.dim(), dtype=mask.dtype, device=mask.device)
+            for mask in (src_mask, src_key_padding_mask)
+        ]
+        dtype = _LAYER(self, one, *masks, is_causal).dtype
+    return result.to(dtype)
 
 
 def _may_leave_out(encoder: torch.nn.TransformerEncoder) -> bool:
