@@ -31,6 +31,7 @@ from torch2rt.vocabulary import (
 
 Tensor, aten = torch.Tensor, torch.ops.aten
 EW = trt.ElementWiseOperation
+MASKS = (torch.bool, torch.uint8)
 
 
 # One place, one range -------------------------------------------------------------------------------------------------
@@ -99,11 +100,14 @@ def plain_setitem(input, index, value):
         return None
     if any(isinstance(item, slice) and any(map(is_symbolic, (item.start, item.stop))) for item in items):
         _check_bounds(input, items)
-    if any(isinstance(item, Tensor) and is_traced(item) and not item.dim() for item in items):
+    if any(map(_is_computed_number, items)):
+        items = _spelled_out(items, input.dim())
+        if any(not isinstance(item, Tensor) and item != slice(None) for item in items):
+            input, items = _around(input, items)
         whole = [isinstance(item, slice) and item == slice(None) for item in items]
         check(
             all(w or isinstance(item, Tensor) for w, item in zip(whole, items, strict=True)),
-            "a computed index without dimensions is only supported beside tensors and ':'",
+            "a computed index without dimensions is not supported beside what is neither a number nor a tensor",
         )
         value = value.to(input.dtype) if isinstance(value, Tensor) else input.new_tensor(value)
         aten.index_put_.default(input, [None if w else item for w, item in zip(whole, items, strict=True)], value)
@@ -114,6 +118,21 @@ def plain_setitem(input, index, value):
         aten.index_put_.default(input, [None] * masks[0] + [items[masks[0]]], value)
         return None
     return NotImplemented
+
+
+def _is_computed_number(item):
+    return isinstance(item, Tensor) and is_traced(item) and not item.dim() and item.dtype not in MASKS
+
+
+def _around(input, items):
+    """A view of what all items but the computed numbers choose, and the items that are left."""
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    check(
+        all(map(_is_computed_number, tensors)),
+        "a computed index without dimensions is not supported beside both tensors and others than ':'",
+    )
+    view = input[tuple(slice(None) if isinstance(item, Tensor) else item for item in items)]
+    return view, [item if isinstance(item, Tensor) else slice(None) for item in items if not _is_number(item)]
 
 
 def _check_bounds(input, items):
@@ -142,14 +161,21 @@ def _plain_index(input, index):
     if any(map(_is_truth, items)):
         met = sum(_is_truth(item) or isinstance(item, Tensor) for item in (*items, *plain))
         check(met == 1, "True beside another True or an index tensor is not supported; index one after the other")
-    if any(map(is_symbolic, plain)):
+    if any(map(_is_single, plain)):
         plain = _spelled_out(plain, input.dim())
-        at = [d for d, item in enumerate(item for item in plain if item is not None) if is_symbolic(item)]
-        for d, item in zip(reversed(at), reversed([item for item in plain if is_symbolic(item)]), strict=True):
+        at = [d for d, item in enumerate(item for item in plain if item is not None) if _is_single(item)]
+        for d, item in zip(reversed(at), reversed([item for item in plain if _is_single(item)]), strict=True):
+            if isinstance(item, Tensor):
+                input, item = input[(*[slice(None)] * d, item.reshape(1))], 0
             input = input.select(d, item)
-        return input, tuple(item for item in plain if not is_symbolic(item))
+        return input, tuple(item for item in plain if not _is_single(item))
     same = len(plain) == len(items) and all(a is b for a, b in zip(plain, items, strict=True))
     return input, index if same else tuple(plain)
+
+
+def _is_single(item):
+    """Whether torch selects by this: a size, or a number that is computed."""
+    return is_symbolic(item) or _is_computed_number(item)
 
 
 def _plain(input, item):
@@ -161,10 +187,9 @@ def _plain(input, item):
         return [item if bounds == [item.start, item.stop, item.step] else slice(*bounds)]
     if isinstance(item, Tensor) and is_traced(item):
         check(
-            item.dtype not in (torch.bool, torch.uint8),
+            item.dtype not in MASKS,
             "how many elements a computed mask selects depends on data; keep all and use torch.where or a product",
         )
-        check(item.dim() > 0, "a computed index without dimensions is not supported; make it i.reshape(1)")
         return [item]
     if _is_truth(item):
         check(bool(item), "False as an index leaves nothing")

@@ -153,6 +153,43 @@ def test_one_value_or_one_for_each(device):
         torch.testing.assert_close(run(x, mask, v), put(x, mask, v))
 
 
+def with_twos(x, index):
+    x = x.clone()
+    x[index] = 2
+    return x
+
+
+NUMBER = ints(low=-3, high=3)
+PLACES = ints(B, low=-4, high=4)
+COMPUTED_NUMBERS = [
+    *[
+        case(lambda x, i, read=read: read(x, i), [shape, NUMBER], id=f"computed-number-{name}")
+        for name, shape, read in (
+            ("row", (4, S), lambda x, i: x[i]),
+            ("column", (B, 5, S), lambda x, i: x[:, i]),
+            ("last", (B, S, 5), lambda x, i: x[..., i]),
+            ("slice", (B, 5, S), lambda x, i: x[:, i, 1:3]),
+            ("plain", (3, 5, B), lambda x, i: x[-1, i, None]),
+            ("two", (4, 4, B), lambda x, i: x[i, i + 1]),
+            ("places", (4, 5, B), lambda x, i: x[i, torch.tensor([0, 2, 4], device=x.device)]),
+            ("argmax", (5, B), lambda x, i: x[x[:, 0].argmax()]),
+            ("constant", (B,), lambda x, i: x + torch.arange(4.0, device=x.device)[i]),
+            ("written-row", (4, B), lambda x, i: with_twos(x, i)),
+            ("written-slice", (4, 5, B), lambda x, i: with_twos(x, (i, slice(1, 3)))),
+            ("written-plain", (4, 5, B), lambda x, i: with_twos(x, (1, i))),
+            ("written-last", (B, 5), lambda x, i: with_twos(x, (..., i))),
+        )
+    ],
+    case(lambda x, i, k: x[i, k] + x[k, i], [(4, 4, B), NUMBER, PLACES], id="computed-number-and-places"),
+    case(lambda x, i, k: x[k, :, i], [(4, 5, 4), NUMBER, PLACES], id="computed-number-apart-from-places"),
+]  # fmt: skip
+
+
+@parametrize(COMPUTED_NUMBERS)
+def test_computed_numbers(row, mode, device):
+    check_case(row, mode, device)
+
+
 @parametrize(FANCY)
 def test_fancy(row, mode, device):
     check_case(row, mode, device)
@@ -174,7 +211,7 @@ def test_one_slice_and_one_reshape():
         (lambda x: x[x > 0], "a computed mask selects depends on data"),
         (lambda x: x[:, x[0] > 0], "keep all"),
         (lambda x: x.masked_select(x > 0), "torch.where"),
-        (lambda x: x[:, x.argmax()], "without dimensions"),
+        (lambda x: with_twos(x, (x[0].argmax(), torch.tensor([0]), None)), "without dimensions"),
         (lambda x: x[: x.argmax()], "depends on the value"),
         (lambda x: x[:, torch.tensor([0, 5])], "index 5 is out of range for size 5"),
         (lambda x: x[torch.tensor([0, 1])], "index 1 is out of range for size"),

@@ -187,9 +187,14 @@ class Tracer(TorchFunctionMode):
         return out
 
     def constant(self, func: Target, args: Any, kwargs: Any, name: Target) -> Any:
-        """The result of a call of real tensors, which `name` has made; a random one must not reach the graph."""
+        """The result of a call of real tensors, which `name` has made; a random one must not reach the graph.
+
+        Symbolic sizes need torch's Python dispatcher. It runs decompositions instead of kernels, of which not all are
+        right: that of a bilinear resize to a size that does not follow from the scale factor is not.
+        """
         drawn, before = self._drawn((args, kwargs)), states((args, kwargs))
-        out = func(*args, **kwargs)
+        with torch._C._DisablePythonDispatcher():
+            out = func(*args, **kwargs)
         if not all(map(torch.equal, before, states((args, kwargs)))):
             drawn = self._draws(qualified_name(name), name)
         if drawn and not isinstance(out, torch.Tensor) and any(isinstance(x, NUMBERS) for x in tree_leaves(out)):
