@@ -43,6 +43,11 @@ CASES = [
     row("adaptive-avg", lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.shape[3] // 3))),
     row("adaptive-max", lambda x: F.adaptive_max_pool2d(x, (x.shape[2] // 2, 3))),
     row("adaptive-max-1d", lambda x: F.adaptive_max_pool1d(x, x.shape[2] // 3 + 1), [(B, 3, S)]),
+    *[
+        row(f"adaptive-3d-{indices}", lambda x, i=indices: F.adaptive_max_pool3d(x, (2, x.shape[3] // 2, 3), i),
+            [(B, 2, 3, H, W)])
+        for indices in (False, True)
+    ],
     row("adaptive-indices", lambda x: F.adaptive_max_pool2d(x, (2, 3), return_indices=True)),
     row("adaptive-indices-one", lambda x: F.adaptive_max_pool1d(x, 1, True), [(B, 3, S)]),
     row("adaptive-indices-some", lambda x: F.adaptive_max_pool2d(x, (x.shape[2] // 2, None), True)),
