@@ -1,5 +1,6 @@
 import operator
 
+from torch2rt.selection import COUNTED, Places, Selection, assign
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -83,6 +84,10 @@ def _clamped(ctx, bound, size):
 
 @composite(Tensor.__getitem__)
 def plain_getitem(input, index):
+    index = _as_mask(index)
+    if (first := _only_mask(index)) is not None:
+        items = index if isinstance(index, tuple) else (index,)
+        return Selection(input.clone(), items[first], first)
     x, plain = _plain_index(input, index)
     if plain is index:
         return NotImplemented
@@ -93,7 +98,15 @@ def plain_getitem(input, index):
 @composite(Tensor.__setitem__)
 def plain_setitem(input, index, value):
     """C++ takes integers that are sizes for constants, and computed ones without dimensions too."""
+    if (spelled := _as_mask(index)) is not index:
+        if plain_setitem(input, spelled, value) is NotImplemented:
+            input[spelled] = value
+        return None
     items = index if isinstance(index, tuple) else (index,)
+    if type(value) is Selection:
+        first = _only_mask(index)
+        check(first is not None, COUNTED)
+        return assign(input, items[first], first, value)
     if any(map(is_symbolic, items)):
         x, plain = _plain_index(input, index)
         x[plain] = value
@@ -133,6 +146,42 @@ def _around(input, items):
     )
     view = input[tuple(slice(None) if isinstance(item, Tensor) else item for item in items)]
     return view, [item if isinstance(item, Tensor) else slice(None) for item in items if not _is_number(item)]
+
+
+@composite(torch.where)
+def where_is_true(condition, *args, **kwargs):
+    if args or kwargs or not is_traced(condition) or condition.dtype is not torch.bool or not condition.dim():
+        return NotImplemented
+    return tuple(Places(condition, dim) for dim in range(condition.dim()))
+
+
+@composite(torch.nonzero, Tensor.nonzero)
+def nonzero_as_tuple(input, *, as_tuple=False):
+    return where_is_true(input) if as_tuple else NotImplemented
+
+
+def _as_mask(index):
+    """An index in which the tensors that `torch.where(mask)` returns are the mask again."""
+    items = index if isinstance(index, tuple) else (index,)
+    places = [i for i, item in enumerate(items) if type(item) is Places]
+    if not places:
+        return index
+    mask = items[places[0]].mask
+    whole = [items[i].axis for i in places] == [*range(mask.dim())] and places[-1] - places[0] == len(places) - 1
+    check(whole and all(items[i].mask is mask and items[i].version == mask._version for i in places), COUNTED)
+    return (*items[: places[0]], mask, *items[places[-1] + 1 :])
+
+
+def _only_mask(index):
+    """Where the one computed mask is, if there is nothing but whole dimensions before and behind it."""
+    items = index if isinstance(index, tuple) else (index,)
+    masks = [i for i, item in enumerate(items) if isinstance(item, Tensor)]
+    if len(masks) != 1 or not is_traced(items[masks[0]]):
+        return None
+    mask = items[masks[0]]
+    others = [item for item in items if item is not mask]
+    whole = all(isinstance(item, slice) and item == slice(None) for item in others)
+    return masks[0] if whole and mask.dtype is torch.bool and mask.dim() else None
 
 
 def _check_bounds(input, items):

@@ -185,6 +185,101 @@ COMPUTED_NUMBERS = [
 ]  # fmt: skip
 
 
+class Experts(torch.nn.Module):
+    """Each row goes through the layers of one expert, which a computed number names."""
+
+    def __init__(self):
+        super().__init__()
+        norm, linear = torch.nn.LayerNorm, torch.nn.Linear
+        layers = [torch.nn.Sequential(norm(4), linear(4, 8), torch.nn.GELU(), linear(8, 4)) for _ in range(2)]
+        self.experts = torch.nn.ModuleList(layers)
+
+    def forward(self, x, which):
+        y = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mask = which == i
+            y[mask] = expert(x[mask])
+        return y
+
+
+def doubled(d, e):
+    mask = e > 0
+    others = ~mask
+    d[mask] *= 2
+    d[others] = e[others] - 1
+
+
+def added(d, e):
+    mask = e[:, 0] > 0
+    d[mask] += e[mask].softmax(-1) if isinstance(e[mask], torch.Tensor) else 0
+
+
+def columns(d, e):
+    mask = e[0] > 0
+    d[:, mask] = torch.exp(e[:, mask]) + d[:, mask]
+
+
+def by_places(d, e):
+    places = torch.where(e > 0)
+    d[places] = e[places].half().float()
+    d[(e < -1).nonzero(as_tuple=True)] = 0.5
+
+
+def selecting(write):
+    def call(d, e):
+        d = d.clone()
+        write(d, e)
+        return d
+
+    return case(call, [(B, S), (B, S)], id=f"selected-{write.__name__}")
+
+
+SELECTED = [
+    *map(selecting, (doubled, added, columns, by_places)),
+    case(
+        lambda x: [x[x > 0].sum(), ((x[x > -9] - 1) ** 2).mean(), x[x[:, 0] > -9].mean(0)],
+        [(B, S)], id="selected-all",
+    ),
+    case(lambda x: x[x > -9].mean(), [half(B, S)], id="selected-mean-half"),
+    case(Experts(), [(B, S, 4), ints(B, S, low=0, high=3)], id="selected-experts"),
+]  # fmt: skip
+
+
+@parametrize(SELECTED)
+def test_selected(row, mode, device):
+    check_case(row, mode, device)
+
+
+def changed_mask(x):
+    mask = x > 0
+    chosen = x[mask]
+    mask.fill_(True)
+    return chosen.sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x[x > 0], "how many elements"),
+        (lambda x: [x, [x[x > 0]]], "how many elements"),
+        (lambda x: x * x[x > 0].shape[0], "how many elements"),
+        (lambda x: x * len(x[x > 0]), "how many elements"),
+        (lambda x: torch.cat([x[x > 0], x[0]]), "how many elements"),
+        (lambda x: x[x > 0].max(), "how many elements"),
+        (lambda x: x[x[:, 0] > 0].softmax(0).sum(), "how many elements"),
+        (lambda x: (x[x > 0] * x[0]).sum(), "how many elements"),
+        (lambda x: (x[x > 0] + x[x > 1]).sum(), "different masks"),
+        (lambda x: torch.where(x > 0)[0], "how many elements"),
+        (lambda x: torch.where(x > 0)[0] + 1, "how many elements"),
+        (lambda x: x[torch.where(x > 0)[0]].sum(), "how many elements"),
+        (changed_mask, "the mask was written to"),
+    ],
+)
+def test_selections_do_not_leave(function, message):
+    with pytest.raises(ConversionError, match=message):
+        torch2rt(Call(function), [torch.randn(4, 5)], max_batch_size=8)
+
+
 @parametrize(COMPUTED_NUMBERS)
 def test_computed_numbers(row, mode, device):
     check_case(row, mode, device)
