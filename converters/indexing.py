@@ -1,5 +1,6 @@
 import operator
 
+from torch2rt.selection import COUNTED, Places, Selection, assign
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -31,6 +32,7 @@ from torch2rt.vocabulary import (
 
 Tensor, aten = torch.Tensor, torch.ops.aten
 EW = trt.ElementWiseOperation
+MASKS = (torch.bool, torch.uint8)
 
 
 # One place, one range -------------------------------------------------------------------------------------------------
@@ -82,6 +84,10 @@ def _clamped(ctx, bound, size):
 
 @composite(Tensor.__getitem__)
 def plain_getitem(input, index):
+    index = _as_mask(index)
+    if (first := _only_mask(index)) is not None:
+        items = index if isinstance(index, tuple) else (index,)
+        return Selection(input.clone(), items[first], first)
     x, plain = _plain_index(input, index)
     if plain is index:
         return NotImplemented
@@ -92,18 +98,29 @@ def plain_getitem(input, index):
 @composite(Tensor.__setitem__)
 def plain_setitem(input, index, value):
     """C++ takes integers that are sizes for constants, and computed ones without dimensions too."""
+    if (spelled := _as_mask(index)) is not index:
+        if plain_setitem(input, spelled, value) is NotImplemented:
+            input[spelled] = value
+        return None
     items = index if isinstance(index, tuple) else (index,)
+    if type(value) is Selection:
+        first = _only_mask(index)
+        check(first is not None, COUNTED)
+        return assign(input, items[first], first, value)
     if any(map(is_symbolic, items)):
         x, plain = _plain_index(input, index)
         x[plain] = value
         return None
     if any(isinstance(item, slice) and any(map(is_symbolic, (item.start, item.stop))) for item in items):
         _check_bounds(input, items)
-    if any(isinstance(item, Tensor) and is_traced(item) and not item.dim() for item in items):
+    if any(map(_is_computed_number, items)):
+        items = _spelled_out(items, input.dim())
+        if any(not isinstance(item, Tensor) and item != slice(None) for item in items):
+            input, items = _around(input, items)
         whole = [isinstance(item, slice) and item == slice(None) for item in items]
         check(
             all(w or isinstance(item, Tensor) for w, item in zip(whole, items, strict=True)),
-            "a computed index without dimensions is only supported beside tensors and ':'",
+            "a computed index without dimensions is not supported beside what is neither a number nor a tensor",
         )
         value = value.to(input.dtype) if isinstance(value, Tensor) else input.new_tensor(value)
         aten.index_put_.default(input, [None if w else item for w, item in zip(whole, items, strict=True)], value)
@@ -114,6 +131,57 @@ def plain_setitem(input, index, value):
         aten.index_put_.default(input, [None] * masks[0] + [items[masks[0]]], value)
         return None
     return NotImplemented
+
+
+def _is_computed_number(item):
+    return isinstance(item, Tensor) and is_traced(item) and not item.dim() and item.dtype not in MASKS
+
+
+def _around(input, items):
+    """A view of what all items but the computed numbers choose, and the items that are left."""
+    tensors = [item for item in items if isinstance(item, Tensor)]
+    check(
+        all(map(_is_computed_number, tensors)),
+        "a computed index without dimensions is not supported beside both tensors and others than ':'",
+    )
+    view = input[tuple(slice(None) if isinstance(item, Tensor) else item for item in items)]
+    return view, [item if isinstance(item, Tensor) else slice(None) for item in items if not _is_number(item)]
+
+
+@composite(torch.where)
+def where_is_true(condition, *args, **kwargs):
+    if args or kwargs or not is_traced(condition) or condition.dtype is not torch.bool or not condition.dim():
+        return NotImplemented
+    return tuple(Places(condition, dim) for dim in range(condition.dim()))
+
+
+@composite(torch.nonzero, Tensor.nonzero)
+def nonzero_as_tuple(input, *, as_tuple=False):
+    return where_is_true(input) if as_tuple else NotImplemented
+
+
+def _as_mask(index):
+    """An index in which the tensors that `torch.where(mask)` returns are the mask again."""
+    items = index if isinstance(index, tuple) else (index,)
+    places = [i for i, item in enumerate(items) if type(item) is Places]
+    if not places:
+        return index
+    mask = items[places[0]].mask
+    whole = [items[i].axis for i in places] == [*range(mask.dim())] and places[-1] - places[0] == len(places) - 1
+    check(whole and all(items[i].mask is mask and items[i].version == mask._version for i in places), COUNTED)
+    return (*items[: places[0]], mask, *items[places[-1] + 1 :])
+
+
+def _only_mask(index):
+    """Where the one computed mask is, if there is nothing but whole dimensions before and behind it."""
+    items = index if isinstance(index, tuple) else (index,)
+    masks = [i for i, item in enumerate(items) if isinstance(item, Tensor)]
+    if len(masks) != 1 or not is_traced(items[masks[0]]):
+        return None
+    mask = items[masks[0]]
+    others = [item for item in items if item is not mask]
+    whole = all(isinstance(item, slice) and item == slice(None) for item in others)
+    return masks[0] if whole and mask.dtype is torch.bool and mask.dim() else None
 
 
 def _check_bounds(input, items):
@@ -142,14 +210,21 @@ def _plain_index(input, index):
     if any(map(_is_truth, items)):
         met = sum(_is_truth(item) or isinstance(item, Tensor) for item in (*items, *plain))
         check(met == 1, "True beside another True or an index tensor is not supported; index one after the other")
-    if any(map(is_symbolic, plain)):
+    if any(map(_is_single, plain)):
         plain = _spelled_out(plain, input.dim())
-        at = [d for d, item in enumerate(item for item in plain if item is not None) if is_symbolic(item)]
-        for d, item in zip(reversed(at), reversed([item for item in plain if is_symbolic(item)]), strict=True):
+        at = [d for d, item in enumerate(item for item in plain if item is not None) if _is_single(item)]
+        for d, item in zip(reversed(at), reversed([item for item in plain if _is_single(item)]), strict=True):
+            if isinstance(item, Tensor):
+                input, item = input[(*[slice(None)] * d, item.reshape(1))], 0
             input = input.select(d, item)
-        return input, tuple(item for item in plain if not is_symbolic(item))
+        return input, tuple(item for item in plain if not _is_single(item))
     same = len(plain) == len(items) and all(a is b for a, b in zip(plain, items, strict=True))
     return input, index if same else tuple(plain)
+
+
+def _is_single(item):
+    """Whether torch selects by this: a size, or a number that is computed."""
+    return is_symbolic(item) or _is_computed_number(item)
 
 
 def _plain(input, item):
@@ -161,10 +236,9 @@ def _plain(input, item):
         return [item if bounds == [item.start, item.stop, item.step] else slice(*bounds)]
     if isinstance(item, Tensor) and is_traced(item):
         check(
-            item.dtype not in (torch.bool, torch.uint8),
+            item.dtype not in MASKS,
             "how many elements a computed mask selects depends on data; keep all and use torch.where or a product",
         )
-        check(item.dim() > 0, "a computed index without dimensions is not supported; make it i.reshape(1)")
         return [item]
     if _is_truth(item):
         check(bool(item), "False as an index leaves nothing")

@@ -2,6 +2,7 @@ import functools
 import math
 
 import torch.nn.functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from torch2rt.symbolic import expression
 from torch2rt.vocabulary import (
@@ -319,6 +320,29 @@ def pdist(input, p=2.0):
     check(not is_symbolic(input.shape[0]), "how many pairs there are grows with the square of a dynamic size")
     first, second = torch.triu_indices(input.shape[0], input.shape[0], 1, device=input.device)
     return torch.linalg.vector_norm(input[first] - input[second], p, -1)
+
+
+@composite(torch.cdist)
+def cdist_of_dynamic_sizes(x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"):
+    """torch takes another kernel from 26 points on, which is a question about sizes that need have no single answer."""
+    dynamic = is_symbolic(x1.shape[-2]) or is_symbolic(x2.shape[-2])
+    if p != 2 or not dynamic or compute_mode != "use_mm_for_euclid_dist_if_necessary":
+        return NotImplemented
+    return distances(x1, x2)
+
+
+def distances(x1, x2):
+    """`torch.cdist` by its default arguments, as a call that is recorded for all numbers of points."""
+    if has_torch_function((x1, x2)):
+        return handle_torch_function(distances, (x1, x2), x1, x2)
+    check(same_size(x1.shape[-1], x2.shape[-1]), f"points of {x1.shape[-1]} and of {x2.shape[-1]} numbers")
+    batch = torch.broadcast_shapes(x1.shape[:-2], x2.shape[:-2])
+    return x1.new_empty((*batch, x1.shape[-2], x2.shape[-2]))
+
+
+@converter(distances)
+def distances_layers(ctx, x1, x2):
+    return cdist(ctx, x1, x2)
 
 
 @converter(torch.cdist)

@@ -65,7 +65,7 @@ def _register_max(n):
         window = _window(n, kernel_size, stride, padding, dilation)
         return _max_pool(ctx, input, window, ceil_mode, ctx.out.shape)
 
-    @converter(getattr(_nn, f"max_pool{n}d_with_indices"), limits="indices need static sizes")
+    @converter(getattr(_nn, f"max_pool{n}d_with_indices"))
     def max_pool_with_indices(ctx, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
         window = _window(n, kernel_size, stride, padding, dilation)
         sizes, out = dims(ctx, input)[-n:], ctx.out[0].shape
@@ -97,7 +97,7 @@ def _register_adaptive(n):
     def adaptive_max_pool(ctx, input, output_size, return_indices=False):
         return _adaptive(ctx, input, Reduce.MAX, ctx.out.shape, n)
 
-    @converter(getattr(torch if n == 1 else _nn, f"adaptive_max_pool{n}d"), limits="indices need static sizes")
+    @converter(getattr(torch if n == 1 else _nn, f"adaptive_max_pool{n}d"))
     def adaptive_max_pool_with_indices(ctx, input, output_size):
         sizes, out = dims(ctx, input)[-n:], ctx.out[0].shape
         best = _adaptive(ctx, input, Reduce.MAX, out, n)

@@ -1,8 +1,14 @@
+import functools
+import math
 from fractions import Fraction
+
+import torch.nn.functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from torch2rt.vocabulary import (
     cast,
     check,
+    composite,
     concat,
     converter,
     dims,
@@ -11,9 +17,13 @@ from torch2rt.vocabulary import (
     gather,
     iota,
     is_symbolic,
+    materialize,
+    ntuple,
     proven,
+    reduce,
     reshape,
     same_size,
+    select,
     shape_tensor,
     torch,
     trt,
@@ -34,11 +44,8 @@ LAYERS = {
     **dict.fromkeys(("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"), LINEAR),
     "upsample_bicubic2d": CUBIC,
 }
-DYNAMIC = (
-    "sizes must be static with antialias, and with bicubic for a scale factor that they do not follow exactly, or for "
-    "align_corners and a result that may be a single pixel"
-)
-ANTIALIASED = ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "_upsample_lanczos2d_aa")
+# How far the filters of the others reach, in pixels.
+ANTIALIASED = {"_upsample_bilinear2d_aa": 1, "_upsample_bicubic2d_aa": 2, "_upsample_lanczos2d_aa": 3}
 
 
 def _register(name):
@@ -54,7 +61,7 @@ def _register(name):
 
     else:
 
-        @converter(getattr(_nn, name), limits="floating point only; static sizes for antialias and some of bicubic")
+        @converter(getattr(_nn, name), limits="floating point only; static sizes for Lanczos")
         def interpolate(
             ctx, input, output_size, align_corners, *scale_factors, scales=None, scales_d=None, scales_h=None,
             scales_w=None,
@@ -69,6 +76,38 @@ for _name in (*LAYERS, *ANTIALIASED):
         _register(_name)
 
 
+@composite(F.interpolate)
+def interpolate_by_a_dynamic_factor(
+    input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
+    antialias=False,
+):  # fmt: skip
+    """torch's operators take no factors that follow from sizes."""
+    sizes = input.shape[2:]
+    factors = ntuple(scale_factor, len(sizes))
+    if size is not None or not any(map(is_symbolic, factors)):
+        return NotImplemented
+    size = [torch.sym_int(n * factor) for n, factor in zip(sizes, factors, strict=True)]
+    if recompute_scale_factor or mode == "area":
+        return F.interpolate(input, size, None, mode, align_corners, antialias=antialias)
+    linear = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sizes)]
+    name = {"nearest-exact": "_upsample_nearest_exact", linear: f"upsample_{mode}"}.get(mode, f"upsample_{mode}")
+    name = f"_{name}{len(sizes)}d_aa" if antialias else f"{name}{len(sizes)}d"
+    check(name in LAYERS or name in ANTIALIASED, f"{mode=} of {len(sizes)} sizes, {antialias=}")
+    return resized(input, size, factors, name, bool(align_corners))
+
+
+def resized(input, size, factors, name, align_corners):
+    """One of torch's operators by its name, for `factors` that may be dynamic: one call that is recorded."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(resized, (input,), input, size, factors, name, align_corners)
+    return input.new_empty((*input.shape[:2], *size))
+
+
+@converter(resized)
+def resized_layers(ctx, input, size, factors, name, align_corners):
+    return _resize(ctx, name, input, factors, (), align_corners)
+
+
 def _resize(ctx, name, input, scale_factors, more, align_corners=False):
     """One resize layer where its coordinates, which follow from the sizes, are torch's; else dimension by dimension.
 
@@ -77,22 +116,22 @@ def _resize(ctx, name, input, scale_factors, more, align_corners=False):
     dtype, sizes, out = dtype_of(input), dims(ctx, input)[2:], ctx.out.shape[2:]
     x = input if dtype.is_floating_point else cast(ctx, input, torch.float32)
     scales = [*scale_factors, *more[-len(out) :][len(scale_factors) :]]
-    each = list(zip(sizes, out, [s or None for s in scales], strict=True))
+    each = list(zip(sizes, out, [s if is_symbolic(s) else s or None for s in scales], strict=True))
     if name in LAYERS and all(_follows_from_sizes(ctx, name, align_corners, *one) for one in each):
         return cast(ctx, _layer(ctx, name, x, align_corners, each), dtype)
     x = x if "nearest" in name else cast(ctx, x, torch.float32)
     for axis, (size, to, scale) in enumerate(each, 2):
-        if same_size(size, to) and (scale is None or scale == 1 or align_corners):
+        if same_size(size, to) and (scale is None or same_size(scale, 1) or align_corners):
             continue
         if "nearest" in name:
             x = gather(ctx, x, _index(ctx, name, size, to, scale), axis)
         else:
-            x = weighted_gather(ctx, x, *_taps(ctx, name, align_corners, size, to, scale), axis)
+            x = weighted_gather(ctx, x, *_taps(ctx, name, align_corners, size, to, scale, each), axis)
     return cast(ctx, x, dtype)
 
 
 def _layer(ctx, name, x, align_corners, each):
-    layer = ctx.network.add_resize(x)
+    layer = ctx.network.add_resize(materialize(ctx, x))
     layer.resize_mode, coordinate, rounding = LAYERS[name]
     layer.coordinate_transformation = Coordinate.ALIGN_CORNERS if align_corners else coordinate
     if rounding is not None:
@@ -117,6 +156,8 @@ def _times(ctx, size, out, scale):
 def _follows_from_sizes(ctx, name, align_corners, size, out, scale):
     if align_corners:  # with one pixel, torch takes the first and TensorRT's formula divides by zero
         return same_size(size, out) or proven(ctx, out > 1)
+    if is_symbolic(scale):
+        return False
     if scale is not None:
         ratio = Fraction(scale).limit_denominator(1000)
         if float(ratio) != scale or not proven(ctx, out * ratio.denominator == size * ratio.numerator):
@@ -140,19 +181,24 @@ def _in_torch(name, x, out, scale, *align_corners):
 
 def _index(ctx, name, size, out, scale):
     """Which element of a dimension each element of the result is: what torch makes of 0, 1, 2, ..."""
-    if not is_symbolic(size) and not is_symbolic(out):
+    if not any(map(is_symbolic, (size, out, scale))):
         return _in_torch(name, torch.arange(size, dtype=torch.float32)[None, None], out, scale).reshape(out).long()
     i = cast(ctx, iota(ctx, out), torch.float32)
     i = elementwise(ctx, EW.SUM, i, 0.5) if "exact" in name else i
-    at = elementwise(ctx, EW.PROD, i, size / out if scale is None else 1 / scale)
+    step = size / out if scale is None else 1 / scale
+    if scale is not None and ctx.device.type == "cpu" and "exact" not in name:  # a rule of torch's for CPUs
+        for times in (1, 2):
+            same = elementwise(ctx, EW.EQUAL, materialize(ctx, size * times), out)
+            step = select(ctx, same, 1 / times, step, torch.float32)
+    at = elementwise(ctx, EW.PROD, i, step)
     return elementwise(ctx, EW.MIN, cast(ctx, at, torch.int64), size - 1)
 
 
-def _taps(ctx, name, align_corners, size, out, scale):
+def _taps(ctx, name, align_corners, size, out, scale, each):
     """Which elements of a dimension are in each of the result, and how much: what torch makes of the identity."""
-    if is_symbolic(size) or is_symbolic(out):
-        check(LAYERS.get(name) is LINEAR, DYNAMIC)
-        return _linear_taps(ctx, align_corners, size, out, scale)
+    copied = [] if scale is None or align_corners else _copied(ctx, name, (size, out, scale), each)
+    if any(map(is_symbolic, (size, out, scale))) or len(copied) > 1 and same_size(size, out):
+        return _dynamic_taps(ctx, name, align_corners, size, out, scale, copied)
     matrix = _in_torch(name, torch.eye(size)[None], out, scale, align_corners).reshape(size, out).T
     used = (matrix != 0).int()
     first, last = used.argmax(1, keepdim=True), size - 1 - used.flip(1).argmax(1, keepdim=True)
@@ -161,17 +207,88 @@ def _taps(ctx, name, align_corners, size, out, scale):
     return places, matrix.gather(1, places) * inside
 
 
-def _linear_taps(ctx, align_corners, size, out, scale):
-    """The two neighbours of each position, for sizes that are known when the engine runs."""
-    at = cast(ctx, iota(ctx, out), torch.float32)
+def _copied(ctx, name, this, each):
+    """The dimensions of which torch copies this one, whatever the scale factor, if all of them keep their sizes."""
+    if ctx.device.type == "cpu":
+        return [] if LAYERS.get(name) is CUBIC else [this]
+    return each if LAYERS.get(name) is LINEAR else []
+
+
+def _dynamic_taps(ctx, name, align_corners, size, out, scale, copied):
+    """`_taps` for sizes that are known when the engine runs."""
     if align_corners:
-        at = elementwise(ctx, EW.PROD, at, (size - 1) / torch.sym_max(out - 1, 1))
+        step = (size - 1) / torch.sym_max(out - 1, 1)
     else:
-        at = elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, at, 0.5), size / out if scale is None else 1 / scale)
-        at = elementwise(ctx, EW.MAX, elementwise(ctx, EW.SUB, at, 0.5), 0.0)
-    at = reshape(ctx, elementwise(ctx, EW.MIN, at, size - 1, torch.float32), (out, 1))
+        step = size / out if scale is None else 1 / scale
+    step = materialize(ctx, step, torch.float32)
+    same = [elementwise(ctx, EW.EQUAL, materialize(ctx, a), b) for a, b, _ in copied]
+    if same:
+        same = functools.reduce(lambda a, b: elementwise(ctx, EW.AND, a, b), same)
+        step = select(ctx, same, 1.0, step, torch.float32)
+    i = reshape(ctx, cast(ctx, iota(ctx, out), torch.float32), (out, 1))
+    if name in ANTIALIASED:
+        return _filter_taps(ctx, name, i, step, size, out, scale)
+    if align_corners:
+        at = elementwise(ctx, EW.PROD, i, step)
+    else:
+        at = elementwise(ctx, EW.SUB, elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, i, 0.5), step), 0.5)
+    if LAYERS[name] is CUBIC:
+        return _cubic_taps(ctx, at, size)
+    at = elementwise(ctx, EW.MAX, at, 0.0)
+    at = elementwise(ctx, EW.MIN, at, size - 1, torch.float32)
     low = unary(ctx, trt.UnaryOperation.FLOOR, at)
     share = elementwise(ctx, EW.SUB, at, low)
     low = cast(ctx, low, torch.int64)
     high = elementwise(ctx, EW.MIN, elementwise(ctx, EW.SUM, low, 1), size - 1)
     return concat(ctx, [low, high], 1), concat(ctx, [elementwise(ctx, EW.SUB, 1.0, share), share], 1)
+
+
+def _cubic_taps(ctx, at, size):
+    """The four neighbours of each position; beyond an edge its element counts again."""
+    low = unary(ctx, trt.UnaryOperation.FLOOR, at)
+    neighbours = torch.arange(-1, 3)
+    distance = elementwise(ctx, EW.SUB, elementwise(ctx, EW.SUB, at, low), neighbours.float())
+    places = elementwise(ctx, EW.SUM, cast(ctx, low, torch.int64), neighbours)
+    places = elementwise(ctx, EW.MAX, elementwise(ctx, EW.MIN, places, size - 1), 0)
+    return places, _cubic(ctx, unary(ctx, trt.UnaryOperation.ABS, distance), -0.75)
+
+
+def _cubic(ctx, x, a):
+    """Keys' cubic convolution at distances of up to 2 pixels; beyond, it is 0."""
+    near, far = [a + 2, -(a + 3), 0.0, 1.0], [a, -5 * a, 8 * a, -4 * a]
+    near, far = _polynomial(ctx, x, near), _polynomial(ctx, x, far)
+    far = select(ctx, elementwise(ctx, EW.LESS, x, 2.0), far, 0.0, torch.float32)
+    return select(ctx, elementwise(ctx, EW.LESS, x, 1.0), near, far, torch.float32)
+
+
+def _polynomial(ctx, x, coefficients):
+    result, *others = coefficients
+    for coefficient in others:
+        result = elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, x, result), coefficient)
+    return result
+
+
+def _filter_taps(ctx, name, i, step, size, out, scale):
+    """All elements under a filter that is as much wider as the result is smaller, and its values there, of sum 1."""
+    check("lanczos" not in name, "sizes must be static with Lanczos")
+    reach = ANTIALIASED[name]
+    wider = elementwise(ctx, EW.MAX, step, 1.0)
+    center = elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, i, 0.5), step)
+    support = elementwise(ctx, EW.PROD, wider, float(reach))
+    whole = lambda x: cast(ctx, elementwise(ctx, EW.SUM, x, 0.5), torch.int64)  # noqa: E731
+    first = elementwise(ctx, EW.MAX, whole(elementwise(ctx, EW.SUB, center, support)), 0)
+    end = elementwise(ctx, EW.MIN, whole(elementwise(ctx, EW.SUM, center, support)), size)
+    if scale is None:
+        longest = 2 * reach * torch.sym_max((size + out - 1) // out, 1) + 1
+    else:
+        longest = 2 * reach * torch.sym_max(torch.sym_int(math.ceil(1 / scale)), 1) + 1
+    places = elementwise(ctx, EW.SUM, first, iota(ctx, longest))
+    x = elementwise(ctx, EW.SUB, elementwise(ctx, EW.SUM, cast(ctx, places, torch.float32), 0.5), center)
+    x = unary(ctx, trt.UnaryOperation.ABS, elementwise(ctx, EW.DIV, x, wider))
+    if reach == 1:
+        weight = elementwise(ctx, EW.MAX, elementwise(ctx, EW.SUB, 1.0, x), 0.0)
+    else:
+        weight = _cubic(ctx, x, -0.5)
+    weight = select(ctx, elementwise(ctx, EW.LESS, places, end), weight, 0.0, torch.float32)
+    total = reduce(ctx, trt.ReduceOperation.SUM, weight, 1, keepdim=True)
+    return elementwise(ctx, EW.MIN, places, size - 1), elementwise(ctx, EW.DIV, weight, total)

@@ -82,7 +82,7 @@ def owns_memory(x):
     """Whether a tensor is all of its memory, in order."""
     expected = 1
     for size, stride in zip(reversed(x.shape), reversed(x.stride()), strict=True):
-        if not same_size(size, 1) and not same_size(stride, expected):
+        if not same_size(size, 1) and expression(stride - expected).expand() != 0:
             return False
         expected = expected * size
     return expression(x.untyped_storage().nbytes() - expected * x.itemsize).expand() == 0
@@ -295,7 +295,12 @@ def _distance(ctx, rows, columns, relation, offset):
 
 @converter(F.unfold)
 def unfold_image(ctx, input, kernel_size, dilation=1, padding=0, stride=1):
-    """Pad, flatten the image, and gather every window's pixels by their constant positions."""
+    """Pad, flatten the image, and gather every window's pixels by their constant positions.
+
+    In an image of dynamic size the rows of the windows are gathered, and then their columns.
+    """
+    if any(map(is_symbolic, dims(ctx, input)[-2:])):
+        return reshape(ctx, _windows_of_any(ctx, input, kernel_size, dilation, padding, stride), ctx.out.shape)
     position, (height, width) = _windows(ctx, dims(ctx, input)[-2:], kernel_size, dilation, padding, stride)
     *batch, channels = dims(ctx, input)[:-2]
     top, left = ntuple(padding, 2)
@@ -310,6 +315,8 @@ def unfold_image(ctx, input, kernel_size, dilation=1, padding=0, stride=1):
 @converter(F.fold)
 def fold_image(ctx, input, output_size, kernel_size, dilation=1, padding=0, stride=1):
     """For every pixel, gather the window elements that cover it (or a zero in their stead) and add them up."""
+    if any(map(is_symbolic, (*ntuple(output_size, 2), *dims(ctx, input)))):
+        return _fold_any(ctx, input, output_size, kernel_size, dilation, padding, stride)
     size, (top, left) = ntuple(output_size, 2), ntuple(padding, 2)
     position, (height, width) = _windows(ctx, size, kernel_size, dilation, padding, stride)
     *batch, _, _ = dims(ctx, input)
@@ -327,9 +334,65 @@ def fold_image(ctx, input, output_size, kernel_size, dilation=1, padding=0, stri
     return cast(ctx, reduce(ctx, trt.ReduceOperation.SUM, gather(ctx, x, cover, -1), -1), ctx.out.dtype)
 
 
+def _windows_of_any(ctx, x, kernel_size, dilation, padding, stride):
+    """(..., channels, window rows, window columns, rows, columns) of an image of dynamic size."""
+    n = len(dims(ctx, x)) - 2
+    top, left = ntuple(padding, 2)
+    if top or left:
+        *kept, height, width = dims(ctx, x)
+        size = [*kept, height + 2 * top, width + 2 * left]
+        x = slice_nd(ctx, x, [*[0] * n, -top, -left], size, [1] * (n + 2), trt.SampleMode.FILL)
+    for axis, *window in zip((n, n + 2), *(ntuple(v, 2) for v in (kernel_size, dilation, stride)), strict=True):
+        k, d, s = window
+        out = _number_of_windows(dims(ctx, x)[axis], k, d, s)
+        require(ctx, out > 0, "the image is too small for the window")
+        first = elementwise(ctx, EW.PROD, reshape(ctx, iota(ctx, out), (1, out)), s)
+        x = gather(ctx, x, elementwise(ctx, EW.SUM, first, torch.arange(k)[:, None] * d), axis)
+    return permute(ctx, x, [*range(n), n, n + 2, n + 1, n + 3])
+
+
+def _number_of_windows(padded, k, d, s):
+    return (padded - d * (k - 1) - 1) // s + 1
+
+
+def _fold_any(ctx, x, output_size, kernel_size, dilation, padding, stride):
+    """`fold` where sizes are dynamic: along the columns, and then along the rows."""
+    sizes, options = ntuple(output_size, 2), (kernel_size, dilation, padding, stride)
+    each = list(zip(*(ntuple(v, 2) for v in options), strict=True))
+    places = [_number_of_windows(size + 2 * p, k, d, s) for size, (k, d, p, s) in zip(sizes, each, strict=True)]
+    require(ctx, math.prod(places) == dims(ctx, x)[-1], "the number of windows does not fit the image")
+    *batch, _, _ = dims(ctx, x)
+    n = len(batch) + 1
+    channels = ctx.out.shape[-3]
+    x = cast(ctx, x, wide(ctx.out.dtype))
+    x = reshape(ctx, x, [*batch, channels, *(k for k, *_ in each), *places])
+    x = permute(ctx, x, [*range(n), n, n + 2, n + 1, n + 3])
+    x = _covered(ctx, x, sizes[1], places[1], *each[1])
+    x = permute(ctx, x, [*range(n), n + 2, n, n + 1])
+    x = _covered(ctx, x, sizes[0], places[0], *each[0])
+    return cast(ctx, permute(ctx, x, [*range(n), n + 1, n]), ctx.out.dtype)
+
+
+def _covered(ctx, x, size, places, k, d, p, s):
+    """The last two dimensions, tap and window, as the sums of those that cover each place of a size."""
+    *kept, _, _ = dims(ctx, x)
+    n = len(kept)
+    x = reshape(ctx, x, [*kept, k * places])
+    x = slice_nd(ctx, x, [0] * (n + 1), [*kept, k * places + 1], [1] * (n + 1), trt.SampleMode.FILL)
+    taps = torch.arange(k)
+    offset = elementwise(ctx, EW.SUM, reshape(ctx, iota(ctx, size), (size, 1)), p - taps * d)
+    window = elementwise(ctx, EW.FLOOR_DIV, offset, s)
+    starts = elementwise(ctx, EW.EQUAL, elementwise(ctx, EW.PROD, window, s), offset)
+    exists = elementwise(
+        ctx, EW.AND, elementwise(ctx, EW.GREATER, window, -1), elementwise(ctx, EW.LESS, window, places)
+    )
+    element = elementwise(ctx, EW.SUM, window, elementwise(ctx, EW.PROD, taps, places))
+    element = select(ctx, elementwise(ctx, EW.AND, starts, exists), element, k * places, torch.int64)
+    return reduce(ctx, trt.ReduceOperation.SUM, gather(ctx, x, element, n), -1)
+
+
 def _windows(ctx, size, kernel_size, dilation, padding, stride):
     """The position in the padded, flattened image of each element of each window, and the padded size."""
-    check(not any(map(is_symbolic, size)), "the image's height and width must be static")
     padded = [n + 2 * p for n, p in zip(size, ntuple(padding, 2), strict=True)]
     axis = []
     for n, k, d, s in zip(padded, ntuple(kernel_size, 2), ntuple(dilation, 2), ntuple(stride, 2), strict=True):

@@ -157,6 +157,138 @@ def test_one_value_or_one_for_each(device):
         torch.testing.assert_close(run(x, mask, v), put(x, mask, v))
 
 
+def with_twos(x, index):
+    x = x.clone()
+    x[index] = 2
+    return x
+
+
+NUMBER = ints(low=-3, high=3)
+PLACES = ints(B, low=-4, high=4)
+COMPUTED_NUMBERS = [
+    *[
+        case(lambda x, i, read=read: read(x, i), [shape, NUMBER], id=f"computed-number-{name}")
+        for name, shape, read in (
+            ("row", (4, S), lambda x, i: x[i]),
+            ("column", (B, 5, S), lambda x, i: x[:, i]),
+            ("last", (B, S, 5), lambda x, i: x[..., i]),
+            ("slice", (B, 5, S), lambda x, i: x[:, i, 1:3]),
+            ("plain", (3, 5, B), lambda x, i: x[-1, i, None]),
+            ("two", (4, 4, B), lambda x, i: x[i, i + 1]),
+            ("places", (4, 5, B), lambda x, i: x[i, torch.tensor([0, 2, 4], device=x.device)]),
+            ("argmax", (5, B), lambda x, i: x[x[:, 0].argmax()]),
+            ("constant", (B,), lambda x, i: x + torch.arange(4.0, device=x.device)[i]),
+            ("written-row", (4, B), lambda x, i: with_twos(x, i)),
+            ("written-slice", (4, 5, B), lambda x, i: with_twos(x, (i, slice(1, 3)))),
+            ("written-plain", (4, 5, B), lambda x, i: with_twos(x, (1, i))),
+            ("written-last", (B, 5), lambda x, i: with_twos(x, (..., i))),
+        )
+    ],
+    case(lambda x, i, k: x[i, k] + x[k, i], [(4, 4, B), NUMBER, PLACES], id="computed-number-and-places"),
+    case(lambda x, i, k: x[k, :, i], [(4, 5, 4), NUMBER, PLACES], id="computed-number-apart-from-places"),
+]  # fmt: skip
+
+
+class Experts(torch.nn.Module):
+    """Each row goes through the layers of one expert, which a computed number names."""
+
+    def __init__(self):
+        super().__init__()
+        norm, linear = torch.nn.LayerNorm, torch.nn.Linear
+        layers = [torch.nn.Sequential(norm(4), linear(4, 8), torch.nn.GELU(), linear(8, 4)) for _ in range(2)]
+        self.experts = torch.nn.ModuleList(layers)
+
+    def forward(self, x, which):
+        y = torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            mask = which == i
+            y[mask] = expert(x[mask])
+        return y
+
+
+def doubled(d, e):
+    mask = e > 0
+    others = ~mask
+    d[mask] *= 2
+    d[others] = e[others] - 1
+
+
+def added(d, e):
+    mask = e[:, 0] > 0
+    d[mask] += e[mask].softmax(-1) if isinstance(e[mask], torch.Tensor) else 0
+
+
+def columns(d, e):
+    mask = e[0] > 0
+    d[:, mask] = torch.exp(e[:, mask]) + d[:, mask]
+
+
+def by_places(d, e):
+    places = torch.where(e > 0)
+    d[places] = e[places].half().float()
+    d[(e < -1).nonzero(as_tuple=True)] = 0.5
+
+
+def selecting(write):
+    def call(d, e):
+        d = d.clone()
+        write(d, e)
+        return d
+
+    return case(call, [(B, S), (B, S)], id=f"selected-{write.__name__}")
+
+
+SELECTED = [
+    *map(selecting, (doubled, added, columns, by_places)),
+    case(
+        lambda x: [x[x > 0].sum(), ((x[x > -9] - 1) ** 2).mean(), x[x[:, 0] > -9].mean(0)],
+        [(B, S)], id="selected-all",
+    ),
+    case(lambda x: x[x > -9].mean(), [half(B, S)], id="selected-mean-half"),
+    case(Experts(), [(B, S, 4), ints(B, S, low=0, high=3)], id="selected-experts"),
+]  # fmt: skip
+
+
+@parametrize(SELECTED)
+def test_selected(row, mode, device):
+    check_case(row, mode, device)
+
+
+def changed_mask(x):
+    mask = x > 0
+    chosen = x[mask]
+    mask.fill_(True)
+    return chosen.sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x[x > 0], "how many elements"),
+        (lambda x: [x, [x[x > 0]]], "how many elements"),
+        (lambda x: x * x[x > 0].shape[0], "how many elements"),
+        (lambda x: x * len(x[x > 0]), "how many elements"),
+        (lambda x: torch.cat([x[x > 0], x[0]]), "how many elements"),
+        (lambda x: x[x > 0].max(), "how many elements"),
+        (lambda x: x[x[:, 0] > 0].softmax(0).sum(), "how many elements"),
+        (lambda x: (x[x > 0] * x[0]).sum(), "how many elements"),
+        (lambda x: (x[x > 0] + x[x > 1]).sum(), "different masks"),
+        (lambda x: torch.where(x > 0)[0], "how many elements"),
+        (lambda x: torch.where(x > 0)[0] + 1, "how many elements"),
+        (lambda x: x[torch.where(x > 0)[0]].sum(), "how many elements"),
+        (changed_mask, "the mask was written to"),
+    ],
+)
+def test_selections_do_not_leave(function, message):
+    with pytest.raises(ConversionError, match=message):
+        torch2rt(Call(function), [torch.randn(4, 5)], max_batch_size=8)
+
+
+@parametrize(COMPUTED_NUMBERS)
+def test_computed_numbers(row, mode, device):
+    check_case(row, mode, device)
+
+
 @parametrize(FANCY)
 def test_fancy(row, mode, device):
     check_case(row, mode, device)
@@ -178,7 +310,7 @@ def test_one_slice_and_one_reshape():
         (lambda x: x[x > 0], "a computed mask selects depends on data"),
         (lambda x: x[:, x[0] > 0], "keep all"),
         (lambda x: x.masked_select(x > 0), "torch.where"),
-        (lambda x: x[:, x.argmax()], "without dimensions"),
+        (lambda x: with_twos(x, (x[0].argmax(), torch.tensor([0]), None)), "without dimensions"),
         (lambda x: x[: x.argmax()], "depends on the value"),
         (lambda x: x[:, torch.tensor([0, 5])], "index 5 is out of range for size 5"),
         (lambda x: x[torch.tensor([0, 1])], "index 1 is out of range for size"),

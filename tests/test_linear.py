@@ -150,6 +150,8 @@ CASES = [
     case(torch.cdist, [(B, 4, 3), (B, 5, 3)], 2, "use_mm_for_euclid_dist"),
     case(torch.cdist, [(B, M, 3), (B, 5, 3)], 2, "donot_use_mm_for_euclid_dist"),
     case(lambda x: torch.cdist(x, x), [(B, S, 3)], id="cdist-self"),
+    case(torch.cdist, [(B, 1, Size("few", 3, 7, 40), 3), (4, Size("many", 2, 5, 33), 3)], rtol=1e-3, atol=1e-3),
+    case(lambda x: torch.cdist(x, x.new_ones(30, 3)), [(Size("few", 3, 7, 40), 3)], id="cdist-const", rtol=1e-3),
 ]  # fmt: skip
 
 

@@ -171,9 +171,3 @@ def test_lp_pool(row, mode, device):
 def test_refused(function, error, message):
     with pytest.raises(error, match=message):
         torch2rt(Call(function), [torch.randn(2, 3, 8, 8)])
-
-
-def test_dynamic_indices_refused():
-    with pytest.raises(UnsupportedError, match="no result 1"):
-        module = Call(lambda x: F.max_pool1d(x, 2, return_indices=True))
-        torch2rt(module, [torch.randn(2, 3, 8)], min_shapes=[(2, 3, 4)], max_shapes=[(2, 3, 9)])

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import B, Call, Data, S, case, check_case, half, parametrize
+from harness import B, Call, Data, S, Size, case, check_case, half, parametrize
 
 from torch2rt import UnsupportedError, lower, torch2rt, trace
 from torch2rt.backend import trt
@@ -147,6 +147,78 @@ def test_lanczos():
     check_case(row, "dynamic", torch.device("cpu"))  # torch has it for a CPU only
 
 
+H, W = Size("H", 4, 7, 12), Size("W", 5, 8, 11)
+TABLE = torch.randn(1, 3, 6, 5)
+
+
+def table(**options):
+    """A constant, such as an embedding of positions, in the size of an image."""
+
+    def call(x):
+        return x + F.interpolate(TABLE.to(x.device), x.shape[2:], **options)
+
+    return case(call, [(B, 3, H, W)], id="-".join(["table", *map(str, options.values())]), modes=("dynamic",))
+
+
+def factors(eps=0.1, **options):
+    """The same by factors, as vision transformers compute them."""
+
+    def call(x):
+        by = ((x.shape[2] + eps) / 6, (x.shape[3] + eps) / 5)
+        return x + F.interpolate(TABLE.to(x.device), scale_factor=by, **options)
+
+    name = "-".join(["factors", *map(str, options.values()), str(eps)])
+    return case(call, [(B, 3, H, W)], id=name, modes=("dynamic",))
+
+
+DYNAMIC = [
+    *[table(mode=mode) for mode in ("nearest", "nearest-exact", "bilinear", "bicubic", "area")],
+    *[table(mode=mode, align_corners=True) for mode in ("bilinear", "bicubic")],
+    *[table(mode=mode, antialias=True) for mode in ("bilinear", "bicubic")],
+    *[table(mode=mode, antialias=True, align_corners=True) for mode in ("bilinear", "bicubic")],
+    *[factors(mode=mode) for mode in ("nearest", "nearest-exact", "bilinear", "bicubic", "area")],
+    *[factors(mode=mode, antialias=True) for mode in ("bilinear", "bicubic")],
+    factors(0.0, mode="bicubic"),
+    factors(mode="bilinear", recompute_scale_factor=True),
+    *[
+        case(F.interpolate, [(B, 3, H, W)], mode=mode, modes=("dynamic",), **options)
+        for mode in ("bilinear", "bicubic")
+        for options in (
+            dict(size=(9, 3), antialias=True),
+            dict(size=(9, 1), align_corners=True),
+            dict(scale_factor=0.7),
+            dict(scale_factor=(0.7, 1.5), antialias=True),
+        )
+    ],
+    case(lambda x, y: F.interpolate(x, y.shape[2:], mode="bicubic", antialias=True),
+         [(B, 3, H, 9), (1, 1, S, 4)], id="antialias-to-another", modes=("dynamic",)),
+    case(nn.Upsample(scale_factor=1.5, mode="bicubic"), [(B, 3, H, W)], id="Upsample-bicubic", modes=("dynamic",)),
+    case(lambda x: F.interpolate(x, scale_factor=5 / x.shape[2], mode="linear"), [(B, 3, S)], id="to-5"),
+]  # fmt: skip
+
+
+@parametrize(DYNAMIC)
+def test_dynamic(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_a_size_rounded_from_a_float(device):
+    """Python's float, in which 49 / 6 * 6 is less than 49, and not TensorRT's."""
+    module = Call(lambda x: x.new_ones(torch.sym_int(x.shape[0] / 6 * 6)))
+    model_trt = torch2rt(module, [torch.ones(7, device=device)], min_shapes=[(1,)], max_shapes=[(3000,)])
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for size in (1, 6, 7, 49, 98, 1234, 2999):
+        assert run(torch.ones(size, device=device)).shape == (int(size / 6 * 6),)
+
+
+def test_a_constant_is_torchs(device):
+    """torch's decomposition of a bilinear resize differs from its kernel where a size stays but for a factor."""
+    module = Call(lambda x: x + F.interpolate(TABLE.to(x.device), scale_factor=(1.2, 1.02), mode="bilinear"))
+    x = torch.randn(2, 3, 7, 5, device=device)
+    graph = trace(module, [x])
+    torch.testing.assert_close(graph(x)[0] if isinstance(graph(x), (tuple, list)) else graph(x), module(x))
+
+
 ONE_LAYER = [("nearest", None), ("bilinear", False), ("bilinear", True), ("bicubic", False)]
 
 
@@ -161,8 +233,6 @@ def test_twice_as_large_is_one_layer(mode, align_corners):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: F.interpolate(x, scale_factor=0.7, mode="bicubic"), "sizes must be static"),
-        (lambda x: F.interpolate(x, (5, 5), mode="bilinear", antialias=True), "sizes must be static"),
         (lambda x: F.interpolate(x.to(torch.uint8), (5, 5), mode="bilinear"), "only by 'nearest'"),
     ],
 )

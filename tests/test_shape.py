@@ -202,6 +202,40 @@ def test_diagonals(row, mode, device):
     check_case(row, mode, device)
 
 
+H, W = Size("H", 4, 7, 12), Size("W", 5, 8, 11)
+UNEVEN = dict(kernel_size=(2, 3), dilation=(2, 1), padding=(1, 0), stride=(2, 1))
+DYNAMIC_WINDOWS = [
+    case(F.unfold, [(B, 3, H, W)], 3, padding=1, modes=("dynamic",)),
+    case(F.unfold, [(3, H, W)], **UNEVEN, modes=("dynamic",), id="unfold-uneven"),
+    *[
+        case(
+            lambda x, options=options: F.fold(F.unfold(x, **options), x.shape[-2:], **options),
+            [shape], modes=("dynamic",), id=f"fold-{name}",
+        )
+        for name, shape, options in (
+            ("even", (B, 3, H, W), dict(kernel_size=3, padding=1)),
+            ("uneven", (B, 3, H, W), UNEVEN),
+            ("wide", (3, H, W), dict(kernel_size=(1, 2), stride=(2, 3))),
+        )
+    ],
+    case(
+        lambda x, y: torch.cat([x, y], 1).as_strided((x.shape[0], 2, x.shape[1] + y.shape[1] - 1),
+                                                     (x.shape[1] + y.shape[1], 1, 1)),
+        [(B, H), (B, Size("P", 1, 2, 3))], modes=("dynamic",), id="as_strided-sum",
+    ),
+]  # fmt: skip
+
+
+@parametrize(DYNAMIC_WINDOWS)
+def test_dynamic_windows(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_an_image_smaller_than_the_window_is_refused():
+    with pytest.raises(ConversionError, match="only does the same for every size"):
+        torch2rt(Call(F.unfold, (3,)), [torch.randn(1, 2, 5, 5)], min_shapes=[(1, 2, 2, 5)], max_shapes=[(1, 2, 7, 5)])
+
+
 @parametrize(WINDOWS)
 def test_windows(row, mode, device):
     check_case(row, mode, device)
@@ -226,7 +260,6 @@ def test_one_shuffle_per_view():
         (lambda x: x.t().as_strided_scatter(x[0, :2], (2,), (1,)), (4, 3), "it writes to memory"),
         (lambda x: torch.ops.aten.as_strided.default(x, (2, 2), (1, 2)), (4, 3), "not known here"),
         (lambda x: x.view(torch.int32), (4, 3), "memory cannot be read as another type"),
-        (lambda x: F.unfold(x.transpose(0, 3), 2), (4, 3, 5, 6), r"must be static|false for input_0.shape\[0\] = 1"),
     ],
 )
 def test_refused(function, shape, message):

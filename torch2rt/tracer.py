@@ -45,6 +45,8 @@ from torch2rt.interface import Input, Interface, Shape
 from torch2rt.randomness import states
 from torch2rt.registry import Call, Target, by_schema, load, overload_of, qualified_name
 from torch2rt.scalars import FakeMode, with_numbers
+from torch2rt.selection import COUNTED, Selection, selected
+from torch2rt.selection import Places as SelectedPlaces
 from torch2rt.source import Places
 from torch2rt.symbolic import Dim, PythonAlgebra, expression, in_words, is_symbolic
 
@@ -106,6 +108,7 @@ class Tracer(TorchFunctionMode):
         self.opening: list[Target] = []
         self.eager = EagerCalls(self)
         self.failed: tuple[Exception, Recorded | None] | None = None  # the last error of a torch call, and the call
+        self.selects = False  # whether a computed mask has selected elements
         self.refused: TraceError | None = None  # the first that was raised: a module may catch what eager never raises
 
     # Inputs ----------------------------------------------------------------------------------------------------------
@@ -161,6 +164,9 @@ class Tracer(TorchFunctionMode):
             raise
 
     def _function(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.selects and any(map(_is_selected, tree_leaves((args, kwargs)))):
+            if func not in (torch.Tensor.__setitem__, torch.Tensor.__getitem__) or _is_selected(args[0]):
+                return self._open(func, functools.partial(selected, func), args, kwargs)
         if self.take_strays and any(map(_is_wrapped, tree_leaves((args, kwargs)))):
             return self._for_real(func, args, kwargs)  # StrayRecorder sees what it does to the tensors inside
         # what a function passed to an operator computes from is not among the operator's arguments
@@ -200,9 +206,14 @@ class Tracer(TorchFunctionMode):
         return out
 
     def constant(self, func: Target, args: Any, kwargs: Any, name: Target) -> Any:
-        """The result of a call of real tensors, which `name` has made; a random one must not reach the graph."""
+        """The result of a call of real tensors, which `name` has made; a random one must not reach the graph.
+
+        Symbolic sizes need torch's Python dispatcher. It runs decompositions instead of kernels, of which not all are
+        right: that of a bilinear resize to a size that does not follow from the scale factor is not.
+        """
         drawn, before = self._drawn((args, kwargs)), states((args, kwargs))
-        out = func(*args, **kwargs)
+        with torch._C._DisablePythonDispatcher():
+            out = func(*args, **kwargs)
         if not all(map(torch.equal, before, states((args, kwargs)))):
             drawn = self._draws(qualified_name(name), name)
         if drawn and not isinstance(out, torch.Tensor) and any(isinstance(x, NUMBERS) for x in tree_leaves(out)):
@@ -281,7 +292,10 @@ class Tracer(TorchFunctionMode):
             return NotImplemented
         args, kwargs = by_schema(func, inspect.signature(body).parameters, args, kwargs)
         with self.decisions.inside():
-            return self._open(func, body, args, kwargs)
+            out = self._open(func, body, args, kwargs)
+        if out is not NotImplemented:
+            self.selects |= _is_selected(out[0] if isinstance(out, tuple) and out else out)
+        return out
 
     def _open(self, func: Target, body: Target, args: Any, kwargs: Any) -> Any:
         """Record the calls that a call's body makes."""
@@ -405,6 +419,8 @@ class Tracer(TorchFunctionMode):
 
     def is_traced(self, value: Any) -> bool:
         """Whether a fake tensor of this run, or a symbolic size, is anywhere in a call's arguments."""
+        if _is_selected(value):
+            return True
         if isinstance(value, torch.Tensor):
             return isinstance(value, FakeTensor) or self.storages.is_shadowed(value)
         if isinstance(value, (tuple, list)):
@@ -422,6 +438,8 @@ class Tracer(TorchFunctionMode):
 
     def argument(self, value: Any) -> Any:
         """A call's argument as the graph holds it."""
+        if _is_selected(value):
+            raise TraceError(f"{self.places.here()}: {COUNTED}.")
         if isinstance(value, torch.Tensor):
             node = self.storages.node(value)
             return self.attribute(value) if node is None else node
@@ -497,6 +515,11 @@ class Tracer(TorchFunctionMode):
 def _is_of_tensors(out: Any) -> bool:
     """Whether a call's result is a tensor, or holds some."""
     return isinstance(out, torch.Tensor) or isinstance(out, (tuple, list)) and any(map(_is_of_tensors, out))
+
+
+def _is_selected(value: Any) -> bool:
+    """Whether this stands for what a computed mask selects; such objects call themselves tensors."""
+    return type(value) in (Selection, SelectedPlaces)
 
 
 def _is_wrapped(value: Any) -> bool:

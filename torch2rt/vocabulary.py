@@ -15,6 +15,7 @@ import sympy
 import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
@@ -23,7 +24,7 @@ from torch2rt.errors import ConversionError
 from torch2rt.lowering import Complex, Context
 from torch2rt.registry import complex_converter, composite, converter, factory, fusion, rewrite
 from torch2rt.subgraphs import run, scope, subgraph
-from torch2rt.symbolic import counterexample, expression, is_symbolic
+from torch2rt.symbolic import counterexample, evaluate, expression, is_symbolic
 
 __all__ = [
     "Complex", "Context", "activation", "axes", "broadcast", "cast", "check", "clamp", "complex_converter", "composite",
@@ -672,6 +673,8 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
         return ctx.memo[key]
     if not any(map(is_symbolic, sizes)):
         result = constant(ctx, torch.tensor([int(s) for s in sizes], dtype=torch.int64))
+    elif len(sizes) == 1 and (table := _table(ctx, expression(sizes[0]))) is not None:
+        result = table
     elif len(sizes) == 1:
         result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expression(sizes[0]))  # type: ignore[arg-type]
     else:
@@ -684,6 +687,25 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
         result = concat(ctx, [shape_tensor(ctx, part) for part in parts], 0)
     ctx.memo[key] = result
     return result
+
+
+_TABLE = 2**16  # sizes; TensorRT computes with the rest as it can
+
+
+def _table(ctx: Context, expr: sympy.Basic) -> Any:
+    """A whole number that Python rounds a float to, looked up for each size: TensorRT's floats are not Python's.
+
+    `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes, one less.
+    """
+    free = sorted(expr.free_symbols & set(ctx.symbols), key=str)
+    if len(free) != 1 or not expr.is_integer or not expr.has(FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float):
+        return None
+    sizes = ctx.symbols[free[0]].sizes
+    if len(sizes) > _TABLE or expr.free_symbols != {free[0]}:
+        return None
+    values = [int(evaluate(expr, {free[0]: size})) for size in sizes]
+    place = elementwise(ctx, EW.SUB, _SymbolLayers(ctx).get(free[0]), sizes[0])
+    return gather(ctx, torch.tensor(values), place, 0)
 
 
 class _SymbolLayers(dict):  # type: ignore[type-arg]
