@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
+from torch.overrides import _pop_mode_temporarily
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
@@ -267,7 +268,8 @@ class _Result:
     @classmethod
     def of(cls, tracer: Tracer, value: Any) -> _Result:
         leaves, structure = flatten(value, lambda v: isinstance(v, torch.Tensor) or is_symbolic(v), "result")
-        return cls([leaf if is_symbolic(leaf) else tracer.argument(leaf) for leaf in leaves], structure)
+        with _pop_mode_temporarily():  # the tracer's: a view is looked up again by calls that are not the module's
+            return cls([leaf if is_symbolic(leaf) else tracer.argument(leaf) for leaf in leaves], structure)
 
     def is_same(self, other: _Result, tracer: Tracer) -> bool:
         """Whether another result is the same computation."""
