@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 import pytest
 import torch

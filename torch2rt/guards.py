@@ -27,6 +27,11 @@ from torch2rt.steps import IsRefused, Sizes, Steps
 from torch2rt.symbolic import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 
 Takes = Callable[[Sequence[Shape]], bool]
+MOST_TERMS = 1000  # of a question about sizes; torch takes minutes for the calls of a module that goes on from there
+
+
+class TooNestedError(TraceError):
+    """A size depends on the inputs' sizes through more operations than can be reasoned about."""
 
 
 @dataclasses.dataclass
@@ -273,8 +278,21 @@ class _ShapeEnv(ShapeEnv):
     def __init__(self, decisions: Decisions) -> None:
         super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self._decisions = decisions
+        self._terms: dict[sympy.Basic, int] = {}
+
+    def _count(self, expr: sympy.Basic) -> int:
+        """How many terms an expression has, its own and those of its arguments."""
+        if expr.args and expr not in self._terms:
+            self._terms[expr] = 1 + sum(map(self._count, expr.args))
+        return self._terms.get(expr, 1)
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
+            raise TooNestedError(
+                f"{self._decisions.places.here()}: the module rounds sizes again and again, as layers do that each pad "
+                f"to a multiple and crop. Here a size is an expression of more than {MOST_TERMS} terms. Make the "
+                "dimensions static, or pad the inputs once, before the module."
+            )
         if (answer := self._decisions.answer(orig_expr)) is not None:
             return answer
         before = len(self.guards)

@@ -461,7 +461,7 @@ class Tracer(TorchFunctionMode):
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
         """A new fake tensor of the same type."""
         with self.decisions.inside(), self.fake_mode, torch._C.DisableTorchFunction():
-            return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)  # also of a constant
 
     def stand_in(self, tensor: torch.Tensor) -> torch.Tensor:
         """A new tensor of the same type that only stands for a value, as the operand of a subgraph."""

@@ -21,7 +21,7 @@ from torch2rt.aten import StrayRecorder
 from torch2rt.eager import describe_refusal
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.frozen import reloaded
-from torch2rt.guards import Takes
+from torch2rt.guards import Takes, TooNestedError
 from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
 from torch2rt.memos import cleared, uncached
 from torch2rt.numbering import value_numbers
@@ -121,6 +121,8 @@ def trace(
                         "time. An engine draws no random numbers. Pass the noise to the module as an input."
                     )
                 return graph
+            except TooNestedError:
+                raise
             except Exception as error:  # perhaps only for these sizes
                 again = False
                 unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
