@@ -141,7 +141,7 @@ def test_singular_matrices(device):
     x = torch.stack([x, torch.zeros_like(x), torch.ones_like(x), torch.eye(3)])
     for function in (linalg.det, linalg.slogdet, torch.logdet):
         compare(run(function, x.to(device)), tree_map_only(torch.Tensor, lambda t: t.to(device), function(x)))
-    inverse, info = run(linalg.inv_ex, x.to(device))
+    inverse, info = run(linalg.inv_ex, x.to(device), verify=False)  # torch says nothing of a singular one's inverse
     assert info.tolist() == [3, 1, 2, 0] and not inverse[:3].isfinite().all(-1).all(-1).any()
     compare(inverse[3], torch.eye(3, device=device))
 

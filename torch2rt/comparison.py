@@ -48,7 +48,9 @@ class Comparison:
         self.allowed = torch.zeros(GROUPS, dtype=torch.float64, device=expected.device)
         if not self.is_exact:
             dtype = expected.dtype.to_real()
-            self.allowed += FLOOR.get(dtype, FLOOR_OF_OTHERS) * torch.finfo(dtype).eps * self._most(magnitude)
+            eps = torch.finfo(dtype).eps
+            self.allowed += FLOOR.get(dtype, FLOOR_OF_OTHERS) * eps * self._most(magnitude)
+            self.allowed.clamp_(min=eps**2 * self.largest)  # what is 0 but for sines of multiples of pi is not 0
         self.within = WITHIN if expected.dtype is torch.float32 else 1.0
         self.moved = torch.zeros_like(self.distance)  # the most that a disturbance has moved each number
         self.lost = torch.zeros_like(self.distance, dtype=torch.bool)  # whether one made it, or a NaN of it, finite
