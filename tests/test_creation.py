@@ -141,7 +141,7 @@ def test_static_sizes_are_folded():
         (lambda x: x + torch.distributions.Normal(0.0, 1.0).sample((3,)), "draws random numbers"),
         (lambda x: torch.nn.Linear(3, 2)(x), "draws random numbers"),
         (lambda x: torch.bernoulli(x.sigmoid()), "no random numbers"),
-        (lambda x: torch.arange(x.shape[0] - 2), "ends before it starts|only does the same"),
+        (lambda x: torch.arange(x.shape[0] - 2), "torch refuses torch.arange .*bound"),
         (lambda x: torch.logspace(0, 2, x.shape[0], dtype=torch.int64), "powers rounded to integers"),
         (lambda x: torch.arange(x.max()), "depends on the value"),
         (lambda x: F.one_hot(x.long()), "depends on"),

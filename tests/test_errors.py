@@ -72,7 +72,7 @@ def test_a_bad_conversion_is_refused(arguments, error, message):
 
 
 def test_only_modules_are_converted():
-    with pytest.raises(InputError, match=r"Expected a torch.nn.Module or a torch.export.ExportedProgram to convert, got builtin_function_or_method"):
+    with pytest.raises(InputError, match=r"Expected a torch.nn.Module or .* to convert, got builtin"):
         torch2rt(torch.relu, [X])
 
 

@@ -126,8 +126,7 @@ class EagerCalls:
 
     def refusal(self, sizes: Sizes) -> tuple[Recorded, Exception] | None:
         """The first call that a real kernel refuses with inputs of these sizes, and its error."""
-        devices = {x.device.index for call in self.calls for x in call.operands if x.device.type == "cuda"}
-        with torch.random.fork_rng([index for index in devices if index is not None]), torch.no_grad():
+        with torch.random.fork_rng([]), torch.no_grad():
             return next(((call, error) for call in self.calls if (error := _error(call, sizes)) is not None), None)
 
 
@@ -148,16 +147,20 @@ def _error(call: Recorded, sizes: Sizes) -> Exception | None:
 
 
 def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtype | None = None) -> Exception | None:
-    """The error of a real run, of which `dtype` replaces every type of real numbers."""
+    """The error of a real run, of which `dtype` replaces every type of real numbers.
+
+    It runs on the CPU whatever the call's device: an index that is out of range there is an error, and on a GPU it is
+    the end of all work of the process. What the CPU alone has no kernel for is not refused.
+    """
 
     def given(value: Any) -> Any:
         if isinstance(value, Operand):
             if value.value is not None and dtype is None:
-                return value.value.detach().clone()
+                return value.value.detach().cpu().clone()
             kind = dtype if dtype is not None and value.dtype.is_floating_point else value.dtype
             if dense:
-                return torch.full(value.shape(sizes), fill, dtype=kind, device=value.device)
-            return torch.full((), fill, dtype=kind, device=value.device).expand(value.shape(sizes))
+                return torch.full(value.shape(sizes), fill, dtype=kind)
+            return torch.full((), fill, dtype=kind).expand(value.shape(sizes))
         if isinstance(value, sympy.Basic):
             return _at(value, sizes)
         if not isinstance(value, tuple):
@@ -169,7 +172,7 @@ def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtyp
             return slice(*map(given, items))
         if kind in ("tuple", "list"):
             return (tuple if kind == "tuple" else list)(map(given, items))
-        return items[0]
+        return torch.device("cpu") if isinstance(items[0], torch.device) else items[0]
 
     try:
         args, kwargs = given(call.arguments)
@@ -184,8 +187,11 @@ def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtyp
 
 
 def _counts_values(call: Recorded) -> bool:
-    """Whether a mask is an index, so that the sizes that fit depend on how many of its values are true."""
-    is_indexing = any(part in getattr(call.func, "__name__", "") for part in ("index", "item__"))
+    """Whether the sizes that fit depend on values: on repeats, or on how many values of a mask are true."""
+    name = getattr(call.func, "__name__", "")
+    if "repeat_interleave" in name:
+        return True
+    is_indexing = any(part in name for part in ("index", "item__"))
     return is_indexing and any(x.dtype in (torch.bool, torch.uint8) and x.value is None for x in call.operands)
 
 
@@ -218,7 +224,8 @@ CASTS = {torch.float16: "half()", torch.float32: "float()", torch.bfloat16: "bfl
 def describe_refusal(call: Recorded, error: Exception, sizes: Sizes, inputs: Mapping[str, torch.dtype]) -> str:
     """What torch refuses, and what to do about it; `inputs` are the types of the module's inputs by name."""
     shown = ", ".join(operand.show(sizes) for operand in call.operands)
-    text = f"{call.place}: torch refuses {call.name} of {shown} ({first_line(error)})."
+    of = f" of {shown}" if shown else ""
+    text = f"{call.place}: torch refuses {call.name}{of} ({first_line(error)})."
     if not call.mixes:
         return text
     weights, types = {x.dtype for x in call.operands if x.node is None}, {x.dtype for x in call.operands}

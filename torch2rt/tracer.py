@@ -12,6 +12,7 @@ What survives all three is recorded as it is, for `lower` to report together wit
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import keyword
@@ -290,7 +291,11 @@ class Tracer(TorchFunctionMode):
         body = self.registry.body(func)
         if body is None or any(self.registry.body(other) is body for other in self.opening):
             return NotImplemented
-        args, kwargs = by_schema(func, inspect.signature(body).parameters, args, kwargs)
+        signature = inspect.signature(body)
+        named_args, named = by_schema(func, signature.parameters, args, kwargs)
+        with contextlib.suppress(TypeError):  # the operator calls something else by one of these names
+            signature.bind(*named_args, **named)
+            args, kwargs = named_args, named
         with self.decisions.inside():
             out = self._open(func, body, args, kwargs)
         if out is not NotImplemented:
