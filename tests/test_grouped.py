@@ -19,10 +19,13 @@ def rows(a, b, mask, grouped=F.grouped_mm, **kwargs):
 
 CASES = [
     case(F.grouped_mm, [(5, 8), (3, 8, 4)], offs=ENDS, id="rows"),
-    case(lambda a, b: F.grouped_mm(a, b, offs=ENDS)[:5], [(R, 8), (3, 8, 4)], id="any rows"),
-    case(lambda a, b: torch._grouped_mm(a, b, ENDS)[:5], [(R, 8), (3, 8, 4)], id="torch._grouped_mm"),
-    case(lambda a, b: aten._grouped_mm(a, b, ENDS)[:5], [(R, 8), (3, 8, 4)], id="aten"),
-    case(lambda a, b: F.grouped_mm(a, b.transpose(1, 2), offs=ENDS)[:5], [(R, 8), (3, 12, 8)], id="transposed"),
+    case(lambda a, b: F.grouped_mm(a, b, offs=ENDS.to(a.device))[:5], [(R, 8), (3, 8, 4)], id="any rows"),
+    case(lambda a, b: torch._grouped_mm(a, b, ENDS.to(a.device))[:5], [(R, 8), (3, 8, 4)], id="torch._grouped_mm"),
+    case(lambda a, b: aten._grouped_mm(a, b, ENDS.to(a.device))[:5], [(R, 8), (3, 8, 4)], id="aten"),
+    case(
+        lambda a, b: F.grouped_mm(a, b.transpose(1, 2), offs=ENDS.to(a.device))[:5], [(R, 8), (3, 12, 8)],
+        id="transposed",
+    ),
     case(F.grouped_mm, [(B, 6, 8), (B, 8, 4)], id="a batch"),
     case(F.grouped_mm, [(3, R, 8), (8, 4)], offs=torch.tensor([1, 1, 4], dtype=torch.int32), id="columns"),
     case(F.grouped_mm, [(R, 8), (8, 4)], offs=torch.tensor([3, 3, 7], dtype=torch.int32), id="inner"),

@@ -258,7 +258,7 @@ def test_one_shuffle_per_view():
         (lambda x: x[:, 1:].as_strided((2, 2), (1, 2)), (4, 3), "as_strided reads memory"),
         (lambda x: torch.as_strided_copy(x.expand(2, *x.shape), (2,), (1,)), (4, 3), "as_strided reads memory"),
         (lambda x: x.t().as_strided_scatter(x[0, :2], (2,), (1,)), (4, 3), "it writes to memory"),
-        (lambda x: torch.ops.aten.as_strided.default(x, (2, 2), (1, 2)), (4, 3), "not known here"),
+        (lambda x: torch.ops.aten.as_strided.default(x, (2, 2), (1, 2)), (4, 3), "reads beyond the tensor's memory"),
         (lambda x: x.view(torch.int32), (4, 3), "memory cannot be read as another type"),
     ],
 )

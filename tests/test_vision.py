@@ -261,6 +261,7 @@ def test_autocast(deformable, device):
     check_case(case(call, [(2, 4, 9, 10)], rtol=0.05, atol=0.05), "static", device)
 
 
+COUNTED = "keep all and use torch.where|Where its use allows it, keep all elements and mask"
 NMS = "call torchvision.ops.nms or batched_nms on what the engine returns"
 ERRORS = [
     (lambda x, b: ops.roi_align(x, b, 2), "Give the samples of a bin, such as sampling_ratio=2"),
@@ -268,11 +269,11 @@ ERRORS = [
     (lambda x, b: ops.ps_roi_align(x, x.new_tensor(CORNERS), 2, 1.0, 0), "makes NaN of boxes"),
     (lambda x, b: ops.nms(b[:, 1:], b[:, 0], 0.5), NMS),
     (lambda x, b: ops.batched_nms(b[:, 1:], b[:, 0], b[:, 0].int(), 0.5), NMS),
-    (lambda x, b: b[ops.remove_small_boxes(b[:, 1:], 1.0)], "keep all elements and mask"),
+    (lambda x, b: b[ops.remove_small_boxes(b[:, 1:], 1.0)], COUNTED),
     (lambda x, b: torch.ops.torchvision.roi_pool(x, b, 1.0, 2, 2)[1], "roi_pool.*there is no converter"),
     (
         lambda x, b: ops.MultiScaleRoIAlign(["x", "y"], 2, 2)({"x": x, "y": x[..., ::2, ::2]}, [b[:, 1:]], [(32, 36)]),
-        "keep all elements and mask",
+        COUNTED,
     ),
 ]  # fmt: skip
 

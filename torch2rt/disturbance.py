@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 TF32_ROUNDING = 2.0**-11  # of a number's 10 bits after the point
+CONVOLVED = 2.0**-17  # of float32 convolutions on a GPU: kernels that transform tiles (Winograd's) round larger numbers
 NARROW = 4  # one of so many numbers of a narrow dtype is disturbed
 # Calls whose results hold numbers of their arguments, or exact ones: disturbed already, and left alone to save time.
 EXACT = frozenset({
@@ -61,19 +62,22 @@ class Disturbed(torch.fx.Interpreter):
     def run_node(self, node: torch.fx.Node) -> Any:
         value = super().run_node(node)
         if node in self.rounded:
-            inside = node.args[1].meta["val"].dtype if getattr(node.target, "__name__", "") == "recurrent" else None
-            value = tree_map_only(torch.Tensor, lambda x: self.disturb(x, inside), value)
+            name = _name(node.target)
+            inside = node.args[1].meta["val"].dtype if name == "recurrent" else None
+            value = tree_map_only(torch.Tensor, lambda x: self.disturb(x, inside, "conv" in name), value)
         if node.name in self.keep:
             self.kept[node.name] = value
         return value
 
-    def disturb(self, x: torch.Tensor, inside: torch.dtype | None = None) -> torch.Tensor:
+    def disturb(self, x: torch.Tensor, inside: torch.dtype | None = None, convolved: bool = False) -> torch.Tensor:
         """The same with each number off, up or down, by a rounding of its dtype or of the one it is computed in."""
         if not (x.is_floating_point() or x.is_complex()) or not x.numel():
             return x
         dtype = x.dtype.to_real()
         eps = max(torch.finfo(dtype).eps, torch.finfo(inside or dtype).eps)
-        step = self.roundings * (TF32_ROUNDING if self.tf32 and dtype is torch.float32 and not inside else eps)
+        if dtype is torch.float32 and not inside:
+            eps = TF32_ROUNDING if self.tf32 else CONVOLVED if convolved and x.is_cuda else eps
+        step = self.roundings * eps
         # Sums in float32 round many times, those of narrow dtypes once, by 0.3 units in the last place on average.
         among = 1 if dtype is torch.float32 else NARROW
         return x * torch.add(1, self.drawn(x.numel(), x.device, among).view(x.shape), alpha=step).to(dtype)
