@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 import pytest
 import torch
@@ -350,3 +351,18 @@ def test_a_size_that_tensorrt_knows_better_is_checked_at_every_call():
         compare(run(x, y), made(x, y))
     with pytest.raises(InputError, match="The model needs"):
         run(torch.randn(1, 2, 3), torch.randn(3, 2, 3))
+
+
+def test_sizes_that_are_rounded_again_and_again_are_refused_in_time():
+    """As Swin's over a range of images: without a limit, its trace takes torch longer than anyone waits."""
+
+    def forward(self, x):
+        n = x.shape[1]
+        for i in range(2, 11):
+            n = (n + i) // 3 + (n * i + 1) // 2
+        return x * 2 if n % 2 == 0 else x
+
+    start = time.process_time()
+    with pytest.raises(TraceError, match=r"test_guards.py:\d+: the module rounds sizes again.*more than 1000 terms"):
+        trace(module(forward), [torch.randn(2, 3)], max_shapes=[(2, 9)])
+    assert time.process_time() - start < 10
