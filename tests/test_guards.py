@@ -366,3 +366,15 @@ def test_sizes_that_are_rounded_again_and_again_are_refused_in_time():
     with pytest.raises(TraceError, match=r"test_guards.py:\d+: the module rounds sizes again.*more than 1000 terms"):
         trace(module(forward), [torch.randn(2, 3)], max_shapes=[(2, 9)])
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
+def test_the_memory_format_that_torch_chooses_on_a_gpu_is_no_claim(mode):
+    """A mask of a batch as an image of as many channels, as DETR's backbone resizes it. No GPU is needed to trace it."""
+
+    def forward(self, x):
+        y = torch.zeros(1, x.shape[0], 8, 8, device="cuda")
+        return x + torch.nn.functional.interpolate(y, size=(4, 4), mode=mode).to("cpu")[0]
+
+    graph = trace(module(forward), [torch.randn(2, 4, 4)], min_shapes=[(1, 4, 4)], max_shapes=[(20, 4, 4)])
+    assert not graph.meta["interface"].constraints

@@ -31,7 +31,7 @@ KEPT = 64  # elements of a constant that is given as it is, as its values may be
 FEW = 1 << 16  # elements of a call with several tensors, which may multiply them
 MANY = 1 << 20  # elements of a call with one tensor
 PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
-OWN_MEMORY = ("as_strided", "set_", "resize_", "storage", "data_ptr")  # what these do depends on more than sizes
+OWN_MEMORY = ("as_strided", "set_", "resize_", "storage", "data_ptr", "cuda")  # which depend on more than sizes
 NOT_REFUSALS = tuple(
     error for name in ("OutOfMemoryError", "AcceleratorError") if (error := getattr(torch, name, None)) is not None
 )
@@ -172,7 +172,7 @@ def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtyp
             return slice(*map(given, items))
         if kind in ("tuple", "list"):
             return (tuple if kind == "tuple" else list)(map(given, items))
-        return torch.device("cpu") if isinstance(items[0], torch.device) else items[0]
+        return "cpu" if _is_device(items[0]) else items[0]
 
     try:
         args, kwargs = given(call.arguments)
@@ -184,6 +184,10 @@ def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtyp
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         return None if re.search("out of .*(bounds|range)", str(error)) else error  # an index that the converter checks
     return None
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or isinstance(value, str) and bool(re.fullmatch(r"cuda(:\d+)?", value))
 
 
 def _counts_values(call: Recorded) -> bool:

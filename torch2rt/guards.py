@@ -329,6 +329,9 @@ _CHOICES = {  # function and file
     ("conv", "fake_impls.py"),
     ("are_strides_like_channels_last", "_prims_common/__init__.py"),
     ("are_strides_like_channels_last_or_false", "_prims_common/__init__.py"),
+    ("_upsample_nearest", "_decomp/decompositions.py"),  # on a GPU few channels are better off contiguous
+    ("_upsample_linear", "_decomp/decompositions.py"),
+    ("upsample_nearest2d", "_meta_registrations.py"),
 }
 
 
