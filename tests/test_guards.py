@@ -370,7 +370,7 @@ def test_sizes_that_are_rounded_again_and_again_are_refused_in_time():
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
 def test_the_memory_format_that_torch_chooses_on_a_gpu_is_no_claim(mode):
-    """A mask of a batch as an image of as many channels, as DETR's backbone resizes it. No GPU is needed to trace it."""
+    """DETR resizes a mask whose channels are the batch. Tracing a tensor of a GPU needs none."""
 
     def forward(self, x):
         y = torch.zeros(1, x.shape[0], 8, 8, device="cuda")
