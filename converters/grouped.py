@@ -5,11 +5,6 @@ import torch.nn.functional as F
 from torch2rt.vocabulary import check, composite, torch
 
 
-@composite(F.grouped_mm)
-def functional_grouped_mm(mat_a, mat_b, *, offs=None, bias=None, out_dtype=None):
-    return grouped_mm(mat_a, mat_b, offs, bias, out_dtype)
-
-
 @composite(torch._grouped_mm, torch.ops.aten._grouped_mm, torch.ops.aten._grouped_mm.default)
 def grouped_mm(input, mat2, offs=None, bias=None, out_dtype=None):
     """A product with each group's matrix, of which each row or column keeps its own group's.
