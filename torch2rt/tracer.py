@@ -209,11 +209,13 @@ class Tracer(TorchFunctionMode):
     def constant(self, func: Target, args: Any, kwargs: Any, name: Target) -> Any:
         """The result of a call of real tensors, which `name` has made; a random one must not reach the graph.
 
-        Symbolic sizes need torch's Python dispatcher. It runs decompositions instead of kernels, of which not all are
-        right: that of a bilinear resize to a size that does not follow from the scale factor is not.
+        Symbolic sizes, which wrapped tensors may have inside, need torch's Python dispatcher. It runs decompositions
+        instead of kernels, of which not all are right: that of a bilinear resize to a size that does not follow from
+        the scale factor is not.
         """
         drawn, before = self._drawn((args, kwargs)), states((args, kwargs))
-        with torch._C._DisablePythonDispatcher():
+        is_real = not any(map(_is_wrapped, tree_leaves((args, kwargs))))
+        with torch._C._DisablePythonDispatcher() if is_real else contextlib.nullcontext():
             out = func(*args, **kwargs)
         if not all(map(torch.equal, before, states((args, kwargs)))):
             drawn = self._draws(qualified_name(name), name)
