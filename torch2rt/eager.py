@@ -46,7 +46,6 @@ class Operand:
 
     sizes: tuple[Any, ...]  # ints, and expressions where dynamic
     dtype: torch.dtype
-    device: torch.device
     constant: int | None = None
     value: torch.Tensor | None = dataclasses.field(default=None, compare=False)
     node: torch.fx.Node | None = dataclasses.field(default=None, compare=False)  # if it depends on the inputs
@@ -110,8 +109,8 @@ class EagerCalls:
                 raise TypeError
             sizes = tuple(expression(size) if is_symbolic(size) else size for size in value.shape)
             if not isinstance(value, FakeTensor) and value.numel() <= KEPT:
-                return Operand(sizes, value.dtype, value.device, id(value), value)
-            return Operand(sizes, value.dtype, value.device, node=self.tracer.storages.last_node(value))
+                return Operand(sizes, value.dtype, id(value), value)
+            return Operand(sizes, value.dtype, node=self.tracer.storages.last_node(value))
         if is_symbolic(value):
             return expression(value)
         if isinstance(value, (tuple, list)):

@@ -44,49 +44,6 @@ class Shared:
 without_compiler = Shared(lambda: torch.compiler.set_stance("force_eager"))
 
 
-class _Thread(threading.local):
-    traces = 0  # under way in this thread
-
-
-_THREAD = _Thread()
-
-
-@contextmanager
-def _originals() -> Iterator[None]:
-    compiled = torch.jit.ScriptFunction.__call__
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        original = getattr(self, "_torchdynamo_inline", None)  # for torch.compile, which needs it as we do
-        if not _THREAD.traces or original is None or getattr(self, "__name__", "") != "ScriptFunction":
-            return compiled(self, *args, **kwargs)  # what `torch.jit.trace` made is not what the original is
-        floats = {a.name for a in self.schema.arguments if str(a.type) == "float"}  # TorchScript makes ints floats here
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        return original(**{k: torch.sym_float(v) if k in floats else v for k, v in given.items()})
-
-    torch.jit.ScriptFunction.__call__ = call
-    try:
-        yield
-    finally:
-        torch.jit.ScriptFunction.__call__ = compiled
-
-
-_originals_of_scripts = Shared(_originals)
-
-
-@contextmanager
-def without_scripts() -> Iterator[None]:
-    """Let functions of `torch.jit.script` run as the Python they were made from, in this thread.
-
-    TorchScript knows no symbolic sizes: it would take a dynamic size for the number that stands for it.
-    """
-    with _originals_of_scripts:
-        _THREAD.traces += 1
-        try:
-            yield
-        finally:
-            _THREAD.traces -= 1
-
-
 @contextmanager
 def without_collections() -> Iterator[None]:
     """Put off Python's garbage collection: a trace makes so many objects that it would look through all of the process
@@ -168,6 +125,18 @@ def _symbolic_len(original: Callable[[Any], int]) -> Callable[[Any], Any]:
     return length
 
 
+def _original_of_a_script(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        original = getattr(self, "_torchdynamo_inline", None)  # for torch.compile, which needs it as we do
+        if original is None or getattr(self, "__name__", "") != "ScriptFunction":
+            return compiled(self, *args, **kwargs)  # what `torch.jit.trace` made is not what the original is
+        floats = {a.name for a in self.schema.arguments if str(a.type) == "float"}  # TorchScript makes ints floats here
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        return original(**{k: torch.sym_float(v) if k in floats else v for k, v in given.items()})
+
+    return call
+
+
 _passed_over: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -194,6 +163,9 @@ def _no_grad_exit(original: Callable[..., None]) -> Callable[..., None]:
 FOR_THIS_THREAD = (
     # `len(x)` is the first size of a traced tensor, of which Python would make a plain number
     PerThread(builtins, "len", _symbolic_len),
+    # a function of `torch.jit.script` runs as the Python it was made from: TorchScript knows no symbolic sizes, and
+    # would take a dynamic size for the number that stands for it
+    PerThread(torch.jit.ScriptFunction, "__call__", _original_of_a_script),
     # `torch.inference_mode` in a module is what `torch.no_grad` is, under which a trace is: torch does not count the
     # writes to inference tensors
     PerThread(torch.inference_mode, "__enter__", _no_grad_enter),

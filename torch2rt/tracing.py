@@ -30,7 +30,7 @@ from torch2rt.randomness import are_equal, states_elsewhere
 from torch2rt.signature import distinct, keyword_names, tensor_names
 from torch2rt.state import Forgotten, State, depends_on_values
 from torch2rt.structure import Spec, flatten, unflatten
-from torch2rt.switches import FOR_THIS_THREAD, without_collections, without_compiler, without_logs, without_scripts
+from torch2rt.switches import FOR_THIS_THREAD, without_collections, without_compiler, without_logs
 from torch2rt.symbolic import expression, in_words, is_symbolic, to_json
 from torch2rt.tracer import RefusedError, Tracer, UnseenTensorError
 from torch2rt.transformer import masks_as_values
@@ -184,7 +184,7 @@ def _run(
     state = State(module)
     try:
         with ExitStack() as stack:
-            without = (without_compiler, without_scripts(), without_collections(), without_logs(LOGS))
+            without = (without_compiler, without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.is_traced)
             switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
             for context in (*switches, strays, tracer):
