@@ -25,7 +25,7 @@ from torch2rt.vocabulary import (
     trt,
 )
 
-EW, Kind = trt.ElementWiseOperation, trt.ActivationType
+EW, Kind, aten = trt.ElementWiseOperation, trt.ActivationType, torch.ops.aten
 CONSTANT = "the weights of a recurrent layer must be constant"
 PACKED = "packed sequences have no fixed shape. Pass the padded tensor, and mask what lies beyond each length"
 
@@ -87,6 +87,30 @@ def rnn_relu_cell(input, hx, w_ih, w_hh, b_ih=None, b_hh=None):
     return (F.linear(input, w_ih, b_ih) + F.linear(hx, w_hh, b_hh)).relu()
 
 
+@composite(aten._thnn_fused_lstm_cell)
+def fused_lstm_cell(input_gates, hidden_gates, cx, input_bias=None, hidden_bias=None):
+    """What `torch.lstm_cell` runs on a GPU after its products; the third result is for the backward pass."""
+    gates = _with_biases(input_gates, input_bias) + _with_biases(hidden_gates, hidden_bias)
+    i, f, g, o = gates.chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    cell = f * cx + i * g
+    return o * cell.tanh(), cell, torch.cat((i, f, g, o), -1)
+
+
+@composite(aten._thnn_fused_gru_cell)
+def fused_gru_cell(input_gates, hidden_gates, hx, input_bias=None, hidden_bias=None):
+    """The same for `torch.gru_cell`."""
+    input_r, input_z, input_n = _with_biases(input_gates, input_bias).chunk(3, -1)
+    hidden_r, hidden_z, hidden_n = _with_biases(hidden_gates, hidden_bias).chunk(3, -1)
+    r, z = (input_r + hidden_r).sigmoid(), (input_z + hidden_z).sigmoid()
+    n = (input_n + r * hidden_n).tanh()
+    return n + z * (hx - n), torch.cat((r, z, n, hx, hidden_n), -1)
+
+
+def _with_biases(gates, bias):
+    return gates if bias is None else gates + bias
+
+
 # A whole sequence, as TensorRT loops ---------------------------------------------------------------------------------
 
 
@@ -118,16 +142,16 @@ def _register(kind):
         device = input.device.type
         if not torch.is_autocast_enabled(device):
             return recurrent(kind, input, hx, params, *options)
-        hx = _as_autocast_returns(kind, input, hx, params, options)
-        low = torch.get_autocast_dtype(device)
+        hx, low = _as_autocast_returns(kind, input, hx, params, options)
         with torch.autocast(device, enabled=False):
             return recurrent(kind, input.to(low), hx, [p.to(low) for p in params], *options)
 
 
 def _as_autocast_returns(kind, input, hx, params, options):
-    """The states in the dtypes in which the layer returns them, which depends on the kernels that torch has for it.
+    """The states in the dtypes in which the layer returns them, and the dtype in which it computes.
 
-    What is computed from the input and the weights is of autocast's dtype, and so are the products with the states. A
+    Both depend on the kernels that torch has for it. What is computed from the input and the weights is of autocast's
+    dtype, and so are the products with the states; cuDNN's kernels are given float16 whatever autocast's dtype is. A
     state that torch leaves in float32 stays in it from step to step. One step of zeros on the device tells.
     """
     check(not any(map(is_traced, params)), CONSTANT)
@@ -135,9 +159,10 @@ def _as_autocast_returns(kind, input, hx, params, options):
     states = [hx] if isinstance(hx, torch.Tensor) else list(hx)
     zeros = [like(x, x.shape[0], 1, x.shape[2]) for x in states]
     step = like(input, 1, 1, input.shape[2]), zeros if kind == "lstm" else zeros[0]
-    results = getattr(torch, kind)(*step, params, *options)[1:]
+    output, *results = getattr(torch, kind)(*step, params, *options)
+    low = output.dtype if output.is_cuda else torch.get_autocast_dtype(output.device.type)
     states = [x.to(result.dtype) for x, result in zip(states, results, strict=True)]
-    return states if kind == "lstm" else states[0]
+    return states if kind == "lstm" else states[0], low
 
 
 for _kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):

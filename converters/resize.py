@@ -180,18 +180,26 @@ def _in_torch(name, x, out, scale, *align_corners):
 
 
 def _index(ctx, name, size, out, scale):
-    """Which element of a dimension each element of the result is: what torch makes of 0, 1, 2, ..."""
-    if not any(map(is_symbolic, (size, out, scale))):
-        return _in_torch(name, torch.arange(size, dtype=torch.float32)[None, None], out, scale).reshape(out).long()
-    i = cast(ctx, iota(ctx, out), torch.float32)
-    i = elementwise(ctx, EW.SUM, i, 0.5) if "exact" in name else i
+    """Which element of a dimension each element of the result is."""
+    half = 0.5 if "exact" in name else 0.0
     step = size / out if scale is None else 1 / scale
-    if scale is not None and ctx.device.type == "cpu" and "exact" not in name:  # a rule of torch's for CPUs
-        for times in (1, 2):
-            same = elementwise(ctx, EW.EQUAL, materialize(ctx, size * times), out)
-            step = select(ctx, same, 1 / times, step, torch.float32)
-    at = elementwise(ctx, EW.PROD, i, step)
+    if not any(map(is_symbolic, (size, out, scale))):
+        step = next((1 / times for times in _by_size(ctx, name, scale) if size * times == out), step)
+        at = (torch.arange(out, dtype=torch.float32) + half) * torch.tensor(step, dtype=torch.float32)
+        return at.long().clamp(max=size - 1)
+    for times in _by_size(ctx, name, scale):
+        same = elementwise(ctx, EW.EQUAL, materialize(ctx, size * times), out)
+        step = select(ctx, same, 1 / times, step, torch.float32)
+    i = cast(ctx, iota(ctx, out), torch.float32)
+    at = elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, i, half) if half else i, step)
     return elementwise(ctx, EW.MIN, cast(ctx, at, torch.int64), size - 1)
+
+
+def _by_size(ctx, name, scale):
+    """How many times larger the result is where torch's kernel takes no notice of a scale factor."""
+    if scale is None or name != "upsample_nearest2d":
+        return ()
+    return (1, 2) if ctx.device.type == "cpu" else (1,)
 
 
 def _taps(ctx, name, align_corners, size, out, scale, each):

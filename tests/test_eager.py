@@ -79,7 +79,7 @@ MIXED = [
     (torch.nn.TransformerEncoderLayer(4, 2, 8), [(3, 2, 4)], half),
     (module(lambda self, x: x @ self.w, w=torch.randn(3, 5)), [(2, 3)], half),
     (module(lambda self, x: torch.addmm(self.b, x, self.w), w=torch.randn(3, 5), b=torch.randn(5)), [(2, 3)], half),
-    (module(lambda self, x: torch.bmm(x, self.w), w=torch.randn(2, 3, 5)), [(2, 4, 3)], bfloat16),
+    (module(lambda self, x: torch.bmm(x, self.w.expand(len(x), 3, 5)), w=torch.randn(1, 3, 5)), [(2, 4, 3)], bfloat16),
     (module(lambda self, x: torch.einsum("bi,oi->bo", x, self.w), w=torch.randn(5, 3)), [(2, 3)], half),
     (module(lambda self, x: F.scaled_dot_product_attention(x, self.w, self.w), w=torch.randn(2, 3, 4)), [(2, 3, 4)],
      half),

@@ -137,13 +137,16 @@ def noisy_tokens(batch):
     }  # fmt: skip
 
 
-def row(title, make, example, shapes=BATCH, quick=False, **options):
-    return zoo.Row(title, functools.partial(make, **options), example, shapes, quick)
+def row(title, make, example, shapes=BATCH, quick=False, ranked=False, **options):
+    return zoo.Row(title, functools.partial(make, **options), example, shapes, quick, ranked)
 
 
 IMAGE = zoo.images(3, 64, 64)
 ROWS = [
-    *(row(name, yolo, IMAGE, quick=name in ("yolov8n", "yolov10n"), name=name) for name in YOLO),
+    *(
+        row(name, yolo, IMAGE, quick=name in ("yolov8n", "yolov10n"), ranked="rtdetr" in name, name=name)
+        for name in YOLO
+    ),
     row("DETR", hugging_face, IMAGE, model="DetrForObjectDetection", config="DetrConfig", **DETR),
     row(
         "Mask2Former", hugging_face, IMAGE, model="Mask2FormerForUniversalSegmentation", config="Mask2FormerConfig",

@@ -20,7 +20,7 @@ def written(x):
 
 def rotary(x):
     """As FLUX makes its tables."""
-    omega = 1.0 / 10000 ** (torch.arange(0, 6, 2, dtype=torch.float64) / 6)
+    omega = 1.0 / 10000 ** (torch.arange(0, 6, 2, dtype=torch.float64, device=x.device) / 6)
     angles = torch.outer(x[:, 0].double(), omega)
     turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
     return angles.cos().repeat_interleave(2, 1).float(), turns.imag
@@ -31,7 +31,7 @@ CASES = [
     case(rotary, [(B, 3)], id="rotary table"),
     case(lambda x: (x * T64.to(x.device)).half(), [(B, 3)], id="a constant"),
     case(lambda x: (x.to(torch.float64) + 1).type_as(x), [(B, 3)], id="to and type_as"),
-    case(lambda x: (x.type("torch.DoubleTensor") - 1).to(x), [(B, 3)], id="type by name"),
+    case(lambda x: (x.type(f"torch.{'cuda.' * x.is_cuda}DoubleTensor") - 1).to(x), [(B, 3)], id="type by name"),
     case(
         lambda x: (torch.arange(x.shape[0], dtype=torch.double, device=x.device)[:, None] + x).bfloat16(), [(B, 3)],
         id="arange",
@@ -89,10 +89,10 @@ def test_refused(message, forward):
 
 
 @pytest.mark.parametrize("row", [row for row in CASES if row.id in ("double", "arange", "Linear")], ids=lambda r: r.id)
-def test_refused_if_asked_to(row):
+def test_refused_if_asked_to(row, device):
     module = row.function if isinstance(row.function, torch.nn.Module) else Call(row.function)
     with pytest.raises(UnsupportedError, match="float64"):
-        torch2rt(module.eval(), [torch.randn(2, 3)], float64="refuse")
+        torch2rt(module.eval().to(device), [torch.randn(2, 3, device=device)], float64="refuse")
 
 
 def test_nothing_else_may_be_asked():

@@ -1,9 +1,12 @@
 import pytest
 import torch
-from harness import B, Data, S, With, case, check_case, half, parametrize
+from harness import B, Data, S, With, case, check_case, compare, half, parametrize
 from torch.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-from torch2rt import TraceError, UnsupportedError, torch2rt
+from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
+from torch2rt.module import ReferenceModule
+
+aten = torch.ops.aten
 
 
 def started(module, *states):
@@ -113,8 +116,6 @@ def test_recurrence(row, mode, device):
 
 
 def test_one_loop_for_both_directions(device):
-    from torch2rt import lower, trace
-
     network = lower(trace(LSTM(3, 4, 2, bidirectional=True), [torch.randn(5, 2, 3)])).definition
     types = [network.get_layer(i).type.name for i in range(network.num_layers)]
     assert types.count("TRIP_LIMIT") == 2 and types.count("ITERATOR") == 4
@@ -152,7 +153,37 @@ AUTOCAST = [
 
 @parametrize(AUTOCAST)
 def test_autocast(row, mode, device):
+    layer = LSTM(3, 4).to(device)
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            layer(torch.ones(2, 2, 3, device=device))
+    except RuntimeError as error:
+        pytest.skip(f"torch itself has no kernel here: {error}")
     check_case(row, mode, device)
+
+
+FUSED = {
+    "lstm": (aten._thnn_fused_lstm_cell.default, torch.lstm_cell, 4),
+    "gru": (aten._thnn_fused_gru_cell.default, torch.gru_cell, 3),
+}
+
+
+@pytest.mark.parametrize("biases", [0, 2])
+@pytest.mark.parametrize("kind", FUSED)
+def test_what_is_left_of_cells_on_a_gpu_after_their_products(kind, biases, device):
+    """torch has kernels for these on GPUs alone, so the cells themselves say what is right."""
+    fused, whole, gates = FUSED[kind]
+    weights = [torch.randn(4 * gates, size, device=device) for size in (3, 4)]
+    given = [torch.randn(4 * gates, device=device) for _ in range(biases)]
+    x, h, c = (torch.randn(2, size, device=device) for size in (3, 4, 4))
+    state = (h, c) if kind == "lstm" else h
+
+    def call(m, x):
+        return fused(x @ weights[0].T, h @ weights[1].T, c if kind == "lstm" else h, *given)[:-1]
+
+    network = lower(trace(With(torch.nn.Identity(), call), [x]))
+    result = whole(x, state, *weights, *given)
+    compare(ReferenceModule(network)(x), result if kind == "lstm" else (result,), 1e-5, 1e-5)
 
 
 def test_packed_sequences_are_refused():

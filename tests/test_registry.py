@@ -67,6 +67,8 @@ ELSEWHERE = {
     "normalization torch.ops.aten._batch_norm_with_update": "it only refuses",
     "normalization torch.cudnn_batch_norm": ON_A_GPU,
     "recurrence torch._cudnn_rnn": ON_A_GPU,
+    "recurrence torch.ops.aten._thnn_fused_gru_cell": "only a GPU has kernels; it has a test of its own",
+    "recurrence torch.ops.aten._thnn_fused_lstm_cell": "only a GPU has kernels; it has a test of its own",
     "kernels torch.ops.aten.convolution_overrideable": "no device of ours has a kernel for it",
     "kernels torch.ops.aten.cudnn_convolution_relu": ON_A_GPU,
     "kernels torch.ops.aten.cudnn_convolution_add_relu": ON_A_GPU,

@@ -179,6 +179,10 @@ DYNAMIC = [
     *[factors(mode=mode) for mode in ("nearest", "nearest-exact", "bilinear", "bicubic", "area")],
     *[factors(mode=mode, antialias=True) for mode in ("bilinear", "bicubic")],
     factors(0.0, mode="bicubic"),
+    *[
+        case(F.interpolate, [(B, 3, H, W, S)[: 2 + n]], mode="nearest", scale_factor=scale, id=f"nearest-{n}-{scale}")
+        for n in (1, 2, 3) for scale in (1.02, 2.05)  # sizes stay, or double
+    ],
     factors(mode="bilinear", recompute_scale_factor=True),
     *[
         case(F.interpolate, [(B, 3, H, W)], mode=mode, modes=("dynamic",), **options)

@@ -227,7 +227,7 @@ SMOOTH = {
     "softmax", "log_softmax", "logsumexp", "logaddexp", "logcumsumexp", "avg_pool2d", "adaptive_avg_pool2d", "lerp",
     "gelu", "gelu-tanh", "silu", "mish", "tanhshrink", "sin", "cos", "tan", "elu", "elu-0.5", "celu-2", "selu", "erfc",
     "logsigmoid", "softplus", "softplus-2.5", "exp", "sigmoid", "hardswish", "hardsigmoid", "hardtanh-sum", "softmin",
-    "layer_norm", "glu", "log1p", "expm1", "logit", "log", "log2", "log10", "acosh", "acos", "sinc",
+    "hardsigmoid-gate", "layer_norm", "glu", "log1p", "expm1", "logit", "log", "log2", "log10", "acosh", "acos", "sinc",
 }  # fmt: skip
 
 TABLES = {

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 import random
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from harness import With
 from test_module import COPIES
 from test_tracing import module
 from torch import nn
 from torch.nn import functional as F
 
-from torch2rt import AccuracyError, InputError, TRTModule, torch2rt, verification
+from torch2rt import AccuracyError, InputError, TRTModule, build, torch2rt, trace, verification
+from torch2rt.bisection import OfEngine
 from torch2rt.comparison import Comparison
 from torch2rt.conversion_report import Report
+from torch2rt.disturbance import Disturbed
 from torch2rt.module import ReferenceModule
 from torch2rt.registry import load
 from torch2rt.vocabulary import elementwise, trt
@@ -422,6 +426,47 @@ def test_the_report_says_what_calls_need():
 def test_the_engine_is_compared_where_it_runs(device):
     report = torch2rt(network().to(device), [torch.randn(3, 6, device=device)]).report
     assert ("the engine on" in report.verified.by) == (device.type == "cuda")
+
+
+def test_values_of_an_engine_are_looked_at(device):
+    """Of all calls, an input that is passed on and a value that is an output among them."""
+    if device.type == "cpu":
+        pytest.skip("an engine runs on a GPU alone")
+
+    def forward(self, x):
+        y = self.conv(x.contiguous())
+        return y, F.silu(y).flatten(1).softmax(1)
+
+    made, x = module(forward, conv=nn.Conv2d(3, 4, 3)).to(device), torch.randn(2, 3, 5, 7, device=device)
+    graph = trace(made, [x], max_batch_size=3)
+    made_by = torch2rt(made, [x]).made_by
+    values = OfEngine(graph, [x], "keep", functools.partial(build, progress=False), made_by)
+    assert len(values.names) >= 5
+    disturbed = Disturbed(graph, 0.0, keep=values.names)
+    disturbed([x])
+    for name, value in values(values.names).items():
+        torch.testing.assert_close(value, disturbed.kept[name].cpu(), rtol=1e-4, atol=1e-5)
+
+
+PRODUCTS = [
+    (nn.Linear(512, 64), (32, 512)), (nn.Conv2d(64, 64, 3, padding=1), (2, 64, 16, 16)),
+    (nn.Conv1d(3, 8, 3), (2, 3, 9)), (nn.ConvTranspose2d(32, 8, 3, 2), (2, 32, 5, 7)),
+    (With(nn.Identity(), lambda m, x: x @ x.mT), (2, 64, 96)),
+    (With(nn.Identity(), lambda m, x: F.scaled_dot_product_attention(x, x, x)), (2, 4, 64, 32)),
+    (nn.LSTM(16, 16), (5, 2, 16)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "shape"), PRODUCTS, ids=lambda v: getattr(v, "_get_name", lambda: "")())
+def test_what_products_are_off_by(made, shape, device):
+    """An engine is off by a few disturbances at most, and these are small."""
+    made, x = made.to(device).eval(), torch.randn(shape, device=device)
+    (first, *_) = torch2rt(made, [x]).report.verified.differences
+    graph = trace(made, [x])
+    on_gpu = device.type == "cuda"
+    before, after = (Disturbed(graph, roundings, on_gpu=on_gpu)([x])[0] for roundings in (0.0, 1.0))
+    disturbance = (after - before).abs().max().item()
+    assert first.error < 4 * disturbance < 2e-3 * before.abs().max().item()
 
 
 def test_a_reference_that_fails_is_an_error(monkeypatch):

@@ -154,18 +154,21 @@ class OfEngine:
         from torch2rt.runtime import Runtime
 
         lowered, values = lower_with_values(self.graph, nan=self.nan)
-        outputs = {lowered.definition.get_output(i).name for i in range(lowered.definition.num_outputs)}
+        definition = lowered.definition
+        given = {spec.name: x for spec, x in zip(lowered.interface.inputs, self.tensors, strict=True)}
+        marked = [definition.get_output(i).name for i in range(definition.num_outputs)]
         for name in names:
-            if values[name].name not in outputs:
-                lowered.definition.mark_output(values[name])
-                outputs.add(values[name].name)
-        marked = [lowered.definition.get_output(i).name for i in range(lowered.definition.num_outputs)]
+            tensor = values[name]
+            if tensor.name not in marked and not tensor.is_network_input:
+                tensor.name = f"value_{len(marked)}"  # the engine forgets names that follow from a layer's
+                definition.mark_output(tensor)
+                marked.append(tensor.name)
         interface: Interface = dataclasses.replace(lowered.interface, outputs=marked)
         device = next((x.device for x in self.tensors if x.is_cuda), torch.device("cuda"))
         runtime = Runtime(self.build(lowered), self.made_by, interface, device.index)
         try:
             results = runtime.run([x.to(runtime.device) for x in self.tensors])
-            found = dict(zip(marked, results, strict=True))
+            found = {**given, **dict(zip(marked, results, strict=True))}
             return {name: found[values[name].name].cpu() for name in names}
         finally:
             runtime.close()

@@ -20,7 +20,7 @@ from torch2rt.arguments import given_names, whole_number
 from torch2rt.aten import StrayRecorder
 from torch2rt.eager import describe_refusal
 from torch2rt.errors import InputError, Torch2RTError, TraceError
-from torch2rt.frozen import reloaded
+from torch2rt.frozen import reloaded, unfused
 from torch2rt.guards import Takes, TooNestedError
 from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
 from torch2rt.memos import cleared, uncached
@@ -111,6 +111,7 @@ def trace(
     take_strays = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
     past_caches = first_was_tried_again = False
     with ExitStack() as stack:
+        stack.enter_context(unfused(module))
         for hint in (hints := _hints(specs, leaves)):
             try:
                 before = states_elsewhere()
@@ -135,11 +136,11 @@ def trace(
                     hints.append(hint)
                 if failure is None or first_was_tried_again:
                     failure, first_was_tried_again = error, again
-    assert failure is not None
-    if isinstance(failure, RefusedError) and not failure.of_types:
-        if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
-            raise own  # whatever the sizes
-    raise failure
+        assert failure is not None
+        if isinstance(failure, RefusedError) and not failure.of_types:
+            if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
+                raise own  # whatever the sizes
+        raise failure
 
 
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

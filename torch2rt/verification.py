@@ -232,7 +232,7 @@ class _Verifier:
 
     def _disturbed(self, call: _Call) -> Callable[..., Disturbed]:
         def disturb(roundings: float, seed: int, keep: Sequence[str] = ()) -> Disturbed:
-            return Disturbed(self.graph, roundings, seed, self.tf32, keep, self._wide(call))
+            return Disturbed(self.graph, roundings, seed, self.tf32, keep, self._wide(call), self.on_engine)
 
         return disturb
 
