@@ -23,7 +23,8 @@ TERM = 1 / 16
 RECURRENT = 2.0**-18  # cuDNN's recurrent layers in float32 are off by so much, which is more than the engine's
 PRODUCTS = frozenset({
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot",
-    "vdot", "inner", "einsum", "tensordot", "bilinear", "chain_matmul", "grouped_mm", "_grouped_mm", "cdist", "_cdist_forward",
+    "vdot", "inner", "einsum", "tensordot", "bilinear", "chain_matmul", "grouped_mm", "_grouped_mm", "cdist",
+    "_cdist_forward",
 })  # fmt: skip
 NARROW = 4  # one of so many numbers of a narrow dtype is disturbed
 # Calls whose results hold numbers of their arguments, or exact ones: disturbed already, and left alone to save time.
