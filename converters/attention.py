@@ -233,7 +233,8 @@ def encoder_layer(
     )[0]  # fmt: skip
     x = x if norm_first else first(x)
     y = F.linear(second(x) if norm_first else x, ffn_weight_1, ffn_bias_1)
-    y = x + F.linear(F.gelu(y) if use_gelu else F.relu(y), ffn_weight_2, ffn_bias_2)
+    y = F.gelu(y, approximate="tanh" if y.is_cuda else "none") if use_gelu else F.relu(y)  # as its kernels have it
+    y = x + F.linear(y, ffn_weight_2, ffn_bias_2)
     return y if norm_first else second(y)
 
 

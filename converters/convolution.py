@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch2rt.vocabulary import (
     cast,
     check,
+    composite,
     converter,
     dims,
     dtype_of,
@@ -75,13 +76,13 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
     return conv(ctx, input, weight, bias, stride, padding, dilation, groups)
 
 
-@converter(torch._convolution)
+@composite(torch._convolution)
 def convolution_and_how(
-    ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, benchmark=None,
+    input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, benchmark=None,
     deterministic=None, cudnn_enabled=None, allow_tf32=None,
 ):  # fmt: skip
-    """The last four choose among kernels."""
-    return convolution(ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
+    """The last four choose among kernels, of which fake tensors on a GPU have none."""
+    return torch.convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 
 def _layer(ctx, add, input, weight, bias, maps, stride, before, after, dilation, groups):

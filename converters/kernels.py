@@ -72,7 +72,9 @@ def library_linear(input, weight, bias=None):
 @composite(aten._addmm_activation)
 def addmm_activation(input, mat1, mat2, *, beta=1, alpha=1, use_gelu=False):
     y = torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
-    return F.gelu(y) if use_gelu else F.relu(y)
+    if not use_gelu:
+        return F.relu(y)
+    return F.gelu(y, approximate="tanh" if y.is_cuda else "none")  # as a GPU's kernel has it
 
 
 @composite(aten._int_mm)

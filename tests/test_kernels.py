@@ -1,3 +1,4 @@
+import pytest
 import torch
 from harness import B, S, case, check_case, ints, parametrize
 
@@ -31,6 +32,11 @@ CASES = [
 ]  # fmt: skip
 
 
+ON_A_CPU = ("mkldnn", "grid_sampler", "int_mm")  # a GPU has no such kernel, or not for so few rows
+
+
 @parametrize(CASES)
 def test_kernels(row, mode, device):
+    if device.type == "cuda" and row.id.startswith(ON_A_CPU):
+        pytest.skip("a CPU's kernel")
     check_case(row, mode, device)

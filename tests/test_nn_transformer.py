@@ -3,12 +3,13 @@
 import math
 import threading
 
+import pytest
 import torch
 from harness import B, Call, S, With, bools, case, check_case, parametrize
 from test_attention import OTHER, SELF, causal
 from torch import nn
 
-from torch2rt import trace
+from torch2rt import torch2rt, trace
 
 
 def encoder(norm=None, norm_first=False, **options):
@@ -81,6 +82,19 @@ CASES = [
 @parametrize(CASES)
 def test_masks(row, mode, device):
     check_case(row, mode, device)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gelu_is_that_of_torchs_kernel(norm_first, bias, device):
+    """Which a GPU has for layers with biases, in eval mode; it is the approximate one."""
+    made = nn.TransformerEncoderLayer(
+        8, 2, 12, activation="gelu", batch_first=True, norm_first=norm_first, bias=bias, device=device
+    )
+    torch.nn.init.normal_(made.linear1.weight, 0.0, 2.0)
+    x = torch.randn(2, 5, 8, device=device)
+    (found,) = torch2rt(made.eval(), [x], max_batch_size=3).report.verified.differences
+    assert found.error < 5e-5
 
 
 def test_other_threads_look_into_their_masks_meanwhile():

@@ -206,13 +206,27 @@ def test_dynamic(row, mode, device):
     check_case(row, mode, device)
 
 
-def test_a_size_rounded_from_a_float(device):
-    """Python's float, in which 49 / 6 * 6 is less than 49, and not TensorRT's."""
-    module = Call(lambda x: x.new_ones(torch.sym_int(x.shape[0] / 6 * 6)))
-    model_trt = torch2rt(module, [torch.ones(7, device=device)], min_shapes=[(1,)], max_shapes=[(3000,)])
+ROUNDED = {
+    "up to a part": lambda n: torch.sym_int(n / 49 * 49), "smaller": lambda n: torch.sym_int(n * 0.7),
+    "falling": lambda n: 4000 - torch.sym_int(n * 0.37), "with an offset": lambda n: torch.sym_int((n + 1) / 3 * 2) + 1,
+    "square": lambda n: torch.sym_int(n * n / 7.3) // 900 + 1, "root": lambda n: torch.sym_int(torch.sym_sqrt(n)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("last", [64, 65, 3000, 7000])
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_size_rounded_from_a_float(name, last, device):
+    """Python's float, not TensorRT's, and without tensors that are too large for TensorRT to compute sizes with."""
+    size = ROUNDED[name]
+    module = Call(lambda x: x.new_ones(size(x.shape[0])))
+    model_trt = torch2rt(module, [torch.ones(7, device=device)], min_shapes=[(2,)], max_shapes=[(last,)])
     run = model_trt if device.type == "cuda" else model_trt.reference()
-    for size in (1, 6, 7, 49, 98, 1234, 2999):
-        assert run(torch.ones(size, device=device)).shape == (int(size / 6 * 6),)
+    for given in {*range(2, 70), *range(2, last, 97), *range(last - 66, last + 1)}:
+        if 2 <= given <= last:
+            assert run(torch.ones(given, device=device)).shape == (size(given),), given
+    layers = map(model_trt.network.get_layer, range(model_trt.network.num_layers))
+    constants = [layer.get_output(0).shape for layer in layers if layer.type is trt.LayerType.CONSTANT]
+    assert all(math.prod(shape) <= 64 for shape in constants)
 
 
 def test_a_constant_is_torchs(device):

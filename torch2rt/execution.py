@@ -136,6 +136,8 @@ class Execution:
         self.results = []
         for name, dtype in runtime.outputs:
             shape = tuple(context.get_tensor_shape(name))
+            if min(shape, default=0) < 0:
+                raise EngineError(f"TensorRT cannot tell the shape of output '{name}' before it has run.")
             self.results.append((name, shape, contiguous_strides(shape), dtype))
         self.addresses = [-1] * (len(sizes) + len(self.results))
         self.scratch_address = -1

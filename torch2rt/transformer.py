@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.modules import transformer
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch2rt.switches import Shared
 
@@ -92,11 +94,11 @@ def _layer(
 ) -> torch.Tensor:  # fmt: skip
     """A layer that torch may run as one operator, of which it has a result of another dtype under autocast.
 
-    A token of zeros on the device tells.
+    On a GPU that operator has the approximate gelu. A token of zeros on the device tells.
     """
-    result = _LAYER(self, src, src_mask, src_key_padding_mask, is_causal)
-    if _is_traced_here() is None or not torch.is_autocast_enabled(src.device.type):
-        return result
+    autocasts, has_gelu = torch.is_autocast_enabled(src.device.type), self.activation_relu_or_gelu == 2
+    if _is_traced_here() is None or not (autocasts or has_gelu and src.device.type == "cuda"):
+        return _LAYER(self, src, src_mask, src_key_padding_mask, is_causal)
     with torch._C.DisableTorchFunction():
         one = torch.zeros((1,) * (src.dim() - 1) + src.shape[-1:], dtype=src.dtype, device=src.device)
         masks = [
@@ -104,7 +106,30 @@ def _layer(
             for mask in (src_mask, src_key_padding_mask)
         ]
         dtype = _LAYER(self, one, *masks, is_causal).dtype
-    return result.to(dtype)
+        with _Operators() as operators:
+            _LAYER(self, one, *masks, is_causal)
+    is_one = torch.ops.aten._transformer_encoder_layer_fwd.default in operators.called
+    with _ApproximateGelu() if is_one and src.device.type == "cuda" else nullcontext():
+        result = _LAYER(self, src, src_mask, src_key_padding_mask, is_causal)
+    return result.to(dtype) if autocasts else result
+
+
+class _Operators(TorchDispatchMode):
+    """Keeps what operators are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.called.add(func)
+        return func(*args, **(kwargs or {}))
+
+
+class _ApproximateGelu(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        more = {"approximate": "tanh"} if func is F.gelu else {}
+        return func(*args, **{**(kwargs or {}), **more})
 
 
 def _may_leave_out(encoder: torch.nn.TransformerEncoder) -> bool:

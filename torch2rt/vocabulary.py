@@ -705,7 +705,46 @@ def _table(ctx: Context, expr: sympy.Basic) -> Any:
         return None
     values = [int(evaluate(expr, {free[0]: size})) for size in sizes]
     place = elementwise(ctx, EW.SUB, _SymbolLayers(ctx).get(free[0]), sizes[0])
-    return gather(ctx, torch.tensor(values), place, 0)
+    return _looked_up(ctx, values, place)
+
+
+_AT_ONCE = 64  # numbers in a tensor that TensorRT computes sizes with; of larger ones it knows nothing before a run
+_BITS = 30  # of a number in such a table; TensorRT refuses to compute sizes with numbers above about 2 ** 53
+
+
+def _looked_up(ctx: Context, values: Sequence[int], place: Any) -> Any:
+    """The value at a place, which is a 1-element int64 tensor.
+
+    Large tables are packed: what they differ by from a line takes few bits, so that many numbers fit into one.
+    """
+    if len(values) <= _AT_ONCE:
+        return gather(ctx, torch.tensor(values), place, 0)
+    whole = lambda op, a, b: elementwise(ctx, op, a, b)  # noqa: E731
+    rise, sign = abs(values[-1] - values[0]), 1 if values[-1] >= values[0] else -1
+    rest = [value - sign * (rise * i // (len(values) - 1)) for i, value in enumerate(values)]
+    common = math.gcd(rise, len(values) - 1)
+    line = whole(EW.FLOOR_DIV, whole(EW.PROD, place, rise // common), (len(values) - 1) // common)
+    line = whole(EW.SUM, whole(EW.PROD, line, sign), min(rest))
+    rest = [value - min(rest) for value in rest]
+    if not (bits := max(rest).bit_length()):
+        return line
+    each = _BITS // bits
+    words = [
+        sum(value << (bits * i) for i, value in enumerate(rest[first : first + each]))
+        for first in range(0, len(rest), each)
+    ]
+    index = whole(EW.FLOOR_DIV, place, each)
+    word: Any = None
+    for first in range(0, len(words), _AT_ONCE):
+        some = words[first : first + _AT_ONCE]
+        within = _add_elementwise(ctx, EW.MIN, *operands(ctx, whole(EW.SUB, index, first), len(some) - 1))
+        within = _add_elementwise(ctx, EW.MAX, *operands(ctx, within, 0))
+        found = gather(ctx, torch.tensor(some), within, 0)
+        word = found if word is None else select(ctx, whole(EW.LESS, index, first), word, found, torch.int64)
+    shift = whole(EW.SUB, place, whole(EW.PROD, index, each))
+    above = whole(EW.FLOOR_DIV, word, gather(ctx, torch.tensor([1 << (bits * i) for i in range(each)]), shift, 0))
+    higher = whole(EW.PROD, whole(EW.FLOOR_DIV, above, 1 << bits), 1 << bits)
+    return whole(EW.SUM, line, whole(EW.SUB, above, higher))
 
 
 class _SymbolLayers(dict):  # type: ignore[type-arg]
