@@ -5,7 +5,10 @@ import math
 from torch2rt.vocabulary import check, composite, is_traced, torch
 
 Tensor = torch.Tensor
-ONE = 2**48  # of fixed point
+HALF = 2**24
+ONE = HALF**2  # of fixed point
+# Newer versions of torch find ranks in float64, older ones in float32, where 0.4 * 5 is 2.
+IN_FLOAT64 = bool(torch.quantile(torch.arange(6.0), 0.4, interpolation="higher") == 3)
 
 
 @composite(torch.quantile, Tensor.quantile)
@@ -39,9 +42,7 @@ def quantiles(input, q, dim, keepdim, interpolation, skip):
 
 def between(x, q, last, interpolation):
     """Sorted values at the ranks `q` * `last`, in fixed point: whether one is whole decides, and torch has float64."""
-    rank = torch.ceil(q * ONE).long() * last
-    low = rank // ONE
-    rest = rank - low * ONE
+    low, rest = _product(q, last) if IN_FLOAT64 else _split(q * last)
     if interpolation == "lower":
         return at(x, low)
     if interpolation == "nearest":  # of two as near, the even one
@@ -51,6 +52,18 @@ def between(x, q, last, interpolation):
         return high
     check(interpolation in ("linear", "midpoint"), f"{interpolation=} is unknown")
     return torch.lerp(at(x, low), high, 0.5 if interpolation == "midpoint" else rest.float() * (1 / ONE))
+
+
+def _product(q, last):
+    """The whole part of a product with an int, and the rest of it times `ONE`; no number is above 2 ** 63."""
+    q = torch.ceil(q * ONE).long()
+    high, low = q // HALF, q % HALF
+    high, low = high * last + low * last // HALF, low * last % HALF
+    return high // HALF, high % HALF * HALF + low
+
+
+def _split(rank):
+    return rank.floor().long(), ((rank - rank.floor()) * ONE).long()
 
 
 def at(x, rank):
