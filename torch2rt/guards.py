@@ -322,24 +322,24 @@ def _or_equal(claim: sympy.Basic) -> sympy.Basic:
     return loose.get(type(claim), type(claim))(*claim.args)
 
 
-_TRANSPARENT = ("guards.py", "symbolic_shapes.py", "sym_node.py", "recording.py", "contextlib.py", "torch/__init__.py")
-
-
-_CHOICES = {  # function and file
-    ("conv", "fake_impls.py"),
-    ("are_strides_like_channels_last", "_prims_common/__init__.py"),
-    ("are_strides_like_channels_last_or_false", "_prims_common/__init__.py"),
-    ("_upsample_nearest", "_decomp/decompositions.py"),  # on a GPU few channels are better off contiguous
-    ("_upsample_linear", "_decomp/decompositions.py"),
-    ("upsample_nearest2d", "_meta_registrations.py"),
+# Modules between the code that asks about a size and the answer.
+_TRANSPARENT = frozenset({
+    __name__, "torch", "contextlib", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.sym_node",
+    "torch.fx.experimental.recording",
+})  # fmt: skip
+_CHOICES = {  # module and function
+    ("torch._subclasses.fake_impls", "conv"),
+    ("torch._prims_common", "are_strides_like_channels_last"),
+    ("torch._prims_common", "are_strides_like_channels_last_or_false"),
+    ("torch._decomp.decompositions", "_upsample_nearest"),  # on a GPU few channels are better off contiguous
+    ("torch._decomp.decompositions", "_upsample_linear"),
+    ("torch._meta_registrations", "upsample_nearest2d"),
 }
 
 
 def _is_kernel_choice() -> bool:
     """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.endswith(_TRANSPARENT):
+    while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
         frame = frame.f_back
-    return frame is not None and any(
-        frame.f_code.co_name == name and frame.f_code.co_filename.endswith(file) for name, file in _CHOICES
-    )
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CHOICES

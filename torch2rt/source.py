@@ -7,7 +7,7 @@ from types import FrameType
 
 import torch
 
-_LIBRARY = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 _MODULE_CALL = torch.nn.Module._call_impl.__code__
 
 
@@ -61,5 +61,5 @@ class Places:
 def _is_library(frame: FrameType) -> bool:
     """Whether code is torch's, ours or nobody's."""
     name = frame.f_code.co_filename
-    ours = frame.f_globals.get("__name__", "").startswith("torch2rt.")  # converters/ stands beside torch2rt/
-    return ours or name.startswith(_LIBRARY) or name.startswith("<")
+    ours = frame.f_globals.get("__name__", "").startswith("torch2rt.")
+    return ours or name.startswith(_TORCH) or name.startswith("<")
