@@ -325,7 +325,7 @@ def _or_equal(claim: sympy.Basic) -> sympy.Basic:
 # Modules between the code that asks about a size and the answer.
 _TRANSPARENT = frozenset({
     __name__, "torch", "contextlib", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.sym_node",
-    "torch.fx.experimental.recording",
+    "torch.fx.experimental.recording", "torch._guards", "torch.utils._contextlib",
 })  # fmt: skip
 _CHOICES = {  # module and function
     ("torch._subclasses.fake_impls", "conv"),
