@@ -1,7 +1,7 @@
 """Metadata and packages; pyproject.toml holds the build system and the tools' settings."""
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="torch2rt",
@@ -11,7 +11,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     # converters/ stands at the top level of the repository and is imported as torch2rt.converters.
-    packages=["torch2rt", "torch2rt.converters", "torch2rt.reference_layers"],
+    packages=[*find_packages(include=["torch2rt", "torch2rt.*"]), "torch2rt.converters"],
     package_dir={"torch2rt": "torch2rt", "torch2rt.converters": "converters"},
     install_requires=["torch>=2.10", "torchvision", "numpy", "tqdm"],
     extras_require={
@@ -25,5 +25,5 @@ setup(
         ],
         "families": ["ultralytics", "diffusers", "transformers", "scipy"],
     },
-    entry_points={"console_scripts": ["torch2rt = torch2rt.cli:main"]},
+    entry_points={"console_scripts": ["torch2rt = torch2rt.cli.main:main"]},
 )

@@ -22,8 +22,8 @@ from meter import Meter, in_a_process, kernel_lines, kernel_times
 from table import jobs
 
 from torch2rt import TRTModule, build, lower, torch2rt, trace
-from torch2rt.backend import FLAVOUR, VERSION
-from torch2rt.measuring import make
+from torch2rt.backend.tensorrt import FLAVOUR, VERSION
+from torch2rt.bench.worker import make
 
 STEPS = {
     "trace": "trace", "lower": "lower", "build": "TensorRT's builder", "load": "load, and compile kernels",

@@ -90,7 +90,7 @@ def torch2rt_route(model: torch.nn.Module, inputs: Inputs, dynamic: bool, meter:
 def onnx_route(model: torch.nn.Module, inputs: Inputs, dynamic: bool, meter: Meter) -> int:
     """torch.onnx.export, TensorRT's parser, build, and load and call on a GPU; returns the engine's size."""
     from torch2rt import TRTModule
-    from torch2rt.backend import create_builder, create_network, trt
+    from torch2rt.backend.tensorrt import create_builder, create_network, trt
 
     builder = create_builder()
     network = create_network(builder)

@@ -28,11 +28,11 @@ import torch
 from meter import verdict
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from torch2rt.bench import Job, benchmarks, facts
-from torch2rt.commands import Failure, UsageError, load_model
-from torch2rt.measuring import Measurement
-from torch2rt.report import COLUMNS, GREEN, INK, OURS, cell, remarks
-from torch2rt.ways import WAYS
+from torch2rt.bench.benchmark import Job, benchmarks, facts
+from torch2rt.bench.models import Failure, UsageError, load_model
+from torch2rt.bench.report import COLUMNS, GREEN, INK, OURS, cell, remarks
+from torch2rt.bench.runners import WAYS
+from torch2rt.bench.worker import Measurement
 
 VISION = ("resnet50", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
 BATCHES = (1, 16)

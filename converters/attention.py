@@ -3,7 +3,7 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.backend import add_attention, fuses_attention, has_attention, prefers_attention_layer
+from torch2rt.backend.tensorrt import add_attention, fuses_attention, has_attention, prefers_attention_layer
 from torch2rt.registry import by_schema
 from torch2rt.vocabulary import (
     cast,

@@ -8,7 +8,6 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.pairs import filled, from_polar, is_complex, minus, negative, part, parts, plus, product, quotient, times
 from torch2rt.vocabulary import (
     Complex,
     cast,
@@ -24,6 +23,19 @@ from torch2rt.vocabulary import (
     torch,
     trt,
     unary,
+)
+from torch2rt.vocabulary.complex import (
+    filled,
+    from_polar,
+    is_complex,
+    minus,
+    negative,
+    part,
+    parts,
+    plus,
+    product,
+    quotient,
+    times,
 )
 
 EW, Unary = trt.ElementWiseOperation, trt.UnaryOperation

@@ -3,7 +3,7 @@ from contextlib import ExitStack
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
-from torch2rt.backend import has_dynamic_while
+from torch2rt.backend.tensorrt import has_dynamic_while
 from torch2rt.vocabulary import (
     check,
     composite,

@@ -1,6 +1,5 @@
 import torch.nn.functional as F
 
-from torch2rt.pairs import is_complex
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -20,6 +19,7 @@ from torch2rt.vocabulary import (
     torch,
     trt,
 )
+from torch2rt.vocabulary.complex import is_complex
 
 Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
 EW = trt.ElementWiseOperation

@@ -1,6 +1,6 @@
 import math
 
-from torch2rt.backend import has_cumulative
+from torch2rt.backend.tensorrt import has_cumulative
 from torch2rt.vocabulary import (
     activation,
     cast,

@@ -8,8 +8,7 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.pairs import from_polar, minus, negative, parts, product, times
-from torch2rt.symbolic import expression
+from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     Complex,
     cast,
@@ -35,6 +34,7 @@ from torch2rt.vocabulary import (
     unary,
     wrap_dim,
 )
+from torch2rt.vocabulary.complex import from_polar, minus, negative, parts, product, times
 
 EW, Unary = trt.ElementWiseOperation, trt.UnaryOperation
 aten = torch.ops.aten

@@ -1,6 +1,6 @@
 import operator
 
-from torch2rt.selection import COUNTED, Places, Selection, assign
+from torch2rt.tracing.computed_masks import COUNTED, Places, Selection, assign
 from torch2rt.vocabulary import (
     cast,
     check,

@@ -4,7 +4,7 @@ import math
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torch2rt.symbolic import expression
+from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     cast,
     check,

@@ -1,6 +1,6 @@
 import torch.nn.functional as F
 
-from torch2rt.backend import add_normalization, scales_groups_by_channel
+from torch2rt.backend.tensorrt import add_normalization, scales_groups_by_channel
 from torch2rt.vocabulary import (
     axes,
     cast,

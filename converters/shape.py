@@ -2,7 +2,7 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.symbolic import expression
+from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     cast,
     check,

@@ -29,7 +29,7 @@ def device(request):
 @pytest.fixture
 def without_gpu_memory(monkeypatch):
     """Outputs of calls and replays are the CPU's: what they do on the host, with the GPU's part left out."""
-    from torch2rt import execution
+    from torch2rt.runtime import execution
 
     monkeypatch.setattr(
         execution, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype)

@@ -1,6 +1,6 @@
 """A simple call of every public torch function that has no converter of its own, and how it is converted.
 
-`python tests/coverage.py` measures them all and writes `torch2rt/levels.py`; then `python -m torch2rt.operators` prints
+`python tests/coverage.py` measures them all and writes `torch2rt/levels.py`; then `python -m torch2rt.cli.ops` prints
 what `docs/operators.md` should be.
 """
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from test_tracing import module
 
-from torch2rt import InputError, UnsupportedError, arguments, backend, build, lower, torch2rt, trace
-from torch2rt.backend import LOG, trt
+from torch2rt import InputError, UnsupportedError, arguments, build, lower, torch2rt, trace
+from torch2rt.backend import tensorrt as backend
+from torch2rt.backend.tensorrt import LOG, trt
 
 X = torch.randn(2, 3)
 Severity = trt.ILogger.Severity

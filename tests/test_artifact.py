@@ -10,7 +10,8 @@ import pytest
 import torch
 from test_tracing import module
 
-from torch2rt import EngineError, TRTModule, artifact, torch2rt
+from torch2rt import EngineError, TRTModule, torch2rt
+from torch2rt.engine import artifact
 from torch2rt.interface import Input, Interface
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from harness import B, Call, Data, S, Size, With, bools, case, check_case, floats, half, parametrize
 
 from torch2rt import UnsupportedError, lower, torch2rt, trace
-from torch2rt.backend import has_attention
+from torch2rt.backend.tensorrt import has_attention
 
 sdpa = F.scaled_dot_product_attention
 T = Size("T", 3, 5, 8)

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch2rt import bench, measuring, report, ways
-from torch2rt.bench import Job, benchmark
-from torch2rt.cli import main
-from torch2rt.commands import Failure, UsageError
-from torch2rt.measuring import Measurement
-from torch2rt.ways import WAYS
+from torch2rt.bench import benchmark as bench
+from torch2rt.bench import report
+from torch2rt.bench import runners as ways
+from torch2rt.bench import worker as measuring
+from torch2rt.bench.benchmark import Job, benchmark
+from torch2rt.bench.models import Failure, UsageError
+from torch2rt.bench.runners import WAYS
+from torch2rt.bench.worker import Measurement
+from torch2rt.cli.main import main
 
 FAKES = """
 import contextlib
@@ -26,7 +29,7 @@ import time
 
 import torch
 
-from torch2rt.ways import Way, eager, plain
+from torch2rt.bench.runners import Way, eager, plain
 
 
 class Net(torch.nn.Module):

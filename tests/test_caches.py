@@ -11,10 +11,11 @@ import pytest
 import torch
 from threads import at_once
 
-from torch2rt import build, caches, lower, trace
-from torch2rt.backend import IS_RTX, create_execution_context, trt
-from torch2rt.building import TimingCache
-from torch2rt.kernels import KernelCache
+from torch2rt import build, lower, trace
+from torch2rt.backend import disk_cache as caches
+from torch2rt.backend.tensorrt import IS_RTX, create_execution_context, trt
+from torch2rt.engine.build import TimingCache
+from torch2rt.runtime.kernel_cache import KernelCache
 
 GPU = {"name": "NVIDIA Test", "major": 8, "minor": 9, "multi_processor_count": 60, "total_memory": 2**34}
 
@@ -307,7 +308,7 @@ def test_no_timings_without_a_folder(gpu, monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT for RTX has timing caches that do nothing
 def test_a_build_keeps_its_timings(folder, gpu, monkeypatch):
     """With TensorRT's own objects, also those of TensorRT for RTX."""
-    monkeypatch.setattr("torch2rt.building.IS_RTX", False)
+    monkeypatch.setattr("torch2rt.engine.build.IS_RTX", False)
     network = lower(trace(torch.nn.Conv2d(3, 4, 3).eval(), [torch.randn(1, 3, 8, 8)]))
     seen = []
     assert build(network, progress=False, configure=lambda config: seen.append(config.get_timing_cache()))
@@ -359,7 +360,7 @@ class Engine:
 
 @pytest.fixture
 def kernels(folder, gpu, monkeypatch):
-    monkeypatch.setattr("torch2rt.kernels.IS_RTX", True)
+    monkeypatch.setattr("torch2rt.runtime.kernel_cache.IS_RTX", True)
     return lambda engine_bytes=b"engine": KernelCache(Engine(), engine_bytes, torch.device("cpu"))
 
 
@@ -405,7 +406,7 @@ def test_kernels_in_an_unusable_folder(kernels, folder):
 
 
 def test_no_kernels_are_kept_without_rtx(kernels, monkeypatch):
-    monkeypatch.setattr("torch2rt.kernels.IS_RTX", False)
+    monkeypatch.setattr("torch2rt.runtime.kernel_cache.IS_RTX", False)
     cache = kernels()
     cache.save()
     assert cache.cache is None

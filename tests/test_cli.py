@@ -9,10 +9,11 @@ import torch
 from test_verification import times, wrong
 
 import torch2rt as package
-from torch2rt import TRTModule, backend, torch2rt
-from torch2rt.cli import main
-from torch2rt.commands import load_model
-from torch2rt.weights import load_weights
+from torch2rt import TRTModule, torch2rt
+from torch2rt.backend import tensorrt as backend
+from torch2rt.bench.models import load_model
+from torch2rt.cli.main import main
+from torch2rt.cli.weights import load_weights
 
 MODELS = """
 import torch
@@ -332,7 +333,7 @@ def test_an_engine_saved_without_facts_is_inspected(models, tmp_path, capsys):
 
 WITHOUT_TORCH = """
 import sys
-from torch2rt.cli import main
+from torch2rt.cli.main import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as error:
@@ -427,7 +428,7 @@ import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name.startswith("tensorrt") else found(name, *a)
 sys.meta_path.insert(0, Nothing())
-from torch2rt.cli import main
+from torch2rt.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -447,7 +448,7 @@ def test_without_tensorrt(arguments):
 
 def test_a_wrong_choice_of_tensorrt(tmp_path):
     environment = {**os.environ, "TORCH2RT_TENSORRT": "tensorflow"}
-    command = [sys.executable, "-m", "torch2rt.cli", "doctor"]
+    command = [sys.executable, "-m", "torch2rt.cli.main", "doctor"]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "TORCH2RT_TENSORRT='tensorflow' is not one of tensorrt, tensorrt_rtx" in done.stdout

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from harness import B, Data, S, case, check_case, half, parametrize
 
 from torch2rt import UnsupportedError, lower, torch2rt, trace
-from torch2rt.backend import trt
+from torch2rt.backend.tensorrt import trt
 
 nn, aten = torch.nn, torch.ops.aten
 

@@ -9,7 +9,8 @@ from harness import compare
 from test_tracing import module
 
 import torch2rt as package
-from torch2rt import EngineError, InputError, TraceError, TRTModule, UnsupportedError, cuda, torch2rt, trace
+from torch2rt import EngineError, InputError, TraceError, TRTModule, UnsupportedError, torch2rt, trace
+from torch2rt.backend import cuda
 from torch2rt.errors import Torch2RTError
 from torch2rt.vocabulary import converter, trt
 
@@ -258,7 +259,7 @@ def test_a_damaged_file_is_refused(converted, tmp_path):
 
 
 def test_an_engine_of_another_tensorrt_names_both(converted, device, monkeypatch):
-    import torch2rt.module as runtime
+    import torch2rt.runtime.module as runtime
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     foreign = TRTModule(converted.engine_bytes, converted.interface, None, {"flavour": "tensorrt", "version": "9.1.0"})
@@ -267,7 +268,7 @@ def test_an_engine_of_another_tensorrt_names_both(converted, device, monkeypatch
 
 
 def test_an_engine_for_another_gpu_names_both(converted, device, monkeypatch):
-    import torch2rt.module as runtime
+    import torch2rt.runtime.module as runtime
 
     class Unwilling:
         def __init__(self, log):

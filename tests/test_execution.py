@@ -12,13 +12,14 @@ import pytest
 import torch
 from threads import at_once
 
-from torch2rt import cuda, torch2rt
-from torch2rt import runtime as runtime_file
-from torch2rt.cuda import CaptureError, Copy
+from torch2rt import torch2rt
+from torch2rt.backend import cuda
+from torch2rt.backend.cuda import CaptureError, Copy
 from torch2rt.errors import EngineError
-from torch2rt.execution import UNCAPTURABLE, Graph
 from torch2rt.interface import Interface
-from torch2rt.runtime import Runtime
+from torch2rt.runtime import runtime as runtime_file
+from torch2rt.runtime.execution import UNCAPTURABLE, Graph
+from torch2rt.runtime.runtime import Runtime
 
 
 class Target:

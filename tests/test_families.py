@@ -12,7 +12,7 @@ import torch
 import zoo
 
 from torch2rt import lower, torch2rt, trace
-from torch2rt.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule
 
 BATCH = {"max_batch_size": 4}
 TINY_RESNET = dict(embedding_size=8, hidden_sizes=[8, 12, 16, 24], depths=[1, 1, 1, 1], layer_type="basic")

@@ -6,7 +6,7 @@ import sys
 import torch
 from harness import compare
 
-from torch2rt.frozen import reloaded
+from torch2rt.tracing.patches.torchscript import reloaded
 
 REFUSED = """
 import torch, torchvision

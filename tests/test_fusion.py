@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch2rt import lower, trace
-from torch2rt.backend import fuses_attention, trt
+from torch2rt.backend.tensorrt import fuses_attention, trt
 
 
 def normed(product, features, norm, **options):

@@ -5,7 +5,7 @@ import time
 
 from threads import at_once
 
-from torch2rt.gate import Gate
+from torch2rt.runtime.shared_lock import Gate
 
 
 def test_who_is_alone_waits_and_keeps_others_out():

@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-import torch2rt.building as building
+import torch2rt.engine.build as building
 from torch2rt import build, lower, trace
-from torch2rt.backend import trt
+from torch2rt.backend.tensorrt import trt
 from torch2rt.interrupts import interruptible
 
 posix = pytest.mark.skipif(os.name != "posix", reason="sends signals as a terminal does on POSIX")
@@ -114,7 +114,7 @@ def test_the_command_line_ends_with_130_and_one_line(tmp_path):
         "        print('tracing', flush=True)\n"
         "        time.sleep(60)\n"
     )
-    command = [sys.executable, "-m", "torch2rt.cli", "convert", "slow:Slow", "--input", "2x3", "-o", "slow.engine"]
+    command = [sys.executable, "-m", "torch2rt.cli.main", "convert", "slow:Slow", "--input", "2x3", "-o", "slow.engine"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while "tracing" not in process.stdout.readline():
         assert process.poll() is None

@@ -10,10 +10,11 @@ from test_callers import with_gaps
 from test_module import runner
 from test_tracing import module
 
-from torch2rt import TraceError, TRTModule, execution, torch2rt
-from torch2rt.gate import Gate
+from torch2rt import TraceError, TRTModule, torch2rt
 from torch2rt.interface import Input, Interface
-from torch2rt.runtime import Runtime
+from torch2rt.runtime import execution
+from torch2rt.runtime.runtime import Runtime
+from torch2rt.runtime.shared_lock import Gate
 
 LAST, LAST_3D, PLAIN = torch.channels_last, torch.channels_last_3d, torch.contiguous_format
 
@@ -168,7 +169,7 @@ class Seen:
 def test_what_lies_as_the_engine_reads_it_is_not_copied(without_gpu_memory, monkeypatch, format, layout):
     monkeypatch.setattr(execution, "is_capturing", lambda: False)
     monkeypatch.setattr(execution, "ALIGNMENT", 16)
-    monkeypatch.setattr("torch2rt.runtime.ALIGNMENT", 16)
+    monkeypatch.setattr("torch2rt.runtime.runtime.ALIGNMENT", 16)
     shape, context, runtime = (2, 3, 5, 4), Seen(), Runtime.__new__(Runtime)
     spec = Input("x", torch.float32, shape, shape, shape, format)
     runtime.interface = Interface([spec], {"tuple": [{"tuple": [{"leaf": 0}]}, {"dict": [], "items": []}]})

@@ -13,7 +13,8 @@ import torch
 from harness import compare
 from test_tracing import module
 
-from torch2rt import InputError, TRTModule, backend, torch2rt, trace
+from torch2rt import InputError, TRTModule, torch2rt, trace
+from torch2rt.backend import tensorrt as backend
 from torch2rt.interface import Interface
 
 

@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from harness import B, Data, S, bools, case, check_case, half, ints, parametrize
 
 from torch2rt import lower, trace
-from torch2rt.backend import trt
+from torch2rt.backend.tensorrt import trt
 
 aten = torch.ops.aten
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from torch2rt import lower, trace
 from torch2rt.errors import Torch2RTError
-from torch2rt.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule
 
 N = Size("N", 2, 3, 5)
 FLOATS, INTS = [torch.float32, torch.float16, torch.bfloat16], [torch.int64, torch.int32]

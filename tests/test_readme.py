@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch2rt.cli import main
+from torch2rt.cli.main import main
 from torch2rt.registry import REGISTRY, load
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from harness import B, Data, S, With, case, check_case, compare, half, parametri
 from torch.nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
-from torch2rt.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule
 
 aten = torch.ops.aten
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch2rt.backend import DTYPES, LOG, create_builder, create_network, trt
+from torch2rt.backend.tensorrt import DTYPES, LOG, create_builder, create_network, trt
 from torch2rt.errors import InputError, Torch2RTError
-from torch2rt.reference import Evaluator, evaluate
+from torch2rt.reference.evaluator import Evaluator, evaluate
 
 HALF, BF16 = torch.float16, torch.bfloat16
 Activation, Unary, Op, Reduce = trt.ActivationType, trt.UnaryOperation, trt.ElementWiseOperation, trt.ReduceOperation
@@ -1471,7 +1471,7 @@ def test_inputs_are_checked(feeds, message):
 
 
 def test_results_are_held_against_the_declaration(monkeypatch):
-    from torch2rt import reference_layers
+    from torch2rt.reference import layers as reference_layers
 
     for wrong in (lambda x: x.half(), lambda x: x[:1]):
         monkeypatch.setitem(reference_layers.LAYERS, "IDENTITY", ("IIdentityLayer", lambda layer, stored, f=wrong: f))

@@ -12,10 +12,11 @@ import pytest
 import torch
 from harness import Case, compare, eager, prepared
 
-from torch2rt import lower, operators, trace
+from torch2rt import lower, trace
+from torch2rt.cli import ops as operators
 from torch2rt.errors import Torch2RTError
-from torch2rt.module import ReferenceModule
 from torch2rt.registry import ALIASES, Converter, load, qualified_name, renamed
+from torch2rt.runtime.module import ReferenceModule
 
 REGISTRY = load()
 
@@ -313,5 +314,5 @@ def test_every_public_function_is_listed():
 
 @measured
 def test_the_list_is_up_to_date():
-    """`python -m torch2rt.operators > docs/operators.md`"""
+    """`python -m torch2rt.cli.ops > docs/operators.md`"""
     assert (Path(__file__).parent.parent / "docs" / "operators.md").read_text() == operators.markdown()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from harness import B, Call, Data, S, Size, case, check_case, half, parametrize
 
 from torch2rt import UnsupportedError, lower, torch2rt, trace
-from torch2rt.backend import trt
+from torch2rt.backend.tensorrt import trt
 
 nn, aten = torch.nn, torch.ops.aten
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import Dim
 
 from torch2rt import TraceError, lower, torch2rt, trace
-from torch2rt.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule
 
 IMAGE, TOKENS, ROWS = (2, 4, 8, 6), (2, 5, 8), (3, 5)
 

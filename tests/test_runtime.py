@@ -14,10 +14,10 @@ from test_callers import as_told
 from test_tracing import module
 from threads import at_once
 
-from torch2rt import runtime as runtime_file
 from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError
-from torch2rt.execution import Graph
+from torch2rt.runtime import runtime as runtime_file
+from torch2rt.runtime.execution import Graph
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import torch
 from harness import compare
 
 from torch2rt import TraceError, lower, trace
-from torch2rt.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule
 
 
 class Anchors(torch.nn.Module):

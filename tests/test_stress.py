@@ -19,8 +19,8 @@ from test_callers import GRAPHS, as_told
 from threads import at_once
 
 from torch2rt import TRTModule, torch2rt
-from torch2rt import module as module_file
 from torch2rt.errors import InputError
+from torch2rt.runtime import module as module_file
 
 THREADS = 8
 TOLERANCE = 1e-3

@@ -6,7 +6,7 @@ import pytest
 import sympy
 from torch.utils._sympy.functions import FloorDiv, Max, Mod, ToFloat, TruncToInt
 
-from torch2rt.symbolic import Dim, counterexample, describe, evaluate, evaluate_json, holds, to_json, truths
+from torch2rt.sizes import Dim, counterexample, describe, evaluate, evaluate_json, holds, to_json, truths
 
 n, m = sympy.symbols("n m", integer=True, positive=True)
 SYMBOLS = {n: Dim(0, "x", 0, 1, 8), m: Dim(1, "y", 2, 3, 100_000)}

@@ -17,13 +17,14 @@ from test_tracing import module
 from torch import nn
 from torch.nn import functional as F
 
-from torch2rt import AccuracyError, InputError, TRTModule, build, torch2rt, trace, verification
-from torch2rt.bisection import OfEngine
-from torch2rt.comparison import Comparison
-from torch2rt.conversion_report import Report
-from torch2rt.disturbance import Disturbed
-from torch2rt.module import ReferenceModule
+from torch2rt import AccuracyError, InputError, TRTModule, build, torch2rt, trace
+from torch2rt.debug import verify as verification
+from torch2rt.debug.bisection import OfEngine
+from torch2rt.debug.comparison import Comparison
+from torch2rt.debug.disturbance import Disturbed
+from torch2rt.engine.report import Report
 from torch2rt.registry import load
+from torch2rt.runtime.module import ReferenceModule
 from torch2rt.vocabulary import elementwise, trt
 
 

@@ -50,9 +50,9 @@ class Source:
     @classmethod
     def of(cls, packages: dict[str, Path], exempt: Sequence[str] = ()) -> Source:
         files = {
-            f"{p}.{f.stem}".removesuffix(".__init__"): f
+            ".".join((p, *f.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__"): f
             for p, folder in packages.items()
-            for f in sorted(folder.glob("*.py"))
+            for f in sorted(folder.rglob("*.py"))
         }
         return cls({name: path for name, path in files.items() if name not in exempt})
 
@@ -323,7 +323,7 @@ class _Visitor(ast.NodeVisitor):
             owner = self.peek(node.args[0])
             return None if owner is None else self.has(owner, name.value)
         for name, tree in self.source.trees.items():
-            if name.endswith(".backend") and not node.args:
+            if name.endswith((".backend", ".backend.tensorrt")) and not node.args:
                 for found in _functions(tree):
                     if (
                         found.name == function

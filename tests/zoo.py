@@ -11,7 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from torch2rt import lower, torch2rt, trace
-from torch2rt.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule
 
 DEVICES_APART = 100  # times what lies between torch on a CPU and on a GPU, for an engine on the GPU
 

@@ -11,8 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch2rt.building import build as build
     from torch2rt.convert import torch2rt as torch2rt
+    from torch2rt.engine.build import build as build
     from torch2rt.errors import AccuracyError as AccuracyError
     from torch2rt.errors import BuildError as BuildError
     from torch2rt.errors import ConversionError as ConversionError
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from torch2rt.errors import TraceError as TraceError
     from torch2rt.errors import UnsupportedError as UnsupportedError
     from torch2rt.lowering import lower as lower
-    from torch2rt.module import TRTModule as TRTModule
     from torch2rt.registry import converter as converter
-    from torch2rt.tracing import trace as trace
+    from torch2rt.runtime.module import TRTModule as TRTModule
+    from torch2rt.tracing.trace import trace as trace
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "torch2rt": "convert", "trace": "tracing", "lower": "lowering", "build": "building", "TRTModule": "module",
-    "converter": "registry",
+    "torch2rt": "convert", "trace": "tracing.trace", "lower": "lowering", "build": "engine.build",
+    "TRTModule": "runtime.module", "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
         + ["InputError", "EngineError"],

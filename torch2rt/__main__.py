@@ -2,7 +2,7 @@
 
 import sys
 
-from torch2rt.cli import main
+from torch2rt.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -51,7 +51,7 @@ def _is_pair(value: Any) -> bool:
 
 def severity(value: Any) -> int | None:
     """The number of one of TensorRT's severities, or of its name in any case; `None` stays."""
-    from torch2rt.backend import trt
+    from torch2rt.backend.tensorrt import trt
 
     if value is None:
         return None

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend import FLAVOUR, VERSION
-from torch2rt.building import build, target
+from torch2rt.backend.tensorrt import FLAVOUR, VERSION
+from torch2rt.debug.verify import Verifying, check_mode
+from torch2rt.engine.build import build, target
 from torch2rt.lowering import lower
-from torch2rt.module import TRTModule
-from torch2rt.tracing import as_arguments, trace
-from torch2rt.verification import Verifying, check_mode
+from torch2rt.runtime.module import TRTModule
+from torch2rt.tracing.trace import as_arguments, trace
 
 
 def torch2rt(

@@ -38,7 +38,7 @@ class BuildError(ConversionError):
 class AccuracyError(ConversionError):
     """What was converted differs from its module by more than roundings explain.
 
-    Attributes: `differences` (a `torch2rt.conversion_report.Difference` for each output that is wrong), `module` (the
+    Attributes: `differences` (a `torch2rt.engine.report.Difference` for each output that is wrong), `module` (the
     path of the first module whose result differs, if that was found) and `source` (its line, `file:line`).
     """
 

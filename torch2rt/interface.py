@@ -11,8 +11,8 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
+from torch2rt.sizes import Symbols, describe, evaluate_json, holds, to_json
 from torch2rt.structure import Spec, bare_name, children, flatten, is_same, take, unflatten
-from torch2rt.symbolic import Symbols, describe, evaluate_json, holds, to_json
 
 Shape = tuple[int, ...]
 AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 1)}  # as they lie in memory

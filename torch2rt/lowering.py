@@ -2,115 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import operator
 import os
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import sympy
 import torch
 from torch.fx.node import map_aggregate
 
-from torch2rt.backend import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
+from torch2rt.backend.tensorrt import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
-from torch2rt.fusion import Fuser
-from torch2rt.guards import hold
-from torch2rt.interface import AXES, Interface
-from torch2rt.precision import as_recorded, narrow_float64
+from torch2rt.interface import AXES
+from torch2rt.network import Network, describe
+from torch2rt.passes.float64 import as_recorded, narrow_float64
+from torch2rt.passes.fuse import Fuser
 from torch2rt.registry import Converter, load, qualified_name
+from torch2rt.sizes import counterexample, expression, in_words, is_symbolic
 from torch2rt.structure import bare_name
-from torch2rt.symbolic import Dim, counterexample, expression, in_words, is_symbolic
+from torch2rt.tracing.guards import hold
+from torch2rt.vocabulary import constant, permute
+from torch2rt.vocabulary.context import Complex, Context
 
 NO_CONVERTER = "there is no converter for it"
-Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
-
-
-@dataclasses.dataclass
-class Network:
-    """A TensorRT network and what must live as long as it does.
-
-    `definition` is the `INetworkDefinition`. `weights` holds every tensor that the network reads, by the index of the
-    layer and the role there: TensorRT refers to this memory and does not copy it. `assumptions` are for the report of
-    the conversion (`torch2rt.conversion_report.Report`). `nan` is what was asked of `lower`.
-    """
-
-    definition: Any
-    builder: Any
-    interface: Interface
-    weights: dict[tuple[int, str], torch.Tensor] = dataclasses.field(default_factory=dict)
-    assumptions: list[str] = dataclasses.field(default_factory=list)
-    nan: str = "keep"
-    building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
-
-    @property
-    def num_layers(self) -> int:
-        return self.definition.num_layers
-
-    def facts(self) -> dict[str, Any]:
-        """What `torch2rt inspect` says of the network, as JSON values: the outputs' types, and the layers."""
-        with LOG.capture():
-            outputs = map(self.definition.get_output, range(self.definition.num_outputs))
-            layers = map(self.definition.get_layer, range(self.num_layers))
-            return {
-                "outputs": {x.name: _show(x).replace("-1", "?") for x in outputs},
-                "layers": [[layer.name, layer.type.name] for layer in layers],
-            }
-
-    def __repr__(self) -> str:
-        inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
-        return f"Network({self.num_layers} layers, {inputs} -> {', '.join(self.interface.outputs)})"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Complex:
-    """The value of a complex tensor: TensorRT has none, so a float32 tensor for each part."""
-
-    real: Any
-    imag: Any
-
-
-class Context:
-    """What a converter is given beside torch's arguments.
-
-    `network` is the TensorRT network under construction and `out` the recorded result of the call: a fake tensor with
-    the result's dtype and (symbolic) shape, or a tuple of them; `device` is where the module was traced; `nan` is what
-    was asked of `lower`. The rest belongs to the vocabulary.
-    """
-
-    def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
-        self.lowered = lowered
-        self.nan = lowered.nan
-        self.network = lowered.definition
-        self.out: Any = None
-        self.symbols: Mapping[sympy.Symbol, Dim] = graph.meta["symbols"]
-        placeholders = (n for n in graph.graph.nodes if n.op == "placeholder")
-        self.device = next((n.meta["val"].device for n in placeholders), None)
-        self.inputs: list[Any] = []  # network inputs, in interface order
-        self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
-        self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
-        self.memo: dict[Any, Any] = {}
-        self.inline: Callable[..., list[Any]]  # lowers a subgraph on given values, and returns its results
-        self.arguments: dict[str, Any] = {}  # of a call on complex numbers: by the names of its converter for real ones
-        self.again: Callable[..., Any]  # that converter's result, with some arguments replaced by real ones
-        self.apply: Callable[..., Any]  # the result of another call's converter, on real values
-
-    def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
-        """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
-        if tensor.dtype not in DTYPES:
-            raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
-        held = tensor.detach().resolve_neg().cpu().contiguous()
-        self.lowered.weights[self.network.num_layers, role] = held
-        return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
-
-    def track(self, tensor: Any, sizes: Sizes) -> Any:
-        """Remember the symbolic sizes of a tensor; returns the tensor."""
-        self.sizes[id(tensor)] = (tensor, tuple(sizes))
-        return tensor
-
 
 NAN, FLOAT64 = ("keep", "ignore"), ("float32", "refuse")
 
@@ -257,8 +173,6 @@ class _Lowering:
         return map_aggregate(args, lambda a: self.values[a] if isinstance(a, torch.fx.Node) else a)
 
     def input(self, node: torch.fx.Node) -> Any:
-        from torch2rt.vocabulary import permute  # the vocabulary needs this module's Context
-
         spec, sizes = self.interface.inputs[node.meta["input"]], node.meta["val"].shape
         shape = [-1 if axis in spec.dynamic else size for axis, size in enumerate(spec.opt)]
         tensor = self.network.add_input(spec.name, DTYPES[spec.dtype], spec.in_memory(shape))
@@ -398,8 +312,6 @@ class _Lowering:
 
     def outputs(self) -> None:
         (output,) = (node for node in self.fused.nodes if node.op == "output")
-        from torch2rt.vocabulary import constant  # the vocabulary needs this module's Context
-
         for name, node in zip(self.interface.outputs, output.args[0], strict=True):
             if node.meta["val"].is_complex():
                 raise UnsupportedError(
@@ -487,11 +399,7 @@ def _show(value: Any) -> str:
     if isinstance(value, Complex):
         return _show(value.real).replace("float32", "complex64")
     if isinstance(value, trt.ITensor):
-        dtype = bare_name(TORCH_DTYPES.get(value.dtype, value.dtype))
-        try:
-            return f"{dtype}{list(value.shape)}"
-        except RuntimeError:
-            return dtype
+        return describe(value)
     if isinstance(value, torch.Tensor):
         return f"{bare_name(value.dtype)}{list(value.shape)}"
     if isinstance(value, torch.fx.GraphModule):

@@ -220,7 +220,7 @@ class Registry:
     def fusion(self, *targets: Target) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Register the decorated function to do away with calls of `targets` where others can do their work.
 
-        It is given the `torch2rt.fusion.Fuser` of a graph and each such call, once, before the graph is lowered.
+        It is given the `torch2rt.passes.fuse.Fuser` of a graph and each such call, once, before the graph is lowered.
         """
 
         def register(function: Callable[..., None]) -> Callable[..., None]:

@@ -37,7 +37,7 @@ import tokens
 import torch
 from models import MODELS
 
-from torch2rt.backend import FLAVOUR, VERSION
+from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 
 PATTERNS = {**convolutions.PATTERNS, **tokens.PATTERNS, **attention.PATTERNS}
 

@@ -20,9 +20,9 @@ from parts import Pattern
 from torch import nn
 
 from torch2rt import build, lower, trace
-from torch2rt.backend import FLAVOUR, LOG, VERSION, create_builder, create_network, trt
+from torch2rt.backend.tensorrt import FLAVOUR, LOG, VERSION, create_builder, create_network, trt
 from torch2rt.lowering import Network
-from torch2rt.runtime import Runtime
+from torch2rt.runtime.runtime import Runtime
 
 
 def by_onnx(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> Network:

@@ -10,7 +10,7 @@ from parts import EW, Block, Pattern, convolution, image, layer
 from torch import nn
 from torch2rt.converters.normalization import batch_norm
 
-from torch2rt.backend import trt
+from torch2rt.backend.tensorrt import trt
 from torch2rt.vocabulary import axes, cast, dims, elementwise
 
 AVG = trt.ReduceOperation.AVG

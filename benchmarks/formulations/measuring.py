@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from meter import kernel_lines, kernel_times
 
-from torch2rt.backend import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
-from torch2rt.runtime import Runtime
+from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.runtime.runtime import Runtime
 
 CALLS = 20  # in one CUDA graph
 REPLAYS = 25

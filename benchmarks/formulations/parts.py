@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torch2rt.backend import trt
+from torch2rt.backend.tensorrt import trt
 from torch2rt.vocabulary import converter, elementwise, matmul
 
 EW = trt.ElementWiseOperation

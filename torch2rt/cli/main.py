@@ -1,0 +1,243 @@
+"""The `torch2rt` command: convert a model, measure it, look into engines, list what can be converted, look at the
+installation.
+
+Exit codes: 0 done, 1 the model cannot be converted or does not compute what it should (`doctor`: something is missing;
+`bench`: there is no GPU, or no way to run the model succeeds), 2 the command does not make sense, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch2rt import usage
+from torch2rt.errors import InputError, Torch2RTError
+from torch2rt.interrupts import exit_at_once
+from torch2rt.usage import DTYPES, Failure, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. A command line that does not parse raises argparse's `SystemExit(2)`."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (UsageError, InputError) as error:
+        return _fail(error, 2, arguments.traceback)
+    except (Torch2RTError, Failure) as error:
+        return _fail(error, 1, arguments.traceback)
+    except KeyboardInterrupt:
+        if argv is None:  # the process is this command's own
+            exit_at_once(130)
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # `torch2rt ops | head` has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for what Python flushes at its end)
+        return 1
+
+
+def _fail(error: Exception | str, code: int, with_traceback: bool = False) -> int:
+    if with_traceback:
+        traceback.print_exc()
+    print(f"torch2rt: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    from torch2rt import __version__
+
+    parser = argparse.ArgumentParser(prog="torch2rt", description="PyTorch modules as TensorRT engines.")
+    parser.add_argument("--version", action="version", version=f"torch2rt {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    convert = commands.add_parser(
+        "convert",
+        help="convert a model",
+        description="Convert a model, check it, and optionally save the engine. Its weights are random without "
+        "--weights, except those of a MODEL of your own.",
+        epilog="SHAPE is like 1x3x224x224, or 'scalar'. Example: torch2rt convert torchvision:resnet18 "
+        "--input 1x3x224x224 --max 8x3x224x224 -o resnet18.engine",
+    )
+    _add_model(convert)
+    for which, text in (("min", "smallest"), ("opt", "most common"), ("max", "largest")):
+        convert.add_argument(
+            f"--{which}", action="append", type=usage.shape, metavar="SHAPE",
+            help=f"the {text} shape to serve, once for each --input and in their order",
+        )  # fmt: skip
+    verify = convert.add_mutually_exclusive_group()
+    verify.add_argument(
+        "--verify", action="store_const", const="range", default=True,
+        help="compare with eager PyTorch at min, max and some sizes between, too (default: with the inputs' shapes)",
+    )  # fmt: skip
+    verify.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with eager PyTorch")
+    convert.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
+    convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
+    for which, text in (("input", "inputs"), ("output", "outputs")):
+        convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
+    convert.add_argument("--nan", choices=("keep", "ignore"), default="keep", help="as for torch2rt.lower")
+    convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
+    _add_builder(convert)
+    convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
+    convert.add_argument("--quiet", action="store_true", help="print errors only")
+    convert.set_defaults(command=_convert)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what an engine file holds",
+        description="Say what a file of `torch2rt convert -o` or TRTModule.save_engine holds, without a GPU.",
+    )
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--layers", action="store_true", help="list all layers of the network, and not their number")
+    inspect.set_defaults(command=_inspect)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure the ways to run a model on this GPU",
+        description="Build and run a model with random weights in every way there is here, each in a process of its "
+        "own, and print how fast they are.",
+        epilog="Example: torch2rt bench torchvision:resnet50 --input 16x3x224x224 --dtype float16 --picture bench.png",
+    )
+    _add_model(bench)
+    bench.add_argument(
+        "--ways", type=usage.several, metavar="A,B,...",
+        help="some of eager, torch.compile, torch2rt, onnx, torch-tensorrt (default: all that are installed); a way "
+        "that can replay a CUDA graph is measured without and with one",
+    )  # fmt: skip
+    bench.add_argument("--json", metavar="FILE", help="write the numbers, the machine and the versions to a file")
+    bench.add_argument("--picture", metavar="FILE", help="draw the latencies (.png, .svg; needs matplotlib)")
+    bench.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS",
+        help="give up a way that takes longer to get ready, or to build and run (default: 300)",
+    )  # fmt: skip
+    bench.set_defaults(command=_bench)
+
+    ops = commands.add_parser("ops", help="list the torch calls that have a converter")
+    ops.add_argument("pattern", nargs="?", default="", help="only names that contain this")
+    ops.set_defaults(command=_ops)
+
+    doctor = commands.add_parser("doctor", help="check torch, TensorRT and GPU")
+    doctor.set_defaults(command=_doctor)
+    for command in commands.choices.values():
+        command.add_argument("--traceback", action="store_true", help="print the Python traceback of an error, too")
+    return parser
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """The arguments that say what to convert, and with which inputs."""
+    command.add_argument(
+        "model", metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, or package.module:NAME of an nn.Module, or of a callable that makes one",
+    )  # fmt: skip
+    command.add_argument(
+        "--input", dest="inputs", action="append", required=True, type=usage.shape_and_dtype, metavar="SHAPE[:DTYPE]",
+        help=f"an input, once for each; DTYPE is one of {', '.join(DTYPES)}, by default the model's",
+    )  # fmt: skip
+    command.add_argument(
+        "--dtype", choices=DTYPES[:3], default="float32", help="the model's parameters (default: float32)"
+    )
+
+
+def _add_builder(command: argparse.ArgumentParser) -> None:
+    """The arguments of `torch2rt.build`."""
+    builder = command.add_argument_group("TensorRT's builder")
+    builder.add_argument("--max-workspace-size", type=usage.number, metavar="BYTES", help="scratch memory of a layer")
+    builder.add_argument(
+        "--compute-capabilities", type=usage.several, metavar="A,B,...",
+        help="for TensorRT for RTX: the GPUs to build for, such as 8.6,8.9 or current",
+    )  # fmt: skip
+    builder.add_argument(
+        "--optimization-level", type=usage.number, metavar="N", help="0 (quick to build) to 5 (thorough)"
+    )
+    builder.add_argument(
+        "--tf32", action=argparse.BooleanOptionalAction, help="whether float32 products may round to TF32 (default: "
+        "as torch is set)",
+    )  # fmt: skip
+    builder.add_argument(
+        "--log-level", choices=usage.SEVERITIES, default=None, help="print TensorRT's messages from here on"
+    )
+
+
+# Commands, each in a module of its own that imports torch ------------------------------------------------------------
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    for which in ("min", "opt", "max"):
+        given = getattr(arguments, which)
+        if given is not None and len(given) != len(arguments.inputs):
+            raise UsageError(f"--{which} is given {len(given)} times for {len(arguments.inputs)} --input.")
+    if arguments.weights and not Path(arguments.weights).is_file():
+        raise UsageError(f"there is no file {arguments.weights}.")
+    if arguments.output:
+        usage.require_writable(arguments.output)
+    from torch2rt.cli.convert import convert
+
+    convert(arguments)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    if not Path(arguments.file).is_file():
+        raise UsageError(f"there is no file {arguments.file}.")
+    from torch2rt.cli.inspect import inspect
+
+    inspect(arguments.file, arguments.layers)
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    for path in filter(None, (arguments.json, arguments.picture)):
+        usage.require_writable(path)
+    import torch
+
+    from torch2rt.bench import benchmark as bench
+    from torch2rt.bench import report
+    from torch2rt.bench.models import require_tensorrt
+
+    if arguments.picture:
+        report.require_matplotlib()
+    require_tensorrt()
+    inputs = [(shape, dtype or arguments.dtype) for shape, dtype in arguments.inputs]
+    job = bench.Job(arguments.model, inputs, arguments.dtype)
+    measurements = bench.benchmark(job, arguments.ways, timeout=arguments.timeout)
+    print(report.table(measurements))
+    if arguments.json:
+        report.save(arguments.json, job, bench.facts(), measurements)
+    if arguments.picture:
+        report.picture(arguments.picture, f"{job.title()} on {torch.cuda.get_device_name()}", measurements)
+    return 1 if all(m.failure for m in measurements) else 0
+
+
+def _ops(arguments: argparse.Namespace) -> int:
+    from torch2rt.bench.models import require_tensorrt
+
+    require_tensorrt()
+    from torch2rt.cli.ops import LEVELS, families, measured
+
+    listed, rest = families(arguments.pattern), measured(arguments.pattern)
+    if not listed and not any(rest.values()):
+        raise Failure(
+            f"no converter has {arguments.pattern!r} in its name. A call without one is converted as the calls that it "
+            "makes, so it may be supported all the same."
+        )
+    for family, entries in listed.items():
+        print(family)
+        for names, limits in entries:
+            print(f"    {', '.join(names)}" + (f"\n        limits: {limits}" if limits else ""))
+    total = sum(len(names) for entries in listed.values() for names, _ in entries)
+    print(f"\n{total} callables, and their in-place and out= spellings. Without a converter of their own are:")
+    for level, what in LEVELS.items():
+        print(f"{what} ({len(rest[level])})" + "".join(f"\n    {name}" for name in rest[level]))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from torch2rt.cli.doctor import doctor
+
+    return 0 if doctor() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

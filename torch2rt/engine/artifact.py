@@ -1,0 +1,167 @@
+"""An engine as a file, which TensorRT itself can read, too: the engine, and after it what only torch2rt reads.
+
+The file ends in the header (the calling convention as JSON), its length in eight bytes, and `MAGIC`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch2rt.engine.report import Report
+from torch2rt.errors import EngineError
+from torch2rt.interface import Interface
+
+FORMAT = 2  # 1 knew no memory formats; a report and facts about the network may be missing
+MAGIC = b"torch2rt"
+CHUNK = 4 << 20
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+
+def digest(engine: bytes) -> str:
+    """What tells a whole engine from a damaged one."""
+    return hashlib.sha256(engine).hexdigest()
+
+
+def save(path: str | os.PathLike[str], engine: bytes, header: Callable[[str], bytes]) -> None:
+    """Write an engine and the header that `header(digest)` gives; the file is there whole or not at all.
+
+    The engine is never copied, and hashed while it is written.
+    """
+    target, view, hashed = Path(os.path.realpath(path)), memoryview(engine), hashlib.sha256()
+    is_file = target.is_file() or not target.exists()  # and no device or pipe
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial") if is_file else target
+    try:
+        with open(partial, "wb", buffering=0) as file:
+            with ThreadPoolExecutor(1) as pool:  # side by side: both leave Python's lock alone
+                try:
+                    for start in range(0, len(view), CHUNK):
+                        pool.submit(hashed.update, chunk := view[start : start + CHUNK])
+                        _write(file, chunk)
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+            text = header(hashed.hexdigest())
+            _write(file, memoryview(text + len(text).to_bytes(8, "little") + MAGIC))
+        os.replace(partial, target)
+    finally:
+        if is_file:
+            partial.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def load(source: Source) -> tuple[bytes, bytes | None]:
+    """The engine in a file, and its header; no header is a plain engine of TensorRT's, as far as can be told.
+
+    Raises `EngineError` that says what the file is, if it is something else.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _load(BytesIO(source), "These bytes are")
+    with open(source, "rb") as file:
+        return _load(file, f"{os.fspath(source)} is")
+
+
+def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
+    size = file.seek(0, os.SEEK_END)
+    end = size - len(MAGIC) - 8
+    file.seek(max(end, 0))
+    tail = file.read()
+    if tail.endswith(MAGIC):
+        length = int.from_bytes(tail[:8], "little") if end >= 0 else -1
+        if not 0 <= length <= end:
+            raise EngineError(f"{subject} a damaged engine file: its header has no sensible length.")
+        file.seek(end - length)
+        header = file.read(length)
+        file.seek(0)
+        return file.read(end - length), header
+    file.seek(0)
+    head = file.read(4096)
+    if (other := _what_else(head, size)) is not None:
+        raise EngineError(f"{subject} {other}")
+    file.seek(0)
+    return file.read(), None
+
+
+@dataclasses.dataclass
+class Saved:
+    """A header: the calling convention, who made the engine and for what, the report, and facts about the network."""
+
+    interface: Interface
+    made_by: dict[str, str]
+    report: Report
+    facts: dict[str, Any]
+
+    def text(self, digest: str) -> bytes:
+        """The header of an engine with this digest."""
+        data = {
+            "format": FORMAT, "engine": self.made_by, "interface": self.interface.to_json(), "digest": digest,
+            "report": self.report.to_json(), "network": self.facts,
+        }  # fmt: skip
+        return json.dumps(data).encode()
+
+
+def parse(engine: bytes, header: bytes) -> Saved:
+    """A header, read and held against its engine; raises `EngineError`."""
+    try:
+        data = json.loads(header)
+        if data["format"] not in range(1, FORMAT + 1):
+            known = f"this torch2rt reads 1 to {FORMAT}"
+            raise EngineError(f"The engine was saved in format {data['format']}, {known}.")
+        saved = Saved(
+            Interface.from_json(data["interface"]), dict(data["engine"]), Report.from_json(data.get("report", {})),
+            dict(data.get("network", {})),
+        )  # fmt: skip
+        stated = data["digest"]
+    except EngineError:
+        raise
+    except Exception as error:
+        raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
+    if digest(engine) != stated:
+        raise EngineError(f"The engine is truncated or damaged: its {len(engine)} bytes have not the digest {stated}.")
+    return saved
+
+
+def doubts(engine: bytes) -> str:
+    """What speaks against a plain engine's being one, as a sentence; none if it begins as TensorRT's engines do."""
+    return "" if engine[1:4] == b"trt" else f"No engine that torch2rt has met begins with {engine[:16]!r}. "
+
+
+def _what_else(head: bytes, size: int) -> str | None:
+    """What a file is that holds no engine, or half of one, and what to do with it; `None` if it may be an engine."""
+    if not size:
+        return "empty, and no engine."
+    if head[:4] == b"vtrt":  # TensorRT for RTX, which begins with the engine's size
+        whole = int.from_bytes(head[16:24], "little")
+        if size < whole:
+            return f"a truncated engine: it has {size} of {whole} bytes. Copy or save it again."
+        if size > whole:
+            return "a truncated engine file: the engine is there, its calling convention is not. Copy or save it again."
+    if head[:2] == b"\x80\x02" or (head[:4] == b"PK\x03\x04" and b"/data.pkl" in head[:256]):
+        return (
+            "no engine but a file of torch.save. If it holds a TRTModule, use torch.load(path, weights_only=False); "
+            "if it holds one's state dict, TRTModule().load_state_dict(torch.load(path))."
+        )
+    if head[:4] == b"PK\x03\x04":
+        return "no engine but a zip archive."
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "no engine but a safetensors file. Use TRTModule().load_state_dict(safetensors.torch.load_file(path))."
+    if head[:1] == b"\x08" and re.search(b"onnx|pytorch", head[:64]):
+        return "no engine but an ONNX model."
+    if head.startswith(b"version https://git-lfs"):
+        return "no engine but a pointer of Git LFS to a file that was not downloaded: git lfs pull."
+    text = head.decode("utf-8", "ignore")
+    if len(text.encode()) >= len(head) - 3 and all(c.isprintable() or c.isspace() for c in text):
+        return f"no engine but a text, which begins with {text[:40]!r}."
+    return None

@@ -1,0 +1,262 @@
+"""Build: turn a network into the bytes of an engine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch2rt.arguments import compute_capabilities as compute_capabilities_of
+from torch2rt.arguments import severity, whole_number
+from torch2rt.backend import disk_cache as caches
+from torch2rt.backend.tensorrt import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
+from torch2rt.errors import BuildError, InputError
+from torch2rt.interface import Interface
+from torch2rt.interrupts import interruptible
+from torch2rt.network import Network
+from torch2rt.progress import is_shown
+
+MATMULS = ("MATRIX_MULTIPLY", "EINSUM", "ATTENTION_INPUT", "ATTENTION_OUTPUT")
+CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
+
+
+def build(
+    network: Network,
+    *,
+    max_workspace_size: int | None = None,
+    compute_capabilities: Any = None,
+    optimization_level: int | None = None,
+    tf32: bool | None = None,
+    progress: bool | None = None,
+    log_level: Any = None,
+    configure: Callable[[Any], None] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> bytes:
+    """Build the serialized engine of a network from `torch2rt.lower`.
+
+    - `max_workspace_size`: bytes of scratch memory that a layer may use; TensorRT's own limit if not given.
+    - `compute_capabilities`: for TensorRT for RTX, the GPUs to build for, such as `["8.6", "8.9"]`, `[8.6, (8, 9)]` or
+      `["current"]`.
+      The present GPU if there is one, otherwise every GPU one engine can serve (`[]`).
+    - `optimization_level`: 0 (quick to build) to 5 (thorough); TensorRT's default is 3.
+    - `tf32`: whether float32 convolutions and matrix products may round their inputs to TF32. By default as torch is
+      set (`torch.backends.cudnn.allow_tf32`, `torch.backends.cuda.matmul.allow_tf32`): only if every kind that the
+      network has may. TensorRT for RTX uses TF32 whatever it is told, unless the environment variable
+      `NVIDIA_TF32_OVERRIDE=0` is set when Python starts, to build and to run; without it `tf32=False` is refused.
+    - `progress`: show a progress bar; by default where stderr is a terminal.
+    - `log_level`: a `trt.Logger.Severity` or its name, such as `"verbose"`, from which on TensorRT's messages are given
+      out; its errors by default. They go to Python's logger `torch2rt`, or to stderr where logging has no handlers.
+    - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+    - `meanwhile`: called while TensorRT works in a thread of its own; it must not use the network. What it raises ends
+      the build.
+
+    Ctrl-C raises `KeyboardInterrupt` within a second. TensorRT may then go on for a while in a thread: it stops at its
+    next step, and another build of this network waits for that.
+
+    What TensorRT measures on the GPU while it builds is kept for later builds (see `torch2rt.backend.disk_cache`);
+    `configure` may give the config another timing cache. TensorRT for RTX measures nothing.
+
+    Raises `BuildError` with TensorRT's log.
+
+    >>> from torch2rt import build, lower, trace
+    >>> type(build(lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)]))))
+    <class 'bytes'>
+    """
+    builder, definition = network.builder, network.definition
+    config = builder.create_builder_config()
+    if (size := whole_number("max_workspace_size", max_workspace_size)) is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, size)
+    if (level := whole_number("optimization_level", optimization_level, 0, 5)) is not None:
+        config.builder_optimization_level = level
+    log_level = severity(log_level)
+    if tf32 is False and uses_tf32(definition):
+        raise InputError(
+            f"tf32=False: {FLAVOUR} {VERSION} computes float32 products in TF32 whatever the builder is told. Start "
+            "Python with the environment variable NVIDIA_TF32_OVERRIDE=0, to build and to run the engine."
+        )
+    _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
+    if IS_RTX:
+        try:
+            set_compute_capabilities(config, _capabilities(compute_capabilities))
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    elif compute_capabilities is not None and _capabilities(compute_capabilities):
+        raise InputError(
+            f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
+        )
+    _add_profile(builder, config, network.interface)
+    timings = None if IS_RTX else TimingCache(config)
+    if configure is not None:
+        configure(config)
+    plan, log = _serialize(network, config, progress, log_level, meanwhile)
+    if plan is None:
+        said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
+        raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
+    if timings is not None:
+        timings.save()
+    return bytes(plan)
+
+
+class TimingCache:
+    """What TensorRT's builder has measured on this GPU: one file for the layers of all networks."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.cache: Any = None
+        self.known: bytes | None = None
+        self.path: Path | None = caches.path("timings")
+        if self.path is None:
+            return
+        self.known = caches.read(self.path)
+        with LOG.capture():
+            # TensorRT refuses what another one has measured, or on another GPU
+            self.cache = self._used(self.known) or self._used(b"")
+
+    def _used(self, blob: bytes | None) -> Any:
+        """A timing cache that the config takes from now on, or `None` if it does not take this one."""
+        cache = None if blob is None else self.config.create_timing_cache(blob)
+        return cache if cache is not None and self.config.set_timing_cache(cache, False) else None
+
+    def save(self) -> None:
+        """Write what was measured, together with what other processes have written meanwhile."""
+        if self.path is None or self.cache is None:
+            return
+        with caches.locked(self.path.parent), LOG.capture():
+            stored = caches.read(self.path)
+            if stored is not None and stored != self.known:
+                theirs = self.config.create_timing_cache(stored)
+                if theirs is not None:
+                    self.cache.combine(theirs, False)  # if it cannot, theirs is of no use here and replaced
+            blob = bytes(self.cache.serialize())
+            if blob != stored:
+                caches.write(self.path, blob)
+
+
+def _capabilities(asked: Any) -> list[str]:
+    return compute_capabilities_of(asked) if asked is not None else ["current"] if torch.cuda.is_available() else []
+
+
+def target(compute_capabilities: Any = None) -> str:
+    """What an engine built now with these `compute_capabilities` runs on, in words."""
+    asked = _capabilities(compute_capabilities)
+    if IS_RTX and not asked:
+        return "every GPU that one engine can serve"
+    if IS_RTX and [c.lower() for c in asked] != ["current"]:
+        return f"compute capability {', '.join(asked)}"
+    if not torch.cuda.is_available():
+        return "this machine"
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
+
+
+def _set_flag(config: Any, flag: Any, value: bool) -> None:
+    (config.set_flag if value else config.clear_flag)(flag)
+
+
+def uses_tf32(definition: Any) -> bool:
+    """Whether TensorRT for RTX computes some layer of this network in TF32 without asking (seen in 1.6)."""
+    return IS_RTX and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and _has(definition, MATMULS + CONVOLUTIONS)
+
+
+def _has(definition: Any, kinds: Sequence[str]) -> bool:
+    """Whether the network has a layer of one of these kinds on float32."""
+    types = {getattr(trt.LayerType, name, None) for name in kinds}
+    layers = (definition.get_layer(i) for i in range(definition.num_layers))
+    return any(layer.type in types and layer.get_output(0).dtype == trt.DataType.FLOAT for layer in layers)
+
+
+def _torch_allows_tf32(definition: Any) -> bool:
+    return (not _has(definition, MATMULS) or torch.backends.cuda.matmul.allow_tf32) and (
+        not _has(definition, CONVOLUTIONS) or torch.backends.cudnn.allow_tf32
+    )
+
+
+def rounds_to_tf32(definition: Any, asked: bool | None) -> bool:
+    """Whether torch or an engine of this network, built with `tf32=asked`, rounds numbers to TF32 on a GPU."""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return False
+    kinds = ((MATMULS, torch.backends.cuda.matmul), (CONVOLUTIONS, torch.backends.cudnn))
+    return any(_has(definition, names) and (IS_RTX or asked or torchs.allow_tf32) for names, torchs in kinds)
+
+
+def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
+    if not any(spec.dynamic for spec in interface.inputs):
+        return
+    profile = builder.create_optimization_profile()
+    for spec in interface.inputs:
+        profile.set_shape(spec.name, *map(spec.in_memory, (spec.min, spec.opt, spec.max)))
+    with LOG.capture() as log:
+        index = config.add_optimization_profile(profile)
+    if index < 0:
+        raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
+
+
+def _serialize(
+    network: Network, config: Any, progress: bool | None, log_level: Any, meanwhile: Callable[[], None]
+) -> tuple[Any, list[str]]:  # fmt: skip
+    """The plan that TensorRT builds, or `None`, and its errors. Ctrl-C ends it."""
+    monitor = None
+    if hasattr(trt, "IProgressMonitor") and config.progress_monitor is None:  # `configure` may have set its own
+        monitor = config.progress_monitor = _Monitor(progress)
+    device = torch.cuda.device(torch.cuda.current_device()) if torch.cuda.is_initialized() else nullcontext()
+
+    def run() -> tuple[Any, list[str]]:
+        with network.building, device, LOG.capture(log_level) as log:
+            return network.builder.build_serialized_network(network.definition, config), log
+
+    try:
+        return interruptible(run, monitor.cancel if monitor is not None else lambda: None, meanwhile)
+    finally:
+        if monitor is not None:
+            monitor.close()
+
+
+if hasattr(trt, "IProgressMonitor"):
+
+    class _Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Cancels a build when it is told to, and shows a tqdm bar for each of the build's nested phases.
+
+        TensorRT calls it from threads of its own.
+        """
+
+        def __init__(self, progress: bool | None) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._is_shown, self._is_cancelled = is_shown(progress), False
+            self._bars: dict[str, Any] = {}
+            self._lock = threading.Lock()
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            from tqdm import tqdm
+
+            with self._lock:
+                if self._is_shown:
+                    where = len(self._bars)
+                    self._bars[name] = tqdm(total=steps, desc=name, position=where, leave=False, file=sys.stderr)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            with self._lock:
+                if (bar := self._bars.get(name)) is not None:
+                    bar.update(step + 1 - bar.n)
+            return not self._is_cancelled
+
+        def phase_finish(self, name: str) -> None:
+            with self._lock:
+                if (bar := self._bars.pop(name, None)) is not None:
+                    bar.close()
+
+        def cancel(self) -> None:
+            """End the build at its next step."""
+            self._is_cancelled = True
+            self.close()
+
+        def close(self) -> None:
+            """Take the bars away, and show no others."""
+            self._is_shown = False
+            for name in list(self._bars):
+                self.phase_finish(name)

@@ -1,0 +1,263 @@
+"""Calls that eager torch refuses, although its fake kernels, which a trace runs, take them.
+
+Some fake kernels check less than the real ones. `F.linear` of a half tensor and float weights has a fake result, and so
+has an interpolation to size 0. So the real kernels are asked, too: after a trace each kind of call is run once on small
+tensors of zeros, of the dtypes that the trace saw and the smallest sizes that the engine serves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import sympy
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from torch2rt.registry import Target, qualified_name
+from torch2rt.sizes import evaluate, expression, is_symbolic
+from torch2rt.structure import bare_name
+from torch2rt.tracing.in_place import out_of_place
+
+if TYPE_CHECKING:
+    from torch2rt.tracing.tracer import Tracer
+
+Sizes = Mapping[sympy.Symbol, int]
+
+KEPT = 64  # elements of a constant that is given as it is, as its values may be indices or numbers of elements
+FEW = 1 << 16  # elements of a call with several tensors, which may multiply them
+MANY = 1 << 20  # elements of a call with one tensor
+PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+OWN_MEMORY = ("as_strided", "set_", "resize_", "storage", "data_ptr", "cuda")  # which depend on more than sizes
+NOT_REFUSALS = tuple(
+    error for name in ("OutOfMemoryError", "AcceleratorError") if (error := getattr(torch, name, None)) is not None
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """The type of a tensor of a call.
+
+    `value` is a small constant, which is given as it is; two of them are one operand if they are one object.
+    """
+
+    sizes: tuple[Any, ...]  # ints, and expressions where dynamic
+    dtype: torch.dtype
+    constant: int | None = None
+    value: torch.Tensor | None = dataclasses.field(default=None, compare=False)
+    node: torch.fx.Node | None = dataclasses.field(default=None, compare=False)  # if it depends on the inputs
+
+    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return tuple(_at(size, sizes) for size in self.sizes)
+
+    def show(self, sizes: Sizes) -> str:
+        return f"{bare_name(self.dtype)}{list(self.shape(sizes))}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """One call as the module made it; two are equal if torch treats them alike."""
+
+    func: Target
+    arguments: Any
+    name: str = dataclasses.field(compare=False)  # as the user's code has it
+    place: str = dataclasses.field(compare=False)
+    writes: bool = dataclasses.field(compare=False)
+
+    @property
+    def operands(self) -> list[Operand]:
+        return [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, Operand)]
+
+    @property
+    def mixes(self) -> bool:
+        """Whether its tensors are of several types of real or complex numbers."""
+        return len({x.dtype for x in self.operands if x.dtype.is_floating_point or x.dtype.is_complex}) > 1
+
+
+class EagerCalls:
+    """The calls of one trace that real kernels have yet to be asked about."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.calls: dict[Recorded, Recorded] = {}
+
+    def describe(self, func: Target, args: Any, kwargs: Any) -> Recorded | None:
+        """A call before it is made; `None` if it is none to ask about."""
+        if not _is_torchs(func) or any(name in getattr(func, "__name__", "") for name in OWN_MEMORY):
+            return None
+        writes = out_of_place(func, args, kwargs)[0] is not None or func is torch.Tensor.__setitem__
+        try:
+            call = Recorded(func, self._described((args, kwargs)), "", "", writes)
+        except TypeError:  # an argument that is no data
+            return None
+        if call in self.calls or _counts_values(call):
+            return None
+        name = qualified_name(next(iter(self.tracer.opening), func))
+        return dataclasses.replace(call, name=name, place=self.tracer.places.here())
+
+    def note(self, call: Recorded) -> None:
+        """Ask about a call that torch's fake kernels have taken."""
+        self.calls.setdefault(call, call)
+
+    def _described(self, value: Any) -> Any:
+        """Arguments as data that can be hashed, in which types stand for tensors."""
+        if isinstance(value, torch.Tensor):
+            if type(value) not in (torch.Tensor, torch.nn.Parameter, FakeTensor) or value.layout is not torch.strided:
+                raise TypeError
+            sizes = tuple(expression(size) if is_symbolic(size) else size for size in value.shape)
+            if not isinstance(value, FakeTensor) and value.numel() <= KEPT:
+                return Operand(sizes, value.dtype, id(value), value)
+            return Operand(sizes, value.dtype, node=self.tracer.storages.last_node(value))
+        if is_symbolic(value):
+            return expression(value)
+        if isinstance(value, (tuple, list)):
+            return "list" if isinstance(value, list) else "tuple", *map(self._described, value)
+        if isinstance(value, dict):
+            return "dict", *((key, self._described(item)) for key, item in value.items())
+        if isinstance(value, slice):
+            return "slice", *map(self._described, (value.start, value.stop, value.step))
+        if value is None or value is ... or isinstance(value, PLAIN):
+            return "value", value, type(value)  # as 1, 1.0 and True are equal
+        raise TypeError
+
+    def refusal(self, sizes: Sizes) -> tuple[Recorded, Exception] | None:
+        """The first call that a real kernel refuses with inputs of these sizes, and its error."""
+        with torch.random.fork_rng([]), torch.no_grad():
+            return next(((call, error) for call in self.calls if (error := _error(call, sizes)) is not None), None)
+
+
+def _error(call: Recorded, sizes: Sizes) -> Exception | None:
+    """What a real kernel says against a call, whatever the values of its tensors."""
+    operands = call.operands
+    elements = sum(math.prod(x.shape(sizes)) for x in operands)
+    is_small = elements <= (MANY if sum(len(x.sizes) > 1 for x in operands) < 2 else FEW)
+    if not is_small and not call.mixes:
+        return None
+    dense = is_small or call.writes
+    for fill in (0, 1):  # of indices and divisors, one may be wrong
+        if (error := _run(call, sizes, fill, dense)) is None:
+            return None
+    if is_small or _run(call, sizes, 0, dense, torch.float32) is None:
+        return error
+    return None  # perhaps for the strides of large tensors, which are one element expanded
+
+
+def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtype | None = None) -> Exception | None:
+    """The error of a real run, of which `dtype` replaces every type of real numbers.
+
+    It runs on the CPU whatever the call's device: an index that is out of range there is an error, and on a GPU it is
+    the end of all work of the process. What the CPU alone has no kernel for is not refused.
+    """
+
+    def given(value: Any) -> Any:
+        if isinstance(value, Operand):
+            if value.value is not None and dtype is None:
+                return value.value.detach().cpu().clone()
+            kind = dtype if dtype is not None and value.dtype.is_floating_point else value.dtype
+            if dense:
+                return torch.full(value.shape(sizes), fill, dtype=kind)
+            return torch.full((), fill, dtype=kind).expand(value.shape(sizes))
+        if isinstance(value, sympy.Basic):
+            return _at(value, sizes)
+        if not isinstance(value, tuple):
+            return value
+        kind, *items = value
+        if kind == "dict":
+            return {key: given(item) for key, item in items}
+        if kind == "slice":
+            return slice(*map(given, items))
+        if kind in ("tuple", "list"):
+            return (tuple if kind == "tuple" else list)(map(given, items))
+        return "cpu" if _is_device(items[0]) else items[0]
+
+    try:
+        args, kwargs = given(call.arguments)
+        call.func(*args, **kwargs)
+    except (torch.linalg.LinAlgError, *NOT_REFUSALS):
+        return None  # a matter of values, or of the device
+    except NotImplementedError as error:  # mostly of kernels that other devices have
+        return error if "not supported" in str(error) and not re.search("CPU|CUDA|backend", str(error)) else None
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        return None if re.search("out of .*(bounds|range)", str(error)) else error  # an index that the converter checks
+    return None
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device) or isinstance(value, str) and bool(re.fullmatch(r"cuda(:\d+)?", value))
+
+
+def _counts_values(call: Recorded) -> bool:
+    """Whether the sizes that fit depend on values: on repeats, or on how many values of a mask are true."""
+    name = getattr(call.func, "__name__", "")
+    if "repeat_interleave" in name:
+        return True
+    is_indexing = any(part in name for part in ("index", "item__"))
+    return is_indexing and any(x.dtype in (torch.bool, torch.uint8) and x.value is None for x in call.operands)
+
+
+def _at(size: Any, sizes: Sizes) -> Any:
+    return evaluate(size, sizes) if isinstance(size, sympy.Basic) else size
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _is_torchs(func: Callable[..., Any]) -> bool:
+    """Whether a function is torch's own, so that running it does nothing else."""
+    if isinstance(func, torch._ops.OpOverload):
+        return func.namespace in ("aten", "prims")
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return func._qualified_op_name.startswith(("aten::", "prims::"))
+    if isinstance(func, torch._ops.HigherOrderOperator):
+        return False
+    return qualified_name(func).startswith("torch.")
+
+
+CASTS = {torch.float16: "half()", torch.float32: "float()", torch.bfloat16: "bfloat16()", torch.float64: "double()"}
+
+
+def describe_refusal(call: Recorded, error: Exception, sizes: Sizes, inputs: Mapping[str, torch.dtype]) -> str:
+    """What torch refuses, and what to do about it; `inputs` are the types of the module's inputs by name."""
+    shown = ", ".join(operand.show(sizes) for operand in call.operands)
+    of = f" of {shown}" if shown else ""
+    text = f"{call.place}: torch refuses {call.name}{of} ({first_line(error)})."
+    if not call.mixes:
+        return text
+    weights, types = {x.dtype for x in call.operands if x.node is None}, {x.dtype for x in call.operands}
+    return text + other_types({name: inputs[name] for name in _sources(call)}, weights, types)
+
+
+def other_types(
+    inputs: Mapping[str, torch.dtype], weights: Collection[torch.dtype], others: Collection[torch.dtype] = ()
+) -> str:
+    """Which floating-point inputs to give in the type of the weights, or of each other."""
+    text = ""
+    for name, dtype in inputs.items():
+        for other in sorted((CASTS.keys() & (weights or others)) - {dtype}, key=str)[: dtype in CASTS]:
+            text += f" Input '{name}' is {bare_name(dtype)}: pass {name}.{CASTS[other]}"
+            text += f", or convert the module after module.{CASTS[dtype]}." if weights else "."
+    return text
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, for the end of a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _sources(call: Recorded) -> list[str]:
+    """The names of the inputs that a call depends on."""
+    todo = [x.node for x in call.operands if x.node is not None]
+    seen = dict.fromkeys(todo)
+    for node in todo:
+        new = [n for n in node.all_input_nodes if n not in seen]
+        seen.update(dict.fromkeys(new))
+        todo += new
+    return [str(node.target) for node in seen if node.op == "placeholder"]

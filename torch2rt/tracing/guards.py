@@ -1,0 +1,345 @@
+"""What a trace decided about dynamic sizes, and whether it holds for every size the engine serves.
+
+While a module runs, Python asks symbolic sizes for plain answers (`if x.shape[0] > 2`). Each answer is a claim. Before
+an engine is built from the trace, every claim is checked against the served ranges: one that fails for some size is an
+error naming the dimension and the line. What no range could say becomes a constraint that every call is checked
+against: a relation between dimensions, sizes between others that the module itself does not take, such as all but the
+multiples of 32, and what can be neither proven nor refuted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import sympy
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from torch2rt.errors import TraceError
+from torch2rt.interface import Input, Interface, Shape
+from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
+from torch2rt.tracing.accepted_sizes import IsRefused, Sizes, Steps
+from torch2rt.tracing.source_lines import Places
+
+Takes = Callable[[Sequence[Shape]], bool]
+MOST_TERMS = 1000  # of a question about sizes; torch takes minutes for the calls of a module that goes on from there
+
+
+class TooNestedError(TraceError):
+    """A size depends on the inputs' sizes through more operations than can be reasoned about."""
+
+
+@dataclasses.dataclass
+class Decision:
+    """One claim about sizes and the place that made it."""
+
+    claim: sympy.Basic
+    place: str
+    internal: bool
+    assumed: bool = False  # torch knew it of sizes from 2 on, and did not ask
+
+
+class Decisions:
+    """The claims of one trace, and the shape environment that they are made to."""
+
+    def __init__(self, symbols: Symbols, places: Places) -> None:
+        self.symbols = symbols
+        self.places = places
+        self.hints: dict[sympy.Symbol, int] = {}
+        self.made: dict[sympy.Basic, Decision] = {}
+        self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
+        self.assumed = Assumed([], symbols)
+        self.shape_env = _ShapeEnv(self)
+        self._depth = 0
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Mark what happens in the context as torch's own doing, not the user's Python."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    @property
+    def are_torchs(self) -> bool:
+        """Whether torch's own code is running, for a call that was seen."""
+        return self._depth > 0
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Mark what happens in the context as the user's Python again."""
+        depth, self._depth = self._depth, 0
+        try:
+            yield
+        finally:
+            self._depth = depth
+
+    def answer(self, expr: sympy.Basic) -> sympy.Basic | None:
+        """The answer to a question that has but one for all sizes that are served; `None` if there are two.
+
+        torch would find it by rewriting the question, which can take it seconds where sizes are rounded.
+        """
+        is_question = isinstance(expr, sympy.logic.boolalg.Boolean) and not expr.is_Atom
+        if not is_question or not expr.free_symbols <= self.symbols.keys():
+            return None
+        if expr not in self._answers:
+            answer = sympy.true if holds(expr, self.hints) else sympy.false
+            claim = expr if answer is sympy.true else sympy.Not(expr)
+            self._answers[expr] = answer if counterexample(claim, self.symbols) is None else None
+        return self._answers[expr]
+
+    def note(self, expr: sympy.Basic, answer: Any, guarded: bool) -> None:
+        """Take down the answer to one question.
+
+        torch's own code asks whether sizes differ, from each other and from 0 and 1, to choose between ways to the same
+        result: answers that they do are its own affair. That they are equal, or which is larger, is not, even where
+        torch knows it without a guard, because it takes every size for at least 2. The user's Python is held to the
+        real range.
+        """
+        internal = self._depth > 0
+        if not (expr.free_symbols & set(self.symbols)):
+            return
+        if answer is True or answer is sympy.true:
+            claim = expr
+        elif answer is False or answer is sympy.false:
+            claim = sympy.Not(expr)
+        else:
+            claim = sympy.Eq(expr, answer)
+        if internal and not guarded and not isinstance(claim, sympy.core.relational.Relational):
+            return
+        if internal and isinstance(
+            claim, (sympy.And, sympy.Or)
+        ):  # several sizes checked at once: ask about one at a time
+            for part in claim.args:
+                if self.shape_env.evaluate_expr(part) and isinstance(claim, sympy.Or):
+                    break
+            return
+        known = self.made.get(claim)
+        if known is None or (known.internal and not internal):
+            if internal and (_is_difference(claim) or _is_kernel_choice()):
+                return
+            assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
+            claim = _or_equal(claim) if assumed else claim
+            self.made.setdefault(claim, Decision(claim, self.places.here(), internal, assumed))
+
+    def set_aside(self) -> dict[sympy.Basic, Decision]:
+        """Remove and return what the user's Python has claimed, so that only what it claims again counts.
+
+        Equalities stay: torch replaces a size that it knows to be equal to another, and so would not ask again.
+        """
+        aside = {c: d for c, d in self.made.items() if not d.internal and not isinstance(c, sympy.Eq)}
+        self.made = {c: d for c, d in self.made.items() if c not in aside}
+        return aside
+
+    def fixed(self) -> dict[sympy.Symbol, sympy.Basic]:
+        """The sizes that torch takes for numbers, also where it concluded that from several claims."""
+        sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
+        return {symbol: size for symbol, size in sizes.items() if size.is_number}
+
+    def check(self, interface: Interface, takes: Takes) -> None:
+        """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface.
+
+        `takes` says whether the module runs with these shapes.
+        """
+        for symbol, size in self.fixed().items():
+            claim = sympy.Eq(symbol, size)
+            self.made.setdefault(claim, Decision(claim, "all in all", True))
+        equalities = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq)]
+        ties = [d for d in equalities if all(arg in self.symbols for arg in d.claim.args)]
+        tied = self._tied_ranges(ties)
+
+        known: dict[tuple[Shape, ...], bool] = {}
+
+        def is_refused(sizes: Sizes) -> bool:
+            shapes = self._shapes_with(sizes, ties, interface)
+            if (key := tuple(shapes)) not in known:
+                known[key] = not takes(shapes)
+            return known[key]
+
+        hold([d for d in self.made.values() if not d.assumed], tied, interface, is_refused)
+        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied)
+        for dim in tied.values():
+            _narrow(interface.inputs[dim.input], dim)
+
+    def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
+        """The opt shapes but for some sizes, and those that must equal them."""
+        sizes = dict(sizes)
+        for _ in ties:
+            for tie in ties:
+                known = [sizes[arg] for arg in tie.claim.args if arg in sizes]
+                sizes.update((arg, known[0]) for arg in tie.claim.args if known and arg not in sizes)
+        shapes = [list(spec.opt) for spec in interface.inputs]
+        for symbol, size in sizes.items():
+            dim = self.symbols[symbol]
+            shapes[dim.input][dim.axis] = size
+        return [tuple(shape) for shape in shapes]
+
+    def _tied_ranges(self, ties: list[Decision]) -> dict[sympy.Symbol, Dim]:
+        """The ranges of the symbols, each narrowed to those of the dimensions it must equal."""
+        ranges = dict(self.symbols)
+        for _ in ties:
+            for tie in ties:
+                left, right = (ranges[arg] for arg in tie.claim.args)
+                low, high = max(left.min, right.min), min(left.max, right.max)
+                if low > high:
+                    raise TraceError(
+                        f"{tie.place}: {left} and {right} must be equal, their ranges {left.min} to {left.max} and "
+                        f"{right.min} to {right.max} have nothing in common."
+                    )
+                for arg in tie.claim.args:
+                    ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
+        return ranges
+
+
+class Assumed(NamedTuple):
+    """What a trace rests on without having asked; `lower` holds it last, as its own errors say more."""
+
+    decisions: list[Decision]
+    ranges: Symbols
+
+
+def hold(
+    decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
+) -> None:  # fmt: skip
+    """Raise `TraceError` for the first claim that is false inside the ranges; have calls checked for what none says.
+
+    `is_refused` says whether the module itself raises an error with some sizes, where the others are the opt ones.
+    """
+    steps, relations, undecided = Steps(ranges, interface, is_refused), [], []
+    for decision in decisions:
+        wrong = counterexample(decision.claim, ranges)
+        if wrong is None or steps.take(decision.claim):
+            continue
+        if isinstance(wrong, bool):
+            undecided.append(decision)
+        elif not interface.is_relation(decision.claim, ranges):
+            raise _narrows(decision, ranges, wrong)
+        elif never := _never(decision.claim, ranges):
+            raise _narrows(decision, ranges, never)
+        else:
+            relations.append(decision)
+    claims = [decision.claim for decision in relations]
+    for decision in relations:
+        for sizes in _apart(decision.claim, claims, ranges) if not decision.internal else ():
+            if not is_refused(sizes):
+                raise _narrows(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
+    steps.constrain()  # before relations, which may say the same with less ease
+    for decision in [*relations, *undecided]:
+        interface.constrain(decision.claim, ranges)
+
+
+def _narrows(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> TraceError:
+    """What to say of a claim that is false for some sizes of the ranges."""
+    sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())
+    asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)
+    return TraceError(
+        f"{decision.place}: the module only does the same for every size if {describe(decision.claim, ranges)}, "
+        f"which is false for {sizes}. "
+        f"Asked for: {asked}. Narrow the range, make the dimension static, or build one engine for each side."
+    )
+
+
+def _never(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
+    """An end of a range for which a relation is false whatever the other sizes are, so that the range says too much."""
+    choices = choices_of(ranges, claim)
+    true = truths(claim, choices.sizes)
+    for symbol, sizes in choices.sizes.items():
+        for end in (ranges[symbol].min, ranges[symbol].max):
+            if not np.any(true & (sizes == end)):
+                return {ranges[symbol]: end}
+    return {}
+
+
+def _apart(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symbols) -> list[Sizes]:
+    """Some sizes for which a claim is false and as many as possible of the other claims are true."""
+    choices = choices_of(ranges, *claims)
+    false = ~truths(claim, choices.sizes)
+    met = sum(truths(other, choices.sizes).astype(int) for other in claims)
+    places = np.flatnonzero(false & (met == np.max(met, where=false, initial=0)))
+    return [choices.at(place) for place in dict.fromkeys([*places[:1], *places[len(places) // 2 :][:1], *places[-1:]])]
+
+
+def _narrow(spec: Input, dim: Dim) -> None:
+    """Give an input's dimension the range that the dimensions it is tied to leave of its own."""
+    for name, size in (("min", dim.min), ("opt", min(max(spec.opt[dim.axis], dim.min), dim.max)), ("max", dim.max)):
+        shape = getattr(spec, name)
+        setattr(spec, name, (*shape[: dim.axis], size, *shape[dim.axis + 1 :]))
+
+
+class _ShapeEnv(ShapeEnv):
+    """torch's shape environment, telling `Decisions` about every question and its answer."""
+
+    def __init__(self, decisions: Decisions) -> None:
+        super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+        self._decisions = decisions
+        self._terms: dict[sympy.Basic, int] = {}
+
+    def _count(self, expr: sympy.Basic) -> int:
+        """How many terms an expression has, its own and those of its arguments."""
+        if expr.args and expr not in self._terms:
+            self._terms[expr] = 1 + sum(map(self._count, expr.args))
+        return self._terms.get(expr, 1)
+
+    def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
+            raise TooNestedError(
+                f"{self._decisions.places.here()}: the module rounds sizes again and again, as layers do that each pad "
+                f"to a multiple and crop. Here a size is an expression of more than {MOST_TERMS} terms. Make the "
+                "dimensions static, or pad the inputs once, before the module."
+            )
+        if (answer := self._decisions.answer(orig_expr)) is not None:
+            return answer
+        before = len(self.guards)
+        answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
+            self._decisions.note(orig_expr, answer, len(self.guards) > before)
+        return answer
+
+
+def _is_difference(claim: sympy.Basic) -> bool:
+    """Whether a claim says that two sizes differ, or that one is neither 0 nor 1, of itself or as a factor."""
+    if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.core.relational.Relational):
+        claim = claim.args[0].negated
+    if isinstance(claim, (sympy.Gt, sympy.Ge)):
+        claim = claim.reversed
+    if isinstance(claim, (sympy.Lt, sympy.Le)):
+        small, large = claim.args
+        if isinstance(claim, sympy.Lt) and small.is_positive and sympy.cancel(large / small).is_Symbol:
+            return True  # one stride is smaller than another: 3 < 3 * size
+        return small.is_Integer and 0 <= int(small) <= (1 if isinstance(claim, sympy.Lt) else 2)
+    return isinstance(claim, sympy.Ne)
+
+
+def _or_equal(claim: sympy.Basic) -> sympy.Basic:
+    """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
+    loose = {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}
+    return loose.get(type(claim), type(claim))(*claim.args)
+
+
+# Modules between the code that asks about a size and the answer.
+_TRANSPARENT = frozenset({
+    __name__, "torch", "contextlib", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.sym_node",
+    "torch.fx.experimental.recording", "torch._guards", "torch.utils._contextlib",
+})  # fmt: skip
+_CHOICES = {  # module and function
+    ("torch._subclasses.fake_impls", "conv"),
+    ("torch._prims_common", "are_strides_like_channels_last"),
+    ("torch._prims_common", "are_strides_like_channels_last_or_false"),
+    ("torch._decomp.decompositions", "_upsample_nearest"),  # on a GPU few channels are better off contiguous
+    ("torch._decomp.decompositions", "_upsample_linear"),
+    ("torch._meta_registrations", "upsample_nearest2d"),
+}
+
+
+def _is_kernel_choice() -> bool:
+    """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
+        frame = frame.f_back
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CHOICES

@@ -1,0 +1,317 @@
+"""Trace: run a module once on fake tensors and write down the torch calls it makes, as a `torch.fx` graph.
+
+`trace` prepares the inputs, and chooses the sizes that stand for the dynamic ones; `tracer.py` is the run itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch._dispatch.python import enable_python_dispatcher
+from torch.overrides import _pop_mode_temporarily
+
+from torch2rt.arguments import given_names, whole_number
+from torch2rt.errors import InputError, Torch2RTError, TraceError
+from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
+from torch2rt.passes.value_numbers import value_numbers
+from torch2rt.progress import Spinner
+from torch2rt.sizes import expression, in_words, is_symbolic, to_json
+from torch2rt.structure import Spec, flatten, unflatten
+from torch2rt.tracing.aten import StrayRecorder
+from torch2rt.tracing.eager import describe_refusal
+from torch2rt.tracing.guards import Takes, TooNestedError
+from torch2rt.tracing.module_state import Forgotten, State, depends_on_values
+from torch2rt.tracing.patches.memos import cleared, uncached
+from torch2rt.tracing.patches.process_switches import (
+    FOR_THIS_THREAD,
+    without_collections,
+    without_compiler,
+    without_logs,
+)
+from torch2rt.tracing.patches.torchscript import reloaded, unfused
+from torch2rt.tracing.patches.transformer import masks_as_values
+from torch2rt.tracing.randomness import are_equal, states_elsewhere
+from torch2rt.tracing.signature import distinct, keyword_names, tensor_names
+from torch2rt.tracing.tracer import RefusedError, Tracer, UnseenTensorError
+
+LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
+
+
+@torch.inference_mode(False)
+def trace(
+    module: torch.nn.Module | torch.export.ExportedProgram,
+    inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    input_names: str | Sequence[str] | None = None,
+    output_names: str | Sequence[str] | None = None,
+    min_shapes: Any = None,
+    opt_shapes: Any = None,
+    max_shapes: Any = None,
+    max_batch_size: int | None = None,
+    progress: bool | None = None,
+) -> torch.fx.GraphModule:
+    """Record the torch calls that `module(*inputs, **kwargs)` makes.
+
+    The arguments are those of `torch2rt.torch2rt`; `progress` shows a spinner with the module that is being traced, by
+    default where stderr is a terminal. The graph has one placeholder per input tensor and one output, a
+    flat tuple; running it on real tensors does what the module does. Every node carries `meta["val"]` (fake tensors
+    with symbolic sizes), `meta["module"]` (module path) and `meta["source"]` (the user's `file:line`); the graph module
+    carries `meta["interface"]`, the `torch2rt.interface.Interface` of the engine to be.
+
+    Raises `InputError` for inputs that TensorRT cannot take, `TraceError` where the module's Python depends on tensor
+    values or decides something about a dynamic size that does not hold for its whole range.
+
+    >>> graph = trace(torch.nn.ReLU(), [torch.randn(2, 3)], max_batch_size=4)
+    >>> [node.op for node in graph.graph.nodes]
+    ['placeholder', 'call_function', 'output']
+    """
+    from torch2rt.backend.tensorrt import DTYPES
+
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(
+            f"Expected a torch.nn.Module or a torch.export.ExportedProgram to convert, got {type(module).__name__}."
+        )
+    leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
+    module = reloaded(getattr(module, "_orig_mod", module))  # what torch.compile has wrapped
+    names = given_names("input_names", input_names)
+    names = tensor_names(module.forward, arguments) if names is None else names
+    max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
+    specs = describe_inputs(
+        leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
+    )  # fmt: skip
+    parameters = keyword_names(module.forward)
+    spinner = Spinner("trace", progress)
+
+    def run(hint: Sequence[Shape]) -> torch.fx.GraphModule:
+        tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
+        with spinner.turning(lambda: tracer.places.latest):
+            return _run(module, tracer, leaves, hint, output_names, takes)
+
+    def refusal(shapes: Sequence[Shape]) -> BaseException | None:
+        """The error that the module itself raises with these shapes."""
+        static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
+        tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
+        try:
+            with spinner.turning(lambda: tracer.places.latest):
+                _run(module, tracer, leaves, shapes, None, lambda shapes: True)
+        except RefusedError as error:
+            return error.__cause__
+        except Torch2RTError:
+            return None  # not the module's own
+        return None
+
+    def takes(shapes: Sequence[Shape]) -> bool:
+        return refusal(shapes) is None
+
+    failure: Exception | None = None
+    take_strays = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
+    past_caches = first_was_tried_again = False
+    with ExitStack() as stack:
+        stack.enter_context(unfused(module))
+        for hint in (hints := _hints(specs, leaves)):
+            try:
+                before = states_elsewhere()
+                graph = run(hint)
+                if states_elsewhere() != before and not are_equal(graph, run(hint)):
+                    raise TraceError(
+                        "The module draws numbers from Python's random or numpy.random, and does something else each "
+                        "time. An engine draws no random numbers. Pass the noise to the module as an input."
+                    )
+                return graph
+            except TooNestedError:
+                raise
+            except Exception as error:  # perhaps only for these sizes
+                again = False
+                unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
+                if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
+                    take_strays = again = True
+                if not past_caches and "unhashable type: non-nested SymInt" in str(error):
+                    stack.enter_context(uncached())
+                    past_caches = again = True
+                if again:
+                    hints.append(hint)
+                if failure is None or first_was_tried_again:
+                    failure, first_was_tried_again = error, again
+        assert failure is not None
+        if isinstance(failure, RefusedError) and not failure.of_types:
+            if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
+                raise own  # whatever the sizes
+        raise failure
+
+
+def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
+    return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
+
+
+def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
+    """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
+
+    torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
+    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
+    not.
+    """
+    opt = [spec.opt for spec in specs]
+    example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
+    fit = [
+        shapes for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
+        if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
+    ]  # fmt: skip
+    raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
+    return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
+
+
+def _run(
+    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
+    output_names: str | Sequence[str] | None, takes: Takes,
+) -> torch.fx.GraphModule:  # fmt: skip
+    """Trace with these sizes standing for the dynamic ones.
+
+    A module that keeps something between calls runs twice. The second run must not use values that the first has kept.
+    Where both runs compute the same, a claim that only the first has made is dropped: it compares the sizes with those
+    of a call before the trace, as a module does that keeps a table for the sizes of its last call.
+    """
+    interface = tracer.interface
+    fakes = [
+        tracer.placeholder(i, spec, leaf, hint)
+        for i, (spec, leaf, hint) in enumerate(zip(interface.inputs, leaves, hints, strict=True))
+    ]
+    args, kwargs = unflatten(interface.arguments, fakes)
+    strays = StrayRecorder(tracer) if tracer.take_strays else nullcontext()
+    state = State(module)
+    try:
+        with ExitStack() as stack:
+            without = (without_compiler, without_collections(), without_logs(LOGS))
+            masks = masks_as_values(tracer.is_traced)
+            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
+            for context in (*switches, strays, tracer):
+                stack.enter_context(context)
+            result = _Result.of(tracer, module(*args, **kwargs))
+            remembered = [kept for kept in state.kept() if depends_on_values(tracer, kept[-1])]
+            claims = tracer.decisions.set_aside()
+            if remembered or claims and state.changed():
+                for name, owner, key, _ in remembered:
+                    owner[key] = Forgotten(name, tracer.places.here)
+                again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
+                is_same = again is not None and result.is_same(again, tracer)
+                claims = {} if is_same and not tracer.decisions.fixed() else claims
+            tracer.decisions.made.update(claims)
+        if tracer.refused is not None:
+            raise tracer.refused
+    except Torch2RTError as error:
+        error.args = (in_words(str(error), tracer.symbols),)
+        raise
+    except Exception as error:
+        if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
+            raise TraceError(
+                f"The program was exported for other sizes ({error}). Give torch.export.export the dynamic_shapes that "
+                "are to be served."
+            ) from error
+        if not isinstance(error, TypeError) or "SymInt" not in str(error):
+            raise tracer.refusal(error, hints) from error
+        raise TraceError(
+            f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
+            "dimension static, or compute with the size."
+        ) from error
+    finally:
+        state.restore()
+    tracer.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
+    _output(tracer, result, output_names)
+    tracer.decisions.check(interface, takes)
+    _check_eager(tracer)
+    for node in reversed(tracer.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
+        if node.op not in ("placeholder", "output") and not node.users:
+            tracer.graph.erase_node(node)
+    graph_module = torch.fx.GraphModule(tracer.attributes.module(), tracer.graph, type(module).__name__)
+    graph_module.meta.update(interface=interface, symbols=tracer.symbols, assumed=tracer.decisions.assumed)
+    return graph_module
+
+
+def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _Result | None:
+    """The result of a module's second run, or `None` where an optional one fails."""
+    refused = tracer.refused
+    try:
+        return _Result.of(tracer, run())
+    except Exception:
+        if not is_optional:
+            raise
+        tracer.refused = refused
+        return None
+
+
+def _check_eager(tracer: Tracer) -> None:
+    """Raise `RefusedError` for a call that torch's real kernels refuse at the smallest sizes."""
+    interface = tracer.interface
+    inputs = {spec.name: spec.dtype for spec in interface.inputs}
+    shapes = [spec.min for spec in interface.inputs]
+    if interface.unmet(shapes) is not None:
+        shapes = [spec.opt for spec in interface.inputs]
+    sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in tracer.symbols.items()}
+    if (refusal := tracer.eager.refusal(sizes)) is None:
+        return
+    call, error = refusal
+    message = describe_refusal(call, error, sizes, inputs)
+    if sizes and not call.mixes:
+        at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in tracer.symbols.items())
+        message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
+    raise RefusedError(message, of_types=call.mixes) from error
+
+
+@dataclass
+class _Result:
+    """What a module returned: the nodes of its tensors and its symbolic sizes, and how they nest."""
+
+    leaves: list[Any]
+    structure: Spec
+
+    @classmethod
+    def of(cls, tracer: Tracer, value: Any) -> _Result:
+        leaves, structure = flatten(value, lambda v: isinstance(v, torch.Tensor) or is_symbolic(v), "result")
+        with _pop_mode_temporarily():  # the tracer's: a view is looked up again by calls that are not the module's
+            return cls([leaf if is_symbolic(leaf) else tracer.argument(leaf) for leaf in leaves], structure)
+
+    def is_same(self, other: _Result, tracer: Tracer) -> bool:
+        """Whether another result is the same computation."""
+        if json.dumps(self.structure) != json.dumps(other.structure):
+            return False
+        numbers = value_numbers(tracer.graph, tracer.attributes.held.__getitem__)
+        ours, theirs = (
+            [expression(leaf) if is_symbolic(leaf) else numbers[leaf] for leaf in result.leaves]
+            for result in (self, other)
+        )
+        return ours == theirs
+
+
+def _output(tracer: Tracer, result: _Result, names: str | Sequence[str] | None) -> None:
+    tracer.interface.result = result.structure
+    nodes: list[torch.fx.Node] = []
+    for leaf in result.leaves:
+        if is_symbolic(leaf):
+            tracer.interface.leaves.append({"size": to_json(expression(leaf), tracer.symbols)})
+            continue
+        if leaf not in nodes:
+            nodes.append(leaf)
+        tracer.interface.leaves.append({"output": nodes.index(leaf)})
+    if not nodes:
+        raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
+    taken = {spec.name for spec in tracer.interface.inputs}
+    names = given_names("output_names", names)
+    if names is None:
+        names = distinct((f"output_{i}" for i in range(len(nodes))), taken)
+    if len(names) != len(nodes):
+        raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
+    if len({*names, *taken}) != len(names) + len(taken) or not all(names):
+        raise InputError(
+            f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
+        )
+    tracer.interface.outputs = names
+    tracer.graph.output(tuple(nodes))
