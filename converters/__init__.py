@@ -1,9 +1,12 @@
 """What each torch call means in TensorRT, one family of calls a file.
 
-Importing this package registers every converter; a file imports nothing of torch2rt but its vocabulary.
+Importing this package registers every converter, but for those of torchvision's operators, which `registry.load` adds
+once torchvision is imported. A file imports nothing of torch2rt but its vocabulary.
 """
+
 import importlib
 import pkgutil
 
 for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+    if _module.name != "vision":
+        importlib.import_module(f"{__name__}.{_module.name}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Collection, Container, Iterable
 from typing import Any
@@ -274,8 +275,14 @@ _OWN = "torch2rt.converters."
 
 
 def load() -> Registry:
-    """The registry with every converter that comes with torch2rt in it."""
-    import torch2rt.converters  # noqa: F401  (registers on import)
+    """The registry with every converter that comes with torch2rt in it.
+
+    Those of torchvision's operators join when torchvision is imported, as it is before a module can call them.
+    """
+    import torch2rt.converters  # registers on import
+
+    if "torchvision" in sys.modules:
+        import torch2rt.converters.vision  # noqa: F401
 
     return REGISTRY
 
@@ -333,8 +340,21 @@ def qualified_name(target: Target) -> str:
         for spelling in (name, name.partition("_")[2]):  # torch.fft.fft calls itself fft_fft
             if spelling and getattr(owner, spelling, None) is target:
                 return f"{prefix}.{spelling}"
+    if (public := _by_other_names().get(id(target))) is not None:
+        return public
     module = getattr(target, "__module__", None)
     return f"{module}.{name}" if module else name
+
+
+@functools.cache
+def _by_other_names() -> dict[int, str]:
+    """Public names of callables that call themselves something else, as `F.logsigmoid` does log_sigmoid."""
+    return {
+        id(value): f"{prefix}.{name}"
+        for prefix, owner in reversed(_PUBLIC.items())
+        for name, value in vars(owner).items()
+        if callable(value) and not name.startswith("_")
+    }
 
 
 def functional(target: Target) -> Target | None:

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 
 import torch
+import torchvision  # noqa: F401  (so that the converters of its operators are listed)
 
 from torch2rt.cli.levels import MEASURED, TORCH
 from torch2rt.registry import Registry, Target, load, qualified_name
@@ -24,7 +25,7 @@ LEVELS = {
 def families(pattern: str = "") -> dict[str, list[tuple[list[str], str]]]:
     """By file in `converters/`: the callables that share a converter, and what it refuses.
 
-    The operators that torch's functions call are left out beside them.
+    The operators that torch's public functions call are left out: `torch2rt ops` speaks of what users write.
 
     >>> families("leaky_relu")["activation"]
     [(['torch.nn.functional.leaky_relu'], '')]
@@ -32,10 +33,12 @@ def families(pattern: str = "") -> dict[str, list[tuple[list[str], str]]]:
     found: dict[str, list[tuple[list[str], str]]] = {}
     for (family, _, limits), targets in _converters(load()).items():
         names = list(dict.fromkeys(map(qualified_name, targets)))
-        public = [name for name in names if not name.startswith(("torch.ops.", "torch._"))]
-        if names := [name for name in public or names if pattern in name]:
+        if names := [name for name in names if not name.startswith(_PRIVATE) and pattern in name]:
             found.setdefault(family, []).append((names, limits))
     return dict(sorted(found.items()))
+
+
+_PRIVATE = ("torch.ops.aten.", "torch.ops.prims.", "torch._")
 
 
 def _converters(registry: Registry) -> dict[tuple[str, int, str], list[Target]]:
