@@ -3,9 +3,9 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.backend.tensorrt import add_attention, fuses_attention, has_attention, prefers_attention_layer
-from torch2rt.registry import by_schema
 from torch2rt.vocabulary import (
+    add_attention,
+    by_schema,
     cast,
     check,
     composite,
@@ -14,12 +14,15 @@ from torch2rt.vocabulary import (
     dtype_of,
     elementwise,
     expand,
+    fuses_attention,
     fusion,
+    has_attention,
     iota,
     is_symbolic,
     is_traced,
     materialize,
     matmul,
+    prefers_attention_layer,
     reshape,
     same_size,
     select,

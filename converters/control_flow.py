@@ -3,11 +3,11 @@ from contextlib import ExitStack
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
-from torch2rt.backend.tensorrt import has_dynamic_while
 from torch2rt.vocabulary import (
     check,
     composite,
     converter,
+    has_dynamic_while,
     is_traced,
     materialize,
     reshape,

@@ -1,6 +1,5 @@
 import math
 
-from torch2rt.backend.tensorrt import has_cumulative
 from torch2rt.vocabulary import (
     activation,
     cast,
@@ -9,6 +8,7 @@ from torch2rt.vocabulary import (
     converter,
     dims,
     elementwise,
+    has_cumulative,
     iota,
     proven,
     reshape,

@@ -8,7 +8,6 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     Complex,
     cast,
@@ -18,6 +17,7 @@ from torch2rt.vocabulary import (
     concat,
     dims,
     elementwise,
+    expression,
     iota,
     is_symbolic,
     is_traced,

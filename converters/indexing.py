@@ -1,7 +1,10 @@
 import operator
 
-from torch2rt.tracing.computed_masks import COUNTED, Places, Selection, assign
 from torch2rt.vocabulary import (
+    COUNTED,
+    Places,
+    Selection,
+    assign,
     cast,
     check,
     composite,

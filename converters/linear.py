@@ -4,7 +4,6 @@ import math
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -15,6 +14,7 @@ from torch2rt.vocabulary import (
     dtype_of,
     elementwise,
     expand,
+    expression,
     fusion,
     gather,
     is_symbolic,

@@ -1,7 +1,7 @@
 import torch.nn.functional as F
 
-from torch2rt.backend.tensorrt import add_normalization, scales_groups_by_channel
 from torch2rt.vocabulary import (
+    add_normalization,
     axes,
     cast,
     check,
@@ -16,6 +16,7 @@ from torch2rt.vocabulary import (
     materialize,
     reduce,
     reshape,
+    scales_groups_by_channel,
     torch,
     trt,
     unary,

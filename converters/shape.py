@@ -2,7 +2,6 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     cast,
     check,
@@ -12,6 +11,7 @@ from torch2rt.vocabulary import (
     dtype_of,
     elementwise,
     expand,
+    expression,
     gather,
     iota,
     is_symbolic,
