@@ -82,8 +82,8 @@ class _Lowering:
             assumptions, self.failures = narrow_float64(fuser)
             lowered.assumptions += assumptions
         self.fused, self.origins = fuser.run(), fuser.origins
-        self.ctx = Context(lowered, graph)
-        self.ctx.inline, self.ctx.apply = self.inline, self.apply
+        self.on_real: tuple[Converter, inspect.BoundArguments]  # the last call on complex numbers, as on real ones
+        self.ctx = Context(lowered, graph, calls=self)
         self.network = lowered.definition
         self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
@@ -225,13 +225,17 @@ class _Lowering:
             bound_args, bound_kwargs = converter.bind(args, kwargs, node.target)  # type: ignore[arg-type]
             bound = inspect.signature(converter.function).bind(self.ctx, *bound_args, **bound_kwargs)
             bound.apply_defaults()
-
-            def again(**changes: Any) -> Any:
-                call = inspect.BoundArguments(bound.signature, {**bound.arguments, **changes})  # type: ignore[arg-type]
-                return self.as_real(converter, call.args[1:], call.kwargs)
-
-            self.ctx.arguments, self.ctx.again = bound.arguments, again
+            self.on_real = converter, bound
         return found
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        return self.on_real[1].arguments
+
+    def again(self, **changes: Any) -> Any:
+        converter, bound = self.on_real
+        call = inspect.BoundArguments(bound.signature, {**bound.arguments, **changes})  # type: ignore[arg-type]
+        return self.as_real(converter, call.args[1:], call.kwargs)
 
     def apply(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         return self.as_real(self.registry.find(target), args, kwargs)  # type: ignore[arg-type]

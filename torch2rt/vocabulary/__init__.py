@@ -41,18 +41,39 @@ from torch2rt.vocabulary.plain import (
     wide,
     wrap_dim,
 )
-from torch2rt.vocabulary.pointwise import activation, clamp, elementwise, is_negative, maximum, minimum, select, unary
+from torch2rt.vocabulary.pointwise import (
+    activation,
+    add,
+    clamp,
+    div,
+    elementwise,
+    equal,
+    floor_div,
+    greater,
+    is_negative,
+    less,
+    logical_and,
+    logical_or,
+    logical_xor,
+    maximum,
+    minimum,
+    mul,
+    select,
+    sub,
+    unary,
+)
 from torch2rt.vocabulary.reduction import matmul, reduce, weighted_gather
 from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
 __all__ = [
-    "COUNTED", "Complex", "Context", "Places", "Selection", "activation", "add_attention", "add_normalization",
+    "COUNTED", "Complex", "Context", "Places", "Selection", "activation", "add", "add_attention", "add_normalization",
     "assign", "axes", "broadcast", "by_schema", "cast", "check", "clamp", "complex_converter", "composite", "concat",
-    "constant", "converter", "dims", "dtype_of", "elementwise", "expand", "expression", "factory", "fuses_attention",
-    "fusion", "gather", "has_attention", "has_cumulative", "has_dynamic_while", "iota", "is_integral", "is_negative",
-    "is_symbolic", "is_traced", "largest", "lift", "materialize", "matmul", "maximum", "minimum", "narrow", "ntuple",
-    "operands", "permute", "prefers_attention_layer", "proven", "reduce", "refuse", "require", "reshape", "result_type",
-    "rewrite", "run", "same_size", "scales_groups_by_channel", "scope", "select", "shape_tensor", "slice_nd",
-    "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
+    "constant", "converter", "dims", "div", "dtype_of", "elementwise", "equal", "expand", "expression", "factory",
+    "floor_div", "fuses_attention", "fusion", "gather", "greater", "has_attention", "has_cumulative",
+    "has_dynamic_while", "iota", "is_integral", "is_negative", "is_symbolic", "is_traced", "largest", "less", "lift",
+    "logical_and", "logical_or", "logical_xor", "materialize", "matmul", "maximum", "minimum", "mul", "narrow",
+    "ntuple", "operands", "permute", "prefers_attention_layer", "proven", "reduce", "refuse", "require", "reshape",
+    "result_type", "rewrite", "run", "same_size", "scales_groups_by_channel", "scope", "select", "shape_tensor",
+    "slice_nd", "sub", "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip

@@ -78,6 +78,64 @@ def is_negative(ctx: Context, x: Value) -> Any:
     return elementwise(ctx, EW.OR, below, elementwise(ctx, EW.LESS, unary(ctx, trt.UnaryOperation.RECIP, x), 0))
 
 
+# Arithmetic and comparisons ------------------------------------------------------------------------------------------
+
+
+def add(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a + b`; of bools, their OR."""
+    return elementwise(ctx, EW.SUM, a, b, dtype)
+
+
+def sub(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a - b`."""
+    return elementwise(ctx, EW.SUB, a, b, dtype)
+
+
+def mul(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a * b`; of bools, their AND."""
+    return elementwise(ctx, EW.PROD, a, b, dtype)
+
+
+def div(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a / b` in the promoted dtype: integers are rounded towards zero."""
+    return elementwise(ctx, EW.DIV, a, b, dtype)
+
+
+def floor_div(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a / b`, rounded down."""
+    return elementwise(ctx, EW.FLOOR_DIV, a, b, dtype)
+
+
+def equal(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a == b`."""
+    return elementwise(ctx, EW.EQUAL, a, b, dtype)
+
+
+def greater(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a > b`."""
+    return elementwise(ctx, EW.GREATER, a, b, dtype)
+
+
+def less(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a < b`."""
+    return elementwise(ctx, EW.LESS, a, b, dtype)
+
+
+def logical_and(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a & b` of bools."""
+    return elementwise(ctx, EW.AND, a, b, dtype)
+
+
+def logical_or(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a | b` of bools."""
+    return elementwise(ctx, EW.OR, a, b, dtype)
+
+
+def logical_xor(ctx: Context, a: Value, b: Value, dtype: torch.dtype | None = None) -> Any:
+    """`a ^ b` of bools."""
+    return elementwise(ctx, EW.XOR, a, b, dtype)
+
+
 # Extremes, in which a NaN stays a NaN --------------------------------------------------------------------------------
 #
 # TensorRT's layers for bounds, maxima and minima may give a number where one side is NaN. TensorRT for RTX 1.6 does in
