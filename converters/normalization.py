@@ -187,7 +187,10 @@ def into_product(fuser, node):
     largest = torch.linalg.vector_norm(parts, torch.inf, others, dtype=torch.float32).double().flatten()
     if shift.isfinite().all() and _holds(dtype, largest, scale):
         scaled = torch.mul(parts, channels, out=torch.empty_like(parts))
-        fuser.replace(node, before, weight=scaled.reshape(weight.shape), bias=shift)
+        scaled = scaled.reshape(weight.shape)
+        fuser.note(scaled, product["weight"], "folded with batch norm")
+        fuser.note(shift, norm["bias"] if bias is None else product["bias"], "folded with batch norm")
+        fuser.replace(node, before, weight=scaled, bias=shift)
 
 
 def _holds(dtype, largest, scale):

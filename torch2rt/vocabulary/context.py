@@ -11,8 +11,9 @@ import torch
 
 from torch2rt.backend.tensorrt import DTYPES, trt
 from torch2rt.errors import ConversionError
-from torch2rt.network import Network
+from torch2rt.network import Network, Origins, Weight
 from torch2rt.sizes import Dim
+from torch2rt.structure import bare_name
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -67,6 +68,8 @@ class Context:
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
+        self.origins = Origins()
+        self._unnamed: dict[tuple[int, str], Weight] = {}  # by the index of the layer, until it has a name
         self.calls = calls
         self.again, self.apply, self.inline = calls.again, calls.apply, calls.inline
 
@@ -80,8 +83,22 @@ class Context:
         if tensor.dtype not in DTYPES:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
         held = tensor.detach().resolve_neg().cpu().contiguous()
-        self.lowered.weights[self.network.num_layers, role] = held
+        self._unnamed[self.network.num_layers, role] = Weight(held, self.origins.of(tensor))
         return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
+
+    def name_weights(self) -> None:
+        """Record the weights of layers that now have their names."""
+        for (index, role), weight in self._unnamed.items():
+            if index < self.network.num_layers:  # TensorRT has not refused the layer
+                self.lowered.weights[f"{self.network.get_layer(index).name}:{role}"] = weight
+        self._unnamed.clear()
+
+    def as_dtype(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A weight in another dtype."""
+        cast = tensor.to(dtype)
+        if cast.dtype is not tensor.dtype:
+            self.origins.derive(cast, tensor, f"cast to {bare_name(dtype)}")
+        return cast
 
     def track(self, tensor: Any, sizes: Sizes) -> Any:
         """Remember the symbolic sizes of a tensor; returns the tensor."""

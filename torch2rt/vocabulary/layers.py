@@ -27,13 +27,13 @@ def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: i
     if dtype is torch.float64:
         refuse("a float64 constant has no TensorRT type; make it float32")
     narrow = dtype in (torch.int8, torch.uint8)  # such constants may only feed a Dequantize
-    shaped = tensor.detach().to(torch.int32 if narrow else dtype)
+    shaped = ctx.as_dtype(tensor.detach(), torch.int32 if narrow else dtype)
     if ndim is not None and ndim > shaped.dim():
         shaped = shaped.reshape((1,) * (ndim - shaped.dim()) + tuple(shaped.shape))
     shape = tuple(shaped.shape)
     if shaped.numel() == 0:
+        ctx.weights(shaped)
         result = ctx.network.add_constant(shape, trt.Weights(DTYPES[shaped.dtype])).get_output(0)
-        ctx.lowered.weights[ctx.network.num_layers - 1, "weights"] = shaped.cpu()
     else:
         result = ctx.network.add_constant(shape, ctx.weights(shaped)).get_output(0)
     result = ctx.track(result, shape)

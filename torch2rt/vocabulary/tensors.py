@@ -35,7 +35,7 @@ def cast(ctx: Context, x: Value, dtype: torch.dtype) -> Any:
     TensorRT takes uint8 only at the network's ends, so between them int32 stands for it, and `ctx.bytes` knows which.
     """
     if isinstance(x, torch.Tensor):
-        return x.to(dtype)
+        return ctx.as_dtype(x, dtype)
     if not isinstance(x, trt.ITensor):
         return materialize(ctx, x, dtype)
     if dtype is torch.uint8:
