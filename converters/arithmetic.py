@@ -1,12 +1,18 @@
 import math
 
 from torch2rt.vocabulary import (
+    Context,
     cast,
     clamp,
     converter,
     dims,
     elementwise,
+    equal,
+    floor_div,
+    greater,
     is_symbolic,
+    less,
+    logical_or,
     select,
     torch,
     trt,
@@ -22,7 +28,7 @@ BYTES = (torch.int8, torch.uint8)
 # One layer -----------------------------------------------------------------------------------------------------------
 
 
-def binary(ctx, op, a, b):
+def binary(ctx: Context, op, a, b):
     """One layer in the recorded dtype.
 
     TensorRT has no arithmetic on bytes, so they are computed in int32 and wrap around as torch's do. A number that half
@@ -53,19 +59,19 @@ def fits(x, dtype):
     return not dtype.is_floating_point or torch.finfo(dtype).tiny <= abs(x) <= torch.finfo(dtype).max
 
 
-def wrapped(ctx, x, dtype):
+def wrapped(ctx: Context, x, dtype):
     """An int32 as a byte, modulo 256."""
     if dtype is torch.int8:
         x = elementwise(ctx, EW.SUM, x, 128)
-    x = elementwise(ctx, EW.SUB, x, elementwise(ctx, EW.PROD, elementwise(ctx, EW.FLOOR_DIV, x, 256), 256))
+    x = elementwise(ctx, EW.SUB, x, elementwise(ctx, EW.PROD, floor_div(ctx, x, 256), 256))
     return cast(ctx, elementwise(ctx, EW.SUB, x, 128) if dtype is torch.int8 else x, dtype)
 
 
-def scaled(ctx, x, alpha):
+def scaled(ctx: Context, x, alpha):
     return x if alpha == 1 else elementwise(ctx, EW.PROD, x, alpha, wide(ctx.out.dtype))
 
 
-def narrowed(ctx, op, a, b):
+def narrowed(ctx: Context, op, a, b):
     """One layer in the wider dtype of a composed call, and its result in the recorded one."""
     dtype = ctx.out.dtype
     x = elementwise(ctx, op, a, b, wide(dtype))
@@ -73,60 +79,60 @@ def narrowed(ctx, op, a, b):
 
 
 @converter(torch.add, Tensor.add, prims.add)
-def add(ctx, input, other, alpha=1):
+def add(ctx: Context, input, other, alpha=1):
     return binary(ctx, EW.SUM, input, other) if alpha == 1 else narrowed(ctx, EW.SUM, input, scaled(ctx, other, alpha))
 
 
 @converter(torch.sub, Tensor.sub, torch.subtract, Tensor.subtract, prims.sub)
-def sub(ctx, input, other, alpha=1):
+def sub(ctx: Context, input, other, alpha=1):
     return binary(ctx, EW.SUB, input, other) if alpha == 1 else narrowed(ctx, EW.SUB, input, scaled(ctx, other, alpha))
 
 
 @converter(torch.rsub)
-def rsub(ctx, input, other, alpha=1):
+def rsub(ctx: Context, input, other, alpha=1):
     return sub(ctx, other, input, alpha)
 
 
 @converter(torch.mul, Tensor.mul, torch.multiply, Tensor.multiply, prims.mul)
-def mul(ctx, input, other):
+def mul(ctx: Context, input, other):
     return binary(ctx, EW.PROD, input, other)
 
 
 @converter(torch.maximum, Tensor.maximum, prims.maximum)
-def maximum(ctx, input, other):
+def maximum(ctx: Context, input, other):
     return binary(ctx, EW.MAX, input, other)
 
 
 @converter(torch.minimum, Tensor.minimum, prims.minimum)
-def minimum(ctx, input, other):
+def minimum(ctx: Context, input, other):
     return binary(ctx, EW.MIN, input, other)
 
 
 @converter(torch.fmax, Tensor.fmax, prims.fmax)
-def fmax(ctx, input, other):
+def fmax(ctx: Context, input, other):
     return without_nan(ctx, EW.MAX, input, other)
 
 
 @converter(torch.fmin, Tensor.fmin, prims.fmin)
-def fmin(ctx, input, other):
+def fmin(ctx: Context, input, other):
     return without_nan(ctx, EW.MIN, input, other)
 
 
-def without_nan(ctx, op, a, b):
+def without_nan(ctx: Context, op, a, b):
     """The other side where one is NaN: what a comparison with it says, which is false, chooses the second one."""
     dtype = ctx.out.dtype
     if not dtype.is_floating_point:
         return binary(ctx, op, a, b)
     a, b = cast(ctx, a, dtype), cast(ctx, b, dtype)
     first = elementwise(ctx, EW.GREATER if op == EW.MAX else EW.LESS, a, b)
-    return select(ctx, elementwise(ctx, EW.OR, first, unary(ctx, Unary.ISNAN, b)), a, b)
+    return select(ctx, logical_or(ctx, first, unary(ctx, Unary.ISNAN, b)), a, b)
 
 
 # Division ------------------------------------------------------------------------------------------------------------
 
 
 @converter(torch.div, Tensor.div, torch.divide, Tensor.divide, torch.true_divide, Tensor.true_divide)
-def div(ctx, input, other, *, rounding_mode=None):
+def div(ctx: Context, input, other, *, rounding_mode=None):
     if rounding_mode == "floor":
         return floor_divide(ctx, input, other)
     if rounding_mode == "trunc" and ctx.out.dtype.is_floating_point:
@@ -134,7 +140,7 @@ def div(ctx, input, other, *, rounding_mode=None):
     return binary(ctx, EW.DIV, input, other)
 
 
-def quotient_to_zero(ctx, a, b):
+def quotient_to_zero(ctx: Context, a, b):
     """Of half precision, torch truncates the rounded quotient, but by a single number that in float32."""
     dtype = ctx.out.dtype
     quotient = elementwise(ctx, EW.DIV, a, b, wide(dtype))
@@ -144,12 +150,12 @@ def quotient_to_zero(ctx, a, b):
 
 
 @converter(prims.div)
-def prims_div(ctx, a, b):
+def prims_div(ctx: Context, a, b):
     return binary(ctx, EW.DIV, a, b)
 
 
 @converter(torch.floor_divide, Tensor.floor_divide)
-def floor_divide(ctx, input, other):
+def floor_divide(ctx: Context, input, other):
     """Of floats, torch takes the remainder off first: 1.0 // 0.1 is 9, and an infinite dividend gives NaN."""
     dtype = ctx.out.dtype
     if not dtype.is_floating_point:
@@ -161,11 +167,11 @@ def floor_divide(ctx, input, other):
     exact = elementwise(ctx, EW.DIV, elementwise(ctx, EW.SUB, a, left), b)
     exact = select(ctx, sign_differs(ctx, left, b), elementwise(ctx, EW.SUB, exact, 1), exact)
     whole = unary(ctx, Unary.FLOOR, exact)
-    rounded_down = elementwise(ctx, EW.GREATER, elementwise(ctx, EW.SUB, exact, whole), 0.5)
+    rounded_down = greater(ctx, elementwise(ctx, EW.SUB, exact, whole), 0.5)
     whole = select(ctx, rounded_down, elementwise(ctx, EW.SUM, whole, 1), whole)
     quotient = elementwise(ctx, EW.DIV, a, b)
-    whole = select(ctx, elementwise(ctx, EW.EQUAL, exact, 0), elementwise(ctx, EW.PROD, quotient, 0), whole)
-    return cast(ctx, select(ctx, elementwise(ctx, EW.EQUAL, b, 0), quotient, whole), dtype)
+    whole = select(ctx, equal(ctx, exact, 0), elementwise(ctx, EW.PROD, quotient, 0), whole)
+    return cast(ctx, select(ctx, equal(ctx, b, 0), quotient, whole), dtype)
 
 
 def is_half(dtype):
@@ -176,14 +182,14 @@ def rounded(number, dtype):
     return torch.tensor(number).to(dtype).item()
 
 
-def as_recorded(ctx, *values):
+def as_recorded(ctx: Context, *values):
     """Numbers as the recorded dtype holds them, as torch takes a remainder of half precision or bytes by them."""
     dtype = ctx.out.dtype
     narrow = is_half(dtype) or dtype in BYTES
     return [rounded(v, dtype) if narrow and isinstance(v, (int, float)) else v for v in values]
 
 
-def as_floats(ctx, a, b):
+def as_floats(ctx: Context, a, b):
     """The operands of a division in the dtype it is composed in; a divisor that is one number stays a number."""
     dtype = wide(ctx.out.dtype)
     if isinstance(b, Tensor) and b.dim() == 0:
@@ -193,7 +199,7 @@ def as_floats(ctx, a, b):
 
 
 @converter(torch.remainder, Tensor.remainder, prims.remainder)
-def remainder(ctx, input, other):
+def remainder(ctx: Context, input, other):
     """With the sign of the divisor; an infinite divisor of the other sign is the result itself."""
     dtype = ctx.out.dtype
     input, other = as_recorded(ctx, input, other)
@@ -205,7 +211,7 @@ def remainder(ctx, input, other):
 
 
 @converter(torch.fmod, Tensor.fmod, prims.fmod)
-def fmod(ctx, input, other):
+def fmod(ctx: Context, input, other):
     """With the sign of the dividend."""
     dtype = ctx.out.dtype
     input, other = as_recorded(ctx, input, other)
@@ -214,22 +220,22 @@ def fmod(ctx, input, other):
     return cast(ctx, signed_remainder(ctx, *as_floats(ctx, input, other), dtype), dtype)
 
 
-def left_over(ctx, division, a, b, dtype):
+def left_over(ctx: Context, division, a, b, dtype):
     """What a division of integers leaves."""
     whole = elementwise(ctx, EW.PROD, elementwise(ctx, division, a, b, dtype), b, dtype)
     return elementwise(ctx, EW.SUB, a, whole, dtype)
 
 
-def sign_differs(ctx, left, b):
+def sign_differs(ctx: Context, left, b):
     """Whether a remainder with the sign of the dividend has not that of the divisor."""
     if isinstance(b, (int, float)):
         return elementwise(ctx, EW.GREATER if b < 0 else EW.LESS, left, 0)
-    below, above = elementwise(ctx, EW.LESS, left, 0), elementwise(ctx, EW.GREATER, left, 0)
-    negative = elementwise(ctx, EW.LESS, b, 0)
+    below, above = less(ctx, left, 0), greater(ctx, left, 0)
+    negative = less(ctx, b, 0)
     return select(ctx, negative, above, below)
 
 
-def signed_remainder(ctx, a, b, dtype):
+def signed_remainder(ctx: Context, a, b, dtype):
     """What C's `fmod` gives: the exact remainder of two floats, with the sign of the dividend.
 
     Both are halved first, so that no product overflows. A dividend that is smaller than the divisor is the result.
@@ -243,13 +249,13 @@ def signed_remainder(ctx, a, b, dtype):
     else:
         halved = elementwise(ctx, EW.PROD, divisor, 0.5)
         left = divided_by_tensor(ctx, half, halved, dtype)
-    left = select(ctx, elementwise(ctx, EW.LESS, left, 0), elementwise(ctx, EW.SUM, left, halved), left)
+    left = select(ctx, less(ctx, left, 0), elementwise(ctx, EW.SUM, left, halved), left)
     left = elementwise(ctx, EW.PROD, left, 2)
-    left = select(ctx, elementwise(ctx, EW.LESS, a, 0), unary(ctx, Unary.NEG, left), left)
-    return select(ctx, elementwise(ctx, EW.LESS, size, divisor), a, left)
+    left = select(ctx, less(ctx, a, 0), unary(ctx, Unary.NEG, left), left)
+    return select(ctx, less(ctx, size, divisor), a, left)
 
 
-def divided_by_number(ctx, x, b, dtype):
+def divided_by_number(ctx: Context, x, b, dtype):
     """What long division leaves of x, from -b / 2 to b / 2: each step takes off 12 more bits of the quotient.
 
     The divisor is a sum of two numbers of 12 bits, so their products with 12 bits of the quotient are exact.
@@ -273,7 +279,7 @@ def shifts(largest, bits):
     return [*range(top, 0, -bits - 1), 0]
 
 
-def divided_by_tensor(ctx, x, b, dtype):
+def divided_by_tensor(ctx: Context, x, b, dtype):
     """As `divided_by_number`: half precision has few enough bits already, float32 is a sum of 8 bits and 16.
 
     The quotient may have 254 bits, while factors end at 2**127: first what is below 2 is shifted up by 126 bits.
@@ -281,20 +287,20 @@ def divided_by_tensor(ctx, x, b, dtype):
     if dtype is torch.float16:
         return long_division(ctx, x, [b], 41, 12)
     bits = 15 if dtype is torch.bfloat16 else 8
-    raised = select(ctx, elementwise(ctx, EW.LESS, b, 2), elementwise(ctx, EW.PROD, b, 2.0**126), b)
+    raised = select(ctx, less(ctx, b, 2), elementwise(ctx, EW.PROD, b, 2.0**126), b)
     for divisor in (raised, b):
         x = long_division(ctx, x, parts_of(ctx, divisor, dtype), 127, bits)
     return x
 
 
-def parts_of(ctx, b, dtype):
+def parts_of(ctx: Context, b, dtype):
     if dtype is torch.bfloat16:
         return [b]
     high = cast(ctx, cast(ctx, b, torch.bfloat16), torch.float32)
     return [high, elementwise(ctx, EW.SUB, b, high)]
 
 
-def long_division(ctx, x, parts, largest, bits):
+def long_division(ctx: Context, x, parts, largest, bits):
     divisor = parts[0] if len(parts) == 1 else elementwise(ctx, EW.SUM, *parts)
     for shift in shifts(largest, bits):
         factor = 2.0**shift
@@ -309,7 +315,7 @@ def long_division(ctx, x, parts, largest, bits):
 
 
 @converter(torch.pow, Tensor.pow, prims.pow)
-def pow_op(ctx, input, exponent):
+def pow_op(ctx: Context, input, exponent):
     """Powers of integers are exact products; a negative tensor exponent gives 0, where torch gives 1 / 1 = 1."""
     dtype = ctx.out.dtype
     if isinstance(exponent, Tensor) and exponent.dim() == 0:
@@ -330,7 +336,7 @@ def pow_op(ctx, input, exponent):
     return power(ctx, input, exponent)
 
 
-def power(ctx, input, exponent):
+def power(ctx: Context, input, exponent):
     """One layer, of half precision in float32: in bfloat16, TensorRT for RTX 1.6 takes 3.5 for 3."""
     dtype = ctx.out.dtype
     if is_half(dtype):
@@ -338,7 +344,7 @@ def power(ctx, input, exponent):
     return binary(ctx, EW.POW, input, exponent)
 
 
-def product(ctx, x, exponent):
+def product(ctx: Context, x, exponent):
     """A power with a positive integer exponent, by squaring."""
     result = None
     while True:
@@ -351,7 +357,7 @@ def product(ctx, x, exponent):
 
 
 @converter(torch.square, Tensor.square)
-def square(ctx, input):
+def square(ctx: Context, input):
     return pow_op(ctx, input, 2)
 
 
@@ -359,17 +365,17 @@ def square(ctx, input):
 
 
 @converter(torch.floor, Tensor.floor, prims.floor)
-def floor(ctx, input):
+def floor(ctx: Context, input):
     return unary(ctx, Unary.FLOOR, input) if ctx.out.dtype.is_floating_point else input
 
 
 @converter(torch.ceil, Tensor.ceil, prims.ceil)
-def ceil(ctx, input):
+def ceil(ctx: Context, input):
     return unary(ctx, Unary.CEIL, input) if ctx.out.dtype.is_floating_point else input
 
 
 @converter(torch.round, Tensor.round, torch.special.round, prims.round)
-def round_op(ctx, input, *, decimals=0):
+def round_op(ctx: Context, input, *, decimals=0):
     dtype = ctx.out.dtype
     if not dtype.is_floating_point:
         return input
@@ -382,36 +388,36 @@ def round_op(ctx, input, *, decimals=0):
 
 
 @converter(torch.trunc, Tensor.trunc, torch.fix, Tensor.fix, prims.trunc)
-def trunc(ctx, input):
+def trunc(ctx: Context, input):
     return truncated(ctx, input) if ctx.out.dtype.is_floating_point else input
 
 
 @converter(torch.frac, Tensor.frac)
-def frac(ctx, input):
+def frac(ctx: Context, input):
     return elementwise(ctx, EW.SUB, input, truncated(ctx, input))
 
 
-def truncated(ctx, x):
+def truncated(ctx: Context, x):
     """Towards zero: up below it, down above."""
-    return select(ctx, elementwise(ctx, EW.LESS, x, 0), unary(ctx, Unary.CEIL, x), unary(ctx, Unary.FLOOR, x))
+    return select(ctx, less(ctx, x, 0), unary(ctx, Unary.CEIL, x), unary(ctx, Unary.FLOOR, x))
 
 
 # Bounds --------------------------------------------------------------------------------------------------------------
 
 
 @converter(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
-def clamp_op(ctx, input, min=None, max=None):
+def clamp_op(ctx: Context, input, min=None, max=None):
     dtype = ctx.out.dtype
     return cast(ctx, clamp(ctx, input, min, max, wide(dtype) if dtype in BYTES else dtype), dtype)
 
 
 @converter(torch.clamp_min, Tensor.clamp_min)
-def clamp_min(ctx, input, min):
+def clamp_min(ctx: Context, input, min):
     return binary(ctx, EW.MAX, input, min)
 
 
 @converter(torch.clamp_max, Tensor.clamp_max)
-def clamp_max(ctx, input, max):
+def clamp_max(ctx: Context, input, max):
     return binary(ctx, EW.MIN, input, max)
 
 
@@ -419,7 +425,7 @@ def clamp_max(ctx, input, max):
 
 
 @converter(torch.lerp, Tensor.lerp)
-def lerp(ctx, input, end, weight):
+def lerp(ctx: Context, input, end, weight):
     """A constant weight counts from the nearer end, as torch's does, so that both ends are met exactly."""
     dtype = wide(ctx.out.dtype)
     step = elementwise(ctx, EW.SUB, end, input, dtype)
@@ -429,19 +435,19 @@ def lerp(ctx, input, end, weight):
 
 
 @converter(torch.addcmul, Tensor.addcmul)
-def addcmul(ctx, input, tensor1, tensor2, *, value=1):
+def addcmul(ctx: Context, input, tensor1, tensor2, *, value=1):
     term = elementwise(ctx, EW.PROD, scaled(ctx, tensor1, value), tensor2, wide(ctx.out.dtype))
     return narrowed(ctx, EW.SUM, input, term)
 
 
 @converter(torch.addcdiv, Tensor.addcdiv)
-def addcdiv(ctx, input, tensor1, tensor2, *, value=1):
+def addcdiv(ctx: Context, input, tensor1, tensor2, *, value=1):
     term = elementwise(ctx, EW.DIV, scaled(ctx, tensor1, value), tensor2, wide(ctx.out.dtype))
     return narrowed(ctx, EW.SUM, input, term)
 
 
 @converter(torch.hypot, Tensor.hypot, prims.hypot)
-def hypot(ctx, input, other):
+def hypot(ctx: Context, input, other):
     """The longer side times sqrt(1 + ratio**2), which neither overflows nor vanishes on the way.
 
     Infinity where a side is infinite, even if the other one is NaN.
@@ -449,7 +455,7 @@ def hypot(ctx, input, other):
     dtype = wide(ctx.out.dtype)
     a, b = (unary(ctx, Unary.ABS, cast(ctx, x, dtype)) for x in (input, other))
     longer, shorter = elementwise(ctx, EW.MAX, a, b), elementwise(ctx, EW.MIN, a, b)
-    ratio = select(ctx, elementwise(ctx, EW.EQUAL, a, b), 1.0, elementwise(ctx, EW.DIV, shorter, longer))
+    ratio = select(ctx, equal(ctx, a, b), 1.0, elementwise(ctx, EW.DIV, shorter, longer))
     length = unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, ratio, ratio), 1.0))
-    infinite = elementwise(ctx, EW.OR, *(elementwise(ctx, EW.EQUAL, x, math.inf) for x in (a, b)))
+    infinite = logical_or(ctx, *(equal(ctx, x, math.inf) for x in (a, b)))
     return cast(ctx, select(ctx, infinite, math.inf, elementwise(ctx, EW.PROD, longer, length)), ctx.out.dtype)

@@ -3,31 +3,36 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.backend.tensorrt import add_attention, fuses_attention, has_attention, prefers_attention_layer
-from torch2rt.registry import by_schema
 from torch2rt.vocabulary import (
+    Context,
+    add,
+    add_attention,
+    by_schema,
     cast,
     check,
     composite,
     converter,
     dims,
     dtype_of,
-    elementwise,
     expand,
+    fuses_attention,
     fusion,
+    has_attention,
     iota,
     is_symbolic,
     is_traced,
+    less,
     materialize,
     matmul,
+    mul,
+    prefers_attention_layer,
     reshape,
     same_size,
     select,
     torch,
-    trt,
 )
 
-EW, aten = trt.ElementWiseOperation, torch.ops.aten
+aten = torch.ops.aten
 
 LOWEST = {torch.float16: -3e4, torch.bfloat16: -3e38}
 
@@ -101,7 +106,7 @@ for _operator in _KERNELS:
 
 
 @converter(*_KERNELS, limits="the attention alone")
-def no_statistics(ctx, *args, **kwargs):
+def no_statistics(ctx: Context, *args, **kwargs):
     return (None,) * len(ctx.out)
 
 
@@ -144,7 +149,7 @@ def same_batch(query, key, value, *args, **kwargs):
 
 @converter(F.scaled_dot_product_attention, limits="no dropout")
 def scaled_dot_product_attention(
-    ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
+    ctx: Context, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):
     check(dropout_p == 0, f"{dropout_p=} is random; call the model in eval mode or pass 0")
     dtype = ctx.out.dtype
@@ -157,11 +162,11 @@ def scaled_dot_product_attention(
         scale = 1 / torch.sym_sqrt(dims(ctx, query)[-1])
     if is_symbolic(scale) or scale != 1:
         # TensorRT moves a plain factor behind a product of matrices, where half precision may overflow
-        query = cast(ctx, elementwise(ctx, EW.PROD, query, scale, dtype if attend is fused else torch.float32), dtype)
+        query = cast(ctx, mul(ctx, query, scale, dtype if attend is fused else torch.float32), dtype)
     return reshape(ctx, attend(ctx, query, key, value, mask, is_causal, enable_gqa), ctx.out.shape)
 
 
-def fits(ctx, query, key, value, enable_gqa):
+def fits(ctx: Context, query, key, value, enable_gqa):
     """Whether TensorRT's attention layer takes tensors of these sizes."""
     q, k, v = ((1,) * (4 - len(dims(ctx, x))) + tuple(dims(ctx, x)) for x in (query, key, value))
     if not len(q) == len(k) == len(v) == 4 or not all(map(same_size, k, v)):
@@ -170,7 +175,7 @@ def fits(ctx, query, key, value, enable_gqa):
     return heads and same_size(q[0], k[0]) and same_size(q[3], k[3])
 
 
-def fused(ctx, query, key, value, mask, is_causal, enable_gqa):
+def fused(ctx: Context, query, key, value, mask, is_causal, enable_gqa):
     query, key, value = (materialize(ctx, x, None, 4) for x in (query, key, value))
     layer = add_attention(ctx.network, query, key, value, is_causal)
     if mask is not None:
@@ -179,7 +184,7 @@ def fused(ctx, query, key, value, mask, is_causal, enable_gqa):
     return ctx.track(layer.get_output(0), dims(ctx, query))
 
 
-def composed(ctx, query, key, value, mask, is_causal, enable_gqa):
+def composed(ctx: Context, query, key, value, mask, is_causal, enable_gqa):
     """A product, a softmax and a product; with a mask to add, torch does the middle in float32."""
     if enable_gqa:
         key, value = (repeat_heads(ctx, x, dims(ctx, query)[-3]) for x in (key, value))
@@ -188,17 +193,17 @@ def composed(ctx, query, key, value, mask, is_causal, enable_gqa):
     if is_causal:
         rows, columns = (iota(ctx, size) for size in dims(ctx, scores)[-2:])
         rows = reshape(ctx, rows, (*dims(ctx, rows), 1))
-        mask = elementwise(ctx, EW.LESS, columns, elementwise(ctx, EW.SUM, rows, 1))
+        mask = less(ctx, columns, add(ctx, rows, 1))
     if mask is not None and dtype_of(mask) is torch.bool:
         scores = select(ctx, mask, scores, torch.finfo(dtype).min, dtype)  # not -inf, which makes NaN of a full row
     elif mask is not None:
-        scores = elementwise(ctx, EW.SUM, scores, mask, torch.float32)
+        scores = add(ctx, scores, mask, torch.float32)
     layer = ctx.network.add_softmax(scores)
     layer.axes = 1 << (len(dims(ctx, scores)) - 1)
     return matmul(ctx, cast(ctx, ctx.track(layer.get_output(0), dims(ctx, scores)), dtype), value)
 
 
-def repeat_heads(ctx, x, heads):
+def repeat_heads(ctx: Context, x, heads):
     """Each head of keys or values as often as there are query heads to use it."""
     *batch, own, length, size = dims(ctx, x)
     if same_size(own, heads):
@@ -271,7 +276,5 @@ def masked_softmax(input, mask, dim=None, mask_type=None):
 @composite(torch._transform_bias_rescale_qkv)
 def split_into_heads(qkv, qkv_bias, num_heads):
     """Queries, keys and values from one product, as (batch, heads, tokens, features); the queries are scaled."""
-    q, k, v = (
-        x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (qkv + qkv_bias).chunk(3, -1)
-    )
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (qkv + qkv_bias).chunk(3, -1))
     return q * q.shape[-1] ** -0.5, k, v

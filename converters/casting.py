@@ -1,4 +1,4 @@
-from torch2rt.vocabulary import cast, check, composite, converter, torch
+from torch2rt.vocabulary import Context, cast, check, composite, converter, torch
 
 Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
 
@@ -8,7 +8,7 @@ Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
     Tensor.requires_grad_, Tensor.pin_memory, aten.alias, aten.lift, aten.lift_fresh, prims.view_of, prims.clone,
     *filter(None, [getattr(prims, "copy_strided", None)]),
 )  # fmt: skip
-def same_value(ctx, input, *args, **kwargs):
+def same_value(ctx: Context, input, *args, **kwargs):
     """An engine's values have no memory format, gradient or identity."""
     return input
 
@@ -18,7 +18,7 @@ def same_value(ctx, input, *args, **kwargs):
     Tensor.int, Tensor.short, Tensor.char, Tensor.byte, Tensor.bool, Tensor.cpu, Tensor.cuda, aten._to_copy,
     prims.convert_element_type,
 )  # fmt: skip
-def converted(ctx, input, *args, **kwargs):
+def converted(ctx: Context, input, *args, **kwargs):
     """Into the recorded dtype, which is what all spellings come down to."""
     check(ctx.out.device == ctx.device, f"an engine works on one device, and this moves data to {ctx.out.device}")
     return cast(ctx, input, ctx.out.dtype)

@@ -3,11 +3,12 @@ from contextlib import ExitStack
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
-from torch2rt.backend.tensorrt import has_dynamic_while
 from torch2rt.vocabulary import (
+    Context,
     check,
     composite,
     converter,
+    has_dynamic_while,
     is_traced,
     materialize,
     reshape,
@@ -55,7 +56,7 @@ def choose(pred, then, other):
 
 
 @converter(choose)
-def choose_branch(ctx, pred, then, other):
+def choose_branch(ctx: Context, pred, then, other):
     """Both branches run: an If runs one alone only if its tensors come through If inputs, and to those TensorRT for RTX
     1.6 gives the sizes of an earlier call."""
     pred = reshape(ctx, materialize(ctx, pred, torch.bool), ())
@@ -70,9 +71,7 @@ def while_loop(cond_fn, body_fn, carried_inputs, additional_inputs=()):
     """The test and the body become graphs of their own, run by one recorded call."""
     carried, structure = pytree.tree_flatten(carried_inputs)
     check(all(isinstance(x, torch.Tensor) for x in carried), "it carries a number; make it a 0-d tensor")
-    nested = lambda function: lambda *leaves: function(  # noqa: E731
-        *pytree.tree_unflatten(leaves, structure), *additional_inputs
-    )
+    nested = lambda f: lambda *leaves: f(*pytree.tree_unflatten(leaves, structure), *additional_inputs)  # noqa: E731
     test, body = (subgraph(nested(function), carried) for function in (cond_fn, body_fn))
     (proceed,) = test.results if len(test.results) == 1 else (None,)
     check(proceed is not None and proceed.dtype is torch.bool and proceed.dim() == 0, "its test is no 0-d bool tensor")
@@ -89,7 +88,7 @@ def loop(test, test_captured, body, body_captured, carried):
 
 
 @converter(loop, limits="static shapes only, on TensorRT for RTX")
-def loop_layers(ctx, test, test_captured, body, body_captured, carried):
+def loop_layers(ctx: Context, test, test_captured, body, body_captured, carried):
     check(
         not ctx.symbols or has_dynamic_while(),
         "TensorRT for RTX runs a loop that a condition ends wrongly in an engine with dynamic shapes. Convert it with "

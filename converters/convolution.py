@@ -3,6 +3,7 @@ import math
 import torch.nn.functional as F
 
 from torch2rt.vocabulary import (
+    Context,
     cast,
     check,
     composite,
@@ -27,7 +28,7 @@ EW = trt.ElementWiseOperation
 
 
 @converter(torch.conv1d, torch.conv2d, torch.conv3d, limits="kernel sizes are static")
-def conv(ctx, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+def conv(ctx: Context, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """TensorRT has no 1-d convolution: `lift` makes it one of height 1."""
     n = len(dims(ctx, weight)) - 2
     stride, dilation = ntuple(stride, n), ntuple(dilation, n)
@@ -48,7 +49,7 @@ def conv(ctx, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
     torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
     limits="kernel sizes are static",
 )  # fmt: skip
-def conv_transpose(ctx, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+def conv_transpose(ctx: Context, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """TensorRT has no output_padding and no deconvolution with stride and dilation, or in bfloat16.
 
     The kernel makes up for it: zeros between its elements for the dilation, zeros behind them where output_padding
@@ -70,7 +71,7 @@ def conv_transpose(ctx, input, weight, bias=None, stride=1, padding=0, output_pa
 
 
 @converter(torch.convolution)
-def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def convolution(ctx: Context, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     if transposed:
         return conv_transpose(ctx, input, weight, bias, stride, padding, output_padding, groups, dilation)
     return conv(ctx, input, weight, bias, stride, padding, dilation, groups)
@@ -85,7 +86,7 @@ def convolution_and_how(
     return torch.convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
 
-def _layer(ctx, add, input, weight, bias, maps, stride, before, after, dilation, groups):
+def _layer(ctx: Context, add, input, weight, bias, maps, stride, before, after, dilation, groups):
     """One (de)convolution; kernel and bias are its weights where they are constant, else its inputs."""
     n = len(stride)
     check(ctx.out.dtype.is_floating_point, f"TensorRT convolves no {ctx.out.dtype}")
@@ -107,7 +108,7 @@ def _layer(ctx, add, input, weight, bias, maps, stride, before, after, dilation,
     return unlift(ctx, layer.get_output(0), n)
 
 
-def _is_product(ctx, input, weight, stride, padding, dilation, groups):
+def _is_product(ctx: Context, input, weight, stride, padding, dilation, groups):
     """Whether a convolution is better a product of matrices, with less than half the time on the GPUs tried.
 
     That is so for windows that do not overlap and have few channels, as where images become patches, and for single
@@ -123,7 +124,7 @@ def _is_product(ctx, input, weight, stride, padding, dilation, groups):
     return ctx.out.dtype.is_floating_point and (single or patches)
 
 
-def _as_product(ctx, x, weight, bias):
+def _as_product(ctx: Context, x, weight, bias):
     """The same as a product: (batch, channels, rows, columns) to (batch, places, channels x window) and back."""
     (batch, maps, *sizes), (_, _, *window) = dims(ctx, x), dims(ctx, weight)
     n, places = len(window), [s // k for s, k in zip(sizes, window, strict=True)]
@@ -143,7 +144,7 @@ def _as_product(ctx, x, weight, bias):
     return permute(ctx, reshape(ctx, y, (batch, *places, dims(ctx, weight)[0])), (0, n + 1, *range(1, n + 1)))
 
 
-def _has_few_channels(ctx, input, weight, stride, dilation, groups):
+def _has_few_channels(ctx: Context, input, weight, stride, dilation, groups):
     """Whether a convolution has too few channels for the GPU's matrix units, and could have more: that of an image."""
     sizes = dims(ctx, input)[1:]
     if not isinstance(weight, torch.Tensor) or any(map(is_symbolic, sizes)) or len(sizes) != weight.dim() - 1:
@@ -152,7 +153,7 @@ def _has_few_channels(ctx, input, weight, stride, dilation, groups):
     return fits and max(stride) > 1 and sizes[0] < 8 and groups == 1 and set(dilation) == {1}
 
 
-def _space_to_depth(ctx, x, weight, stride, before, out):
+def _space_to_depth(ctx: Context, x, weight, stride, before, out):
     """The same convolution without a stride: what lies within one becomes channels.
 
     Row s*i + b of the input is row i of its channel b. Tap t reads row s*i + t - padding, which is tap a of channel b
@@ -176,7 +177,7 @@ def _space_to_depth(ctx, x, weight, stride, before, out):
     return x, weight, (1,) * n, [-a for a in low], after
 
 
-def _spread(ctx, weight, dilation):
+def _spread(ctx: Context, weight, dilation):
     """A kernel with its dilation spelled out in zeros: behind each of its elements, but for the last."""
     sizes = [d * (k - 1) + 1 for d, k in zip(dilation, dims(ctx, weight)[2:], strict=True)]
     if isinstance(weight, torch.Tensor):
@@ -190,7 +191,7 @@ def _spread(ctx, weight, dilation):
     return weight
 
 
-def _extended(ctx, weight, more):
+def _extended(ctx: Context, weight, more):
     """A kernel with this many zeros behind its elements, per dimension."""
     if isinstance(weight, torch.Tensor):
         return F.pad(weight, [v for m in reversed(more) for v in (0, m)])
@@ -198,5 +199,5 @@ def _extended(ctx, weight, more):
     return _padded(ctx, weight, [*sizes[:2], *(k + m for k, m in zip(sizes[2:], more, strict=True))])
 
 
-def _padded(ctx, weight, sizes):
+def _padded(ctx: Context, weight, sizes):
     return slice_nd(ctx, weight, [0] * len(sizes), sizes, [1] * len(sizes), trt.SampleMode.FILL)

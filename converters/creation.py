@@ -1,12 +1,14 @@
 import torch.nn.functional as F
 
 from torch2rt.vocabulary import (
+    Context,
+    add,
     cast,
     check,
     composite,
     converter,
     dtype_of,
-    elementwise,
+    equal,
     expand,
     factory,
     iota,
@@ -14,15 +16,14 @@ from torch2rt.vocabulary import (
     is_symbolic,
     is_traced,
     materialize,
+    mul,
     require,
     reshape,
     torch,
-    trt,
 )
 from torch2rt.vocabulary.complex import is_complex
 
 Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
-EW = trt.ElementWiseOperation
 
 factory(
     torch.zeros, torch.zeros_like, Tensor.new_zeros, torch.ones, torch.ones_like, Tensor.new_ones, torch.full,
@@ -38,36 +39,36 @@ factory(
     torch.zeros, torch.zeros_like, Tensor.new_zeros, aten.zero, torch.empty, torch.empty_like, torch.empty_strided,
     Tensor.new_empty, Tensor.new_empty_strided, torch.empty_permuted, prims.empty_strided,
 )  # fmt: skip
-def zeros(ctx, *args, **kwargs):
+def zeros(ctx: Context, *args, **kwargs):
     return _filled(ctx, 0)
 
 
 @converter(torch.ones, torch.ones_like, Tensor.new_ones)
-def ones(ctx, *args, **kwargs):
+def ones(ctx: Context, *args, **kwargs):
     return _filled(ctx, 1)
 
 
 @converter(torch.full, Tensor.new_full, torch.full_like)
-def full(ctx, *args, fill_value=None, **kwargs):
+def full(ctx: Context, *args, fill_value=None, **kwargs):
     return _filled(ctx, args[-1] if fill_value is None else fill_value)
 
 
 @converter(torch.fill, aten.fill)
-def fill(ctx, input, value):
+def fill(ctx: Context, input, value):
     return _filled(ctx, value)
 
 
 @converter(torch.scalar_tensor)
-def scalar_tensor(ctx, s, **kwargs):
+def scalar_tensor(ctx: Context, s, **kwargs):
     return _filled(ctx, s)
 
 
 @converter(aten.copy)
-def copy(ctx, input, src, non_blocking=False):
+def copy(ctx: Context, input, src, non_blocking=False):
     return _filled(ctx, src)
 
 
-def _filled(ctx, value):
+def _filled(ctx: Context, value):
     return expand(ctx, materialize(ctx, value, ctx.out.dtype), ctx.out.shape)
 
 
@@ -92,22 +93,22 @@ def full_like_of_tensor(input, *args, dtype=None, **kwargs):
 
 
 @converter(torch.arange)
-def arange(ctx, start=0, end=None, step=1, **kwargs):
+def arange(ctx: Context, start=0, end=None, step=1, **kwargs):
     return _progression(ctx, 0 if end is None else start, step)  # one number alone is the end
 
 
 @converter(prims.iota)
-def iota_op(ctx, length, *, start, step, dtype, device, requires_grad):
+def iota_op(ctx: Context, length, *, start, step, dtype, device, requires_grad):
     return _progression(ctx, start, step)
 
 
-def _progression(ctx, start, step):
+def _progression(ctx: Context, start, step):
     (length,) = ctx.out.shape
     require(ctx, length >= 0, "the range ends before it starts")
     dtype = ctx.out.dtype if ctx.out.dtype in (torch.int32, torch.int64) else torch.float32
     x = cast(ctx, iota(ctx, length), dtype)
-    x = x if step == 1 else elementwise(ctx, EW.PROD, x, step, dtype)
-    x = elementwise(ctx, EW.SUM, x, start, dtype) if is_symbolic(start) or start != 0 else x
+    x = x if step == 1 else mul(ctx, x, step, dtype)
+    x = add(ctx, x, start, dtype) if is_symbolic(start) or start != 0 else x
     return cast(ctx, x, ctx.out.dtype)
 
 
@@ -145,10 +146,10 @@ def logspace(start, end, steps, base=10.0, **kwargs):
 
 
 @converter(torch.eye)
-def eye(ctx, n, m=None, **kwargs):
+def eye(ctx: Context, n, m=None, **kwargs):
     rows, columns = ctx.out.shape
     row = reshape(ctx, iota(ctx, rows), [rows, 1])
-    return cast(ctx, elementwise(ctx, EW.EQUAL, row, iota(ctx, columns)), ctx.out.dtype)
+    return cast(ctx, equal(ctx, row, iota(ctx, columns)), ctx.out.dtype)
 
 
 @composite(F.one_hot)

@@ -1,19 +1,26 @@
 import math
 
-from torch2rt.backend.tensorrt import has_cumulative
 from torch2rt.vocabulary import (
+    Context,
     activation,
+    add,
     cast,
     check,
     constant,
     converter,
     dims,
     elementwise,
+    equal,
+    has_cumulative,
     iota,
+    logical_or,
+    maximum,
+    mul,
     proven,
     reshape,
     select,
     slice_nd,
+    sub,
     torch,
     trt,
     unary,
@@ -25,7 +32,7 @@ EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperati
 Tensor = torch.Tensor
 
 
-def scan(ctx, x, dim, combine, neutral):
+def scan(ctx: Context, x, dim, combine, neutral):
     """Each element combined with all before it.
 
     In rounds: each meets the result 1, 2, 4 ... places before, or what changes nothing where there is none.
@@ -40,40 +47,40 @@ def scan(ctx, x, dim, combine, neutral):
     return x
 
 
-def operand(ctx, input, dtype, dim):
+def operand(ctx: Context, input, dtype, dim):
     """The input with a dimension at least, and which one is meant."""
     x = cast(ctx, input, dtype)
     x = x if dims(ctx, x) else reshape(ctx, x, (1,))
     return x, wrap_dim(dim, len(dims(ctx, x)))
 
 
-def recorded(ctx, x, out):
+def recorded(ctx: Context, x, out):
     return cast(ctx, reshape(ctx, x, out.shape), out.dtype)
 
 
 @converter(torch.cumsum, Tensor.cumsum)
-def cumsum(ctx, input, dim, *, dtype=None):
+def cumsum(ctx: Context, input, dim, *, dtype=None):
     """One layer where this TensorRT has it; half precision accumulates in float32, as in torch."""
     check(ctx.out.dtype not in (torch.int8, torch.uint8), f"TensorRT has no arithmetic on {ctx.out.dtype}")
     x, dim = operand(ctx, cast(ctx, input, ctx.out.dtype), wide(ctx.out.dtype), dim)
     return recorded(ctx, running_sum(ctx, x, dim), ctx.out)
 
 
-def running_sum(ctx, x, dim):
+def running_sum(ctx: Context, x, dim):
     if not has_cumulative():
-        return scan(ctx, x, dim, lambda a, b: elementwise(ctx, EW.SUM, a, b), 0)
+        return scan(ctx, x, dim, lambda a, b: add(ctx, a, b), 0)
     layer = ctx.network.add_cumulative(x, constant(ctx, dim, torch.int32), trt.CumulativeOperation.SUM, False, False)
     return ctx.track(layer.get_output(0), dims(ctx, x))
 
 
 @converter(torch.cumprod, Tensor.cumprod)
-def cumprod(ctx, input, dim, *, dtype=None):
+def cumprod(ctx: Context, input, dim, *, dtype=None):
     check(ctx.out.dtype not in (torch.int8, torch.uint8), f"TensorRT has no arithmetic on {ctx.out.dtype}")
     x, dim = operand(ctx, cast(ctx, input, ctx.out.dtype), wide(ctx.out.dtype), dim)
-    return recorded(ctx, scan(ctx, x, dim, lambda a, b: elementwise(ctx, EW.PROD, a, b), 1), ctx.out)
+    return recorded(ctx, scan(ctx, x, dim, lambda a, b: mul(ctx, a, b), 1), ctx.out)
 
 
-def running_extreme(ctx, op, input, dim):
+def running_extreme(ctx: Context, op, input, dim):
     """The extreme so far, and its latest place: the largest position that has held it. A NaN stays the extreme."""
     dtype = ctx.out[0].dtype
     if dtype.is_floating_point:
@@ -85,42 +92,42 @@ def running_extreme(ctx, op, input, dim):
     best = scan(ctx, x, dim, lambda a, b: elementwise(ctx, op, a, b), worst)
     sizes = dims(ctx, x)
     positions = reshape(ctx, iota(ctx, sizes[dim]), [n if d == dim else 1 for d, n in enumerate(sizes)])
-    holds = elementwise(ctx, EW.EQUAL, x, best)
+    holds = equal(ctx, x, best)
     if dtype.is_floating_point:
-        holds = elementwise(ctx, EW.OR, holds, unary(ctx, Unary.ISNAN, x))
+        holds = logical_or(ctx, holds, unary(ctx, Unary.ISNAN, x))
     held = select(ctx, holds, positions, 0, torch.int64)
-    places = scan(ctx, held, dim, lambda a, b: elementwise(ctx, EW.MAX, a, b), 0)
+    places = scan(ctx, held, dim, lambda a, b: maximum(ctx, a, b), 0)
     return recorded(ctx, best, ctx.out[0]), recorded(ctx, places, ctx.out[1])
 
 
 @converter(torch.cummax, Tensor.cummax)
-def cummax(ctx, input, dim):
+def cummax(ctx: Context, input, dim):
     return running_extreme(ctx, EW.MAX, input, dim)
 
 
 @converter(torch.cummin, Tensor.cummin)
-def cummin(ctx, input, dim):
+def cummin(ctx: Context, input, dim):
     return running_extreme(ctx, EW.MIN, input, dim)
 
 
 # Logarithms of sums of exponentials ----------------------------------------------------------------------------------
 
 
-def log_add_exp(ctx, a, b):
+def log_add_exp(ctx: Context, a, b):
     """max(a, b) + log(1 + exp(-|a - b|)); equal values are told apart, as infinities have no difference."""
-    distance = unary(ctx, Unary.ABS, elementwise(ctx, EW.SUB, a, b))
+    distance = unary(ctx, Unary.ABS, sub(ctx, a, b))
     tail = activation(ctx, Kind.SOFTPLUS, unary(ctx, Unary.NEG, distance), alpha=1.0, beta=1.0)
-    x = elementwise(ctx, EW.SUM, elementwise(ctx, EW.MAX, a, b), tail)
-    return select(ctx, elementwise(ctx, EW.EQUAL, a, b), elementwise(ctx, EW.SUM, a, math.log(2)), x)
+    x = add(ctx, maximum(ctx, a, b), tail)
+    return select(ctx, equal(ctx, a, b), add(ctx, a, math.log(2)), x)
 
 
 @converter(torch.logaddexp, Tensor.logaddexp)
-def logaddexp(ctx, input, other):
+def logaddexp(ctx: Context, input, other):
     a, b = (cast(ctx, x, wide(ctx.out.dtype)) for x in (input, other))
     return cast(ctx, log_add_exp(ctx, a, b), ctx.out.dtype)
 
 
 @converter(torch.logcumsumexp, Tensor.logcumsumexp)
-def logcumsumexp(ctx, input, dim):
+def logcumsumexp(ctx: Context, input, dim):
     x, dim = operand(ctx, input, wide(ctx.out.dtype), dim)
     return recorded(ctx, scan(ctx, x, dim, lambda a, b: log_add_exp(ctx, a, b), -math.inf), ctx.out)

@@ -1,6 +1,6 @@
 import torch.nn.functional as F
 
-from torch2rt.vocabulary import check, converter, torch
+from torch2rt.vocabulary import Context, check, converter, torch
 
 RANDOM = (
     "it drops elements at random in training mode; call .eval() on the module. Where the module's own Python calls it, "
@@ -9,13 +9,13 @@ RANDOM = (
 
 
 @converter(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, limits="inference only")
-def dropout(ctx, input, p=0.5, training=True, inplace=False):
+def dropout(ctx: Context, input, p=0.5, training=True, inplace=False):
     check(not training or p == 0, RANDOM)
     return input
 
 
 @converter(F.alpha_dropout, F.feature_alpha_dropout, limits="inference only")
-def alpha_dropout(ctx, input, p=0.5, training=False, inplace=False):
+def alpha_dropout(ctx: Context, input, p=0.5, training=False, inplace=False):
     check(not training or p == 0, RANDOM)
     return input
 
@@ -23,6 +23,6 @@ def alpha_dropout(ctx, input, p=0.5, training=False, inplace=False):
 @converter(
     torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, limits="inference only"
 )  # fmt: skip
-def dropout_op(ctx, input, p, train):
+def dropout_op(ctx: Context, input, p, train):
     check(not train or p == 0, RANDOM)
     return input

@@ -3,14 +3,15 @@ import re
 from string import ascii_lowercase, ascii_uppercase
 
 from torch2rt.vocabulary import (
+    Context,
     cast,
     composite,
     converter,
     dims,
     dtype_of,
-    elementwise,
     materialize,
     matmul,
+    mul,
     permute,
     reduce,
     reshape,
@@ -21,7 +22,7 @@ from torch2rt.vocabulary import (
     wide,
 )
 
-EW, Reduce = trt.ElementWiseOperation, trt.ReduceOperation
+Reduce = trt.ReduceOperation
 
 
 @composite(torch.einsum)
@@ -58,7 +59,7 @@ def from_sublists(*args):
 
 
 @converter(torch.einsum)
-def einsum_of_two(ctx, equation, *operands):
+def einsum_of_two(ctx: Context, equation, *operands):
     """One matrix product. Labels are letters, or numbers from -k to -1 for what an ellipsis covers."""
     operands = [materialize(ctx, x, ctx.out.dtype) for x in operands]
     inputs, _, output = equation.partition("->")
@@ -77,7 +78,7 @@ def spell(term, covered):
 
 
 @converter(torch._VF.tensordot)
-def tensordot(ctx, a, b, dims_a, dims_b):
+def tensordot(ctx: Context, a, b, dims_a, dims_b):
     a, b = (materialize(ctx, x, ctx.out.dtype) for x in (a, b))
     m, n = len(dims(ctx, a)), len(dims(ctx, b))
     first = list(range(m))
@@ -91,7 +92,7 @@ def tensordot(ctx, a, b, dims_a, dims_b):
 # Arithmetic on labelled tensors --------------------------------------------------------------------------------------
 
 
-def sum_out(ctx, x, labels, gone):
+def sum_out(ctx: Context, x, labels, gone):
     """Add up along the dimensions with these labels."""
     if not gone:
         return x, labels
@@ -100,7 +101,7 @@ def sum_out(ctx, x, labels, gone):
     return cast(ctx, total, dtype), [label for label in labels if label not in gone]
 
 
-def diagonals(ctx, x, labels):
+def diagonals(ctx: Context, x, labels):
     """A dimension for each label: of those that share one, the diagonal."""
     for label in dict.fromkeys(labels):
         while labels.count(label) > 1:
@@ -114,7 +115,7 @@ def diagonals(ctx, x, labels):
     return x, labels
 
 
-def contract(ctx, a, first, b, second, keep):
+def contract(ctx: Context, a, first, b, second, keep):
     """The product of two labelled tensors summed over the labels not in `keep`, and its labels."""
     size_a, size_b = (dict(zip(labels, dims(ctx, x))) for x, labels in ((a, first), (b, second)))
     single = lambda sizes, label: label not in sizes or same_size(sizes[label], 1)  # noqa: E731
@@ -128,7 +129,7 @@ def contract(ctx, a, first, b, second, keep):
     columns = [label for label in keep if label in second and label not in first]
     if not inner or not dtype_of(a).is_floating_point:
         labels = [*(label for label in keep if label in first or label in second), *inner]
-        product = elementwise(ctx, EW.PROD, *(aligned(ctx, x, own, labels) for x, own in ((a, first), (b, second))))
+        product = mul(ctx, *(aligned(ctx, x, own, labels) for x, own in ((a, first), (b, second))))
         return sum_out(ctx, product, labels, inner)
     if rows and columns and keep.index(columns[0]) < keep.index(rows[0]):
         a, first, rows, b, second, columns = b, second, columns, a, first, rows
@@ -140,7 +141,7 @@ def contract(ctx, a, first, b, second, keep):
     return reshape(ctx, result, sizes), [*batch, *rows, *columns]
 
 
-def matrices(ctx, x, labels, batch, rows, inner):
+def matrices(ctx: Context, x, labels, batch, rows, inner):
     """A tensor as matrices of what is kept by what is summed, or transposed where it lies so, and whether it is."""
     turned = labels == [*batch, *inner, *rows] and bool(rows)
     order = [batch, inner, rows] if turned else [batch, rows, inner]
@@ -150,7 +151,7 @@ def matrices(ctx, x, labels, batch, rows, inner):
     return reshape(ctx, x, shape), turned
 
 
-def aligned(ctx, x, own, labels):
+def aligned(ctx: Context, x, own, labels):
     """A tensor with a dimension for each of the labels, of size 1 for those that are not its own."""
     sizes = dict(zip(own, dims(ctx, x)))
     x = permute(ctx, x, [own.index(label) for label in labels if label in own])

@@ -2,7 +2,7 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.vocabulary import check, composite, converter, gather, is_traced, torch
+from torch2rt.vocabulary import Context, check, composite, converter, gather, is_traced, torch
 
 
 @composite(F.embedding)
@@ -13,14 +13,14 @@ def never_renormed(input, weight, padding_idx=None, max_norm=None, *args, **kwar
 
 @converter(F.embedding, limits="no max_norm")
 def embedding(
-    ctx, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
+    ctx: Context, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
 ):
     """`padding_idx`, `scale_grad_by_freq` and `sparse` are about gradients."""
     return gather(ctx, weight, input, 0)
 
 
 @converter(torch.embedding)
-def aten_embedding(ctx, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+def aten_embedding(ctx: Context, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     return gather(ctx, weight, indices, 0)
 
 
@@ -88,7 +88,7 @@ for _operator in (torch._embedding_bag, torch._embedding_bag_forward_only):
 
 
 @converter(torch._embedding_bag, torch._embedding_bag_forward_only, limits="the bags alone")
-def no_bags(ctx, *args, **kwargs):
+def no_bags(ctx: Context, *args, **kwargs):
     return (None,) * len(ctx.out)
 
 

@@ -8,27 +8,33 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
     Complex,
+    Context,
     cast,
     check,
     complex_converter,
     composite,
     concat,
     dims,
-    elementwise,
+    div,
+    equal,
+    expression,
+    floor_div,
     iota,
     is_symbolic,
     is_traced,
+    logical_or,
     materialize,
     matmul,
+    mul,
     narrow,
     permute,
     proven,
     reshape,
     select,
     slice_nd,
+    sub,
     torch,
     trt,
     unary,
@@ -36,13 +42,13 @@ from torch2rt.vocabulary import (
 )
 from torch2rt.vocabulary.complex import from_polar, minus, negative, parts, product, times
 
-EW, Unary = trt.ElementWiseOperation, trt.UnaryOperation
+Unary = trt.UnaryOperation
 aten = torch.ops.aten
 
 LARGE, LARGEST = 2048, 4096  # rows of a matrix of waves: from where two smaller ones do the work, and at most
 
 
-def waves(ctx, n, rows, columns, sign, factor=1.0, halves=False):
+def waves(ctx: Context, n, rows, columns, sign, factor=1.0, halves=False):
     """The cosine and sine of j * k turns of 2 pi / n; with `halves`, row k stands for row n - k too.
 
     Turns are counted as integers, so that whole ones drop out exactly.
@@ -58,21 +64,21 @@ def waves(ctx, n, rows, columns, sign, factor=1.0, halves=False):
     return ctx.memo[key]
 
 
-def dynamic_waves(ctx, n, rows, columns, sign, halves):
+def dynamic_waves(ctx: Context, n, rows, columns, sign, halves):
     check(proven(ctx, n <= LARGEST), f"a transform of dynamic length has at most {LARGEST} elements")
     row, column = reshape(ctx, iota(ctx, rows), [rows, 1]), iota(ctx, columns)
-    turns = elementwise(ctx, EW.PROD, row, column)
-    whole = elementwise(ctx, EW.PROD, elementwise(ctx, EW.FLOOR_DIV, turns, n), n)
-    part = elementwise(ctx, EW.DIV, elementwise(ctx, EW.SUB, turns, whole), n, torch.float32)
-    result = from_polar(ctx, 1, elementwise(ctx, EW.PROD, part, 2 * math.pi))
+    turns = mul(ctx, row, column)
+    whole = mul(ctx, floor_div(ctx, turns, n), n)
+    part = div(ctx, sub(ctx, turns, whole), n, torch.float32)
+    result = from_polar(ctx, 1, mul(ctx, part, 2 * math.pi))
     if halves:
-        single = [elementwise(ctx, EW.EQUAL, row, 0), elementwise(ctx, EW.EQUAL, elementwise(ctx, EW.PROD, row, 2), n)]
-        weight = select(ctx, elementwise(ctx, EW.OR, *single), 1.0, 2.0)
+        single = [equal(ctx, row, 0), equal(ctx, mul(ctx, row, 2), n)]
+        weight = select(ctx, logical_or(ctx, *single), 1.0, 2.0)
         result = [times(ctx, wave, weight) for wave in result]
     return [result[0], result[1] if sign > 0 else negative(ctx, result[1])]
 
 
-def along(ctx, x, matrix, dim):
+def along(ctx: Context, x, matrix, dim):
     """A real tensor times a matrix along one dimension."""
     ndim = len(dims(ctx, x))
     if dim == ndim - 2:
@@ -81,7 +87,7 @@ def along(ctx, x, matrix, dim):
     return swapped(ctx, x, dim) if ndim > 1 else reshape(ctx, x, dims(ctx, x)[1:])
 
 
-def swapped(ctx, x, dim, other=-1):
+def swapped(ctx: Context, x, dim, other=-1):
     order = list(range(len(dims(ctx, x))))
     order[dim], order[other] = order[other], order[dim]
     return permute(ctx, x, order)
@@ -91,7 +97,7 @@ def both(function, x):
     return [None if v is None else function(v) for v in x]
 
 
-def transform(ctx, x, dim, sign, factor=1.0, columns=None):
+def transform(ctx: Context, x, dim, sign, factor=1.0, columns=None):
     """A pair of parts as waves along one dimension, up to those of frequency `columns`."""
     n = dims(ctx, x[0])[dim]
     columns = n if columns is None else columns
@@ -105,7 +111,7 @@ def transform(ctx, x, dim, sign, factor=1.0, columns=None):
     return product(ctx, x, pair, lambda ctx, v, wave: along(ctx, v, wave, dim))
 
 
-def in_two(ctx, x, dim, sign, factor, m, n):
+def in_two(ctx: Context, x, dim, sign, factor, m, n):
     """A transform of m * n elements by m of them n apart, then n of these (Cooley and Tukey)."""
     x = both(lambda v: swapped(ctx, v, dim), x)
     *rest, _ = dims(ctx, x[0])
@@ -116,7 +122,7 @@ def in_two(ctx, x, dim, sign, factor, m, n):
     return both(lambda v: swapped(ctx, reshape(ctx, swapped(ctx, v, -2), [*rest, m * n]), dim), x)
 
 
-def to_real(ctx, x, dim, n, factor):
+def to_real(ctx: Context, x, dim, n, factor):
     """The real signal of the first half of a spectrum, which says all about the second."""
     half = n // 2 + 1
     if not is_symbolic(n) and n > LARGE:
@@ -130,33 +136,33 @@ def to_real(ctx, x, dim, n, factor):
     return minus(ctx, along(ctx, x[0], cosine, dim), along(ctx, x[1], sine, dim))
 
 
-def normal(ctx, sizes, normalization):
+def normal(ctx: Context, sizes, normalization):
     """What torch divides by: 1, the root of the number of elements, or that number; 1.0 where it is dynamic."""
     count = math.prod(sizes)
     return 1.0 if is_symbolic(count) else [1.0, count**-0.5, 1 / count][normalization]
 
 
-def normalized(ctx, x, sizes, normalization):
+def normalized(ctx: Context, x, sizes, normalization):
     """A dynamic factor that `normal` left out."""
     count = math.prod(sizes)
     if not is_symbolic(count) or not normalization:
         return x
     count = materialize(ctx, count, torch.float32)
-    return elementwise(ctx, EW.DIV, x, unary(ctx, Unary.SQRT, count) if normalization == 1 else count)
+    return div(ctx, x, unary(ctx, Unary.SQRT, count) if normalization == 1 else count)
 
 
 @complex_converter(aten._fft_r2c)
-def fft_r2c(ctx, input, dim, normalization, onesided):
+def fft_r2c(ctx: Context, input, dim, normalization, onesided):
     x = cast(ctx, input, torch.float32), None
     return spectrum(ctx, x, dim, normalization, -1, dims(ctx, input)[dim[-1]] // 2 + 1 if onesided else None)
 
 
 @complex_converter(aten._fft_c2c)
-def fft_c2c(ctx, input, dim, normalization, forward):
+def fft_c2c(ctx: Context, input, dim, normalization, forward):
     return spectrum(ctx, parts(ctx, input), dim, normalization, -1 if forward else 1)
 
 
-def spectrum(ctx, x, dim, normalization, sign, columns=None):
+def spectrum(ctx: Context, x, dim, normalization, sign, columns=None):
     sizes = [dims(ctx, x[0])[d] for d in dim]
     factor = normal(ctx, sizes, normalization)
     for d in reversed(dim):
@@ -166,7 +172,7 @@ def spectrum(ctx, x, dim, normalization, sign, columns=None):
 
 
 @complex_converter(aten._fft_c2r)
-def fft_c2r(ctx, input, dim, normalization, last_dim_size):
+def fft_c2r(ctx: Context, input, dim, normalization, last_dim_size):
     *others, last = [wrap_dim(d, len(ctx.out.shape)) for d in dim]
     sizes = [ctx.out.shape[d] for d in dim]
     x = parts(ctx, input)

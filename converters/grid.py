@@ -1,12 +1,12 @@
 import torch.nn.functional as F
 
-from torch2rt.vocabulary import cast, composite, converter, dtype_of, materialize, torch, trt
+from torch2rt.vocabulary import Context, cast, composite, converter, dtype_of, materialize, torch, trt
 
 Sample, Mode = trt.SampleMode, trt.InterpolationMode
 
 
 @converter(torch.grid_sampler, torch.grid_sampler_2d, torch.grid_sampler_3d)
-def grid_sampler(ctx, input, grid, interpolation_mode, padding_mode, align_corners):
+def grid_sampler(ctx: Context, input, grid, interpolation_mode, padding_mode, align_corners):
     """In float32, as torch's GPU kernels compute positions: half precision tells at most a thousand pixels apart."""
     x, where = (materialize(ctx, cast(ctx, v, torch.float32)) for v in (input, grid))
     layer = ctx.network.add_grid_sample(x, where)

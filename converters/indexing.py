@@ -1,7 +1,12 @@
 import operator
 
-from torch2rt.tracing.computed_masks import COUNTED, Places, Selection, assign
 from torch2rt.vocabulary import (
+    COUNTED,
+    Context,
+    Places,
+    Selection,
+    add,
+    assign,
     cast,
     check,
     composite,
@@ -9,13 +14,14 @@ from torch2rt.vocabulary import (
     converter,
     dims,
     dtype_of,
-    elementwise,
     expand,
     gather,
     iota,
     is_symbolic,
     is_traced,
+    less,
     materialize,
+    mul,
     narrow,
     permute,
     proven,
@@ -31,7 +37,6 @@ from torch2rt.vocabulary import (
 )
 
 Tensor, aten = torch.Tensor, torch.ops.aten
-EW = trt.ElementWiseOperation
 MASKS = (torch.bool, torch.uint8)
 
 
@@ -39,17 +44,17 @@ MASKS = (torch.bool, torch.uint8)
 
 
 @converter(torch.select, Tensor.select)
-def select_op(ctx, input, dim, index):
+def select_op(ctx: Context, input, dim, index):
     return reshape(ctx, narrow(ctx, input, dim, _position(ctx, index, dims(ctx, input)[dim]), 1), ctx.out.shape)
 
 
 @converter(aten.slice.Tensor)
-def slice_op(ctx, input, dim=0, start=None, end=None, step=1):
+def slice_op(ctx: Context, input, dim=0, start=None, end=None, step=1):
     first = _start(ctx, slice(start, end, step), dims(ctx, input)[dim], ctx.out.shape[dim])
     return narrow(ctx, input, dim, first, ctx.out.shape[dim], step)
 
 
-def _position(ctx, index, size):
+def _position(ctx: Context, index, size):
     """One index, counted from the front."""
     inside = torch.sym_max(index, -1 - index) < size
     require(ctx, inside, f"index {index} is out of range")
@@ -58,7 +63,7 @@ def _position(ctx, index, size):
     return index if proven(ctx, index >= 0) else index % size
 
 
-def _start(ctx, part, size, length):
+def _start(ctx: Context, part, size, length):
     """Where a slice begins. The recorded length, made with sizes above 1 in mind, must be Python's for all sizes."""
     first = 0 if part.start is None else _clamped(ctx, part.start, size)
     last = size if part.stop is None else _clamped(ctx, part.stop, size)
@@ -68,7 +73,7 @@ def _start(ctx, part, size, length):
     return first
 
 
-def _clamped(ctx, bound, size):
+def _clamped(ctx: Context, bound, size):
     """A bound of a slice: Python lets it lie before the first element and after the last."""
     if proven(ctx, bound < 0):
         bound = bound + size
@@ -257,7 +262,7 @@ def _is_truth(item):
 
 
 @converter(Tensor.__getitem__)
-def getitem(ctx, input, index):
+def getitem(ctx: Context, input, index):
     """One slice for the numbers and ranges, one reshape for what appears and disappears, one gather for the tensors."""
     sizes = dims(ctx, input)
     items = _spelled_out(index if isinstance(index, tuple) else (index,), len(sizes))
@@ -316,7 +321,7 @@ def index_without_masks(input, indices):
 
 
 @converter(aten.index.Tensor, aten._unsafe_index.Tensor)
-def index_op(ctx, input, indices):
+def index_op(ctx: Context, input, indices):
     """Indexed dimensions become one, at the front if they are not neighbours, and a single gather reads it."""
     indices = [part for index in indices for part in _unmasked(ctx, index)]
     places, first = _places(indices)
@@ -328,11 +333,11 @@ def index_op(ctx, input, indices):
     return gather(ctx, x, position, first)
 
 
-def _is_mask(ctx, index):
+def _is_mask(ctx: Context, index):
     return dtype_of(index) in (torch.bool, torch.uint8) or id(index) in ctx.bytes
 
 
-def _unmasked(ctx, index):
+def _unmasked(ctx: Context, index):
     """An index tensor, or those for each dimension of a constant mask."""
     if index is None or not _is_mask(ctx, index):
         return [index]
@@ -340,7 +345,7 @@ def _unmasked(ctx, index):
     return list(index.bool().nonzero(as_tuple=True))
 
 
-def flat_position(ctx, indices, sizes):
+def flat_position(ctx: Context, indices, sizes):
     """Where an index tensor for each of some dimensions points when these dimensions are one, and the size of that."""
     position, total = None, 1
     for index, size in zip(reversed(indices), reversed(sizes), strict=True):
@@ -351,7 +356,7 @@ def flat_position(ctx, indices, sizes):
     return position, total
 
 
-def counted_from_front(ctx, index, size):
+def counted_from_front(ctx: Context, index, size):
     """An index tensor without negative numbers."""
     if isinstance(index, Tensor):
         index = index.cpu()  # an index may live on the CPU, its neighbours on the GPU
@@ -366,29 +371,29 @@ def counted_from_front(ctx, index, size):
         if not is_symbolic(size):
             return torch.where(index < 0, index + size, index).long()
     index = materialize(ctx, index)
-    return select(ctx, elementwise(ctx, EW.LESS, index, 0), elementwise(ctx, EW.SUM, index, size), index)
+    return select(ctx, less(ctx, index, 0), add(ctx, index, size), index)
 
 
-def _plus(ctx, a, b):
-    return a + b if isinstance(a, Tensor) and isinstance(b, Tensor) else elementwise(ctx, EW.SUM, a, b)
+def _plus(ctx: Context, a, b):
+    return a + b if isinstance(a, Tensor) and isinstance(b, Tensor) else add(ctx, a, b)
 
 
-def _times(ctx, a, b):
-    return a * b if isinstance(a, Tensor) and not is_symbolic(b) else elementwise(ctx, EW.PROD, a, b)
+def _times(ctx: Context, a, b):
+    return a * b if isinstance(a, Tensor) and not is_symbolic(b) else mul(ctx, a, b)
 
 
 # The same places, written ---------------------------------------------------------------------------------------------
 
 
 @converter(torch.select_scatter, Tensor.select_scatter)
-def select_scatter(ctx, input, src, dim, index):
+def select_scatter(ctx: Context, input, src, dim, index):
     dim = wrap_dim(dim, len(ctx.out.shape))
     part = [1 if d == dim else size for d, size in enumerate(ctx.out.shape)]
     return _replaced(ctx, input, reshape(ctx, src, part), dim, _position(ctx, index, ctx.out.shape[dim]), 1)
 
 
 @converter(torch.slice_scatter, Tensor.slice_scatter)
-def slice_scatter(ctx, input, src, dim=0, start=None, end=None, step=1):
+def slice_scatter(ctx: Context, input, src, dim=0, start=None, end=None, step=1):
     size, length = ctx.out.shape[dim], dims(ctx, src)[dim]
     first = _start(ctx, slice(start, end, step), size, length)
     if step == 1:
@@ -400,7 +405,7 @@ def slice_scatter(ctx, input, src, dim=0, start=None, end=None, step=1):
 
 
 @converter(torch.diagonal_scatter, Tensor.diagonal_scatter)
-def diagonal_scatter(ctx, input, src, offset=0, dim1=0, dim2=1):
+def diagonal_scatter(ctx: Context, input, src, offset=0, dim1=0, dim2=1):
     """With rows and columns as one dimension, the diagonal is every (columns + 1)-th element."""
     order, back = _to_front(len(ctx.out.shape), dim1, dim2)
     x = permute(ctx, input, order)
@@ -413,7 +418,7 @@ def diagonal_scatter(ctx, input, src, offset=0, dim1=0, dim2=1):
 
 
 @converter(torch.index_put, Tensor.index_put, aten._unsafe_index_put)
-def index_put(ctx, input, indices, values, accumulate=False):
+def index_put(ctx: Context, input, indices, values, accumulate=False):
     """Indexed dimensions become one, in front, and a single scatter writes to it; a mask chooses without one."""
     values = cast(ctx, values, ctx.out.dtype)
     places, _ = _places(indices)
@@ -421,7 +426,7 @@ def index_put(ctx, input, indices, values, accumulate=False):
     if len(places) == 1 and _is_mask(ctx, mask):
         merged = _under_mask(ctx, values, mask, places[0])
         if merged is not None:
-            merged = elementwise(ctx, EW.SUM, input, merged, ctx.out.dtype) if accumulate else merged
+            merged = add(ctx, input, merged, ctx.out.dtype) if accumulate else merged
             after = len(ctx.out.shape) - places[0] - len(dims(ctx, mask))
             return select(ctx, reshape(ctx, mask, [*dims(ctx, mask), *[1] * after]), merged, input, ctx.out.dtype)
     check(not accumulate, "adding where a mask and other indices meet is not supported")
@@ -438,7 +443,7 @@ def index_put(ctx, input, indices, values, accumulate=False):
     return permute(ctx, reshape(ctx, _put_rows(ctx, x, place, updates), [sizes[d] for d in order]), back)
 
 
-def _under_mask(ctx, values, mask, dim):
+def _under_mask(ctx: Context, values, mask, dim):
     """Values to choose from under a mask over the dimensions from `dim` on, if there is one for all it selects."""
     shape, masked = dims(ctx, values), len(dims(ctx, mask))
     after = len(ctx.out.shape) - dim - masked
@@ -485,7 +490,7 @@ def _masked_put(input, mask, dim, values, accumulate):
 
 
 @converter(torch.index_copy, Tensor.index_copy)
-def index_copy(ctx, input, dim, index, source):
+def index_copy(ctx: Context, input, dim, index, source):
     x, source = (materialize(ctx, v, ctx.out.dtype, 1) for v in (input, source))
     order, back = _to_front(len(dims(ctx, x)), dim)
     place = counted_from_front(ctx, index, dims(ctx, x)[dim])
@@ -501,7 +506,7 @@ def _to_front(ndim, *moved):
     return order, [order.index(d) for d in range(ndim)]
 
 
-def _replaced(ctx, x, part, dim, start, length):
+def _replaced(ctx: Context, x, part, dim, start, length):
     """`x` with `length` elements from `start` along one dimension taken from `part`."""
     size = dims(ctx, x)[dim]
     end = start + length
@@ -510,7 +515,7 @@ def _replaced(ctx, x, part, dim, start, length):
     return concat(ctx, [*before, cast(ctx, part, ctx.out.dtype), *after], dim)
 
 
-def _put_rows(ctx, x, place, rows):
+def _put_rows(ctx: Context, x, place, rows):
     """`x` with the rows at the places in an index tensor replaced; if a constant names one twice, the last counts."""
     if isinstance(place, Tensor):
         last = {row: i for i, row in enumerate(place.flatten().tolist())}

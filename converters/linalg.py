@@ -5,7 +5,7 @@ An engine raises nothing: where a matrix is singular or not positive definite, t
 
 import math
 
-from torch2rt.vocabulary import check, composite, converter, is_symbolic, same_size, torch
+from torch2rt.vocabulary import Context, check, composite, converter, is_symbolic, same_size, torch
 
 Tensor, aten, linalg, types = torch.Tensor, torch.ops.aten, torch.linalg, torch.return_types
 LIMIT = 16
@@ -87,7 +87,7 @@ def solve_ex_and_factors(A, B, *, left=True, check_errors=False):
 
 
 @converter(aten._linalg_det, aten._linalg_slogdet, aten._linalg_solve_ex, limits="not the factors")
-def no_factors(ctx, *args, **kwargs):
+def no_factors(ctx: Context, *args, **kwargs):
     return (None,) * len(ctx.out)
 
 

@@ -4,22 +4,28 @@ import math
 import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
+    Context,
+    add,
     cast,
     check,
     composite,
     constant,
     converter,
     dims,
+    div,
     dtype_of,
     elementwise,
     expand,
+    expression,
     fusion,
     gather,
+    greater,
     is_symbolic,
     materialize,
     matmul,
+    maximum,
+    mul,
     operands,
     permute,
     proven,
@@ -27,6 +33,7 @@ from torch2rt.vocabulary import (
     reshape,
     same_size,
     slice_nd,
+    sub,
     torch,
     trt,
     unary,
@@ -38,7 +45,7 @@ EW, Reduce, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.UnaryOper
 Tensor, aten = torch.Tensor, torch.ops.aten
 
 
-def product(ctx, a, b, transpose_b=False):
+def product(ctx: Context, a, b, transpose_b=False):
     """Matrices multiplied in the recorded dtype; TensorRT has no integer product, so that is a sum of products."""
     dtype = ctx.out.dtype
     ndim = max(2, len(dims(ctx, a)), len(dims(ctx, b)))
@@ -50,14 +57,14 @@ def product(ctx, a, b, transpose_b=False):
     b = b if transpose_b else permute(ctx, b, [*range(n - 2), n - 1, n - 2])
     a = reshape(ctx, a, (*dims(ctx, a)[:-1], 1, dims(ctx, a)[-1]))
     b = reshape(ctx, b, (*dims(ctx, b)[:-2], 1, *dims(ctx, b)[-2:]))
-    return reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), -1)
+    return reduce(ctx, Reduce.SUM, mul(ctx, a, b), -1)
 
 
 @converter(F.linear)
-def linear(ctx, input, weight, bias=None):
+def linear(ctx: Context, input, weight, bias=None):
     result = product(ctx, input, weight, transpose_b=True)
     if bias is not None:
-        result = elementwise(ctx, EW.SUM, result, bias, ctx.out.dtype)
+        result = add(ctx, result, bias, ctx.out.dtype)
     return reshape(ctx, result, ctx.out.shape)
 
 
@@ -118,92 +125,92 @@ _VIEWS = (Tensor.view, Tensor.reshape, torch.reshape, Tensor.unflatten, torch.un
 
 
 @converter(torch.matmul, Tensor.matmul, torch.linalg.matmul)
-def matmul_op(ctx, input, other):
+def matmul_op(ctx: Context, input, other):
     result = product(ctx, input, other, transpose_b=len(dims(ctx, other)) == 1)
     return reshape(ctx, result, ctx.out.shape)
 
 
 @converter(torch.mm, Tensor.mm, torch.bmm, Tensor.bmm)
-def mm(ctx, input, mat2, out_dtype=None):
+def mm(ctx: Context, input, mat2, out_dtype=None):
     return product(ctx, input, mat2)
 
 
 @converter(torch.mv, Tensor.mv)
-def mv(ctx, input, vec):
+def mv(ctx: Context, input, vec):
     return matmul_op(ctx, input, vec)
 
 
 @converter(torch.dot, Tensor.dot)
-def dot(ctx, input, tensor):
+def dot(ctx: Context, input, tensor):
     return matmul_op(ctx, input, tensor)
 
 
 @converter(torch.vdot, Tensor.vdot)
-def vdot(ctx, input, other):
+def vdot(ctx: Context, input, other):
     return matmul_op(ctx, input, other)
 
 
 @converter(torch.inner, Tensor.inner)
-def inner(ctx, input, other):
+def inner(ctx: Context, input, other):
     """Every row of one with every row of the other: the rows become two matrices."""
     if not dims(ctx, input) or not dims(ctx, other):
-        return elementwise(ctx, EW.PROD, input, other, ctx.out.dtype)
+        return mul(ctx, input, other, ctx.out.dtype)
     a, b = (reshape(ctx, x, (math.prod(dims(ctx, x)[:-1]), dims(ctx, x)[-1])) for x in (input, other))
     return reshape(ctx, product(ctx, a, b, transpose_b=True), ctx.out.shape)
 
 
 @converter(torch.outer, Tensor.outer, torch.ger, Tensor.ger)
-def outer(ctx, input, vec2):
-    return elementwise(ctx, EW.PROD, reshape(ctx, input, (*dims(ctx, input), 1)), vec2, ctx.out.dtype)
+def outer(ctx: Context, input, vec2):
+    return mul(ctx, reshape(ctx, input, (*dims(ctx, input), 1)), vec2, ctx.out.dtype)
 
 
 @converter(torch.linalg.vecdot)
-def vecdot(ctx, x, y, *, dim=-1):
+def vecdot(ctx: Context, x, y, *, dim=-1):
     a, b = operands(ctx, x, y, dtype=wide(ctx.out.dtype))
-    return cast(ctx, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, a, b), dim), ctx.out.dtype)
+    return cast(ctx, reduce(ctx, Reduce.SUM, mul(ctx, a, b), dim), ctx.out.dtype)
 
 
-def plus_product(ctx, input, a, b, beta, alpha):
+def plus_product(ctx: Context, input, a, b, beta, alpha):
     """`beta * input + alpha * (a @ b)`; scaling down comes first, since half precision may overflow in the product.
 
     The casts keep it there: TensorRT moves a plain factor behind the product.
     """
     if is_symbolic(alpha) or abs(alpha) < 1:
-        a, alpha = cast(ctx, elementwise(ctx, EW.PROD, a, alpha, wide(ctx.out.dtype)), ctx.out.dtype), 1
+        a, alpha = cast(ctx, mul(ctx, a, alpha, wide(ctx.out.dtype)), ctx.out.dtype), 1
     result = matmul_op(ctx, a, b)
     if alpha != 1:
-        result = elementwise(ctx, EW.PROD, result, alpha, wide(ctx.out.dtype))
+        result = mul(ctx, result, alpha, wide(ctx.out.dtype))
     return plus(ctx, input, result, beta)
 
 
-def plus(ctx, input, result, beta):
+def plus(ctx: Context, input, result, beta):
     """`beta * input + result`, rounded once after factors."""
     dtype = dtype_of(result)
     if is_symbolic(beta) or beta not in (0, 1):
         dtype = wide(ctx.out.dtype)
-        input = elementwise(ctx, EW.PROD, input, beta, dtype)
+        input = mul(ctx, input, beta, dtype)
     if is_symbolic(beta) or beta != 0:
-        result = elementwise(ctx, EW.SUM, result, input, dtype)
+        result = add(ctx, result, input, dtype)
     return cast(ctx, result, ctx.out.dtype)
 
 
 @converter(torch.addmm, Tensor.addmm)
-def addmm(ctx, input, mat1, mat2, out_dtype=None, *, beta=1, alpha=1):
+def addmm(ctx: Context, input, mat1, mat2, out_dtype=None, *, beta=1, alpha=1):
     return plus_product(ctx, input, mat1, mat2, beta, alpha)
 
 
 @converter(torch.addmv, Tensor.addmv)
-def addmv(ctx, input, mat, vec, *, beta=1, alpha=1):
+def addmv(ctx: Context, input, mat, vec, *, beta=1, alpha=1):
     return plus_product(ctx, input, mat, vec, beta, alpha)
 
 
 @converter(torch.baddbmm, Tensor.baddbmm)
-def baddbmm(ctx, input, batch1, batch2, out_dtype=None, *, beta=1, alpha=1):
+def baddbmm(ctx: Context, input, batch1, batch2, out_dtype=None, *, beta=1, alpha=1):
     return plus_product(ctx, input, batch1, batch2, beta, alpha)
 
 
 @converter(torch.addbmm, Tensor.addbmm)
-def addbmm(ctx, input, batch1, batch2, *, beta=1, alpha=1):
+def addbmm(ctx: Context, input, batch1, batch2, *, beta=1, alpha=1):
     """A sum over the batch is one product of wider matrices."""
     batch, rows, inner = dims(ctx, batch1)
     a = reshape(ctx, permute(ctx, batch1, [1, 0, 2]), (rows, batch * inner))
@@ -212,9 +219,9 @@ def addbmm(ctx, input, batch1, batch2, *, beta=1, alpha=1):
 
 
 @converter(torch.addr, Tensor.addr)
-def addr(ctx, input, vec1, vec2, *, beta=1, alpha=1):
+def addr(ctx: Context, input, vec1, vec2, *, beta=1, alpha=1):
     if is_symbolic(alpha) or alpha != 1:
-        vec1 = elementwise(ctx, EW.PROD, vec1, alpha, ctx.out.dtype)
+        vec1 = mul(ctx, vec1, alpha, ctx.out.dtype)
     return plus(ctx, input, outer(ctx, vec1, vec2), beta)
 
 
@@ -238,13 +245,13 @@ def kron(input, other):
 
 
 @converter(F.bilinear)
-def bilinear(ctx, input1, input2, weight, bias=None):
+def bilinear(ctx: Context, input1, input2, weight, bias=None):
     n, i, j = dims(ctx, weight)
     rows = product(ctx, input2, reshape(ctx, weight, (n * i, j)), transpose_b=True)
     rows = reshape(ctx, rows, (*dims(ctx, rows)[:-1], n, i))
     result = product(ctx, rows, reshape(ctx, input1, (*dims(ctx, input1), 1)))
     result = reshape(ctx, result, ctx.out.shape)
-    return result if bias is None else elementwise(ctx, EW.SUM, result, bias, ctx.out.dtype)
+    return result if bias is None else add(ctx, result, bias, ctx.out.dtype)
 
 
 @composite(torch._trilinear)
@@ -257,7 +264,7 @@ def trilinear(i1, i2, i3, expand1, expand2, expand3, sumdim, unroll_dim=1):
 
 
 @converter(torch.trace, Tensor.trace)
-def trace(ctx, input):
+def trace(ctx: Context, input):
     rows, columns = dims(ctx, input)
     flat = reshape(ctx, cast(ctx, input, wide(ctx.out.dtype)), (rows * columns,))
     diagonal = slice_nd(ctx, flat, [0], [torch.sym_min(rows, columns)], [columns + 1])
@@ -265,27 +272,27 @@ def trace(ctx, input):
 
 
 @converter(torch.linalg.cross)
-def cross(ctx, input, other, *, dim=-1):
+def cross(ctx: Context, input, other, *, dim=-1):
     a, b = operands(ctx, input, other, dtype=ctx.out.dtype)
     turned = [
         [gather(ctx, x, constant(ctx, order), wrap_dim(dim, len(dims(ctx, x)))) for order in ([1, 2, 0], [2, 0, 1])]
         for x in (a, b)
     ]
-    left, right = (elementwise(ctx, EW.PROD, turned[0][i], turned[1][1 - i]) for i in (0, 1))
-    return elementwise(ctx, EW.SUB, left, right)
+    left, right = (mul(ctx, turned[0][i], turned[1][1 - i]) for i in (0, 1))
+    return sub(ctx, left, right)
 
 
 # Distances -----------------------------------------------------------------------------------------------------------
 
 
-def norm(ctx, x, p, dim, keepdim=False):
+def norm(ctx: Context, x, p, dim, keepdim=False):
     """The `p`-norm along one dimension, in the dtype in which torch sums."""
     x = cast(ctx, x, wide(dtype_of(x)))
     if p == 2:
-        return unary(ctx, Unary.SQRT, reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, x, x), dim, keepdim))
+        return unary(ctx, Unary.SQRT, reduce(ctx, Reduce.SUM, mul(ctx, x, x), dim, keepdim))
     x = unary(ctx, Unary.ABS, x)
     if p == 0:
-        positive = elementwise(ctx, EW.GREATER, x, 0)
+        positive = greater(ctx, x, 0)
         return reduce(ctx, Reduce.SUM, cast(ctx, positive, dtype_of(x)), dim, keepdim)
     if math.isinf(p):
         return reduce(ctx, Reduce.MAX if p > 0 else Reduce.MIN, x, dim, keepdim)
@@ -295,22 +302,22 @@ def norm(ctx, x, p, dim, keepdim=False):
 
 
 @converter(F.cosine_similarity)
-def cosine_similarity(ctx, x1, x2, dim=1, eps=1e-8):
+def cosine_similarity(ctx: Context, x1, x2, dim=1, eps=1e-8):
     """A vector that is broadcast along `dim` is as long as the other."""
     a, b = operands(ctx, x1, x2, dtype=wide(ctx.out.dtype))
-    products = elementwise(ctx, EW.PROD, a, b)
+    products = mul(ctx, a, b)
     result, axis = reduce(ctx, Reduce.SUM, products, dim), wrap_dim(dim, len(dims(ctx, products)))
     for x in (a, b):
         sizes = [dims(ctx, products)[d] if d == axis else n for d, n in enumerate(dims(ctx, x))]
-        length = elementwise(ctx, EW.MAX, norm(ctx, expand(ctx, x, sizes), 2, axis), eps)
-        result = elementwise(ctx, EW.DIV, result, length)
+        length = maximum(ctx, norm(ctx, expand(ctx, x, sizes), 2, axis), eps)
+        result = div(ctx, result, length)
     return cast(ctx, result, ctx.out.dtype)
 
 
 @converter(F.pairwise_distance)
-def pairwise_distance(ctx, x1, x2, p=2.0, eps=1e-6, keepdim=False):
+def pairwise_distance(ctx: Context, x1, x2, p=2.0, eps=1e-6, keepdim=False):
     a, b = operands(ctx, x1, x2, dtype=wide(ctx.out.dtype))
-    difference = elementwise(ctx, EW.SUM, elementwise(ctx, EW.SUB, a, b), eps)
+    difference = add(ctx, sub(ctx, a, b), eps)
     return cast(ctx, norm(ctx, difference, p, -1, keepdim), ctx.out.dtype)
 
 
@@ -341,12 +348,12 @@ def distances(x1, x2):
 
 
 @converter(distances)
-def distances_layers(ctx, x1, x2):
+def distances_layers(ctx: Context, x1, x2):
     return cdist(ctx, x1, x2)
 
 
 @converter(torch.cdist)
-def cdist(ctx, x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"):
+def cdist(ctx: Context, x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"):
     rows, columns = dims(ctx, x1)[-2], dims(ctx, x2)[-2]
     large = (expression(rows) > 25) | (expression(columns) > 25)
     necessary = compute_mode == "use_mm_for_euclid_dist_if_necessary"
@@ -354,7 +361,7 @@ def cdist(ctx, x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_necessary"
         return euclidean(ctx, x1, x2)
     a = reshape(ctx, x1, (*dims(ctx, x1)[:-1], 1, dims(ctx, x1)[-1]))
     b = reshape(ctx, x2, (*dims(ctx, x2)[:-2], 1, *dims(ctx, x2)[-2:]))
-    return cast(ctx, norm(ctx, elementwise(ctx, EW.SUB, a, b), p, -1), ctx.out.dtype)
+    return cast(ctx, norm(ctx, sub(ctx, a, b), p, -1), ctx.out.dtype)
 
 
 _COMPUTE_MODES = (
@@ -372,10 +379,10 @@ def euclidean_dist(x1, x2):
     return torch.cdist(x1, x2, 2.0, "use_mm_for_euclid_dist")
 
 
-def euclidean(ctx, x1, x2):
+def euclidean(ctx: Context, x1, x2):
     """Distances by one matrix product, `|a - b|^2 = |a|^2 - 2ab + |b|^2`, as torch has them for many points."""
-    squares = [reduce(ctx, Reduce.SUM, elementwise(ctx, EW.PROD, x, x), -1, True) for x in (x1, x2)]
+    squares = [reduce(ctx, Reduce.SUM, mul(ctx, x, x), -1, True) for x in (x1, x2)]
     ndim = len(dims(ctx, squares[1]))
-    sums = elementwise(ctx, EW.SUM, squares[0], permute(ctx, squares[1], [*range(ndim - 2), ndim - 1, ndim - 2]))
-    twice = product(ctx, elementwise(ctx, EW.PROD, x1, 2), x2, transpose_b=True)
-    return unary(ctx, Unary.SQRT, elementwise(ctx, EW.MAX, elementwise(ctx, EW.SUB, sums, twice), 0))
+    sums = add(ctx, squares[0], permute(ctx, squares[1], [*range(ndim - 2), ndim - 1, ndim - 2]))
+    twice = product(ctx, mul(ctx, x1, 2), x2, transpose_b=True)
+    return unary(ctx, Unary.SQRT, maximum(ctx, sub(ctx, sums, twice), 0))

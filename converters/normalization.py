@@ -1,7 +1,9 @@
 import torch.nn.functional as F
 
-from torch2rt.backend.tensorrt import add_normalization, scales_groups_by_channel
 from torch2rt.vocabulary import (
+    Context,
+    add,
+    add_normalization,
     axes,
     cast,
     check,
@@ -9,13 +11,16 @@ from torch2rt.vocabulary import (
     constant,
     converter,
     dims,
+    div,
     dtype_of,
     elementwise,
     fusion,
     is_symbolic,
     materialize,
+    mul,
     reduce,
     reshape,
+    scales_groups_by_channel,
     torch,
     trt,
     unary,
@@ -31,7 +36,7 @@ TRAINING = "it updates running statistics; call .eval() on the module before con
 
 
 @converter(torch.layer_norm)
-def layer_norm(ctx, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+def layer_norm(ctx: Context, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     sizes = dims(ctx, input)
     first = len(sizes) - len(normalized_shape)
     return _normalize(ctx, input, range(first, len(sizes)), (*[1] * first, *sizes[first:]), weight, bias, eps)
@@ -51,7 +56,7 @@ def _statistics(x, dim, eps, keepdim, *affine):
 
 
 @converter(torch.group_norm)
-def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+def group_norm(ctx: Context, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     """The layer splits channels into two groups or more; one group is a normalization that includes them."""
     sizes = dims(ctx, input)
     x = reshape(ctx, input, (*sizes, 1)) if len(sizes) == 2 else input
@@ -74,7 +79,9 @@ def group_norm_and_statistics(input, weight, bias, N, C, HxW, group, eps):
 
 
 @converter(torch.instance_norm, limits="does not update running statistics")
-def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
+def instance_norm(
+    ctx: Context, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled
+):
     if not use_input_stats:
         return _by_running(ctx, input, weight, bias, running_mean, running_var, eps)
     check(running_mean is None and running_var is None, TRAINING)
@@ -83,25 +90,25 @@ def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input
 
 
 @converter(torch.rms_norm)
-def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
+def rms_norm(ctx: Context, input, normalized_shape, weight=None, eps=None):
     """In float32, as torch does; its default `eps` is that of float32 for half precision too."""
     x = cast(ctx, input, torch.float32)
     ndim = len(dims(ctx, x))
     over = list(range(ndim - len(normalized_shape), ndim))
-    mean = reduce(ctx, Reduce.AVG, elementwise(ctx, EW.PROD, x, x), over, keepdim=True)
+    mean = reduce(ctx, Reduce.AVG, mul(ctx, x, x), over, keepdim=True)
     eps = torch.finfo(torch.float32).eps if eps is None else eps
-    result = elementwise(ctx, EW.DIV, x, unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, mean, eps)))
-    result = result if weight is None else elementwise(ctx, EW.PROD, result, weight)
+    result = div(ctx, x, unary(ctx, Unary.SQRT, add(ctx, mean, eps)))
+    result = result if weight is None else mul(ctx, result, weight)
     return cast(ctx, result, dtype_of(input))
 
 
 @converter(torch._fused_rms_norm, limits="rstd is not a result of the layer")
-def fused_rms_norm(ctx, input, normalized_shape, weight, eps):
+def fused_rms_norm(ctx: Context, input, normalized_shape, weight, eps):
     ctx.out = ctx.out[0]
     return rms_norm(ctx, input, normalized_shape, weight, eps), None
 
 
-def _normalize(ctx, x, over, shape, weight, bias, eps, groups=1):
+def _normalize(ctx: Context, x, over, shape, weight, bias, eps, groups=1):
     """One normalization layer. TensorRT wants scale and bias, in the data's type and rank: `shape` is theirs."""
     x = materialize(ctx, x)
     if weight is None and bias is None and groups == 1:
@@ -117,13 +124,13 @@ def _normalize(ctx, x, over, shape, weight, bias, eps, groups=1):
     return ctx.track(layer.get_output(0), dims(ctx, x))
 
 
-def _in_shape(ctx, x, dtype, shape):
+def _in_shape(ctx: Context, x, dtype, shape):
     if isinstance(x, torch.Tensor):
         return constant(ctx, x.to(dtype).reshape(tuple(shape)))
     return reshape(ctx, cast(ctx, x, dtype), shape)
 
 
-def _affine(ctx, x, weight, bias, shape):
+def _affine(ctx: Context, x, weight, bias, shape):
     for op, value in ((EW.PROD, weight), (EW.SUM, bias)):
         x = x if value is None else elementwise(ctx, op, x, _in_shape(ctx, value, dtype_of(x), shape))
     return x
@@ -133,7 +140,9 @@ def _affine(ctx, x, weight, bias, shape):
 
 
 @converter(torch.batch_norm, limits="does not update running statistics")
-def batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
+def batch_norm(
+    ctx: Context, input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True
+):
     if not training:
         return _by_running(ctx, input, weight, bias, running_mean, running_var, eps)
     check(running_mean is None and running_var is None, TRAINING)
@@ -178,7 +187,10 @@ def into_product(fuser, node):
     largest = torch.linalg.vector_norm(parts, torch.inf, others, dtype=torch.float32).double().flatten()
     if shift.isfinite().all() and _holds(dtype, largest, scale):
         scaled = torch.mul(parts, channels, out=torch.empty_like(parts))
-        fuser.replace(node, before, weight=scaled.reshape(weight.shape), bias=shift)
+        scaled = scaled.reshape(weight.shape)
+        fuser.note(scaled, product["weight"], "folded with batch norm")
+        fuser.note(shift, norm["bias"] if bias is None else product["bias"], "folded with batch norm")
+        fuser.replace(node, before, weight=scaled, bias=shift)
 
 
 def _holds(dtype, largest, scale):
@@ -205,7 +217,7 @@ def _takes_long(fuser, user, weight):
 
 
 @converter(torch.native_batch_norm, limits="does not update running statistics")
-def native_batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps):
+def native_batch_norm(ctx: Context, input, weight, bias, running_mean, running_var, training, momentum, eps):
     return batch_norm(ctx, input, weight, bias, running_mean, running_var, training, momentum, eps), None, None
 
 
@@ -248,11 +260,11 @@ def batch_norm_of_a_gpu(
 
 
 @converter(torch.ops.aten._native_batch_norm_legit_no_training)
-def native_batch_norm_legit_no_training(ctx, input, weight, bias, running_mean, running_var, momentum, eps):
+def native_batch_norm_legit_no_training(ctx: Context, input, weight, bias, running_mean, running_var, momentum, eps):
     return _by_running(ctx, input, weight, bias, running_mean, running_var, eps), None, None
 
 
-def _by_running(ctx, x, weight, bias, mean, var, eps):
+def _by_running(ctx: Context, x, weight, bias, mean, var, eps):
     """Statistics and affine parameters as one scale layer."""
     check(mean is not None and var is not None, "there are no running statistics to normalise by")
     if any(isinstance(v, trt.ITensor) for v in (weight, bias, mean, var)):
@@ -275,13 +287,13 @@ def _as_affine(weight, bias, mean, var, eps):
     return scale, (0 if bias is None else bias.double()) - mean.double() * scale
 
 
-def _by_computed(ctx, x, weight, bias, mean, var, eps):
+def _by_computed(ctx: Context, x, weight, bias, mean, var, eps):
     """The same, of statistics and parameters that are not all constant, in float32 as torch does."""
     var = cast(ctx, var, torch.float32)
-    scale = unary(ctx, Unary.RECIP, unary(ctx, Unary.SQRT, elementwise(ctx, EW.SUM, var, eps)))
-    scale = scale if weight is None else elementwise(ctx, EW.PROD, scale, weight)
-    shift = unary(ctx, Unary.NEG, elementwise(ctx, EW.PROD, scale, mean))
-    shift = shift if bias is None else elementwise(ctx, EW.SUM, shift, bias)
+    scale = unary(ctx, Unary.RECIP, unary(ctx, Unary.SQRT, add(ctx, var, eps)))
+    scale = scale if weight is None else mul(ctx, scale, weight)
+    shift = unary(ctx, Unary.NEG, mul(ctx, scale, mean))
+    shift = shift if bias is None else add(ctx, shift, bias)
     sizes = dims(ctx, x)
     shape = (1, sizes[1], *[1] * (len(sizes) - 2))
     return cast(ctx, _affine(ctx, cast(ctx, x, torch.float32), scale, shift, shape), dtype_of(x))

@@ -1,6 +1,6 @@
 import torch.nn.functional as F
 
-from torch2rt.vocabulary import check, converter, dims, is_symbolic, require, same_size, slice_nd, torch, trt
+from torch2rt.vocabulary import Context, check, converter, dims, is_symbolic, require, same_size, slice_nd, torch, trt
 
 Mode, _nn = trt.SampleMode, torch._C._nn
 
@@ -8,7 +8,7 @@ MODES = {"constant": Mode.FILL, "reflect": Mode.REFLECT, "replicate": Mode.CLAMP
 
 
 @converter(F.pad, _nn.pad)
-def pad_op(ctx, input, pad, mode="constant", value=None):
+def pad_op(ctx: Context, input, pad, mode="constant", value=None):
     """A slice that starts before the first element and ends behind the last; negative amounts crop."""
     check(mode in MODES, f"{mode=} is none of {', '.join(MODES)}")
     n = len(dims(ctx, input))
@@ -31,7 +31,7 @@ def _lower(amount):
     return torch.sym_min(amount, 0)
 
 
-def _slice(ctx, x, pairs, mode=None, fill=None):
+def _slice(ctx: Context, x, pairs, mode=None, fill=None):
     sizes = [size + before + after for size, (before, after) in zip(dims(ctx, x), pairs, strict=True)]
     for size, (before, after) in zip(dims(ctx, x), pairs, strict=True):
         require(ctx, size + _lower(before) + _lower(after) >= 0, "more is cropped than there is")
@@ -40,20 +40,20 @@ def _slice(ctx, x, pairs, mode=None, fill=None):
 
 
 @converter(torch.constant_pad_nd)
-def constant_pad_nd(ctx, input, pad, value=0):
+def constant_pad_nd(ctx: Context, input, pad, value=0):
     return pad_op(ctx, input, pad, value=value)
 
 
 @converter(_nn.reflection_pad1d, _nn.reflection_pad2d, _nn.reflection_pad3d)
-def reflection_pad(ctx, input, padding):
+def reflection_pad(ctx: Context, input, padding):
     return pad_op(ctx, input, padding, "reflect")
 
 
 @converter(_nn.replication_pad1d, _nn.replication_pad2d, _nn.replication_pad3d)
-def replication_pad(ctx, input, padding):
+def replication_pad(ctx: Context, input, padding):
     return pad_op(ctx, input, padding, "replicate")
 
 
 @converter(_nn._pad_circular)
-def pad_circular(ctx, input, pad):
+def pad_circular(ctx: Context, input, pad):
     return pad_op(ctx, input, pad, "circular")

@@ -4,19 +4,27 @@ import math
 import torch.nn.functional as F
 
 from torch2rt.vocabulary import (
+    Context,
+    add,
     cast,
     check,
     composite,
     constant,
     converter,
     dims,
+    div,
     dtype_of,
-    elementwise,
+    equal,
     expand,
+    floor_div,
     gather,
     iota,
     is_symbolic,
+    less,
     lift,
+    maximum,
+    minimum,
+    mul,
     ntuple,
     reduce,
     require,
@@ -25,6 +33,7 @@ from torch2rt.vocabulary import (
     same_size,
     select,
     slice_nd,
+    sub,
     torch,
     trt,
     unary,
@@ -32,7 +41,7 @@ from torch2rt.vocabulary import (
     wide,
 )
 
-EW, Reduce, Pool, Unary = trt.ElementWiseOperation, trt.ReduceOperation, trt.PoolingType, trt.UnaryOperation
+Reduce, Pool, Unary = trt.ReduceOperation, trt.PoolingType, trt.UnaryOperation
 _nn, aten = torch._C._nn, torch.ops.aten
 
 rewrite(
@@ -61,12 +70,14 @@ def _flat(input, *window):
 
 def _register_max(n):
     @converter(getattr(F, f"max_pool{n}d"), getattr(torch, f"max_pool{n}d"))
-    def max_pool(ctx, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    def max_pool(
+        ctx: Context, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    ):
         window = _window(n, kernel_size, stride, padding, dilation)
         return _max_pool(ctx, input, window, ceil_mode, ctx.out.shape)
 
     @converter(getattr(_nn, f"max_pool{n}d_with_indices"))
-    def max_pool_with_indices(ctx, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
+    def max_pool_with_indices(ctx: Context, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False):
         window = _window(n, kernel_size, stride, padding, dilation)
         sizes, out = dims(ctx, input)[-n:], ctx.out[0].shape
         best = _max_pool(ctx, input, window, ceil_mode, out)
@@ -90,15 +101,15 @@ def _register_adaptive(n):
     private = [getattr(aten, f"_adaptive_avg_pool{n}d")] if n > 1 else []
 
     @converter(getattr(torch if n == 1 else _nn, f"adaptive_avg_pool{n}d"), *private)
-    def adaptive_avg_pool(ctx, input, output_size):
+    def adaptive_avg_pool(ctx: Context, input, output_size):
         return cast(ctx, _adaptive(ctx, input, Reduce.AVG, ctx.out.shape, n), ctx.out.dtype)
 
     @converter(getattr(F, f"adaptive_max_pool{n}d"))
-    def adaptive_max_pool(ctx, input, output_size, return_indices=False):
+    def adaptive_max_pool(ctx: Context, input, output_size, return_indices=False):
         return _adaptive(ctx, input, Reduce.MAX, ctx.out.shape, n)
 
     @converter(getattr(torch if n == 1 else _nn, f"adaptive_max_pool{n}d"))
-    def adaptive_max_pool_with_indices(ctx, input, output_size):
+    def adaptive_max_pool_with_indices(ctx: Context, input, output_size):
         sizes, out = dims(ctx, input)[-n:], ctx.out[0].shape
         best = _adaptive(ctx, input, Reduce.MAX, out, n)
         if any(map(is_symbolic, (*sizes, *out[-n:]))):
@@ -115,7 +126,7 @@ for _n in (1, 2, 3):
 
 
 @converter(_nn.max_unpool2d)
-def max_unpool2d(ctx, input, indices, output_size):
+def max_unpool2d(ctx: Context, input, indices, output_size):
     """The values scattered over planes of zeros."""
     n = len(output_size)
     planes = dims(ctx, input)[:-n]
@@ -127,7 +138,7 @@ def max_unpool2d(ctx, input, indices, output_size):
 
 
 @converter(_nn.max_unpool3d)
-def max_unpool3d(ctx, input, indices, output_size, stride, padding):
+def max_unpool3d(ctx: Context, input, indices, output_size, stride, padding):
     return max_unpool2d(ctx, input, indices, output_size)
 
 
@@ -140,7 +151,7 @@ def _window(n, kernel_size, stride, padding, dilation=1):
     return tuple(ntuple(v, n) for v in (kernel_size, stride, padding, dilation))
 
 
-def _max_pool(ctx, x, window, ceil_mode, sizes):
+def _max_pool(ctx: Context, x, window, ceil_mode, sizes):
     """`ceil_mode` is TensorRT's ROUND_UP, unless a last window may start in the padding, which torch leaves out."""
     kernel, stride, padding, dilation = window
     n = len(kernel)
@@ -158,13 +169,13 @@ def _max_pool(ctx, x, window, ceil_mode, sizes):
     return unlift(ctx, layer.get_output(0), n, sizes)
 
 
-def _some(ctx, sizes):
+def _some(ctx: Context, sizes):
     """torch refuses a result without elements."""
     for size in sizes:
         require(ctx, size > 0, "the input is too small for the window")
 
 
-def _no_larger(ctx, x, kernel, padding):
+def _no_larger(ctx: Context, x, kernel, padding):
     """A window that hangs over everything, as `ceil_mode` allows, sees what one as large as the padded input does."""
     sizes = dims(ctx, x)[-len(kernel) :]
     return tuple(
@@ -172,7 +183,7 @@ def _no_larger(ctx, x, kernel, padding):
     )
 
 
-def _pool(ctx, kind, x, kernel, stride, padding):
+def _pool(ctx: Context, kind, x, kernel, stride, padding):
     units = 2 - len(kernel)
     layer = ctx.network.add_pooling_nd(x, kind, (*[1] * units, *kernel))
     layer.stride_nd = (*[1] * units, *stride)
@@ -180,7 +191,7 @@ def _pool(ctx, kind, x, kernel, stride, padding):
     return layer
 
 
-def _reach(ctx, x, window, sizes, fill):
+def _reach(ctx: Context, x, window, sizes, fill):
     """Exactly what the windows see, with a fill value where they reach over the edges."""
     kernel, stride, padding = window[:3]
     kept = dims(ctx, x)[: -len(kernel)]
@@ -189,7 +200,7 @@ def _reach(ctx, x, window, sizes, fill):
     return slice_nd(ctx, x, start, [*kept, *reach], steps, trt.SampleMode.FILL, fill)
 
 
-def _shifted_max(ctx, x, window, sizes):
+def _shifted_max(ctx: Context, x, window, sizes):
     """The largest of slices, one for each place in the window: TensorRT pools no integers, passes over NaNs, and has no
     dilation.
     """
@@ -199,11 +210,11 @@ def _shifted_max(ctx, x, window, sizes):
     first = len(dims(ctx, x)) - len(sizes)
     for axis, (size, k, s, p, d) in enumerate(zip(sizes, *window, strict=True), first):
         parts = [_strided(ctx, x, axis, i * d - p, size, s, fill) for i in range(k)]
-        x = functools.reduce(lambda a, b: elementwise(ctx, EW.MAX, a, b), parts)
+        x = functools.reduce(lambda a, b: maximum(ctx, a, b), parts)
     return cast(ctx, x, dtype)
 
 
-def _strided(ctx, x, axis, start, size, stride, fill):
+def _strided(ctx: Context, x, axis, start, size, stride, fill):
     """Elements of one dimension, with a fill value for those beyond the edges."""
     old = dims(ctx, x)
     at = lambda value, others: [value if d == axis else other for d, other in enumerate(others)]  # noqa: E731
@@ -211,7 +222,7 @@ def _strided(ctx, x, axis, start, size, stride, fill):
     return slice_nd(ctx, x, starts, sizes, strides, trt.SampleMode.FILL, fill)
 
 
-def _avg_pool(ctx, input, window, ceil_mode, count_include_pad, divisor):
+def _avg_pool(ctx: Context, input, window, ceil_mode, count_include_pad, divisor):
     """torch counts what a window has inside the padded input, however far `ceil_mode` lets it hang over."""
     kernel, stride, padding = window
     kernel = _no_larger(ctx, input, kernel, padding)
@@ -227,13 +238,13 @@ def _avg_pool(ctx, input, window, ceil_mode, count_include_pad, divisor):
     layer.average_count_excludes_padding = not (hangs or divisor or count_include_pad)
     result = unlift(ctx, layer.get_output(0), n)
     if divisor:
-        result = elementwise(ctx, EW.PROD, result, math.prod(kernel) / divisor)
+        result = mul(ctx, result, math.prod(kernel) / divisor)
     elif hangs:
-        result = elementwise(ctx, EW.DIV, result, _share(ctx, input, window, sizes, count_include_pad))
+        result = div(ctx, result, _share(ctx, input, window, sizes, count_include_pad))
     return cast(ctx, result, ctx.out.dtype)
 
 
-def _share(ctx, input, window, sizes, count_include_pad):
+def _share(ctx: Context, input, window, sizes, count_include_pad):
     """Which part of each window counts: the average of ones over all that does."""
     kernel, stride, padding = window
     n = len(kernel)
@@ -252,7 +263,7 @@ def _share(ctx, input, window, sizes, count_include_pad):
 # Windows of the sizes that the result asks for ------------------------------------------------------------------------
 
 
-def _adaptive(ctx, x, op, sizes, n):
+def _adaptive(ctx: Context, x, op, sizes, n):
     """One pooling where the windows are equal, one reduction where a single element is asked for, else gathers."""
     axes = range(len(sizes) - n, len(sizes))
     windows = [_equal_window(dims(ctx, x)[axis], sizes[axis]) for axis in axes]
@@ -280,7 +291,7 @@ def _equal_window(size, out):
     return None if is_symbolic(size) or is_symbolic(out) or size % out else size // out
 
 
-def _gathered(ctx, x, op, axis, out):
+def _gathered(ctx: Context, x, op, axis, out):
     """Each window of one dimension gathered and reduced."""
     size = dims(ctx, x)[axis]
     static = not is_symbolic(size) and not is_symbolic(out)
@@ -296,7 +307,7 @@ def _gathered(ctx, x, op, axis, out):
         mask = reshape(ctx, inside, (*dims(ctx, inside), *after))
     if not static or not inside.all():
         seen = select(ctx, mask, seen, 0.0)  # not a weight of 0, which makes NaN of infinity
-    return elementwise(ctx, EW.DIV, reduce(ctx, Reduce.SUM, seen, axis + 1), count)
+    return div(ctx, reduce(ctx, Reduce.SUM, seen, axis + 1), count)
 
 
 def _adaptive_taps(size, out):
@@ -307,16 +318,16 @@ def _adaptive_taps(size, out):
     return torch.minimum(places, end - 1), places < end
 
 
-def _dynamic_taps(ctx, size, out):
+def _dynamic_taps(ctx: Context, size, out):
     """`_adaptive_taps` for sizes that are known when the engine runs."""
     longest = (size + out - 1) // out + 1
     i = torch.arange(out)[:, None] if not is_symbolic(out) else reshape(ctx, iota(ctx, out), (out, 1))
-    from_zero = elementwise(ctx, EW.PROD, i, size)
-    start = elementwise(ctx, EW.FLOOR_DIV, from_zero, out)
-    end = elementwise(ctx, EW.FLOOR_DIV, elementwise(ctx, EW.SUM, from_zero, size + out - 1), out)
-    places = elementwise(ctx, EW.SUM, start, iota(ctx, longest))
-    inside = elementwise(ctx, EW.LESS, places, end)
-    return elementwise(ctx, EW.MIN, places, elementwise(ctx, EW.SUB, end, 1)), inside
+    from_zero = mul(ctx, i, size)
+    start = floor_div(ctx, from_zero, out)
+    end = floor_div(ctx, add(ctx, from_zero, size + out - 1), out)
+    places = add(ctx, start, iota(ctx, longest))
+    inside = less(ctx, places, end)
+    return minimum(ctx, places, sub(ctx, end, 1)), inside
 
 
 # Indices --------------------------------------------------------------------------------------------------------------
@@ -330,7 +341,7 @@ def _taps(size, out, k, s, p, d):
     return torch.where(inside, places, first)
 
 
-def _indices(ctx, x, tables, sizes):
+def _indices(ctx: Context, x, tables, sizes):
     """The first place in the flattened planes where each window has its maximum, or the last one where it has a NaN.
 
     TensorRT's pooling does not tell.
@@ -344,9 +355,9 @@ def _indices(ctx, x, tables, sizes):
         places = places + table.reshape(shape) * math.prod(spatial[axis + 1 :])
     places = places.flatten(0, n - 1).flatten(1)
     seen = gather(ctx, reshape(ctx, x, (*planes, math.prod(spatial))), places, -1)
-    best = elementwise(ctx, EW.EQUAL, seen, reduce(ctx, Reduce.MAX, seen, -1, keepdim=True, keep_nan=False))
+    best = equal(ctx, seen, reduce(ctx, Reduce.MAX, seen, -1, keepdim=True, keep_nan=False))
     first = reduce(ctx, Reduce.MIN, select(ctx, best, places, math.prod(spatial)), -1)
     if dtype_of(x).is_floating_point:
         last = reduce(ctx, Reduce.MAX, select(ctx, unary(ctx, Unary.ISNAN, seen), places, -1), -1)
-        first = select(ctx, elementwise(ctx, EW.LESS, last, 0), first, last)
+        first = select(ctx, less(ctx, last, 0), first, last)
     return reshape(ctx, first, sizes)

@@ -5,27 +5,30 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
 from torch2rt.vocabulary import (
+    Context,
     activation,
+    add,
     cast,
     check,
     composite,
     concat,
     converter,
     dims,
-    elementwise,
     is_traced,
     materialize,
     matmul,
+    mul,
     narrow,
     permute,
     reshape,
     rewrite,
     shape_tensor,
+    sub,
     torch,
     trt,
 )
 
-EW, Kind, aten = trt.ElementWiseOperation, trt.ActivationType, torch.ops.aten
+Kind, aten = trt.ActivationType, torch.ops.aten
 CONSTANT = "the weights of a recurrent layer must be constant"
 PACKED = "packed sequences have no fixed shape. Pass the padded tensor, and mask what lies beyond each length"
 
@@ -206,7 +209,7 @@ def all_layers(
 
 @converter(recurrent)
 def recurrent_layers(
-    ctx, kind, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
+    ctx: Context, kind, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
 ):  # fmt: skip
     check(all(isinstance(p, torch.Tensor) for p in params), CONSTANT)
     steps = permute(ctx, input, [1, 0, 2]) if batch_first else materialize(ctx, input)
@@ -223,11 +226,11 @@ def recurrent_layers(
     return output, *(concat(ctx, layers, 0) for layers in zip(*finals, strict=True))
 
 
-def part(ctx, x, first, count):
+def part(ctx: Context, x, first, count):
     return x[first : first + count] if isinstance(x, torch.Tensor) else narrow(ctx, x, 0, first, count)
 
 
-def sweep(ctx, kind, steps, start, weights, has_biases):
+def sweep(ctx: Context, kind, steps, start, weights, has_biases):
     """All steps of one layer by one loop, in which both directions are one batch of two; the rest is done before it."""
     length, batch, _ = dims(ctx, steps)
     network = ctx.network
@@ -256,57 +259,57 @@ def sweep(ctx, kind, steps, start, weights, has_biases):
     return reshape(ctx, output, (length, batch, dims(ctx, output)[-1])), last
 
 
-def project(ctx, steps, kind, w_ih, w_hh, b_ih=None, b_hh=None):
+def project(ctx: Context, steps, kind, w_ih, w_hh, b_ih=None, b_hh=None):
     """What the inputs of all steps add to the gates, with the biases; a unit axis stands for the direction."""
     result = hidden_product(ctx, steps, w_ih)
     if b_ih is not None:
         if kind == "gru":  # the last third of its hidden bias is multiplied by the reset gate
             b_hh = torch.cat([b_hh[: len(b_hh) // 3 * 2], torch.zeros_like(b_hh[len(b_hh) // 3 * 2 :])])
-        result = elementwise(ctx, EW.SUM, result, b_ih + b_hh)
+        result = add(ctx, result, b_ih + b_hh)
     length, *rest = dims(ctx, result)
     return reshape(ctx, result, (length, 1, *rest))
 
 
-def gates(ctx, x, count):
+def gates(ctx: Context, x, count):
     """The last dimension in equal parts."""
     size = dims(ctx, x)[-1] // count
     return [narrow(ctx, x, -1, i * size, size) for i in range(count)]
 
 
-def hidden_product(ctx, hidden, weight):
+def hidden_product(ctx: Context, hidden, weight):
     """The weight's dtype is autocast's where the state's is not."""
     return matmul(ctx, cast(ctx, hidden, weight.dtype), weight, transpose_b=True)
 
 
-def lstm_step(ctx, given, state, weight, has_biases):
+def lstm_step(ctx: Context, given, state, weight, has_biases):
     hidden, cell = state
-    total = elementwise(ctx, EW.SUM, given, hidden_product(ctx, hidden, weight(1)))
+    total = add(ctx, given, hidden_product(ctx, hidden, weight(1)))
     i, f, g, o = gates(ctx, total, 4)
     i, f, o = (activation(ctx, Kind.SIGMOID, gate) for gate in (i, f, o))
-    new = elementwise(ctx, EW.PROD, i, activation(ctx, Kind.TANH, g))
-    cell = elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, f, cell), new)
-    hidden = elementwise(ctx, EW.PROD, o, activation(ctx, Kind.TANH, cell))
+    new = mul(ctx, i, activation(ctx, Kind.TANH, g))
+    cell = add(ctx, mul(ctx, f, cell), new)
+    hidden = mul(ctx, o, activation(ctx, Kind.TANH, cell))
     projection = weight(4 if has_biases else 2)
     return [hidden if projection is None else hidden_product(ctx, hidden, projection), cell]
 
 
-def gru_step(ctx, given, state, weight, has_biases):
+def gru_step(ctx: Context, given, state, weight, has_biases):
     """torch's reset gate multiplies what the hidden state adds to the new one, its bias included."""
     (hidden,) = state
     size = dims(ctx, hidden)[-1]
     total = hidden_product(ctx, hidden, weight(1))
-    both = elementwise(ctx, EW.SUM, *(narrow(ctx, x, -1, 0, 2 * size) for x in (given, total)))
+    both = add(ctx, *(narrow(ctx, x, -1, 0, 2 * size) for x in (given, total)))
     r, z = gates(ctx, activation(ctx, Kind.SIGMOID, both), 2)
     given, total = (narrow(ctx, x, -1, 2 * size, size) for x in (given, total))
     if has_biases:
-        total = elementwise(ctx, EW.SUM, total, weight(3)[:, None, 2 * size :])
-    n = activation(ctx, Kind.TANH, elementwise(ctx, EW.SUM, given, elementwise(ctx, EW.PROD, r, total)))
-    return [elementwise(ctx, EW.SUM, n, elementwise(ctx, EW.PROD, z, elementwise(ctx, EW.SUB, hidden, n)))]
+        total = add(ctx, total, weight(3)[:, None, 2 * size :])
+    n = activation(ctx, Kind.TANH, add(ctx, given, mul(ctx, r, total)))
+    return [add(ctx, n, mul(ctx, z, sub(ctx, hidden, n)))]
 
 
 def rnn_step(kind):
-    def step(ctx, given, state, weight, has_biases):
-        total = elementwise(ctx, EW.SUM, given, hidden_product(ctx, state[0], weight(1)))
+    def step(ctx: Context, given, state, weight, has_biases):
+        total = add(ctx, given, hidden_product(ctx, state[0], weight(1)))
         return [activation(ctx, kind, total)]
 
     return step

@@ -6,18 +6,26 @@ import torch.nn.functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from torch2rt.vocabulary import (
+    Context,
+    add,
     cast,
     check,
     composite,
     concat,
     converter,
     dims,
+    div,
     dtype_of,
-    elementwise,
+    equal,
     gather,
     iota,
     is_symbolic,
+    less,
+    logical_and,
     materialize,
+    maximum,
+    minimum,
+    mul,
     ntuple,
     proven,
     reduce,
@@ -25,13 +33,14 @@ from torch2rt.vocabulary import (
     same_size,
     select,
     shape_tensor,
+    sub,
     torch,
     trt,
     unary,
     weighted_gather,
 )
 
-EW, Mode, Coordinate = trt.ElementWiseOperation, trt.InterpolationMode, trt.ResizeCoordinateTransformation
+Mode, Coordinate = trt.InterpolationMode, trt.ResizeCoordinateTransformation
 _nn, aten = torch._C._nn, torch.ops.aten
 
 # By torch's operator: the interpolation, where pixels are, and how positions between them are rounded.
@@ -56,7 +65,9 @@ def _register(name):
     if "nearest" in name:
 
         @converter(getattr(_nn, name))
-        def nearest(ctx, input, output_size, *scale_factors, scales=None, scales_d=None, scales_h=None, scales_w=None):
+        def nearest(
+            ctx: Context, input, output_size, *scale_factors, scales=None, scales_d=None, scales_h=None, scales_w=None
+        ):
             return _resize(ctx, name, input, scale_factors, (scales_d, scales_h, scales or scales_w))
 
     else:
@@ -104,11 +115,11 @@ def resized(input, size, factors, name, align_corners):
 
 
 @converter(resized)
-def resized_layers(ctx, input, size, factors, name, align_corners):
+def resized_layers(ctx: Context, input, size, factors, name, align_corners):
     return _resize(ctx, name, input, factors, (), align_corners)
 
 
-def _resize(ctx, name, input, scale_factors, more, align_corners=False):
+def _resize(ctx: Context, name, input, scale_factors, more, align_corners=False):
     """One resize layer where its coordinates, which follow from the sizes, are torch's; else dimension by dimension.
 
     torch takes coordinates from a scale factor if there is one, whatever size that was rounded to.
@@ -130,7 +141,7 @@ def _resize(ctx, name, input, scale_factors, more, align_corners=False):
     return cast(ctx, x, dtype)
 
 
-def _layer(ctx, name, x, align_corners, each):
+def _layer(ctx: Context, name, x, align_corners, each):
     layer = ctx.network.add_resize(materialize(ctx, x))
     layer.resize_mode, coordinate, rounding = LAYERS[name]
     layer.coordinate_transformation = Coordinate.ALIGN_CORNERS if align_corners else coordinate
@@ -146,14 +157,14 @@ def _layer(ctx, name, x, align_corners, each):
     return ctx.track(layer.get_output(0), ctx.out.shape)
 
 
-def _times(ctx, size, out, scale):
+def _times(ctx: Context, size, out, scale):
     """How many times larger the result is, if that is a whole number for every size."""
     if scale is not None:
         return round(scale) if proven(ctx, out == size * round(scale)) else None
     return next((k for k in range(1, 9) if same_size(out, size * k)), None)
 
 
-def _follows_from_sizes(ctx, name, align_corners, size, out, scale):
+def _follows_from_sizes(ctx: Context, name, align_corners, size, out, scale):
     if align_corners:  # with one pixel, torch takes the first and TensorRT's formula divides by zero
         return same_size(size, out) or proven(ctx, out > 1)
     if is_symbolic(scale):
@@ -179,7 +190,7 @@ def _in_torch(name, x, out, scale, *align_corners):
     return getattr(aten, name).default(x.reshape(*x.shape[:2], *units, -1), [*units, out], *align_corners, *scales)
 
 
-def _index(ctx, name, size, out, scale):
+def _index(ctx: Context, name, size, out, scale):
     """Which element of a dimension each element of the result is."""
     half = 0.5 if "exact" in name else 0.0
     step = size / out if scale is None else 1 / scale
@@ -188,21 +199,21 @@ def _index(ctx, name, size, out, scale):
         at = (torch.arange(out, dtype=torch.float32) + half) * torch.tensor(step, dtype=torch.float32)
         return at.long().clamp(max=size - 1)
     for times in _by_size(ctx, name, scale):
-        same = elementwise(ctx, EW.EQUAL, materialize(ctx, size * times), out)
+        same = equal(ctx, materialize(ctx, size * times), out)
         step = select(ctx, same, 1 / times, step, torch.float32)
     i = cast(ctx, iota(ctx, out), torch.float32)
-    at = elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, i, half) if half else i, step)
-    return elementwise(ctx, EW.MIN, cast(ctx, at, torch.int64), size - 1)
+    at = mul(ctx, add(ctx, i, half) if half else i, step)
+    return minimum(ctx, cast(ctx, at, torch.int64), size - 1)
 
 
-def _by_size(ctx, name, scale):
+def _by_size(ctx: Context, name, scale):
     """How many times larger the result is where torch's kernel takes no notice of a scale factor."""
     if scale is None or name != "upsample_nearest2d":
         return ()
     return (1, 2) if ctx.device.type == "cpu" else (1,)
 
 
-def _taps(ctx, name, align_corners, size, out, scale, each):
+def _taps(ctx: Context, name, align_corners, size, out, scale, each):
     """Which elements of a dimension are in each of the result, and how much: what torch makes of the identity."""
     copied = [] if scale is None or align_corners else _copied(ctx, name, (size, out, scale), each)
     if any(map(is_symbolic, (size, out, scale))) or len(copied) > 1 and same_size(size, out):
@@ -215,88 +226,88 @@ def _taps(ctx, name, align_corners, size, out, scale, each):
     return places, matrix.gather(1, places) * inside
 
 
-def _copied(ctx, name, this, each):
+def _copied(ctx: Context, name, this, each):
     """The dimensions of which torch copies this one, whatever the scale factor, if all of them keep their sizes."""
     if ctx.device.type == "cpu":
         return [] if LAYERS.get(name) is CUBIC else [this]
     return each if LAYERS.get(name) is LINEAR else []
 
 
-def _dynamic_taps(ctx, name, align_corners, size, out, scale, copied):
+def _dynamic_taps(ctx: Context, name, align_corners, size, out, scale, copied):
     """`_taps` for sizes that are known when the engine runs."""
     if align_corners:
         step = (size - 1) / torch.sym_max(out - 1, 1)
     else:
         step = size / out if scale is None else 1 / scale
     step = materialize(ctx, step, torch.float32)
-    same = [elementwise(ctx, EW.EQUAL, materialize(ctx, a), b) for a, b, _ in copied]
+    same = [equal(ctx, materialize(ctx, a), b) for a, b, _ in copied]
     if same:
-        same = functools.reduce(lambda a, b: elementwise(ctx, EW.AND, a, b), same)
+        same = functools.reduce(lambda a, b: logical_and(ctx, a, b), same)
         step = select(ctx, same, 1.0, step, torch.float32)
     i = reshape(ctx, cast(ctx, iota(ctx, out), torch.float32), (out, 1))
     if name in ANTIALIASED:
         return _filter_taps(ctx, name, i, step, size, out, scale)
     if align_corners:
-        at = elementwise(ctx, EW.PROD, i, step)
+        at = mul(ctx, i, step)
     else:
-        at = elementwise(ctx, EW.SUB, elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, i, 0.5), step), 0.5)
+        at = sub(ctx, mul(ctx, add(ctx, i, 0.5), step), 0.5)
     if LAYERS[name] is CUBIC:
         return _cubic_taps(ctx, at, size)
-    at = elementwise(ctx, EW.MAX, at, 0.0)
-    at = elementwise(ctx, EW.MIN, at, size - 1, torch.float32)
+    at = maximum(ctx, at, 0.0)
+    at = minimum(ctx, at, size - 1, torch.float32)
     low = unary(ctx, trt.UnaryOperation.FLOOR, at)
-    share = elementwise(ctx, EW.SUB, at, low)
+    share = sub(ctx, at, low)
     low = cast(ctx, low, torch.int64)
-    high = elementwise(ctx, EW.MIN, elementwise(ctx, EW.SUM, low, 1), size - 1)
-    return concat(ctx, [low, high], 1), concat(ctx, [elementwise(ctx, EW.SUB, 1.0, share), share], 1)
+    high = minimum(ctx, add(ctx, low, 1), size - 1)
+    return concat(ctx, [low, high], 1), concat(ctx, [sub(ctx, 1.0, share), share], 1)
 
 
-def _cubic_taps(ctx, at, size):
+def _cubic_taps(ctx: Context, at, size):
     """The four neighbours of each position; beyond an edge its element counts again."""
     low = unary(ctx, trt.UnaryOperation.FLOOR, at)
     neighbours = torch.arange(-1, 3)
-    distance = elementwise(ctx, EW.SUB, elementwise(ctx, EW.SUB, at, low), neighbours.float())
-    places = elementwise(ctx, EW.SUM, cast(ctx, low, torch.int64), neighbours)
-    places = elementwise(ctx, EW.MAX, elementwise(ctx, EW.MIN, places, size - 1), 0)
+    distance = sub(ctx, sub(ctx, at, low), neighbours.float())
+    places = add(ctx, cast(ctx, low, torch.int64), neighbours)
+    places = maximum(ctx, minimum(ctx, places, size - 1), 0)
     return places, _cubic(ctx, unary(ctx, trt.UnaryOperation.ABS, distance), -0.75)
 
 
-def _cubic(ctx, x, a):
+def _cubic(ctx: Context, x, a):
     """Keys' cubic convolution at distances of up to 2 pixels; beyond, it is 0."""
     near, far = [a + 2, -(a + 3), 0.0, 1.0], [a, -5 * a, 8 * a, -4 * a]
     near, far = _polynomial(ctx, x, near), _polynomial(ctx, x, far)
-    far = select(ctx, elementwise(ctx, EW.LESS, x, 2.0), far, 0.0, torch.float32)
-    return select(ctx, elementwise(ctx, EW.LESS, x, 1.0), near, far, torch.float32)
+    far = select(ctx, less(ctx, x, 2.0), far, 0.0, torch.float32)
+    return select(ctx, less(ctx, x, 1.0), near, far, torch.float32)
 
 
-def _polynomial(ctx, x, coefficients):
+def _polynomial(ctx: Context, x, coefficients):
     result, *others = coefficients
     for coefficient in others:
-        result = elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, x, result), coefficient)
+        result = add(ctx, mul(ctx, x, result), coefficient)
     return result
 
 
-def _filter_taps(ctx, name, i, step, size, out, scale):
+def _filter_taps(ctx: Context, name, i, step, size, out, scale):
     """All elements under a filter that is as much wider as the result is smaller, and its values there, of sum 1."""
     check("lanczos" not in name, "sizes must be static with Lanczos")
     reach = ANTIALIASED[name]
-    wider = elementwise(ctx, EW.MAX, step, 1.0)
-    center = elementwise(ctx, EW.PROD, elementwise(ctx, EW.SUM, i, 0.5), step)
-    support = elementwise(ctx, EW.PROD, wider, float(reach))
-    whole = lambda x: cast(ctx, elementwise(ctx, EW.SUM, x, 0.5), torch.int64)  # noqa: E731
-    first = elementwise(ctx, EW.MAX, whole(elementwise(ctx, EW.SUB, center, support)), 0)
-    end = elementwise(ctx, EW.MIN, whole(elementwise(ctx, EW.SUM, center, support)), size)
+    wider = maximum(ctx, step, 1.0)
+    center = mul(ctx, add(ctx, i, 0.5), step)
+    support = mul(ctx, wider, float(reach))
+    whole = lambda x: cast(ctx, add(ctx, x, 0.5), torch.int64)  # noqa: E731
+    first = maximum(ctx, whole(sub(ctx, center, support)), 0)
+    end = minimum(ctx, whole(add(ctx, center, support)), size)
     if scale is None:
         longest = 2 * reach * torch.sym_max((size + out - 1) // out, 1) + 1
     else:
         longest = 2 * reach * torch.sym_max(torch.sym_int(math.ceil(1 / scale)), 1) + 1
-    places = elementwise(ctx, EW.SUM, first, iota(ctx, longest))
-    x = elementwise(ctx, EW.SUB, elementwise(ctx, EW.SUM, cast(ctx, places, torch.float32), 0.5), center)
-    x = unary(ctx, trt.UnaryOperation.ABS, elementwise(ctx, EW.DIV, x, wider))
+    places = add(ctx, first, iota(ctx, longest))
+    x = sub(ctx, add(ctx, cast(ctx, places, torch.float32), 0.5), center)
+    x = unary(ctx, trt.UnaryOperation.ABS, div(ctx, x, wider))
     if reach == 1:
-        weight = elementwise(ctx, EW.MAX, elementwise(ctx, EW.SUB, 1.0, x), 0.0)
+        weight = maximum(ctx, sub(ctx, 1.0, x), 0.0)
     else:
         weight = _cubic(ctx, x, -0.5)
-    weight = select(ctx, elementwise(ctx, EW.LESS, places, end), weight, 0.0, torch.float32)
+    weight = select(ctx, less(ctx, places, end), weight, 0.0, torch.float32)
     total = reduce(ctx, trt.ReduceOperation.SUM, weight, 1, keepdim=True)
-    return elementwise(ctx, EW.MIN, places, size - 1), elementwise(ctx, EW.DIV, weight, total)
+    return minimum(ctx, places, size - 1), div(ctx, weight, total)

@@ -3,6 +3,7 @@ import math
 import torch.nn.functional as F
 
 from torch2rt.vocabulary import (
+    Context,
     check,
     composite,
     converter,
@@ -29,14 +30,14 @@ Tensor = torch.Tensor
 
 
 @converter(torch.index_select, Tensor.index_select)
-def index_select(ctx, input, dim, index):
+def index_select(ctx: Context, input, dim, index):
     if not dims(ctx, input):
         return reshape(ctx, input, ctx.out.shape)
     return reshape(ctx, gather(ctx, input, _in_range(ctx, index, input, dim), dim), ctx.out.shape)
 
 
 @converter(torch.gather, Tensor.gather)
-def gather_op(ctx, input, dim, index, *, sparse_grad=False):
+def gather_op(ctx: Context, input, dim, index, *, sparse_grad=False):
     x, index = (materialize(ctx, v, None, 1) for v in (input, _in_range(ctx, index, input, dim)))
     return reshape(ctx, gather(ctx, x, index, dim, each=True), ctx.out.shape)
 
@@ -61,7 +62,7 @@ def masked_select(input, mask):
     return input.expand(shape)[mask.expand(shape)]
 
 
-def _in_range(ctx, index, x, dim):
+def _in_range(ctx: Context, index, x, dim):
     """An index tensor; a constant one must name existing elements, as torch sees to when it runs."""
     if isinstance(index, Tensor) and index.numel():
         size = dims(ctx, x)[dim] if dims(ctx, x) else 1
@@ -75,7 +76,7 @@ def _in_range(ctx, index, x, dim):
 
 
 @converter(torch.scatter, Tensor.scatter)
-def scatter(ctx, input, dim, index, src=None, *, value=None, reduce=None):
+def scatter(ctx: Context, input, dim, index, src=None, *, value=None, reduce=None):
     check(reduce is None, f"{reduce=} is supported in torch.scatter itself")
     x, index = (materialize(ctx, v, None, 1) for v in (input, _in_range(ctx, index, input, dim)))
     updates = _for_each(ctx, value if src is None else src, dims(ctx, index))
@@ -87,7 +88,7 @@ def scatter(ctx, input, dim, index, src=None, *, value=None, reduce=None):
     return reshape(ctx, result, ctx.out.shape)
 
 
-def _for_each(ctx, src, sizes):
+def _for_each(ctx: Context, src, sizes):
     """One value for each place in an index tensor of these sizes, which may be smaller than what the values come in."""
     if not isinstance(src, (Tensor, trt.ITensor)):
         return expand(ctx, materialize(ctx, src, ctx.out.dtype), sizes)
@@ -210,4 +211,3 @@ def _neutral(how, dtype):
     else:
         low, high = (False, True) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     return low if how == "amax" else high
-

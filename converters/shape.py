@@ -2,8 +2,9 @@ import math
 
 import torch.nn.functional as F
 
-from torch2rt.sizes import expression
 from torch2rt.vocabulary import (
+    Context,
+    add,
     cast,
     check,
     composite,
@@ -11,10 +12,17 @@ from torch2rt.vocabulary import (
     dims,
     dtype_of,
     elementwise,
+    equal,
     expand,
+    expression,
+    floor_div,
     gather,
+    greater,
     iota,
     is_symbolic,
+    less,
+    logical_and,
+    mul,
     ntuple,
     permute,
     proven,
@@ -24,6 +32,7 @@ from torch2rt.vocabulary import (
     same_size,
     select,
     slice_nd,
+    sub,
     torch,
     trt,
     wide,
@@ -42,25 +51,25 @@ EW = trt.ElementWiseOperation
     Tensor.unsqueeze, Tensor.view_as, Tensor.reshape_as, aten._unsafe_view, aten._reshape_alias, prims.collapse_view,
     prims.collapse, prims.split_dim,
 )  # fmt: skip
-def same_elements(ctx, input, *args, **kwargs):
+def same_elements(ctx: Context, input, *args, **kwargs):
     """What only changes the shape: the recorded one says all that the arguments say."""
     return reshape(ctx, input, ctx.out.shape)
 
 
 @converter(torch.reshape, Tensor.reshape, prims.reshape)
-def reshape_op(ctx, input, *shape):
+def reshape_op(ctx: Context, input, *shape):
     return reshape(ctx, input, ctx.out.shape)
 
 
 @converter(Tensor.view)
-def view(ctx, input, *size, dtype=None):
+def view(ctx: Context, input, *size, dtype=None):
     if dtype is not None or (size and isinstance(size[0], torch.dtype)):
         check(ctx.out.dtype is dtype_of(input), "memory cannot be read as another type; convert with .to(dtype)")
     return reshape(ctx, input, ctx.out.shape)
 
 
 @converter(torch.squeeze, Tensor.squeeze, prims.squeeze)
-def squeeze(ctx, input, *dim):
+def squeeze(ctx: Context, input, *dim):
     """torch drops a dynamic dimension whenever it happens to be 1: an engine has one rank."""
     sizes = dims(ctx, input)
     given = dim if dim and dim[0] is not None else range(len(sizes))
@@ -89,7 +98,7 @@ def owns_memory(x):
 
 
 @converter(torch.as_strided, Tensor.as_strided, torch.as_strided_copy)
-def as_strided(ctx, input, size, stride, storage_offset=None):
+def as_strided(ctx: Context, input, size, stride, storage_offset=None):
     """Of a tensor that is all of its memory, in order: `known_memory` has seen to that."""
     first, total = storage_offset or 0, math.prod(dims(ctx, input))
     last = sum(((length - 1) * step for length, step in zip(size, stride, strict=True)), first)
@@ -99,7 +108,7 @@ def as_strided(ctx, input, size, stride, storage_offset=None):
         position = first
         for d, (length, step) in enumerate(zip(size, stride, strict=True)):
             row = reshape(ctx, iota(ctx, length), [length, *[1] * (len(size) - 1 - d)])
-            position = elementwise(ctx, EW.SUM, position, elementwise(ctx, EW.PROD, row, step))
+            position = add(ctx, position, mul(ctx, row, step))
     else:
         position = torch.arange(max(last + 1, first)).as_strided(size, stride, first)
     return gather(ctx, reshape(ctx, input, [total]), position, 0)
@@ -116,17 +125,17 @@ def as_strided_scatter(input, src, size, stride, storage_offset=None):
 
 
 @converter(torch.permute, Tensor.permute, prims.transpose)
-def permute_op(ctx, input, *dims):
+def permute_op(ctx: Context, input, *dims):
     return permute(ctx, input, dims)
 
 
 @converter(torch.transpose, Tensor.transpose, torch.swapdims, Tensor.swapdims)
-def transpose(ctx, input, dim0, dim1):
+def transpose(ctx: Context, input, dim0, dim1):
     return permute(ctx, input, _swapped(len(dims(ctx, input)), dim0, dim1))
 
 
 @converter(torch.t, Tensor.t)
-def t(ctx, input):
+def t(ctx: Context, input):
     return permute(ctx, input, range(len(dims(ctx, input)))[::-1])
 
 
@@ -145,7 +154,7 @@ def _to_end(ndim, *moved):
 
 
 @converter(torch.pixel_shuffle)
-def pixel_shuffle(ctx, input, upscale_factor):
+def pixel_shuffle(ctx: Context, input, upscale_factor):
     *batch, channels, height, width = dims(ctx, input)
     n, r = len(batch), upscale_factor
     x = reshape(ctx, input, [*batch, channels // r**2, r, r, height, width])
@@ -154,7 +163,7 @@ def pixel_shuffle(ctx, input, upscale_factor):
 
 
 @converter(torch.pixel_unshuffle)
-def pixel_unshuffle(ctx, input, downscale_factor):
+def pixel_unshuffle(ctx: Context, input, downscale_factor):
     *batch, channels, height, width = dims(ctx, input)
     n, r = len(batch), downscale_factor
     x = reshape(ctx, input, [*batch, channels, height // r, r, width // r, r])
@@ -163,7 +172,7 @@ def pixel_unshuffle(ctx, input, downscale_factor):
 
 
 @converter(torch.channel_shuffle)
-def channel_shuffle(ctx, input, groups):
+def channel_shuffle(ctx: Context, input, groups):
     batch, channels, *rest = dims(ctx, input)
     x = reshape(ctx, input, [batch, groups, channels // groups, *rest])
     return reshape(ctx, permute(ctx, x, _swapped(len(rest) + 3, 1, 2)), ctx.out.shape)
@@ -173,18 +182,18 @@ def channel_shuffle(ctx, input, groups):
 
 
 @converter(Tensor.expand, Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to)
-def expand_op(ctx, input, *size, implicit=False, other=None):
+def expand_op(ctx: Context, input, *size, implicit=False, other=None):
     return expand(ctx, input, ctx.out.shape)
 
 
 @converter(prims.broadcast_in_dim)
-def broadcast_in_dim(ctx, input, shape, broadcast_dimensions):
+def broadcast_in_dim(ctx: Context, input, shape, broadcast_dimensions):
     sizes = dict(zip(broadcast_dimensions, dims(ctx, input), strict=True))
     return expand(ctx, reshape(ctx, input, [sizes.get(d, 1) for d in range(len(shape))]), ctx.out.shape)
 
 
 @converter(Tensor.repeat)
-def repeat(ctx, input, *repeats):
+def repeat(ctx: Context, input, *repeats):
     """A slice that runs over the end and starts again."""
     sizes = dims(ctx, input)
     n = len(ctx.out.shape)
@@ -193,13 +202,13 @@ def repeat(ctx, input, *repeats):
 
 
 @converter(torch.roll, Tensor.roll)
-def roll(ctx, input, shifts, dims=None):
+def roll(ctx: Context, input, shifts, dims=None):
     if dims is None or dims == () or dims == []:
         return reshape(ctx, _rolled(ctx, reshape(ctx, input, [math.prod(ctx.out.shape)]), shifts, 0), ctx.out.shape)
     return _rolled(ctx, input, shifts, dims)
 
 
-def _rolled(ctx, x, shifts, dim):
+def _rolled(ctx: Context, x, shifts, dim):
     """A slice that starts in the middle and wraps around."""
     sizes, flat = dims(ctx, x), lambda v: [n for item in v for n in ntuple(item, 1)]
     start = [0] * len(sizes)
@@ -211,11 +220,11 @@ def _rolled(ctx, x, shifts, dim):
 
 
 @converter(torch.flip, Tensor.flip, prims.rev)
-def flip(ctx, input, *dims):
+def flip(ctx: Context, input, *dims):
     return _flipped(ctx, input, {wrap_dim(d, len(ctx.out.shape)) for d in dims})
 
 
-def _flipped(ctx, x, flipped):
+def _flipped(ctx: Context, x, flipped):
     sizes = dims(ctx, x)
     flipped = {d for d in flipped if is_symbolic(sizes[d]) or sizes[d] > 1}  # TensorRT starts at no -1
     start = [size - 1 if d in flipped else 0 for d, size in enumerate(sizes)]
@@ -223,7 +232,7 @@ def _flipped(ctx, x, flipped):
 
 
 @converter(Tensor.unfold)
-def unfold(ctx, input, dimension, size, step):
+def unfold(ctx: Context, input, dimension, size, step):
     """Windows along one dimension: element j of window i is element i * step + j."""
     ndim = len(dims(ctx, input))
     if not ndim:
@@ -234,8 +243,8 @@ def unfold(ctx, input, dimension, size, step):
     if isinstance(first, torch.Tensor):
         index = first[:, None] * step + offset
     else:
-        first = elementwise(ctx, EW.PROD, reshape(ctx, first, [*dims(ctx, first), 1]), step)
-        index = elementwise(ctx, EW.SUM, first, offset)
+        first = mul(ctx, reshape(ctx, first, [*dims(ctx, first), 1]), step)
+        index = add(ctx, first, offset)
     windows = gather(ctx, input, index, dim)
     return permute(ctx, windows, _to_end(ndim + 1, dim + 1)[0])
 
@@ -244,7 +253,7 @@ def unfold(ctx, input, dimension, size, step):
 
 
 @converter(torch.diagonal, Tensor.diagonal, torch.diagonal_copy)
-def diagonal(ctx, input, offset=0, dim1=0, dim2=1):
+def diagonal(ctx: Context, input, offset=0, dim1=0, dim2=1):
     """With rows and columns as one dimension, the diagonal is every (columns + 1)-th element."""
     sizes = dims(ctx, input)
     x = permute(ctx, input, _to_end(len(sizes), dim1, dim2)[0])
@@ -263,7 +272,7 @@ def fill_diagonal_(input, value, wrap=False):
 
 
 @converter(torch.diag_embed, Tensor.diag_embed)
-def diag_embed(ctx, input, offset=0, dim1=-2, dim2=-1):
+def diag_embed(ctx: Context, input, offset=0, dim1=-2, dim2=-1):
     *batch, length = dims(ctx, input)
     n, m = len(batch), length + abs(offset)
     x = slice_nd(ctx, input, [0] * (n + 1), [*batch, m], [1] * (n + 1), trt.SampleMode.FILL) if offset else input
@@ -273,28 +282,28 @@ def diag_embed(ctx, input, offset=0, dim1=-2, dim2=-1):
 
 
 @converter(torch.tril, Tensor.tril)
-def tril(ctx, input, diagonal=0):
+def tril(ctx: Context, input, diagonal=0):
     return select(ctx, _distance(ctx, *dims(ctx, input)[-2:], EW.LESS, diagonal + 1), input, 0, ctx.out.dtype)
 
 
 @converter(torch.triu, Tensor.triu)
-def triu(ctx, input, diagonal=0):
+def triu(ctx: Context, input, diagonal=0):
     return select(ctx, _distance(ctx, *dims(ctx, input)[-2:], EW.GREATER, diagonal - 1), input, 0, ctx.out.dtype)
 
 
-def _distance(ctx, rows, columns, relation, offset):
+def _distance(ctx: Context, rows, columns, relation, offset):
     """The matrix of `column - row <relation> offset`."""
     row, column = iota(ctx, rows), iota(ctx, columns)
     if not any(map(is_symbolic, (rows, columns, offset))):
         return {EW.EQUAL: torch.eq, EW.LESS: torch.lt, EW.GREATER: torch.gt}[relation](column - row[:, None], offset)
-    return elementwise(ctx, relation, elementwise(ctx, EW.SUB, column, reshape(ctx, row, [rows, 1])), offset)
+    return elementwise(ctx, relation, sub(ctx, column, reshape(ctx, row, [rows, 1])), offset)
 
 
 # Windows of images ----------------------------------------------------------------------------------------------------
 
 
 @converter(F.unfold)
-def unfold_image(ctx, input, kernel_size, dilation=1, padding=0, stride=1):
+def unfold_image(ctx: Context, input, kernel_size, dilation=1, padding=0, stride=1):
     """Pad, flatten the image, and gather every window's pixels by their constant positions.
 
     In an image of dynamic size the rows of the windows are gathered, and then their columns.
@@ -313,7 +322,7 @@ def unfold_image(ctx, input, kernel_size, dilation=1, padding=0, stride=1):
 
 
 @converter(F.fold)
-def fold_image(ctx, input, output_size, kernel_size, dilation=1, padding=0, stride=1):
+def fold_image(ctx: Context, input, output_size, kernel_size, dilation=1, padding=0, stride=1):
     """For every pixel, gather the window elements that cover it (or a zero in their stead) and add them up."""
     if any(map(is_symbolic, (*ntuple(output_size, 2), *dims(ctx, input)))):
         return _fold_any(ctx, input, output_size, kernel_size, dilation, padding, stride)
@@ -334,7 +343,7 @@ def fold_image(ctx, input, output_size, kernel_size, dilation=1, padding=0, stri
     return cast(ctx, reduce(ctx, trt.ReduceOperation.SUM, gather(ctx, x, cover, -1), -1), ctx.out.dtype)
 
 
-def _windows_of_any(ctx, x, kernel_size, dilation, padding, stride):
+def _windows_of_any(ctx: Context, x, kernel_size, dilation, padding, stride):
     """(..., channels, window rows, window columns, rows, columns) of an image of dynamic size."""
     n = len(dims(ctx, x)) - 2
     top, left = ntuple(padding, 2)
@@ -346,8 +355,8 @@ def _windows_of_any(ctx, x, kernel_size, dilation, padding, stride):
         k, d, s = window
         out = _number_of_windows(dims(ctx, x)[axis], k, d, s)
         require(ctx, out > 0, "the image is too small for the window")
-        first = elementwise(ctx, EW.PROD, reshape(ctx, iota(ctx, out), (1, out)), s)
-        x = gather(ctx, x, elementwise(ctx, EW.SUM, first, torch.arange(k)[:, None] * d), axis)
+        first = mul(ctx, reshape(ctx, iota(ctx, out), (1, out)), s)
+        x = gather(ctx, x, add(ctx, first, torch.arange(k)[:, None] * d), axis)
     return permute(ctx, x, [*range(n), n, n + 2, n + 1, n + 3])
 
 
@@ -355,7 +364,7 @@ def _number_of_windows(padded, k, d, s):
     return (padded - d * (k - 1) - 1) // s + 1
 
 
-def _fold_any(ctx, x, output_size, kernel_size, dilation, padding, stride):
+def _fold_any(ctx: Context, x, output_size, kernel_size, dilation, padding, stride):
     """`fold` where sizes are dynamic: along the columns, and then along the rows."""
     sizes, options = ntuple(output_size, 2), (kernel_size, dilation, padding, stride)
     each = list(zip(*(ntuple(v, 2) for v in options), strict=True))
@@ -373,25 +382,23 @@ def _fold_any(ctx, x, output_size, kernel_size, dilation, padding, stride):
     return cast(ctx, permute(ctx, x, [*range(n), n + 1, n]), ctx.out.dtype)
 
 
-def _covered(ctx, x, size, places, k, d, p, s):
+def _covered(ctx: Context, x, size, places, k, d, p, s):
     """The last two dimensions, tap and window, as the sums of those that cover each place of a size."""
     *kept, _, _ = dims(ctx, x)
     n = len(kept)
     x = reshape(ctx, x, [*kept, k * places])
     x = slice_nd(ctx, x, [0] * (n + 1), [*kept, k * places + 1], [1] * (n + 1), trt.SampleMode.FILL)
     taps = torch.arange(k)
-    offset = elementwise(ctx, EW.SUM, reshape(ctx, iota(ctx, size), (size, 1)), p - taps * d)
-    window = elementwise(ctx, EW.FLOOR_DIV, offset, s)
-    starts = elementwise(ctx, EW.EQUAL, elementwise(ctx, EW.PROD, window, s), offset)
-    exists = elementwise(
-        ctx, EW.AND, elementwise(ctx, EW.GREATER, window, -1), elementwise(ctx, EW.LESS, window, places)
-    )
-    element = elementwise(ctx, EW.SUM, window, elementwise(ctx, EW.PROD, taps, places))
-    element = select(ctx, elementwise(ctx, EW.AND, starts, exists), element, k * places, torch.int64)
+    offset = add(ctx, reshape(ctx, iota(ctx, size), (size, 1)), p - taps * d)
+    window = floor_div(ctx, offset, s)
+    starts = equal(ctx, mul(ctx, window, s), offset)
+    exists = logical_and(ctx, greater(ctx, window, -1), less(ctx, window, places))
+    element = add(ctx, window, mul(ctx, taps, places))
+    element = select(ctx, logical_and(ctx, starts, exists), element, k * places, torch.int64)
     return reduce(ctx, trt.ReduceOperation.SUM, gather(ctx, x, element, n), -1)
 
 
-def _windows(ctx, size, kernel_size, dilation, padding, stride):
+def _windows(ctx: Context, size, kernel_size, dilation, padding, stride):
     """The position in the padded, flattened image of each element of each window, and the padded size."""
     padded = [n + 2 * p for n, p in zip(size, ntuple(padding, 2), strict=True)]
     axis = []

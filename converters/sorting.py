@@ -3,18 +3,27 @@ import math
 from torch2rt.converters.cumulative import running_sum
 
 from torch2rt.vocabulary import (
+    Context,
+    add,
     cast,
     check,
     concat,
     converter,
     dims,
     dtype_of,
-    elementwise,
+    equal,
     expand,
+    floor_div,
     gather,
+    greater,
     iota,
     is_symbolic,
     largest,
+    less,
+    logical_and,
+    logical_or,
+    minimum,
+    mul,
     narrow,
     permute,
     proven,
@@ -24,6 +33,7 @@ from torch2rt.vocabulary import (
     select,
     shape_tensor,
     slice_nd,
+    sub,
     torch,
     trt,
     unary,
@@ -31,7 +41,7 @@ from torch2rt.vocabulary import (
     wrap_dim,
 )
 
-EW, Op, Reduce, Unary = trt.ElementWiseOperation, trt.TopKOperation, trt.ReduceOperation, trt.UnaryOperation
+Op, Reduce, Unary = trt.TopKOperation, trt.ReduceOperation, trt.UnaryOperation
 Tensor, aten = torch.Tensor, torch.ops.aten
 LIMIT = 3840  # elements that TensorRT's TopK orders
 BLOCKS = 256
@@ -39,7 +49,7 @@ MOST = torch.finfo(torch.float32).max
 ALL = f"{BLOCKS * LIMIT} elements in order"
 
 
-def lifted(ctx, x, dim):
+def lifted(ctx: Context, x, dim):
     """A value with two dimensions at least, and in a type that TensorRT can order; with the place of `dim`."""
     if not dtype_of(x).is_floating_point:
         x = cast(ctx, x, wide(dtype_of(x)))
@@ -48,7 +58,7 @@ def lifted(ctx, x, dim):
     return reshape(ctx, x, unit + sizes), wrap_dim(dim, len(sizes)) + (1 if unit else 0)
 
 
-def top(ctx, x, k, dim, descending):
+def top(ctx: Context, x, k, dim, descending):
     """`k` extremes, the furthest first, and their places; a NaN is above everything, as torch has it.
 
     TensorRT leaves open where a NaN goes, so it becomes an infinity. Which of the infinities it was is told by the
@@ -59,23 +69,23 @@ def top(ctx, x, k, dim, descending):
         return extremes(ctx, x, k, dim, descending)
     missing = unary(ctx, Unary.ISNAN, x)
     if dtype is not torch.float32:
-        y = elementwise(ctx, EW.MIN, cast(ctx, x, torch.float32), MOST)
+        y = minimum(ctx, cast(ctx, x, torch.float32), MOST)
         value, place = extremes(ctx, select(ctx, missing, math.inf, y, torch.float32), k, dim, descending)
-        known = select(ctx, elementwise(ctx, EW.EQUAL, value, MOST), math.inf, value, torch.float32)
+        known = select(ctx, equal(ctx, value, MOST), math.inf, value, torch.float32)
         return cast(ctx, select(ctx, is_infinite(ctx, value), math.nan, known, torch.float32), dtype), place
     x = select(ctx, missing, math.inf, x, dtype)
     value, place = extremes(ctx, x, k, dim, descending)
-    kind = elementwise(ctx, EW.SUM, cast(ctx, is_infinite(ctx, x), dtype), cast(ctx, missing, dtype))
+    kind = add(ctx, cast(ctx, is_infinite(ctx, x), dtype), cast(ctx, missing, dtype))
     kind, instead = extremes(ctx, kind, k, dim, descending)
     place = select(ctx, is_infinite(ctx, value), instead, place, dtype_of(place))
-    return select(ctx, elementwise(ctx, EW.GREATER, kind, 1.5), math.nan, value, dtype), place
+    return select(ctx, greater(ctx, kind, 1.5), math.nan, value, dtype), place
 
 
-def is_infinite(ctx, x):
-    return elementwise(ctx, EW.EQUAL, x, math.inf)
+def is_infinite(ctx: Context, x):
+    return equal(ctx, x, math.inf)
 
 
-def extremes(ctx, x, k, dim, descending):
+def extremes(ctx: Context, x, k, dim, descending):
     """One TopK layer, which leaves open where a NaN goes and which of equal elements comes first."""
     layer = ctx.network.add_topk(x, Op.MAX if descending else Op.MIN, 1 if is_symbolic(k) else k, 1 << dim)
     if is_symbolic(k):
@@ -87,7 +97,7 @@ def extremes(ctx, x, k, dim, descending):
 # In order, however many ----------------------------------------------------------------------------------------------
 
 
-def arranged(ctx, x, dim, descending):
+def arranged(ctx: Context, x, dim, descending):
     """All elements in order, equal ones as they came, and their places.
 
     One TopK layer orders `LIMIT` elements. More of them are ordered in blocks, and then by a sorting network whose
@@ -112,23 +122,23 @@ def arranged(ctx, x, dim, descending):
     back.insert(dim, len(back))
     kept = lambda v: permute(ctx, narrow(ctx, reshape(ctx, v, (*rows, total)), -1, 0, n), back)  # noqa: E731
     key, place = kept(key), kept(place)
-    turn = elementwise(ctx, EW.FLOOR_DIV, place, total)
-    place = elementwise(ctx, EW.SUB, place, elementwise(ctx, EW.PROD, turn, total))
+    turn = floor_div(ctx, place, total)
+    place = sub(ctx, place, mul(ctx, turn, total))
     value = _reversed(ctx, key) if descending else key
     if dtype_of(x).is_floating_point:
-        missing = elementwise(ctx, EW.EQUAL, turn, 0 if descending else 2)
+        missing = equal(ctx, turn, 0 if descending else 2)
         value = select(ctx, missing, math.nan, value, dtype_of(value))
     return cast(ctx, value, dtype_of(x)), place
 
 
-def _reversed(ctx, x):
+def _reversed(ctx: Context, x):
     """Numbers in the reversed order, without an overflow."""
     if dtype_of(x).is_floating_point:
         return unary(ctx, Unary.NEG, x)
-    return elementwise(ctx, EW.SUB, -1, x, dtype_of(x))
+    return sub(ctx, -1, x, dtype_of(x))
 
 
-def _keys(ctx, x, total, descending):
+def _keys(ctx: Context, x, total, descending):
     """What to order by, from the lowest up, filled up to a length with the highest there is."""
     dtype = wide(dtype_of(x))
     key = cast(ctx, x, dtype)
@@ -139,14 +149,14 @@ def _keys(ctx, x, total, descending):
     return _filled(ctx, key, total, most)
 
 
-def _filled(ctx, x, total, fill):
+def _filled(ctx: Context, x, total, fill):
     sizes = dims(ctx, x)
     if same_size(sizes[-1], total):
         return x
     return slice_nd(ctx, x, [0] * len(sizes), (*sizes[:-1], total), [1] * len(sizes), trt.SampleMode.FILL, fill)
 
 
-def _tickets(ctx, x, total, descending):
+def _tickets(ctx: Context, x, total, descending):
     """What decides between equal keys: the place, after one turn of all places; a NaN's is a turn off, a filling's two.
 
     So a NaN comes after an infinity, or when descending before it, and a filling at the very end.
@@ -156,28 +166,28 @@ def _tickets(ctx, x, total, descending):
     place = torch.arange(total, dtype=dtype) + total
     if dtype_of(x).is_floating_point:
         turn = cast(ctx, unary(ctx, Unary.ISNAN, x), dtype)
-        turn = _filled(ctx, elementwise(ctx, EW.PROD, turn, -1 if descending else 1, dtype), total, 2)
-        return elementwise(ctx, EW.SUM, elementwise(ctx, EW.PROD, turn, total, dtype), place, dtype)
-    beyond = elementwise(ctx, EW.LESS, torch.arange(total), sizes[-1])
-    place = elementwise(ctx, EW.SUM, place, select(ctx, beyond, 0, 2 * total, dtype), dtype)
+        turn = _filled(ctx, mul(ctx, turn, -1 if descending else 1, dtype), total, 2)
+        return add(ctx, mul(ctx, turn, total, dtype), place, dtype)
+    beyond = less(ctx, torch.arange(total), sizes[-1])
+    place = add(ctx, place, select(ctx, beyond, 0, 2 * total, dtype), dtype)
     return expand(ctx, place, (*sizes[:-1], total))
 
 
-def _in_block(ctx, key, place, total):
+def _in_block(ctx: Context, key, place, total):
     """Each row of blocks in order, each block for itself: by its keys, then its runs of equal keys by their places."""
     size = dims(ctx, key)[-1]
     key, order = extremes(ctx, key, size, 2, False)
     place = gather(ctx, place, order, 2, each=True)
-    later = elementwise(ctx, EW.GREATER, narrow(ctx, key, 2, 1, size - 1), narrow(ctx, key, 2, 0, size - 1))
+    later = greater(ctx, narrow(ctx, key, 2, 1, size - 1), narrow(ctx, key, 2, 0, size - 1))
     later = cast(ctx, later, torch.int32)
     later = slice_nd(ctx, later, [0, 0, -1], dims(ctx, key), [1, 1, 1], trt.SampleMode.FILL, 0)
     dtype = dtype_of(place)
-    run = elementwise(ctx, EW.PROD, cast(ctx, running_sum(ctx, later, 2), dtype), 4 * total, dtype)
-    ticket, _ = extremes(ctx, elementwise(ctx, EW.SUM, run, place), size, 2, False)
-    return key, elementwise(ctx, EW.SUB, ticket, run)
+    run = mul(ctx, cast(ctx, running_sum(ctx, later, 2), dtype), 4 * total, dtype)
+    ticket, _ = extremes(ctx, add(ctx, run, place), size, 2, False)
+    return key, sub(ctx, ticket, run)
 
 
-def _meet(ctx, key, place, pairs, total):
+def _meet(ctx: Context, key, place, pairs, total):
     """Blocks that meet in pairs: the one in front keeps the lower half of both."""
     low, high = torch.tensor(pairs).T
     others = [b for b in range(dims(ctx, key)[1]) if b not in {*low.tolist(), *high.tolist()}]
@@ -185,9 +195,8 @@ def _meet(ctx, key, place, pairs, total):
     backwards = torch.arange(size - 1, -1, -1)
     (a, p), (b, q) = ([gather(ctx, v, side, 1) for v in (key, place)] for side in (low, high))
     b, q = (gather(ctx, v, backwards, 2) for v in (b, q))
-    after = elementwise(
-        ctx, EW.OR, elementwise(ctx, EW.GREATER, a, b),
-        elementwise(ctx, EW.AND, elementwise(ctx, EW.EQUAL, a, b), elementwise(ctx, EW.GREATER, p, q)),
+    after = logical_or(ctx, greater(ctx, a, b),
+        logical_and(ctx, equal(ctx, a, b), greater(ctx, p, q)),
     )  # fmt: skip
     pick = lambda x, y: select(ctx, after, x, y, dtype_of(x))  # noqa: E731
     halves = [concat(ctx, [pick(y, x), pick(x, y)], 1) for x, y in ((a, b), (p, q))]
@@ -215,58 +224,58 @@ def rounds(count):
     return result
 
 
-def recorded(ctx, x, out):
+def recorded(ctx: Context, x, out):
     return cast(ctx, reshape(ctx, x, out.shape), out.dtype)
 
 
-def both(ctx, pair):
+def both(ctx: Context, pair):
     return tuple(recorded(ctx, x, out) for x, out in zip(pair, ctx.out, strict=True))
 
 
 @converter(torch.topk, Tensor.topk, limits=ALL)
-def topk(ctx, input, k, dim=-1, largest=True, sorted=True):
+def topk(ctx: Context, input, k, dim=-1, largest=True, sorted=True):
     x, dim = lifted(ctx, input, dim)
     return both(ctx, first(ctx, x, k, dim, largest))
 
 
-def first(ctx, x, k, dim, descending, stable=False):
+def first(ctx: Context, x, k, dim, descending, stable=False):
     """The first `k` elements in order, and their places."""
     if proven(ctx, k <= LIMIT) and not stable:
         return top(ctx, x, k, dim, descending)
     return tuple(narrow(ctx, side, dim, 0, k) for side in arranged(ctx, x, dim, descending))
 
 
-def ordered(ctx, input, dim, descending, stable):
+def ordered(ctx: Context, input, dim, descending, stable):
     x, dim = lifted(ctx, input, dim)
     return first(ctx, x, dims(ctx, x)[dim], dim, descending, stable)
 
 
 @converter(torch.sort, Tensor.sort, limits=ALL)
-def sort(ctx, input, dim=-1, descending=False, stable=False):
+def sort(ctx: Context, input, dim=-1, descending=False, stable=False):
     return both(ctx, ordered(ctx, input, dim, descending, stable))
 
 
 @converter(aten.sort.stable, limits=ALL)
-def sort_stable(ctx, input, *, stable=False, dim=-1, descending=False):
+def sort_stable(ctx: Context, input, *, stable=False, dim=-1, descending=False):
     return sort(ctx, input, dim, descending, stable)
 
 
 @converter(torch.argsort, Tensor.argsort, limits=ALL)
-def argsort(ctx, input, dim=-1, descending=False, stable=False):
+def argsort(ctx: Context, input, dim=-1, descending=False, stable=False):
     return recorded(ctx, ordered(ctx, input, dim, descending, stable)[1], ctx.out)
 
 
 @converter(aten.argsort.stable, limits=ALL)
-def argsort_stable(ctx, input, *, stable, dim=-1, descending=False):
+def argsort_stable(ctx: Context, input, *, stable, dim=-1, descending=False):
     return argsort(ctx, input, dim, descending, stable)
 
 
 @converter(torch.msort, Tensor.msort, limits=ALL)
-def msort(ctx, input):
+def msort(ctx: Context, input):
     return recorded(ctx, ordered(ctx, input, 0, False, False)[0], ctx.out)
 
 
-def smallest(ctx, x, k, dim):
+def smallest(ctx: Context, x, k, dim):
     """The k-th smallest element, from whichever end is known to be nearer, and its place."""
     n = dims(ctx, x)[dim]
     from_above = not is_symbolic(n) and not is_symbolic(k) and n - k + 1 < k <= n
@@ -276,13 +285,13 @@ def smallest(ctx, x, k, dim):
 
 
 @converter(torch.kthvalue, Tensor.kthvalue, limits=ALL)
-def kthvalue(ctx, input, k, dim=-1, keepdim=False):
+def kthvalue(ctx: Context, input, k, dim=-1, keepdim=False):
     x, dim = lifted(ctx, input, dim)
     return both(ctx, smallest(ctx, x, k, dim))
 
 
 @converter(torch.median, Tensor.median, limits=ALL)
-def median(ctx, input, dim=None, keepdim=False):
+def median(ctx: Context, input, dim=None, keepdim=False):
     """The lower one of two; the first NaN, if there is one."""
     if dim is None:
         input, dim = reshape(ctx, input, [math.prod(dims(ctx, input))]), 0

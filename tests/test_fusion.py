@@ -237,6 +237,6 @@ def test_folded_weights_are_off_by_a_rounding_or_two():
     network = lower(trace(model, [torch.randn(2, 30, 5, 4)]))
     norm, before = model[1], model[0].weight.detach().double()
     exact = before * (norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()).reshape(-1, 1, 1, 1)
-    folded = network.weights[0, "kernel"]
+    folded = network.weights["0.conv2d:kernel"].tensor
     assert not folded.requires_grad and folded.grad_fn is None
     assert ((folded - exact) / exact).abs().max() < 2 * torch.finfo(torch.float32).eps

@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 from torch2rt.backend.tensorrt import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
 from torch2rt.interface import AXES
-from torch2rt.network import Network, describe
+from torch2rt.network import Network, Origin, describe
 from torch2rt.passes.float64 import as_recorded, narrow_float64
 from torch2rt.passes.fuse import Fuser
 from torch2rt.registry import Converter, load, qualified_name
@@ -82,15 +82,18 @@ class _Lowering:
             assumptions, self.failures = narrow_float64(fuser)
             lowered.assumptions += assumptions
         self.fused, self.origins = fuser.run(), fuser.origins
-        self.ctx = Context(lowered, graph)
-        self.ctx.inline, self.ctx.apply = self.inline, self.apply
+        self.on_real: tuple[Converter, inspect.BoundArguments]  # the last call on complex numbers, as on real ones
+        self.ctx = Context(lowered, graph, calls=self)
+        for made, old, change in fuser.made:
+            self.ctx.origins.record(made, Origin(old, (change,)))
         self.network = lowered.definition
         self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
         self.named = self.stand_ins = 0
-        self.names: dict[str, int] = {}
+        self.names: dict[str, int] = {}  # how many layers have a stem
+        self.given: set[str] = set()
 
     def run(self) -> None:
         self.lower(self.fused)
@@ -154,7 +157,10 @@ class _Lowering:
         if node.op == "placeholder":
             return self.input(node)
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.graph)
+            value = operator.attrgetter(str(node.target))(self.graph)
+            if isinstance(value, torch.Tensor) and not str(node.target).startswith("_constant_"):
+                self.ctx.origins.record(value, Origin(str(node.target)))
+            return value
         if "val" not in node.meta or is_symbolic(node.meta["val"]):
             return node.meta.get("val")  # a size, or a step in the arithmetic of one: the vocabulary prints the whole
         args, kwargs = self.resolve(node.args), self.resolve(node.kwargs)
@@ -166,7 +172,11 @@ class _Lowering:
             return args[0][args[1]]
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
             with torch.no_grad():
-                return as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]
+                result = as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]
+            tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            if len(tensors) == 1 and isinstance(result, torch.Tensor):
+                self.ctx.origins.derive(result, tensors[0], _short(node.target))
+            return result
         return self.call(node, args, kwargs)
 
     def resolve(self, args: Any) -> Any:
@@ -225,13 +235,17 @@ class _Lowering:
             bound_args, bound_kwargs = converter.bind(args, kwargs, node.target)  # type: ignore[arg-type]
             bound = inspect.signature(converter.function).bind(self.ctx, *bound_args, **bound_kwargs)
             bound.apply_defaults()
-
-            def again(**changes: Any) -> Any:
-                call = inspect.BoundArguments(bound.signature, {**bound.arguments, **changes})  # type: ignore[arg-type]
-                return self.as_real(converter, call.args[1:], call.kwargs)
-
-            self.ctx.arguments, self.ctx.again = bound.arguments, again
+            self.on_real = converter, bound
         return found
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        return self.on_real[1].arguments
+
+    def again(self, **changes: Any) -> Any:
+        converter, bound = self.on_real
+        call = inspect.BoundArguments(bound.signature, {**bound.arguments, **changes})  # type: ignore[arg-type]
+        return self.as_real(converter, call.args[1:], call.kwargs)
 
     def apply(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         return self.as_real(self.registry.find(target), args, kwargs)  # type: ignore[arg-type]
@@ -265,12 +279,21 @@ class _Lowering:
         """Name the layers that were added since the last ones were named."""
         for index in range(self.named, self.network.num_layers):
             layer = self.network.get_layer(index)
-            count = self.names[stem] = self.names.get(stem, -1) + 1
-            layer.name = f"{stem}.{count}" if count else stem
+            layer.name = self.unused(stem)
             layer.metadata = source
             for output in range(layer.num_outputs):
                 tuple(layer.get_output(output).shape)  # a refused layer raises here
         self.named = self.network.num_layers
+        self.ctx.name_weights()
+
+    def unused(self, stem: str) -> str:
+        """The next name of a stem that no layer has: weights are known by these names."""
+        while True:
+            count = self.names[stem] = self.names.get(stem, -1) + 1
+            name = f"{stem}.{count}" if count else stem
+            if name not in self.given:
+                self.given.add(name)
+                return name
 
     def compare(self, tensor: Any, recorded: torch.Tensor) -> None:
         if isinstance(tensor, Complex):
@@ -332,6 +355,7 @@ class _Lowering:
             if tensor.name != name:
                 raise BuildError(f"TensorRT refuses the output name '{name}'.")
             self.network.mark_output(tensor)
+        self.ctx.name_weights()
 
     def describe(self, node: torch.fx.Node, args: Any, kwargs: Any, reason: str) -> str:
         """One entry of the list of what cannot be converted."""

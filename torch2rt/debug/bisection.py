@@ -133,7 +133,7 @@ class OfReference:
     def __call__(self, names: Sequence[str]) -> Values:
         lowered, also = self.lowered, [self.values[name].name for name in names]
         with LOG.capture():
-            evaluator = Evaluator(lowered.definition, lowered.weights, also)
+            evaluator = Evaluator(lowered.definition, lowered.weights_by_layer(), also)
         specs = lowered.interface.inputs
         given = {spec.name: x.permute(spec.axes) for spec, x in zip(specs, self.tensors, strict=True)}
         results = evaluator(given)

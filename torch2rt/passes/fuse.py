@@ -34,6 +34,7 @@ class Fuser:
         self.registry = registry
         self.graph = torch.fx.Graph()
         self.erased: set[torch.fx.Node] = set()
+        self.made: list[tuple[torch.Tensor, str | None, str]] = []  # constants: of which parameter, and how
         copies: dict[torch.fx.Node, torch.fx.Node] = {}
         for node in module.graph.nodes:
             copies[node] = self.graph.node_copy(node, copies.__getitem__)
@@ -67,12 +68,25 @@ class Fuser:
             value = operator.attrgetter(str(value.target))(self.module)
         return value if isinstance(value, torch.Tensor) else None
 
+    def note(self, made: torch.Tensor, argument: Any, change: str) -> None:
+        """Remember which parameter a new constant was made of, the one that an argument stands for, and how."""
+        name = str(argument.target) if isinstance(argument, torch.fx.Node) and argument.op == "get_attr" else None
+        self.made.append((made, name, change))
+
+    def _on_cpu(self, argument: Any) -> Any:
+        """A constant, where TensorRT wants it, so that the GPU need not hold it beside the module's own."""
+        if not isinstance(argument, torch.Tensor):
+            return argument
+        here = argument.cpu()
+        self.made = [(here if made is argument else made, name, change) for made, name, change in self.made]
+        return here
+
     def call(
         self, before: torch.fx.Node, like: torch.fx.Node, shape: Sequence[Any], target: Target, *args: Any
     ) -> torch.fx.Node:  # fmt: skip
         """A new call in front of a node, of this shape, with the dtype, module and source of another call."""
         with self.graph.inserting_before(before):
-            call = self.graph.call_function(target, map_aggregate(args, _on_cpu))
+            call = self.graph.call_function(target, map_aggregate(args, self._on_cpu))
         recorded = like.meta["val"]
         with recorded.fake_mode:
             value = torch.empty(tuple(shape), dtype=recorded.dtype, device=recorded.device)
@@ -82,7 +96,7 @@ class Fuser:
     def replace(self, node: torch.fx.Node, by: torch.fx.Node, **changes: Any) -> None:
         """Let the call `by`, with some of its arguments changed, take the place of `node`; a tensor is a constant."""
         with self.graph.inserting_before(node):
-            arguments = map_aggregate({**self.arguments(by), **changes}, _on_cpu)
+            arguments = map_aggregate({**self.arguments(by), **changes}, self._on_cpu)
             call = self.graph.call_function(by.target, (), arguments)  # type: ignore[arg-type]
         call.meta = {**by.meta, "val": node.meta["val"]}
         self.substitute(node, call)
@@ -101,6 +115,3 @@ class Fuser:
                 self.erased.add(old)
 
 
-def _on_cpu(argument: Any) -> Any:
-    """A constant, where TensorRT wants it, so that the GPU need not hold it beside the module's own."""
-    return argument.cpu() if isinstance(argument, torch.Tensor) else argument

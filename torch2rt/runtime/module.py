@@ -309,7 +309,7 @@ class ReferenceModule(_Converted):
         super().__init__()
         self.interface = network.interface
         with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
-            self._evaluator = Evaluator(network.definition, network.weights)
+            self._evaluator = Evaluator(network.definition, network.weights_by_layer())
         self._network = network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from torch2rt.backend.tensorrt import trt
-from torch2rt.vocabulary import cast, dims, elementwise, expand, materialize, unary
 from torch2rt.vocabulary.context import Complex, Context
+from torch2rt.vocabulary.movement import expand
+from torch2rt.vocabulary.plain import dims
+from torch2rt.vocabulary.pointwise import elementwise, unary
+from torch2rt.vocabulary.tensors import cast, materialize
 
 Pair = Sequence[Any]
 EW, Unary = trt.ElementWiseOperation, trt.UnaryOperation

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import sympy
 import torch
 
 from torch2rt.backend.tensorrt import DTYPES, trt
 from torch2rt.errors import ConversionError
-from torch2rt.network import Network
+from torch2rt.network import Network, Origins, Weight
 from torch2rt.sizes import Dim
+from torch2rt.structure import bare_name
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -25,15 +26,37 @@ class Complex:
     imag: Any
 
 
+class Calls(Protocol):
+    """What lowering does for a converter that needs other calls lowered."""
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Of a call on complex numbers, the arguments by the names of its converter for real numbers."""
+        ...
+
+    def again(self, **changes: Any) -> Any:
+        """The result of that converter, with some arguments replaced by real ones."""
+        ...
+
+    def apply(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        """The result of another call's converter on real values."""
+        ...
+
+    def inline(self, subgraph: torch.fx.GraphModule, *operands: Any) -> list[Any]:
+        """The results of a subgraph on these values, as layers of the network."""
+        ...
+
+
 class Context:
     """What a converter is given beside torch's arguments.
 
     `network` is the TensorRT network under construction and `out` the recorded result of the call: a fake tensor with
     the result's dtype and (symbolic) shape, or a tuple of them; `device` is where the module was traced; `nan` is what
-    was asked of `lower`. The rest belongs to the vocabulary.
+    was asked of `lower`. `arguments`, `again`, `apply` and `inline` are those of `Calls`. The rest belongs to the
+    vocabulary.
     """
 
-    def __init__(self, lowered: Network, graph: torch.fx.GraphModule) -> None:
+    def __init__(self, lowered: Network, graph: torch.fx.GraphModule, calls: Calls) -> None:
         self.lowered = lowered
         self.nan = lowered.nan
         self.network = lowered.definition
@@ -45,18 +68,37 @@ class Context:
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
-        self.inline: Callable[..., list[Any]]  # lowers a subgraph on given values, and returns its results
-        self.arguments: dict[str, Any] = {}  # of a call on complex numbers: by the names of its converter for real ones
-        self.again: Callable[..., Any]  # that converter's result, with some arguments replaced by real ones
-        self.apply: Callable[..., Any]  # the result of another call's converter, on real values
+        self.origins = Origins()
+        self._unnamed: dict[tuple[int, str], Weight] = {}  # by the index of the layer, until it has a name
+        self.calls = calls
+        self.again, self.apply, self.inline = calls.again, calls.apply, calls.inline
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Of a call on complex numbers, the arguments by the names of its converter for real numbers."""
+        return self.calls.arguments
 
     def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
         """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
         if tensor.dtype not in DTYPES:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
         held = tensor.detach().resolve_neg().cpu().contiguous()
-        self.lowered.weights[self.network.num_layers, role] = held
+        self._unnamed[self.network.num_layers, role] = Weight(held, self.origins.of(tensor))
         return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
+
+    def name_weights(self) -> None:
+        """Record the weights of layers that now have their names."""
+        for (index, role), weight in self._unnamed.items():
+            if index < self.network.num_layers:  # TensorRT has not refused the layer
+                self.lowered.weights[f"{self.network.get_layer(index).name}:{role}"] = weight
+        self._unnamed.clear()
+
+    def as_dtype(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A weight in another dtype."""
+        cast = tensor.to(dtype)
+        if cast.dtype is not tensor.dtype:
+            self.origins.derive(cast, tensor, f"cast to {bare_name(dtype)}")
+        return cast
 
     def track(self, tensor: Any, sizes: Sizes) -> Any:
         """Remember the symbolic sizes of a tensor; returns the tensor."""

@@ -1,0 +1,99 @@
+"""One layer each, on TensorRT tensors of one rank and dtype as they are: what the other verbs are made of.
+
+Nothing is promoted, broadcast or made a tensor here. A result knows its sizes, and whether it stands for bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.backend.tensorrt import DTYPES, trt
+from torch2rt.vocabulary.context import Context
+from torch2rt.vocabulary.plain import broadcast_sizes, check, dims, dtype_of, refuse
+
+EW = trt.ElementWiseOperation
+
+
+def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: int | None = None) -> Any:
+    """A torch tensor, number or nested list as a constant, with leading unit axes up to `ndim` if given."""
+    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=dtype)
+    key = ("constant", id(value) if isinstance(value, torch.Tensor) else repr(value), dtype or tensor.dtype, ndim)
+    if key in ctx.memo:
+        return ctx.memo[key][0]
+    dtype = dtype or tensor.dtype
+    if dtype is torch.float64:
+        refuse("a float64 constant has no TensorRT type; make it float32")
+    narrow = dtype in (torch.int8, torch.uint8)  # such constants may only feed a Dequantize
+    shaped = ctx.as_dtype(tensor.detach(), torch.int32 if narrow else dtype)
+    if ndim is not None and ndim > shaped.dim():
+        shaped = shaped.reshape((1,) * (ndim - shaped.dim()) + tuple(shaped.shape))
+    shape = tuple(shaped.shape)
+    if shaped.numel() == 0:
+        ctx.weights(shaped)
+        result = ctx.network.add_constant(shape, trt.Weights(DTYPES[shaped.dtype])).get_output(0)
+    else:
+        result = ctx.network.add_constant(shape, ctx.weights(shaped)).get_output(0)
+    result = ctx.track(result, shape)
+    if dtype is torch.int8:
+        result = cast(ctx, result, dtype)
+    elif dtype is torch.uint8:
+        mark_bytes(ctx, result)
+    ctx.memo[key] = (result, value)  # the value stays alive, so its id stays its own
+    return result
+
+
+def mark_bytes(ctx: Context, x: Any) -> Any:
+    """Remember that an int32 tensor stands for a uint8 one; returns the tensor."""
+    ctx.bytes.add(id(x))
+    return x
+
+
+def cast(ctx: Context, x: Any, dtype: torch.dtype) -> Any:
+    """A tensor in another dtype; free when it has it already."""
+    if dtype_of(x) is dtype:
+        return x
+    check(dtype in DTYPES, f"TensorRT has no {dtype}")
+    return ctx.track(ctx.network.add_cast(x, DTYPES[dtype]).get_output(0), dims(ctx, x))
+
+
+def unary(ctx: Context, op: Any, x: Any) -> Any:
+    return ctx.track(ctx.network.add_unary(x, op).get_output(0), dims(ctx, x))
+
+
+_ON_BOOL = {EW.SUM: EW.OR, EW.PROD: EW.AND, EW.MAX: EW.OR, EW.MIN: EW.AND}
+
+
+def elementwise(ctx: Context, op: Any, a: Any, b: Any) -> Any:
+    """Sums and products of bools are their OR and AND; TensorRT compares no bools, so they are compared as integers."""
+    if dtype_of(a) is torch.bool:
+        op = _ON_BOOL.get(op, op)
+        if op in (EW.GREATER, EW.LESS):
+            a, b = cast(ctx, a, torch.int32), cast(ctx, b, torch.int32)
+    layer = ctx.network.add_elementwise(a, b, op)
+    return ctx.track(layer.get_output(0), broadcast_sizes(dims(ctx, a), dims(ctx, b)))
+
+
+def select(ctx: Context, condition: Any, a: Any, b: Any) -> Any:
+    sizes = broadcast_sizes(dims(ctx, condition), dims(ctx, a), dims(ctx, b))
+    result = ctx.track(ctx.network.add_select(condition, a, b).get_output(0), sizes)
+    return mark_bytes(ctx, result) if id(a) in ctx.bytes and id(b) in ctx.bytes else result
+
+
+def concat(ctx: Context, xs: Sequence[Any], dim: int) -> Any:
+    """Two tensors or more, one after the other; `dim` counts from the front."""
+    sizes = dims(ctx, xs[0])
+    layer = ctx.network.add_concatenation(xs)
+    layer.axis = dim
+    total = sum((dims(ctx, x)[dim] for x in xs[1:]), sizes[dim])
+    result = ctx.track(layer.get_output(0), (*sizes[:dim], total, *sizes[dim + 1 :]))
+    return mark_bytes(ctx, result) if all(id(x) in ctx.bytes for x in xs) else result
+
+
+def gather(ctx: Context, x: Any, index: Any, dim: int) -> Any:
+    """The elements at the positions in `index` along one dimension, which the index's dimensions replace."""
+    sizes = dims(ctx, x)
+    layer = ctx.network.add_gather(x, index, dim)
+    return ctx.track(layer.get_output(0), (*sizes[:dim], *dims(ctx, index), *sizes[dim + 1 :]))
