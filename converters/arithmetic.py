@@ -13,6 +13,7 @@ from torch2rt.vocabulary import (
     is_symbolic,
     less,
     logical_or,
+    rounds_powers_wrong,
     select,
     torch,
     trt,
@@ -337,9 +338,8 @@ def pow_op(ctx: Context, input, exponent):
 
 
 def power(ctx: Context, input, exponent):
-    """One layer, of half precision in float32: in bfloat16, TensorRT for RTX 1.6 takes 3.5 for 3."""
     dtype = ctx.out.dtype
-    if is_half(dtype):
+    if rounds_powers_wrong(dtype):
         return cast(ctx, elementwise(ctx, EW.POW, input, exponent, wide(dtype)), dtype)
     return binary(ctx, EW.POW, input, exponent)
 

@@ -13,7 +13,8 @@ from threads import at_once
 
 from torch2rt import build, lower, trace
 from torch2rt.backend import disk_cache as caches
-from torch2rt.backend.tensorrt import IS_RTX, create_execution_context, trt
+from torch2rt.backend.quirks import create_execution_context
+from torch2rt.backend.tensorrt import IS_RTX, trt
 from torch2rt.engine.build import TimingCache
 from torch2rt.runtime.kernel_cache import KernelCache
 

@@ -4,7 +4,7 @@ from harness import B, Call, S, Size, case, check_case, floats, ints, parametriz
 from torch._higher_order_ops.while_loop import while_loop
 
 from torch2rt import TraceError, UnsupportedError, torch2rt, trace
-from torch2rt.backend.tensorrt import has_dynamic_while
+from torch2rt.backend.quirks import has_dynamic_while
 
 cond = torch.cond
 W = torch.arange(12.0).view(3, 4)

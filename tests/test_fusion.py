@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch2rt import lower, trace
-from torch2rt.backend.tensorrt import fuses_attention, trt
+from torch2rt.backend.quirks import fuses_attention
+from torch2rt.backend.tensorrt import trt
 
 
 def normed(product, features, norm, **options):

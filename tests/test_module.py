@@ -14,7 +14,7 @@ from harness import compare
 from test_tracing import module
 
 from torch2rt import InputError, TRTModule, torch2rt, trace
-from torch2rt.backend import tensorrt as backend
+from torch2rt.backend import quirks
 from torch2rt.interface import Interface
 
 
@@ -333,10 +333,10 @@ def test_threads_may_share_a_module(gpu):
     ],
 )  # fmt: skip
 def test_engines_that_would_compute_wrong_are_refused(monkeypatch, flavour, version, override, capability, expected):
-    monkeypatch.setattr(backend, "VERSION", version)
-    monkeypatch.setattr(backend, "IS_RTX", flavour == "tensorrt_rtx")
-    monkeypatch.setattr(backend, "is_listed", {(9, 0): False, (8, 9): True}.get)
+    monkeypatch.setattr(quirks, "VERSION", version)
+    monkeypatch.setattr(quirks, "IS_RTX", flavour == "tensorrt_rtx")
+    monkeypatch.setattr(quirks, "is_listed", {(9, 0): False, (8, 9): True}.get)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     if override is not None:
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
-    assert bool(backend.distrust(capability)) == expected
+    assert bool(quirks.why_no_dynamic_shapes(capability)) == expected

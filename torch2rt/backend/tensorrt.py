@@ -162,23 +162,6 @@ def has_attention() -> bool:
     return hasattr(trt.INetworkDefinition, "add_attention") or hasattr(trt.INetworkDefinition, "add_attention_v2")
 
 
-def fuses_attention() -> bool:
-    """Whether the layers that make up an attention run as one kernel, as the attention layer does, and no slower.
-
-    TensorRT for RTX then also leaves out the copies around it, and what it makes of the layer's mask.
-    """
-    return IS_RTX
-
-
-def prefers_attention_layer(dtype: torch.dtype, causal: bool) -> bool:
-    """Whether an attention should be TensorRT's attention layer, where the layer takes its sizes.
-
-    TensorRT for RTX 1.6 and 1.7 have no kernel for it in float32. They then take the layer apart, and fail to build it
-    (`CHECK(i < op->input_size())`) where it is causal and another attention has the same inputs and is not.
-    """
-    return not fuses_attention() or causal and dtype is not torch.float32
-
-
 def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) -> Any:
     """Softmax attention, in one kernel where there is one; if `causal`, query i sees the keys up to i."""
     norm = trt.AttentionNormalizationOp.SOFTMAX
@@ -189,19 +172,6 @@ def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) 
         layer = network.add_attention(query, key, value, norm, causal)
     layer.decomposable = True
     return layer
-
-
-def relu_keeps_nan() -> bool:
-    """Whether a RELU layer passes a NaN on: seen in TensorRT for RTX 1.6, of every other TensorRT nothing is known."""
-    return IS_RTX
-
-
-def has_dynamic_while() -> bool:
-    """Whether a loop with a condition may be part of an engine with dynamic shapes.
-
-    In TensorRT for RTX 1.6, some such loops ran their body twice a turn, stopped early, or never ended.
-    """
-    return FLAVOUR != "tensorrt_rtx"
 
 
 def has_cumulative() -> bool:
@@ -234,41 +204,3 @@ def is_listed(capability: tuple[int, int]) -> bool:
     if not IS_RTX:
         return True
     return hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
-
-
-def distrust(capability: tuple[int, int]) -> str | None:
-    """Why engines with dynamic shapes must not run here, if they must not.
-
-    Without TF32, convolutions of TensorRT for RTX 1.4 with dynamic shapes give wrong results without an error on a GPU
-    that it runs on but does not list (seen on 9.0). Static ones, those in TF32 and those of 1.6 are right.
-    """
-    old = IS_RTX and tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 6)
-    if old and not is_listed(capability) and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
-        return (
-            f"{FLAVOUR} {VERSION} computes convolutions with dynamic shapes wrong on this GPU if NVIDIA_TF32_OVERRIDE=0"
-            " is in the environment. Start Python without it, convert with static shapes, or install version 1.6."
-        )
-    return None
-
-
-def create_execution_context(
-    engine: Any, capability: tuple[int, int], kernels: Any = None, own_memory: bool = False
-) -> Any:
-    """An execution context of an engine on a GPU of this compute capability, with or without scratch memory.
-
-    TensorRT for RTX compiles kernels for each shape it meets. On a GPU that it runs on but does not list, those of 1.6
-    compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only general kernels are used.
-    `kernels` is an `IRuntimeCache` of what it has compiled before.
-    """
-    strategies = trt.ExecutionContextAllocationStrategy
-    strategy = strategies.STATIC if own_memory else strategies.USER_MANAGED
-    if not IS_RTX:
-        return engine.create_execution_context(strategy)
-    config = engine.create_runtime_config()
-    config.set_execution_context_allocation_strategy(strategy)
-    if kernels is not None:
-        config.set_runtime_cache(kernels)
-    if not is_listed(capability):
-        specialization = trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = specialization.NONE
-    return engine.create_execution_context(config)

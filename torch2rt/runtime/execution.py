@@ -12,7 +12,8 @@ import torch
 
 from torch2rt.backend import cuda
 from torch2rt.backend.cuda import CapturedGraph, CaptureError, Copy, contiguous_strides, empty, is_capturing
-from torch2rt.backend.tensorrt import LOG, create_execution_context
+from torch2rt.backend.quirks import create_execution_context
+from torch2rt.backend.tensorrt import LOG
 from torch2rt.errors import EngineError, InputError
 
 if TYPE_CHECKING:

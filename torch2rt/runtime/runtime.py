@@ -21,7 +21,8 @@ import torch
 
 from torch2rt.backend import cuda
 from torch2rt.backend.cuda import current_device, current_stream, is_capturing, on_device
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, create_execution_context, distrust, trt
+from torch2rt.backend.quirks import create_execution_context, why_no_dynamic_shapes
+from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
 from torch2rt.errors import EngineError, InputError
 from torch2rt.interface import Interface
 from torch2rt.runtime.execution import ALIGNMENT, NOT_WARM, UNCAPTURABLE, Execution, Graph, is_dense
@@ -81,7 +82,7 @@ class Runtime:
 
     def serve(self, interface: Interface) -> None:
         """Take the calling convention, and make the first execution context, which says whether the GPU fits."""
-        if any(spec.dynamic for spec in interface.inputs) and (reason := distrust(self.capability)):
+        if any(spec.dynamic for spec in interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
             raise EngineError(reason)
         self.interface = interface
         self.names = [spec.name for spec in interface.inputs]

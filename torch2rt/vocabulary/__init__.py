@@ -7,14 +7,12 @@ arithmetic works on both. Complex values are pairs of parts, whose arithmetic is
 
 import torch
 
+from torch2rt.backend.quirks import fuses_attention, has_dynamic_while, prefers_attention_layer, rounds_powers_wrong
 from torch2rt.backend.tensorrt import (
     add_attention,
     add_normalization,
-    fuses_attention,
     has_attention,
     has_cumulative,
-    has_dynamic_while,
-    prefers_attention_layer,
     scales_groups_by_channel,
     trt,
 )
@@ -67,13 +65,14 @@ from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
 __all__ = [
-    "COUNTED", "Complex", "Context", "Places", "Selection", "activation", "add", "add_attention", "add_normalization",
-    "assign", "axes", "broadcast", "by_schema", "cast", "check", "clamp", "complex_converter", "composite", "concat",
-    "constant", "converter", "dims", "div", "dtype_of", "elementwise", "equal", "expand", "expression", "factory",
-    "floor_div", "fuses_attention", "fusion", "gather", "greater", "has_attention", "has_cumulative",
-    "has_dynamic_while", "iota", "is_integral", "is_negative", "is_symbolic", "is_traced", "largest", "less", "lift",
-    "logical_and", "logical_or", "logical_xor", "materialize", "matmul", "maximum", "minimum", "mul", "narrow",
-    "ntuple", "operands", "permute", "prefers_attention_layer", "proven", "reduce", "refuse", "require", "reshape",
-    "result_type", "rewrite", "run", "same_size", "scales_groups_by_channel", "scope", "select", "shape_tensor",
-    "slice_nd", "sub", "subgraph", "torch", "trt", "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
+    "COUNTED", "Complex", "Context", "Places", "Selection", "activation", "add", "add_attention",
+    "add_normalization", "assign", "axes", "broadcast", "by_schema", "cast", "check", "clamp", "complex_converter",
+    "composite", "concat", "constant", "converter", "dims", "div", "dtype_of", "elementwise", "equal", "expand",
+    "expression", "factory", "floor_div", "fuses_attention", "fusion", "gather", "greater", "has_attention",
+    "has_cumulative", "has_dynamic_while", "iota", "is_integral", "is_negative", "is_symbolic", "is_traced",
+    "largest", "less", "lift", "logical_and", "logical_or", "logical_xor", "materialize", "matmul", "maximum",
+    "minimum", "mul", "narrow", "ntuple", "operands", "permute", "prefers_attention_layer", "proven", "reduce",
+    "refuse", "require", "reshape", "result_type", "rewrite", "rounds_powers_wrong", "run", "same_size",
+    "scales_groups_by_channel", "scope", "select", "shape_tensor", "slice_nd", "sub", "subgraph", "torch", "trt",
+    "unary", "unlift", "weighted_gather", "wide", "wrap_dim",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torch2rt.backend.quirks import folds_repeated_bools_wrong
 from torch2rt.backend.tensorrt import can_slice_axes, trt
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary import layers
@@ -48,8 +49,7 @@ def _lifted(sizes: Sequence[Any], n: int) -> tuple[Any, ...]:
 
 def expand(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
     """Unit axes repeated to these sizes, leading axes added."""
-    if not isinstance(x, trt.ITensor) and not any(map(is_symbolic, (x, *sizes))):
-        # TensorRT for RTX 1.6 folds a slice that repeats a bool constant into a wrong constant.
+    if folds_repeated_bools_wrong() and not isinstance(x, trt.ITensor) and not any(map(is_symbolic, (x, *sizes))):
         return constant(ctx, torch.as_tensor(x).expand(tuple(sizes)))
     x = materialize(ctx, x, None, len(sizes))
     old = dims(ctx, x)

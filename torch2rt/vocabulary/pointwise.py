@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import relu_keeps_nan, trt
+from torch2rt.backend.quirks import folds_or_without_broadcasting, relu_keeps_nan
+from torch2rt.backend.tensorrt import trt
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
@@ -47,16 +48,13 @@ def elementwise(ctx: Context, op: Any, a: Value, b: Value, dtype: torch.dtype | 
     """
     if op in _BEYOND and (dtype or result_type(ctx, a, b)).is_floating_point:
         return _extreme(ctx, op, a, b, dtype)
-    if (dtype or result_type(ctx, a, b)) is torch.bool:
+    if (dtype or result_type(ctx, a, b)) is torch.bool and folds_or_without_broadcasting():
         a, b = _dense(ctx, a, b), _dense(ctx, b, a)
     return layers.elementwise(ctx, op, *operands(ctx, a, b, dtype=dtype))
 
 
 def _dense(ctx: Context, x: Value, other: Value) -> Value:
-    """A bool constant in all of the sizes it is broadcast to, where they are static.
-
-    TensorRT for RTX 1.6 folds `OR(x, true)` into the constant without broadcasting it.
-    """
+    """A bool constant in all of the sizes it is broadcast to, where they are static."""
     if isinstance(x, trt.ITensor) or any(map(is_symbolic, (x, *dims(ctx, other)))):
         return x
     tensor = torch.as_tensor(x)

@@ -1,0 +1,140 @@
+"""What one version of TensorRT gets wrong or does otherwise: a named question for each.
+
+Every question states the versions, the symptom and the test that shows it, so that it can go when the version goes.
+What a binding merely has or has not is asked of the binding itself, in `torch2rt.backend.tensorrt`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from torch2rt.backend.tensorrt import FLAVOUR, IS_RTX, VERSION, is_listed, trt
+
+# Attention -----------------------------------------------------------------------------------------------------------
+
+
+def fuses_attention() -> bool:
+    """Whether the layers that make up an attention run as one kernel, as the attention layer does, and no slower.
+
+    TensorRT for RTX then also leaves out the copies around it, and what it makes of the layer's mask.
+    """
+    return IS_RTX
+
+
+def prefers_attention_layer(dtype: torch.dtype, causal: bool) -> bool:
+    """Whether an attention should be TensorRT's attention layer, where the layer takes its sizes.
+
+    TensorRT for RTX 1.6 and 1.7 have no kernel for it in float32. They then take the layer apart, and fail to build it
+    (`CHECK(i < op->input_size())`) where it is causal and another attention has the same inputs and is not.
+    Test: `test_attention.py`, causal attention beside others, on a GPU.
+    """
+    return not fuses_attention() or causal and dtype is not torch.float32
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def relu_keeps_nan() -> bool:
+    """Whether a RELU layer passes a NaN on: seen in TensorRT for RTX 1.6; of every other TensorRT nothing is known.
+
+    Test: `test_special_values.py::test_special_values`, on a GPU.
+    """
+    return IS_RTX
+
+
+def folds_or_without_broadcasting() -> bool:
+    """Whether `OR(x, true)` becomes the constant in the constant's own shape: TensorRT for RTX 1.6 and 1.7.
+
+    Bool constants are expanded before, with every TensorRT, as that costs nothing. Test: `test_comparison.py`.
+    """
+    return True
+
+
+def folds_repeated_bools_wrong() -> bool:
+    """Whether a slice that repeats a bool constant is folded into a wrong constant: TensorRT for RTX 1.6.
+
+    Constants are expanded by torch before, with every TensorRT, as that costs nothing. Test: `test_shape.py`.
+    """
+    return True
+
+
+def sums_wrong_over_several_axes() -> bool:
+    """Whether a reduction over several axes, fused with a reduction or softmax over one of them, sums wrong.
+
+    TensorRT for RTX 1.6: `softmax(x, 1).sum((1, 2))`. Test: `test_reduction.py`, on a GPU.
+    """
+    return True
+
+
+def rounds_powers_wrong(dtype: torch.dtype) -> bool:
+    """Whether a power in this dtype is not rounded to the nearest number.
+
+    In bfloat16, TensorRT for RTX 1.6 takes 3.5 for 3.
+    Test: `test_special_values.py`, on a GPU.
+    """
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+def computes_in_tf32_unasked() -> bool:
+    """Whether float32 products are computed in TF32 whatever the builder is told: TensorRT for RTX 1.4 to 1.7.
+
+    Only the environment variable `NVIDIA_TF32_OVERRIDE=0` turns that off. Test: `test_module.py`, on a GPU.
+    """
+    return IS_RTX and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+
+
+# Loops ---------------------------------------------------------------------------------------------------------------
+
+
+def has_dynamic_while() -> bool:
+    """Whether a loop with a condition may be part of an engine with dynamic shapes.
+
+    In TensorRT for RTX 1.6, some such loops ran their body twice a turn, stopped early, or never ended.
+    Test: `test_control_flow.py`, on a GPU.
+    """
+    return not IS_RTX
+
+
+# Running -------------------------------------------------------------------------------------------------------------
+
+
+def why_no_dynamic_shapes(capability: tuple[int, int]) -> str | None:
+    """Why engines with dynamic shapes must not run on a GPU of this compute capability, if they must not.
+
+    Without TF32, convolutions of TensorRT for RTX 1.4 with dynamic shapes give wrong results without an error on a GPU
+    that it runs on but does not list (seen on 9.0). Static ones, those in TF32 and those of 1.6 are right.
+    Test: `test_module.py::test_engines_that_would_compute_wrong_are_refused`.
+    """
+    old = IS_RTX and tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 6)
+    if old and not is_listed(capability) and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
+        return (
+            f"{FLAVOUR} {VERSION} computes convolutions with dynamic shapes wrong on this GPU if NVIDIA_TF32_OVERRIDE=0"
+            " is in the environment. Start Python without it, convert with static shapes, or install version 1.6."
+        )
+    return None
+
+
+def create_execution_context(
+    engine: Any, capability: tuple[int, int], kernels: Any = None, own_memory: bool = False
+) -> Any:
+    """An execution context of an engine on a GPU of this compute capability, with or without scratch memory.
+
+    TensorRT for RTX compiles kernels for each shape it meets. On a GPU that it runs on but does not list, those of 1.6
+    compute grouped convolutions wrong from the second shape on (seen on 9.0), so there only general kernels are used.
+    `kernels` is an `IRuntimeCache` of what it has compiled before.
+    """
+    strategies = trt.ExecutionContextAllocationStrategy
+    strategy = strategies.STATIC if own_memory else strategies.USER_MANAGED
+    if not IS_RTX:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    if kernels is not None:
+        config.set_runtime_cache(kernels)
+    if not is_listed(capability):
+        specialization = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = specialization.NONE
+    return engine.create_execution_context(config)
