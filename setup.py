@@ -13,7 +13,7 @@ setup(
     # converters/ stands at the top level of the repository and is imported as torch2rt.converters.
     packages=[*find_packages(include=["torch2rt", "torch2rt.*"]), "torch2rt.converters"],
     package_dir={"torch2rt": "torch2rt", "torch2rt.converters": "converters"},
-    install_requires=["torch>=2.10", "torchvision", "numpy", "tqdm"],
+    install_requires=["torch>=2.10", "torchvision", "numpy", "tqdm", "filelock"],
     extras_require={
         "rtx": ["tensorrt-rtx>=1.4"],
         "tensorrt": ["tensorrt>=10.3"],
