@@ -20,20 +20,19 @@ UNCAPTURABLE = "TensorRT cannot run this engine in a CUDA graph"
 
 
 class CudaGraph:
-    """A captured call: the engine on fixed inputs and outputs, replayed as one piece.
+    """One call as a CUDA graph: the engine on fixed inputs and outputs, replayed as one piece.
 
-    It is captured on the tensors of its first call, so that a caller who passes the same ones again copies nothing. A
-    call with others makes it be captured again, with copies to inputs of its own (`copies_inputs`). Outputs that are
-    not borrowed are copied to fresh ones. The copies are part of the graph, and told their addresses before a replay if
-    these have changed, which takes as long as all the rest of a call. Where a caller still holds one call's outputs at
-    the next, they change each time: the next ones are made ready, and the copies told, while the GPU works on the call
-    before. Where not, torch gives the same memory again.
+    The first graph of a stream and shapes reads the tensors of the first call themselves, so that a caller who passes
+    the same tensors again copies nothing. A call with other tensors has the graph captured again, with inputs of its
+    own and copies to them (`copies_inputs`). Outputs are copied to fresh tensors, unless the caller borrows them.
 
-    All of its memory is torch's and of the caller's stream, on which it is replayed. So torch gives it to others in
-    their turn when the graph is gone.
+    The copies are part of the graph. A copy is told before a replay if an address has changed, which takes as long as
+    all the rest of a call. The outputs change at every call of a caller who still holds those of the call before. Then
+    the next outputs are made ready, and their copies told, while the GPU works on the call before. For a caller who has
+    dropped them, torch gives the same memory again.
 
-    `lock` is to be held from looking at `gone` until the replay is enqueued. Of a graph that is gone, the memory may be
-    another's.
+    All memory of a graph is torch's and belongs to the caller's stream, on which the graph is replayed. Torch gives it
+    to others when the graph is gone, so hold `lock` from looking at `gone` until the replay is enqueued.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class CudaGraph:
     def _capture(
         self, stream: int, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
     ) -> CapturedGraph:  # fmt: skip
-        """The last call of the execution context, from copying the given inputs to copying the results."""
+        """The last call of the execution context, recorded with the copies before and after it."""
         if not self.execution.can_be_captured(stream):
             raise CaptureError(UNCAPTURABLE)
         try:
@@ -82,7 +81,7 @@ class CudaGraph:
             raise CaptureError(str(error).rstrip(".")) from error
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
-        """Replay it on torch's current stream; `None` if the tensors are not those it was captured on and must be."""
+        """Replay on torch's current stream; `None` if the graph reads other tensors than these and copies none."""
         held: Any = None  # inputs that were copied, until the graph is enqueued
         inputs = self.inputs
         dtypes, dense, index, place = inputs.dtypes, inputs.dense, inputs.index, 0
@@ -116,7 +115,7 @@ class CudaGraph:
         return outputs
 
     def replay_in_a_new_thread(self, error: int) -> None:
-        """Replay where CUDA gave this error, which a thread's first call gets; raises `EngineError` for others."""
+        """Replay after CUDA has failed with this error, `NO_CONTEXT` in a new thread, or raise `EngineError`."""
         if error == cuda.NO_CONTEXT:
             cuda.enter_context(self.inputs.index)
             error = self.replay()

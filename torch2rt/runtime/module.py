@@ -97,12 +97,12 @@ class TRTModule(_Converted):
 
     def _engine(self) -> Engine:
         """The engine, whose report says what is known by now; raises `EngineError` while there is none."""
-        if self.built is None:
+        if (engine := self.built) is None:
             raise EngineError(
                 "This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine."
             )
-        self.built.report.without_cuda_graphs = self.cuda_graph_refused
-        return self.built
+        engine.report.without_cuda_graphs = self.cuda_graph_refused
+        return engine
 
     def _interface(self) -> Interface:
         return self._engine().interface
@@ -180,12 +180,12 @@ class TRTModule(_Converted):
         return replica
 
     def load(self, device: torch.device) -> ContextPool:
-        """Make the engine ready on a GPU, for calls with tensors from there. The module is put nowhere by it."""
+        """Load the engine on a GPU, for calls with tensors from there; `model_trt.device` stays as it is."""
         return self._pool(torch.cuda.current_device() if device.index is None else device.index)
 
     @property
     def cuda_graph_refused(self) -> str | None:
-        """Why calls run plainly although `cuda_graph` is set; `None` if they do not, or before the first of them."""
+        """Why calls run without CUDA graphs although `cuda_graph` is set; `None` if they do not."""
         reasons = [pool.uncapturable for pool in list(self._pools.values())] if self.cuda_graph else []
         return next(filter(None, reasons), None)
 

@@ -82,7 +82,7 @@ class ContextPool:
         """Make the first execution context, too, which says whether the GPU fits; raises `EngineError` if not."""
         self.interface, self.inputs = loaded.interface, loaded.inputs
         self.device, self.index = loaded.device, loaded.index
-        self.lock = threading.RLock()  # to capture and to forget graphs, not to replay them
+        self.lock = threading.RLock()  # to capture and to drop graphs, not to replay them
         self.idle: dict[int, IdleContexts] = {}  # by stream
         self.unused: list[Execution] = []  # that have not run on any stream yet
         self.external = ExternalStreamContexts()
@@ -160,9 +160,9 @@ class ContextPool:
     def replay(
         self, tensors: Sequence[torch.Tensor], stream: int, idle: IdleContexts, borrow: bool
     ) -> list[torch.Tensor] | None:  # fmt: skip
-        """The same by replaying a CUDA graph of this stream and these shapes, which the first call captures.
+        """The engine's outputs by replaying the CUDA graph of this stream and these shapes, captured at the first call.
 
-        `None` if it could not be captured, so that this call is to be made without a graph.
+        `None` if the call could not be captured, and is to be made without a graph.
         """
         outputs, graphs = None, self.graphs
         try:
@@ -179,16 +179,16 @@ class ContextPool:
         try:  # noqa: SIM105  (contextlib.suppress takes a microsecond)
             graphs.move_to_end(key)
         except KeyError:
-            pass  # another thread has let go of it meanwhile
+            pass  # another thread has dropped it meanwhile
         return outputs
 
     def capture(
         self, key: Any, tensors: Sequence[torch.Tensor], idle: IdleContexts, before: CudaGraph | None
     ) -> bool:  # fmt: skip
-        """Capture a call in a graph, in place of the graph `before`; it keeps an execution context for good.
+        """Capture a call in a graph, in place of the graph `before`; the graph keeps an execution context for good.
 
-        `False` if that fails. It may do so now and then: CUDA breaks a capture off if another thread waits for the
-        whole device meanwhile. After `TRIES` times no more is tried, for it breaks that thread's wait off, too.
+        `False` if the capture fails. That may happen now and then: CUDA breaks a capture off if another thread waits
+        for the whole device meanwhile, and that thread's wait, too. So after `TRIES` failures no more is tried.
         """
         with self.lock:
             if self.uncapturable:
@@ -197,7 +197,7 @@ class ContextPool:
                 return True  # another thread has done so
             self.inputs.check(tensors)
             cuda.enter_context(self.index)
-            if before is not None and not self.forget(key):
+            if before is not None and not self.drop_graph(key):
                 raise EngineError(BUSY)
             execution = self.take(idle) if before is None else before.execution
             try:
@@ -216,10 +216,10 @@ class ContextPool:
                 return False
             self.graphs[key] = graph
             for oldest in list(self.graphs)[: -GRAPHS]:
-                self.forget(oldest)
+                self.drop_graph(oldest)
             return True
 
-    def forget(self, key: Any) -> bool:
+    def drop_graph(self, key: Any) -> bool:
         """Let go of a graph, which may be running; `False` if its stream cannot be waited for now."""
         graph = self.graphs[key]
         with graph.lock:
