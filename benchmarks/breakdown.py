@@ -44,7 +44,7 @@ def measure(name: str, batch: int) -> dict[str, Any]:
     graph = meter.stage("trace", lambda: trace(module, inputs))
     network = meter.stage("lower", lambda: lower(graph))
     engine = meter.stage("build", lambda: build(network))
-    model_trt = TRTModule(engine, network.interface, made_by={"flavour": FLAVOUR, "version": VERSION})
+    model_trt = TRTModule(engine)
     meter.stage("load", lambda: model_trt.engine)
 
     def finished() -> None:

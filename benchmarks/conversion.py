@@ -83,8 +83,8 @@ def torch2rt_route(model: torch.nn.Module, inputs: Inputs, dynamic: bool, meter:
     graph = meter.stage("trace", lambda: trace(model, tensors, max_batch_size=largest))
     network = meter.stage("lower", lambda: lower(graph))
     engine = meter.stage("build", lambda: build(network, progress=False))
-    run(lambda: TRTModule(engine, network.interface, network), inputs, meter)
-    return len(engine)
+    run(lambda: TRTModule(engine, network), inputs, meter)
+    return len(engine.data)
 
 
 def onnx_route(model: torch.nn.Module, inputs: Inputs, dynamic: bool, meter: Meter) -> int:

@@ -138,7 +138,7 @@ def memory(gib: float) -> dict[str, Any]:
     meter = Meter()
     graph = meter.stage("trace", lambda: trace(model, [torch.randn(2, WIDTH)], max_batch_size=8))
     network = meter.stage("lower", lambda: lower(graph))
-    engine = len(meter.stage("build", lambda: build(network, progress=False)))
+    engine = len(meter.stage("build", lambda: build(network, progress=False)).data)
     return {"weights": weights, "engine": engine, "seconds": meter.seconds, "peak": meter.peak}
 
 

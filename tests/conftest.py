@@ -29,12 +29,11 @@ def device(request):
 @pytest.fixture
 def without_gpu_memory(monkeypatch):
     """Outputs of calls and replays are the CPU's: what they do on the host, with the GPU's part left out."""
-    from torch2rt.runtime import execution
+    from torch2rt.runtime import cuda_graph, execution
 
-    monkeypatch.setattr(
-        execution, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype)
-    )
-    monkeypatch.setattr(execution, "NOWHERE", 1)  # the CPU's memory may begin below a GPU's
+    for file in (cuda_graph, execution):
+        monkeypatch.setattr(file, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype))
+        monkeypatch.setattr(file, "LOWEST_ADDRESS", 1)  # the CPU's memory may begin below a GPU's
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,19 @@
 """Engines as files: written once and whole, and told from everything else."""
 
+import copy
 import hashlib
 import io
 import json
 import os
+import pickle
 import tracemalloc
 
 import pytest
 import torch
 from test_tracing import module
 
-from torch2rt import EngineError, TRTModule, torch2rt
+from torch2rt import Engine, EngineError, InputError, TRTModule, build, lower, torch2rt, trace
+from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 from torch2rt.engine import artifact
 from torch2rt.interface import Input, Interface
 
@@ -34,7 +37,8 @@ def stand_in(size):
     x = Input("x", torch.float32, (1, 3), (2, 3), (4, 3))
     call = {"tuple": [{"tuple": [{"leaf": 0}]}, {"dict": [], "items": []}]}
     data = hashlib.sha256(b"engine").digest() * (size // 32)
-    return TRTModule(data, Interface([x], call, ["x"], ["y"], {"leaf": 0}, [{"output": 0}]))
+    interface = Interface([x], call, ["x"], ["y"], {"leaf": 0}, [{"output": 0}])
+    return TRTModule(Engine(data, interface, {"flavour": FLAVOUR, "version": VERSION}))
 
 
 def test_a_file_is_the_engine_then_the_header(model_trt, engine_file):
@@ -89,8 +93,6 @@ def test_what_is_not_saved_whole_is_not_saved(monkeypatch, tmp_path, error):
 
 
 def test_copies_share_the_engine(model_trt):
-    import copy
-
     assert copy.deepcopy(model_trt).engine_bytes is model_trt.engine_bytes
     assert copy.copy(model_trt).engine_bytes is model_trt.engine_bytes
 
@@ -158,3 +160,25 @@ def test_a_plain_engine_says_that_it_needs_a_gpu(model_trt):
 def test_a_missing_file_is_pythons_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         TRTModule.from_engine(tmp_path / "missing.engine")
+
+
+# The value that build returns ----------------------------------------------------------------------------------------
+
+
+def test_build_returns_all_that_a_module_needs(model_trt, tmp_path):
+    network = lower(trace(module(lambda self, x, y: x + y), [torch.randn(2, 3), torch.randn(2, 3)], max_batch_size=4))
+    engine = build(network, progress=False)
+    assert bytes(engine) is engine.data and type(engine.data) is bytes
+    assert (engine.made_by, engine.interface) == (model_trt.made_by, network.interface)
+    made = TRTModule(engine)
+    assert made.built is engine and made.network is None and TRTModule(engine, network).network is network.definition
+    assert repr(made) == f"TRTModule({engine.describe()})" and repr(engine) == f"Engine({engine.describe()})"
+    made.save_engine(tmp_path / "model.engine")
+    assert TRTModule.from_engine(tmp_path / "model.engine").built == engine
+    assert pickle.loads(pickle.dumps(engine)) == engine == copy.deepcopy(engine) == copy.copy(engine)
+    assert copy.deepcopy(engine).data is engine.data and copy.deepcopy(engine).report is not engine.report
+
+
+def test_a_module_takes_an_engine_and_no_bytes(model_trt):
+    with pytest.raises(InputError, match=r"takes the Engine that torch2rt.build returns, not a bytes; .*from_engine"):
+        TRTModule(model_trt.engine_bytes)

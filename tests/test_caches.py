@@ -15,7 +15,7 @@ from torch2rt import build, lower, trace
 from torch2rt.backend import disk_cache as caches
 from torch2rt.backend.quirks import create_execution_context
 from torch2rt.backend.tensorrt import IS_RTX, trt
-from torch2rt.engine.build import TimingCache
+from torch2rt.engine.timing_cache import TimingCache
 from torch2rt.runtime.kernel_cache import KernelCache
 
 GPU = {"name": "NVIDIA Test", "major": 8, "minor": 9, "multi_processor_count": 60, "total_memory": 2**34}
@@ -418,7 +418,7 @@ def test_kernels_of_tensorrt(folder, device):
     if device.type != "cuda":
         pytest.skip("an engine is only deserialized where there is a GPU")
     network = lower(trace(torch.nn.Conv2d(3, 4, 3).eval().to(device), [torch.randn(1, 3, 8, 8, device=device)]))
-    engine_bytes = build(network, progress=False)
+    engine_bytes = build(network, progress=False).data
     engine = trt.Runtime(network.builder.logger).deserialize_cuda_engine(engine_bytes)
     first = KernelCache(engine, engine_bytes, device)
     assert create_execution_context(engine, torch.cuda.get_device_capability(), first.cache) is not None

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import os
 import re
@@ -323,7 +324,7 @@ def test_inspect_names_what_it_cannot_read(tmp_path, monkeypatch, content, code,
 
 def test_an_engine_saved_without_facts_is_inspected(models, tmp_path, capsys):
     made = torch2rt(torch.nn.ReLU(), [torch.randn(2, 3)])
-    made._facts = {}
+    made.built = dataclasses.replace(made.built, facts={})
     made.save_engine(tmp_path / "older.engine")
     assert main(["inspect", str(tmp_path / "older.engine")]) == 0
     assert re.search(r"^output_0 +output\nreport.*(\n.*)*\nlayers +unknown$", capsys.readouterr().out, re.M)

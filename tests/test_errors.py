@@ -1,6 +1,7 @@
 """Every bad input gets an error that says what is wrong, before TensorRT or CUDA sees it, and nothing is lost."""
 
 import contextlib
+import dataclasses
 import io
 
 import pytest
@@ -259,16 +260,17 @@ def test_a_damaged_file_is_refused(converted, tmp_path):
 
 
 def test_an_engine_of_another_tensorrt_names_both(converted, device, monkeypatch):
-    import torch2rt.runtime.module as runtime
+    import torch2rt.runtime.loaded_engine as runtime
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    foreign = TRTModule(converted.engine_bytes, converted.interface, None, {"flavour": "tensorrt", "version": "9.1.0"})
+    made_by = {"flavour": "tensorrt", "version": "9.1.0"}
+    foreign = TRTModule(dataclasses.replace(converted.built, made_by=made_by))
     with pytest.raises(EngineError, match=rf"built by tensorrt 9.1.0, this is {runtime.FLAVOUR} {runtime.VERSION}"):
         foreign(X.to(device), y=X.to(device), scale=3.0)
 
 
 def test_an_engine_for_another_gpu_names_both(converted, device, monkeypatch):
-    import torch2rt.runtime.module as runtime
+    import torch2rt.runtime.loaded_engine as runtime
 
     class Unwilling:
         def __init__(self, log):
@@ -287,7 +289,7 @@ def test_an_engine_for_another_gpu_names_both(converted, device, monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     made_by = {"flavour": runtime.FLAVOUR, "version": runtime.VERSION, "target": "compute capability 8.9"}
-    foreign = TRTModule(converted.engine_bytes, converted.interface, None, made_by)
+    foreign = TRTModule(dataclasses.replace(converted.built, made_by=made_by))
     message = r"built for compute capability 8.9.*on NVIDIA Test \(compute capability 8.6\): no kernels for this"
     with pytest.raises(EngineError, match=message):
         foreign(X.to(device), y=X.to(device), scale=3.0)

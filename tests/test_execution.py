@@ -16,10 +16,9 @@ from torch2rt import torch2rt
 from torch2rt.backend import cuda
 from torch2rt.backend.cuda import CaptureError, Copy
 from torch2rt.errors import EngineError
-from torch2rt.interface import Interface
-from torch2rt.runtime import runtime as runtime_file
-from torch2rt.runtime.execution import UNCAPTURABLE, Graph
-from torch2rt.runtime.runtime import Runtime
+from torch2rt.runtime import pool as pool_file
+from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
+from torch2rt.runtime.pool import ContextPool
 
 
 class Target:
@@ -35,7 +34,7 @@ class Target:
 @pytest.fixture
 def graph(without_gpu_memory):
     """A captured call that writes 1, 2, 3, ... to where its copy points."""
-    graph, target, blocks = Graph.__new__(Graph), Target(), {}
+    graph, target, blocks = CudaGraph.__new__(CudaGraph), Target(), {}
     count = iter(range(1, 1000))
     fresh = graph.fresh
 
@@ -48,11 +47,11 @@ def graph(without_gpu_memory):
         blocks.pop(target.address).fill_(next(count))
 
     x = torch.zeros(100)
-    graph.own, graph.addresses, graph.sources, graph.outputs = False, [x.data_ptr()], [None], []
+    graph.copies_inputs, graph.addresses, graph.sources, graph.outputs = False, [x.data_ptr()], [None], []
     graph.results = [((100,), (1,), torch.float32, target)]
     graph.ready, graph.last, graph.replay, graph.fresh = None, lambda: None, replay, remember
-    runtime = SimpleNamespace(dtypes=[torch.float32], dense=[torch.Tensor.is_contiguous], index=-1)
-    return SimpleNamespace(call=lambda: graph.run(runtime, [x])[0], graph=graph, target=target, runtime=runtime)
+    graph.inputs = SimpleNamespace(dtypes=[torch.float32], dense=[torch.Tensor.is_contiguous], index=-1)
+    return SimpleNamespace(call=lambda: graph.run([x])[0], graph=graph, target=target)
 
 
 def test_outputs_that_are_held_are_made_ready_ahead(graph):
@@ -94,7 +93,7 @@ def test_no_memory_for_the_next_outputs_is_the_next_calls_error(graph):
 
 
 def test_another_input_is_not_read_by_a_graph_of_the_first(graph):
-    assert graph.graph.run(graph.runtime, [torch.zeros(100)]) is None
+    assert graph.graph.run([torch.zeros(100)]) is None
     assert graph.call().unique().item() == 1
 
 
@@ -103,8 +102,8 @@ class Captured:
 
     made = 0
 
-    def __init__(self, runtime, execution, tensors, borrow, own):
-        self.execution, self.own = execution, own
+    def __init__(self, execution, tensors, capture_stream, borrow, copies_inputs):
+        self.execution, self.copies_inputs = execution, copies_inputs
         self.lock, self.gone, self.running = threading.Lock(), False, False
         self.shape = tensors[0].shape
         Captured.made += 1
@@ -112,25 +111,25 @@ class Captured:
             raise EngineError("no capture today")
         time.sleep(0)
 
-    def run(self, runtime, tensors):
+    def run(self, tensors):
         assert not self.gone and not self.running and tensors[0].shape == self.shape
         self.running = True
         time.sleep(0)
         self.running = False
-        return [tensors[0]] if self.own or random.random() < 0.9 else None
+        return [tensors[0]] if self.copies_inputs or random.random() < 0.9 else None
 
 
 def test_graphs_of_many_threads_come_and_go(monkeypatch):
     """Six keys, of which three are kept: each replay is of a graph that is there, and one at a time."""
-    monkeypatch.setattr(runtime_file, "Graph", Captured)
-    monkeypatch.setattr(runtime_file, "GRAPHS", 3)
-    monkeypatch.setattr(runtime_file.cuda, "synchronize", lambda stream: random.random() < 0.9)
-    monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
-    monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
-    runtime = Runtime.__new__(Runtime)
-    runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
-    runtime.index, runtime.failures, runtime.check = 0, 0, lambda tensors: None
-    runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(shapes=None)
+    monkeypatch.setattr(pool_file, "CudaGraph", Captured)
+    monkeypatch.setattr(pool_file, "GRAPHS", 3)
+    monkeypatch.setattr(pool_file.cuda, "synchronize", lambda stream: random.random() < 0.9)
+    monkeypatch.setattr(pool_file.cuda, "beside_captures", contextlib.nullcontext)
+    monkeypatch.setattr(pool_file.cuda, "enter_context", lambda index: None)
+    pool = ContextPool.__new__(ContextPool)
+    pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), collections.OrderedDict(), None
+    pool.index, pool.failures, pool.inputs = 0, 0, SimpleNamespace(check=lambda tensors: None)
+    pool.capture_stream, pool.unused_context = 4, lambda: SimpleNamespace(forget=lambda: None)
     inputs = [torch.zeros(size) for size in range(1, 7)]
     idle = {stream: [] for stream in (1, 2)}
     done = itertools.count()
@@ -140,12 +139,12 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
         for _ in range(400):
             x, stream = choose.choice(inputs), choose.choice([1, 2])
             with contextlib.suppress(EngineError):  # no capture today, or a stream that is busy
-                (result,) = runtime.replay([x], stream, idle[stream], borrow=False)
+                (result,) = pool.replay([x], stream, idle[stream], borrow=False)
                 assert result is x
                 next(done)
 
     at_once([lambda seed=seed: work(seed) for seed in range(8)])
-    assert next(done) > 1000 and Captured.made > 100 and len(runtime.graphs) <= 12
+    assert next(done) > 1000 and Captured.made > 100 and len(pool.graphs) <= 12
 
 
 class Uncapturable:
@@ -159,40 +158,40 @@ class Uncapturable:
 
 
 @pytest.fixture
-def plain_runtime(monkeypatch):
-    """A runtime without a GPU: its plain calls double their input, none of its calls can be captured."""
-    monkeypatch.setattr(runtime_file, "Graph", Uncapturable)
-    monkeypatch.setattr(runtime_file.cuda, "beside_captures", contextlib.nullcontext)
-    monkeypatch.setattr(runtime_file.cuda, "enter_context", lambda index: None)
-    monkeypatch.setattr(runtime_file.cuda, "is_torchs", lambda stream, index: True)
-    monkeypatch.setattr(runtime_file, "current_device", lambda: 0)
-    monkeypatch.setattr(runtime_file, "current_stream", lambda index: 7)
-    monkeypatch.setattr(runtime_file, "is_capturing", lambda: False)
+def plain_pool(monkeypatch):
+    """A pool without a GPU: its plain calls double their input, none of its calls can be captured."""
+    monkeypatch.setattr(pool_file, "CudaGraph", Uncapturable)
+    monkeypatch.setattr(pool_file.cuda, "beside_captures", contextlib.nullcontext)
+    monkeypatch.setattr(pool_file.cuda, "enter_context", lambda index: None)
+    monkeypatch.setattr(pool_file.cuda, "is_torchs", lambda stream, index: True)
+    monkeypatch.setattr(pool_file, "current_device", lambda: 0)
+    monkeypatch.setattr(pool_file, "current_stream", lambda index: 7)
+    monkeypatch.setattr(pool_file, "is_capturing", lambda: False)
     monkeypatch.setattr(Uncapturable, "made", 0)
-    runtime = Runtime.__new__(Runtime)
-    runtime.lock, runtime.graphs, runtime.uncapturable = threading.RLock(), collections.OrderedDict(), None
-    runtime.index, runtime.idle, runtime.travellers, runtime.stream, runtime.failures = 0, {}, object(), 3, 0
-    runtime.taken = []
-    runtime.check = lambda tensors: None
-    runtime.take = lambda idle: idle.pop() if idle else SimpleNamespace(run=lambda runtime, xs, stream: [xs[0] * 2])
-    return runtime
+    pool = ContextPool.__new__(ContextPool)
+    pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), collections.OrderedDict(), None
+    pool.index, pool.idle, pool.external, pool.stream, pool.failures = 0, {}, object(), 3, 0
+    pool.captured, pool.capture_stream = [], 4
+    pool.inputs = SimpleNamespace(check=lambda tensors: None)
+    pool.unused_context = lambda: SimpleNamespace(run=lambda xs, stream: [xs[0] * 2], forget=lambda: None)
+    return pool
 
 
-def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_runtime):
+def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_pool):
     """A few calls of many threads and shapes try to capture it; all calls are right."""
     inputs = [torch.full((size,), float(size)) for size in range(1, 5)]
 
     def work():
         for x in inputs:
-            assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2)
+            assert torch.equal(plain_pool.run([x], graph=True)[0], x * 2)
 
     model_trt = torch2rt(torch.nn.ReLU(), [torch.ones(2, 3)], verify=False, cuda_graph=True)
-    model_trt._runtimes = {0: plain_runtime}
+    model_trt._pools = {0: plain_pool}
     assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
-    plain_runtime.run(inputs, graph=True)
+    plain_pool.run(inputs, graph=True)
     assert Uncapturable.made == 1 and model_trt.cuda_graph_refused is None  # it may succeed the next time
     at_once([work] * 8)
-    assert Uncapturable.made == runtime_file.TRIES and not plain_runtime.graphs
+    assert Uncapturable.made == pool_file.TRIES and not plain_pool.graphs
     assert model_trt.cuda_graph_refused == "TensorRT cannot"
     assert repr(model_trt).endswith("; without CUDA graphs: TensorRT cannot)")
     assert str(model_trt.report).endswith("\nruns without CUDA graphs: TensorRT cannot")
@@ -200,38 +199,38 @@ def test_an_engine_that_cannot_be_captured_runs_plainly_and_says_so(plain_runtim
     assert model_trt.cuda_graph_refused is None and "CUDA graph" not in repr(model_trt)
 
 
-def test_captures_that_failed_say_nothing_of_the_callers_own(plain_runtime, monkeypatch):
+def test_captures_that_failed_say_nothing_of_the_callers_own(plain_pool, monkeypatch):
     x = torch.ones(2)
-    for _ in range(runtime_file.TRIES):
-        plain_runtime.run([x], graph=True)
-    assert plain_runtime.uncapturable == "TensorRT cannot"
-    monkeypatch.setattr(runtime_file, "is_capturing", lambda: True)
-    assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2) and len(plain_runtime.taken) == 1
+    for _ in range(pool_file.TRIES):
+        plain_pool.run([x], graph=True)
+    assert plain_pool.uncapturable == "TensorRT cannot"
+    monkeypatch.setattr(pool_file, "is_capturing", lambda: True)
+    assert torch.equal(plain_pool.run([x], graph=True)[0], x * 2) and len(plain_pool.captured) == 1
 
 
-def test_an_engine_that_tensorrt_does_not_let_be_captured_is_never_tried(plain_runtime, monkeypatch):
+def test_an_engine_that_tensorrt_does_not_let_be_captured_is_never_tried(plain_pool, monkeypatch):
     """It says so before the first call."""
     execution = SimpleNamespace(can_be_captured=lambda stream: False)
-    monkeypatch.setattr(runtime_file, "Execution", lambda runtime: execution)
-    monkeypatch.setattr(runtime_file, "on_device", lambda index: contextlib.nullcontext())
-    plain_runtime.fresh, plain_runtime.capability, plain_runtime.capture_stream = [], (8, 9), 4
-    plain_runtime.kernels = SimpleNamespace(save=lambda: None)
-    plain_runtime.serve(Interface([], {"tuple": []}, [], [], {"tuple": []}, []))
-    assert plain_runtime.uncapturable == UNCAPTURABLE
+    monkeypatch.setattr(pool_file, "Execution", lambda loaded: execution)
+    monkeypatch.setattr(pool_file, "on_device", lambda index: contextlib.nullcontext())
+    plain_pool.unused = []
+    plain_pool.loaded = SimpleNamespace(kernels=SimpleNamespace(save=lambda: None), engine=None)
+    plain_pool._make_first_context()
+    assert plain_pool.uncapturable == UNCAPTURABLE
     x = torch.ones(2)
-    assert torch.equal(plain_runtime.run([x], graph=True)[0], x * 2) and Uncapturable.made == 0
-    monkeypatch.setattr(runtime_file, "is_capturing", lambda: True)
+    assert torch.equal(plain_pool.run([x], graph=True)[0], x * 2) and Uncapturable.made == 0
+    monkeypatch.setattr(pool_file, "is_capturing", lambda: True)
     with pytest.raises(EngineError, match="in a CUDA graph: call the module outside of the capture"):
-        plain_runtime.run([x])
+        plain_pool.run([x])
 
 
-def test_what_may_pass_is_no_reason_to_run_plainly(plain_runtime, monkeypatch):
+def test_what_may_pass_is_no_reason_to_run_plainly(plain_pool, monkeypatch):
     monkeypatch.setattr(Uncapturable, "reason", torch.OutOfMemoryError("no memory"))
     for _ in range(2):
         with pytest.raises(torch.OutOfMemoryError):
-            plain_runtime.run([torch.ones(2)], graph=True)
-    assert Uncapturable.made == 2 and plain_runtime.uncapturable is None
-    assert torch.equal(plain_runtime.run([torch.ones(2)])[0], torch.full((2,), 2.0))
+            plain_pool.run([torch.ones(2)], graph=True)
+    assert Uncapturable.made == 2 and plain_pool.uncapturable is None
+    assert torch.equal(plain_pool.run([torch.ones(2)])[0], torch.full((2,), 2.0))
 
 
 # CUDA's capture ------------------------------------------------------------------------------------------------------
@@ -302,7 +301,7 @@ def test_a_thread_without_a_gpu_gets_one_and_replays(graph, monkeypatch):
     made, replay, errors = [], graph.graph.replay, iter([cuda.NO_CONTEXT])
     graph.graph.replay = lambda: next(errors, None) or replay()
     monkeypatch.setattr(cuda, "enter_context", made.append)
-    assert graph.call().unique().item() == 1 and made == [graph.runtime.index]
+    assert graph.call().unique().item() == 1 and made == [graph.graph.inputs.index]
     graph.graph.replay = lambda: 700
     with pytest.raises(EngineError, match="error 700"):
         graph.call()

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from test_tracing import module
 from torch2rt import TraceError, TRTModule, torch2rt
 from torch2rt.interface import Input, Interface
 from torch2rt.runtime import execution
-from torch2rt.runtime.runtime import Runtime
-from torch2rt.runtime.shared_lock import Gate
+from torch2rt.runtime import inputs as inputs_file
+from torch2rt.runtime.shared_lock import SharedLock
 
 LAST, LAST_3D, PLAIN = torch.channels_last, torch.channels_last_3d, torch.contiguous_format
 
@@ -169,19 +170,19 @@ class Seen:
 def test_what_lies_as_the_engine_reads_it_is_not_copied(without_gpu_memory, monkeypatch, format, layout):
     monkeypatch.setattr(execution, "is_capturing", lambda: False)
     monkeypatch.setattr(execution, "ALIGNMENT", 16)
-    monkeypatch.setattr("torch2rt.runtime.runtime.ALIGNMENT", 16)
-    shape, context, runtime = (2, 3, 5, 4), Seen(), Runtime.__new__(Runtime)
+    monkeypatch.setattr(inputs_file, "ALIGNMENT", 16)
+    shape, context = (2, 3, 5, 4), Seen()
     spec = Input("x", torch.float32, shape, shape, shape, format)
-    runtime.interface = Interface([spec], {"tuple": [{"tuple": [{"leaf": 0}]}, {"dict": [], "items": []}]})
-    runtime.device, runtime.index, runtime.gate = torch.device("cpu"), -1, Gate()
-    runtime.names, runtime.dtypes, runtime.dense = ["x"], [spec.dtype], [execution.is_dense(format)]
-    runtime.outputs, runtime.kernels = [("y", torch.float32)], None
+    interface = Interface([spec], {"tuple": [{"tuple": [{"leaf": 0}]}, {"dict": [], "items": []}]})
+    inputs = inputs_file.Inputs(interface, torch.device("cpu"))
+    inputs.index = -1
     one = execution.Execution.__new__(execution.Execution)
     one.context, one.execute, one.set_address = context, context.execute_async_v3, context.set_tensor_address
+    one.inputs, one.lock, one.loaded = inputs, SharedLock(), SimpleNamespace(outputs=[("y", torch.float32)])
     one.shapes, one.warm, one.scratch = None, False, 0
     x = layout(values(shape, torch.float32))
     for _ in range(2):
-        one.run(runtime, [x], 0)
+        one.run([x], 0)
         address, read = context.read.pop()
         assert torch.equal(read, x.permute(0, 2, 3, 1) if format is LAST else x)
         as_it_lies = x.is_contiguous(memory_format=format) and x.data_ptr() % 16 == 0

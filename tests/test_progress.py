@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from torch2rt import progress, trace
+from torch2rt import progress, torch2rt, trace
 
 
 class Stream(io.StringIO):
@@ -68,3 +68,15 @@ def test_the_spinner_ends_with_an_error(monkeypatch):
     written = stream.getvalue()
     assert "outer" in written and "inner" in written
     assert written.endswith("\r\x1b[K")
+
+
+def test_each_stage_is_reported():
+    stages = []
+    model_trt = torch2rt(
+        torch.nn.ReLU(), [torch.randn(2, 3)], verify=False,
+        on_stage=lambda name, result, seconds: stages.append((name, result, seconds)),
+    )  # fmt: skip
+    assert [name for name, *_ in stages] == ["trace", "lower", "build"]
+    graph, network, engine = (result for _, result, _ in stages)
+    assert isinstance(graph, torch.fx.GraphModule) and network.definition is model_trt.network
+    assert engine is model_trt.built and all(seconds > 0 for *_, seconds in stages)

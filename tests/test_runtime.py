@@ -16,8 +16,8 @@ from threads import at_once
 
 from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError
-from torch2rt.runtime import runtime as runtime_file
-from torch2rt.runtime.execution import Graph
+from torch2rt.runtime import pool as pool_file
+from torch2rt.runtime.cuda_graph import CudaGraph
 
 
 @pytest.fixture(autouse=True)
@@ -259,7 +259,9 @@ def test_a_recurrent_layer_runs_with_or_without_a_graph(device, monkeypatch, dyn
     ranges = dict(max_batch_size=4) if dynamic == "batch" else dict(min_shapes=[(2, 2, 5)], max_shapes=[(2, 9, 5)])
     model_trt = torch2rt(made, [x], cuda_graph=True, **ranges)
     counted = []
-    monkeypatch.setattr(runtime_file, "Graph", lambda *args, **options: counted.append(1) or Graph(*args, **options))
+    monkeypatch.setattr(
+        pool_file, "CudaGraph", lambda *args, **options: counted.append(1) or CudaGraph(*args, **options)
+    )
     for stream in (torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()):
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.no_grad():
@@ -485,9 +487,9 @@ def test_the_first_deed_of_a_thread_may_be_another_capture_or_the_end(net, devic
     at_once([lambda: results.append(fast(x))])
     for y in results:
         close(y, expected)
-    runtime = fast._ready()
-    at_once([runtime.close])
-    assert len(results) == 2 and runtime.engine is None and not runtime.graphs
+    pool = fast._ready()
+    at_once([pool.close])
+    assert len(results) == 2 and pool.loaded.engine is None and not pool.graphs
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["plain", "graph"])

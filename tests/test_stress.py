@@ -5,6 +5,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import itertools
 import random
@@ -448,24 +449,26 @@ def test_other_weights_come_in_while_others_call(on_a_gpu, net, net_trt, device)
 
 
 class Slow:
-    """A runtime that multiplies by the first byte of its engine, and takes its time to load it."""
+    """A pool that multiplies by the first byte of its engine, and takes its time to load it."""
 
-    def __init__(self, engine_bytes, made_by, interface=None, index=None):
+    def __init__(self, loaded):
+        engine, index = loaded
         time.sleep(0.003)
-        self.factor, self.index = engine_bytes[0], 0 if index is None else index
-        self.interface = interface
+        self.factor, self.index = engine.data[0], 0 if index is None else index
+        self.interface = engine.interface
 
     def run(self, tensors, graph=False, borrow=False):
         return [tensors[0] * self.factor] * len(self.interface.outputs)
 
 
 def test_other_weights_never_mix_with_the_ones_before(monkeypatch):
-    """The same without a GPU, of what `TRTModule` does around its runtimes."""
-    monkeypatch.setattr(module_file, "Runtime", Slow)
+    """The same without a GPU, of what `TRTModule` does around its pools."""
+    monkeypatch.setattr(module_file, "LoadedEngine", lambda engine, index: (engine, index))
+    monkeypatch.setattr(module_file, "ContextPool", Slow)
     x, states = torch.ones(2, 3), []
     for engine, function in ((b"\2", lambda x: x * 2), (b"\3", lambda x: (x * 3, x * 3))):
         made = torch2rt(Call(function), [x], verify=False)
-        made.engine_bytes = engine
+        made.built = dataclasses.replace(made.built, data=engine)
         states.append(made.state_dict())
     results = [[x * 2], [(x * 3, x * 3)]]
     model_trt = TRTModule()

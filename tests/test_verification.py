@@ -440,8 +440,7 @@ def test_values_of_an_engine_are_looked_at(device):
 
     made, x = module(forward, conv=nn.Conv2d(3, 4, 3)).to(device), torch.randn(2, 3, 5, 7, device=device)
     graph = trace(made, [x], max_batch_size=3)
-    made_by = torch2rt(made, [x]).made_by
-    values = OfEngine(graph, [x], "keep", functools.partial(build, progress=False), made_by)
+    values = OfEngine(graph, [x], "keep", functools.partial(build, progress=False))
     assert len(values.names) >= 5
     disturbed = Disturbed(graph, 0.0, keep=values.names)
     disturbed([x])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch2rt.convert import torch2rt as torch2rt
     from torch2rt.engine.build import build as build
+    from torch2rt.engine.engine import Engine as Engine
     from torch2rt.errors import AccuracyError as AccuracyError
     from torch2rt.errors import BuildError as BuildError
     from torch2rt.errors import ConversionError as ConversionError
@@ -30,7 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "torch2rt": "convert", "trace": "tracing.trace", "lower": "lowering", "build": "engine.build",
-    "TRTModule": "runtime.module", "converter": "registry",
+    "Engine": "engine.engine", "TRTModule": "runtime.module", "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
         + ["InputError", "EngineError"],

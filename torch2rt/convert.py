@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 from torch2rt.debug.verify import Verifying, check_mode
-from torch2rt.engine.build import build, target
+from torch2rt.engine.build import build
 from torch2rt.lowering import lower
 from torch2rt.runtime.module import TRTModule
 from torch2rt.tracing.trace import as_arguments, trace
@@ -38,6 +38,7 @@ def torch2rt(
     cuda_graph: bool = False,
     progress: bool | None = None,
     configure: Callable[[Any], None] | None = None,
+    on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
 ) -> TRTModule:
     """Convert a module to a TensorRT engine that is called like the module.
 
@@ -66,6 +67,8 @@ def torch2rt(
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
+    - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
+      `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`.
 
     Returns a `TRTModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
     it does not compute what the module does; see `torch2rt.errors`.
@@ -77,24 +80,35 @@ def torch2rt(
     check_mode(verify)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
-    graph = trace(
-        module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names, min_shapes=min_shapes,
-        opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size, progress=progress,
+    stage = functools.partial(_stage, on_stage)
+    graph = stage(
+        "trace", trace, module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names,
+        min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size,
+        progress=progress,
     )  # fmt: skip
-    network = lower(graph, nan=nan, float64=float64)
-    as_asked = functools.partial(
-        build, max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
+    network = stage("lower", lower, graph, nan=nan, float64=float64)
+    options = dict(
+        max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
         optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,
     )  # fmt: skip
     tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
     verifying = Verifying(
-        module, graph, network, tensors, verify, tf32=tf32, build=functools.partial(as_asked, progress=False)
+        module, graph, network, tensors, verify, tf32=tf32, build=functools.partial(build, **options, progress=False)
     )
-    engine = as_asked(network, progress=progress, meanwhile=verifying.while_building)
-    made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
-    model_trt = TRTModule(engine, network.interface, network, made_by)
+    engine = stage("build", build, network, **options, progress=progress, meanwhile=verifying.while_building)
+    model_trt = TRTModule(engine, network)
     verifying.finish(model_trt)
     if not keep_network:
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
     return model_trt
+
+
+def _stage(
+    report: Callable[[str, Any, float], None], name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:  # fmt: skip
+    """The result of one stage, which is reported with its name and its seconds."""
+    start = time.perf_counter()
+    result = function(*args, **kwargs)
+    report(name, result, time.perf_counter() - start)
+    return result

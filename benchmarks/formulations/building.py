@@ -19,10 +19,11 @@ import torch
 from parts import Pattern
 from torch import nn
 
-from torch2rt import build, lower, trace
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, VERSION, create_builder, create_network, trt
+from torch2rt import Engine, build, lower, trace
+from torch2rt.backend.tensorrt import LOG, create_builder, create_network, trt
 from torch2rt.lowering import Network
-from torch2rt.runtime.runtime import Runtime
+from torch2rt.runtime.loaded_engine import LoadedEngine
+from torch2rt.runtime.pool import ContextPool
 
 
 def by_onnx(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -> Network:
@@ -45,7 +46,7 @@ def by_onnx(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -
     return network
 
 
-def kernels_of(network: Network) -> tuple[bytes, list[str]]:
+def kernels_of(network: Network) -> tuple[Engine, list[str]]:
     """An engine, and its kernels as the builder lists them."""
 
     def detailed(config):
@@ -53,11 +54,11 @@ def kernels_of(network: Network) -> tuple[bytes, list[str]]:
 
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        plan = build(network, configure=detailed, log_level=trt.ILogger.Severity.VERBOSE, progress=False)
+        engine = build(network, configure=detailed, log_level=trt.ILogger.Severity.VERBOSE, progress=False)
     text = said.getvalue()
     text = text[text.find("[TensorRT] Layers:") :].split("Bindings:")[0]
     found = re.findall(r"^Name: (.*?), LayerType: (\w+)", text, re.M)
-    return plan, [f"{kind} {name}" for name, kind in found if kind not in ("signal", "wait")]
+    return engine, [f"{kind} {name}" for name, kind in found if kind not in ("signal", "wait")]
 
 
 def tensors(result: Any) -> list[torch.Tensor]:
@@ -86,11 +87,12 @@ def work(pattern: Pattern, batch: int, folder: Path, onnx: bool, build_only: boo
             half = copy.deepcopy(module).half()
             network = by_onnx(half, inputs, folder) if parsed else lower(trace(half, inputs))
             record["layers"] = network.num_layers
-            record["plan"], record["kernels"] = kernels_of(network)
+            engine, record["kernels"] = kernels_of(network)
+            record["plan"] = engine.data
             record["build"] = time.perf_counter() - start
             if not build_only:  # its kernels, into the cache that the measuring process reads
                 start = time.perf_counter()
-                Runtime(record["plan"], {"flavour": FLAVOUR, "version": VERSION}, network.interface).close()
+                ContextPool(LoadedEngine(engine)).close()
                 record["compile"] = time.perf_counter() - start
         except Exception as error:
             traceback.print_exc()

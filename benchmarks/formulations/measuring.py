@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from meter import kernel_lines, kernel_times
 
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
-from torch2rt.runtime.runtime import Runtime
+from torch2rt import TRTModule
+from torch2rt.backend.tensorrt import LOG, TORCH_DTYPES, trt
 
 CALLS = 20  # in one CUDA graph
 REPLAYS = 25
 
 
-class Engine:
+class BoundEngine:
     """An engine with a context, on fixed inputs and outputs."""
 
     def __init__(self, plan: bytes, inputs: list[torch.Tensor]) -> None:
-        self.runtime = Runtime(plan, {"flavour": FLAVOUR, "version": VERSION})
-        engine, self.context = self.runtime.engine, self.runtime.context
+        self.module: TRTModule | None = TRTModule.from_engine(plan)
+        engine, self.context = self.module.engine, self.module.context
         self.inputs = inputs
         self.outputs: list[torch.Tensor] = []  # in the order of the network
         for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
@@ -43,7 +43,7 @@ class Engine:
     def close(self) -> None:
         torch.cuda.synchronize()
         self.context = None
-        self.runtime.close()
+        self.module = None
 
     def microseconds(self) -> float:
         """The median time of a call."""
@@ -93,7 +93,7 @@ def measure(place: Path, build_only: bool, profiled: bool) -> list[dict[str, Any
         plan = row.pop("plan", None)
         if "error" not in row and not build_only:
             try:
-                engine = Engine(plan, inputs)
+                engine = BoundEngine(plan, inputs)
                 row["us"] = engine.microseconds()
                 row["difference"] = engine.error(case["reference"])
                 if profiled:

@@ -12,13 +12,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +24,7 @@ from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 
 ENVIRONMENT = "TORCH2RT_CACHE"
 LIMIT = 4 * 2**30  # bytes of all files together
-PATIENCE = 5.0  # seconds to wait for another process that writes
+PATIENCE = 5.0  # seconds to wait for another process that holds the lock
 CHUNK = 2**24  # bytes that one thread digests at a time
 _DIGEST = hashlib.sha256().digest_size
 _PARTIAL = ".partial"
@@ -127,36 +124,13 @@ def _trim(where: Path, keep: Path) -> None:
 def locked(where: Path) -> Iterator[None]:
     """Keep the other processes that ask for the same out of a folder.
 
-    Where that is not possible (a file system without locks, a process that does not let go), go on without: the last of
-    those who write at once has written then, and the others' content is made anew.
+    Where that is not possible (the folder cannot be written to, a process does not let go), go on without a lock: of
+    several processes that write at once, the last has written then, and the content of the others is made anew.
     """
+    from filelock import FileLock  # not at the top: it takes 35 ms, and only a build that has measured needs it
+
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NotImplementedError):  # filelock's Timeout is an OSError
             where.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(where / "lock", "ab"))
-            deadline = time.monotonic() + PATIENCE
-            while not _lock(file) and time.monotonic() < deadline:
-                time.sleep(0.01)
+            stack.enter_context(FileLock(where / "lock", timeout=PATIENCE).acquire(poll_interval=0.01))
         yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: Any) -> bool:
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _lock(file: Any) -> bool:
-        """Take the lock, which closing the file gives back; `False` if another process has it."""
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True

@@ -6,8 +6,7 @@ import importlib
 import inspect
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,13 +102,6 @@ def check_inputs(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Non
     except Exception as error:
         given = ", ".join(f"{bare_name(x.dtype)} {by(x.shape)}" for x in inputs)
         raise UsageError(f"the model itself fails on {given}: {one_line(error)}") from error
-
-
-def timed(function: Callable[[], Any]) -> tuple[Any, float]:
-    """A call's result and how long it took."""
-    start = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - start
 
 
 def by(shape: Sequence[int]) -> str:

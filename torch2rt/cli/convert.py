@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 from typing import Any
 
 import torch
 
-from torch2rt.bench.models import Failure, Table, by, check_inputs, example, load_model, require_tensorrt, timed
+from torch2rt.bench.models import Failure, Table, by, check_inputs, example, load_model, require_tensorrt
 from torch2rt.cli.weights import load_weights
 from torch2rt.errors import Torch2RTError
 
-FLAGS = ("max_workspace_size", "compute_capabilities", "optimization_level", "tf32", "log_level")
+OPTIONS = (
+    "max_batch_size", "input_names", "output_names", "nan", "float64", "verify", "max_workspace_size",
+    "compute_capabilities", "optimization_level", "tf32", "log_level",
+)  # fmt: skip
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -36,7 +38,7 @@ def convert(arguments: argparse.Namespace) -> None:
         f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters, {arguments.dtype}",
     )
 
-    model_trt = _stages(module, inputs, arguments, show)
+    model_trt = _converted(module, inputs, arguments, show)
     if arguments.output:
         try:
             model_trt.save_engine(arguments.output)
@@ -45,44 +47,50 @@ def convert(arguments: argparse.Namespace) -> None:
         show.row("saved", arguments.output, f"{os.path.getsize(arguments.output) / 2**20:.1f} MiB")
 
 
-def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
-    from torch2rt import TRTModule, build, lower, trace
-    from torch2rt.backend.tensorrt import FLAVOUR, VERSION
-    from torch2rt.debug.verify import Verifying
-    from torch2rt.engine.build import target
-    from torch2rt.sizes import is_symbolic
+def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
+    """The `TRTModule`, with a row for each stage of the conversion."""
+    from torch2rt import torch2rt
 
-    given = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
-    given |= {name: getattr(arguments, name) for name in ("max_batch_size", "input_names", "output_names")}
-    flags = {name: getattr(arguments, name) for name in FLAGS}
-    progress = False if arguments.quiet else None
+    options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
+    options |= {name: getattr(arguments, name) for name in OPTIONS}
+    done: list[str] = []
+
+    def on_stage(name: str, result: Any, seconds: float) -> None:
+        done.append(name)
+        _show_stage(name, result, seconds, show)
+
     try:
-        graph, seconds = timed(lambda: trace(module, inputs, **given, progress=progress))
+        model_trt = torch2rt(
+            module, inputs, **options, progress=False if arguments.quiet else None, on_stage=on_stage
+        )
     except Torch2RTError:
         raise
     except Exception:
-        check_inputs(module, inputs)
+        if not done:
+            check_inputs(module, inputs)
         raise
-    nodes = [n for n in graph.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
-    interface = graph.meta["interface"]
-    for spec in interface.inputs:
-        show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
-    show.row("trace", f"{len(nodes)} calls", f"{seconds:.2f} s")
-    network, seconds = timed(lambda: lower(graph, nan=arguments.nan, float64=arguments.float64))
-    show.row("lower", f"{network.num_layers} layers", f"{seconds:.2f} s")
-    again = functools.partial(build, **flags, progress=False)
-    verifying = Verifying(module, graph, network, inputs, arguments.verify, tf32=arguments.tf32, build=again)
-    engine, seconds = timed(lambda: build(network, **flags, progress=progress, meanwhile=verifying.while_building))
-    show.row("build", f"{len(engine) / 2**20:.1f} MiB engine", f"{seconds:.2f} s")
-    made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(arguments.compute_capabilities)}
-    model_trt = TRTModule(engine, network.interface, network, made_by)
-    verifying.finish(model_trt)
     if arguments.verify:
-        _show(model_trt.report, show)
+        _show_report(model_trt.report, show)
     return model_trt
 
 
-def _show(report: Any, show: Table) -> None:
+def _show_stage(name: str, result: Any, seconds: float, show: Table) -> None:
+    """The row of a stage of the conversion, after the rows of the inputs when these are known."""
+    from torch2rt.sizes import is_symbolic
+
+    if name == "trace":
+        for spec in result.meta["interface"].inputs:
+            show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
+        calls = [n for n in result.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
+        made = f"{len(calls)} calls"
+    elif name == "lower":
+        made = f"{result.num_layers} layers"
+    else:
+        made = f"{len(result.data) / 2**20:.1f} MiB engine"
+    show.row(name, made, f"{seconds:.2f} s")
+
+
+def _show_report(report: Any, show: Table) -> None:
     """The rows of a verification."""
     if report.verified is None:
         show.row("verify", report.assumptions[-1])

@@ -12,15 +12,15 @@ from torch2rt.errors import EngineError
 
 def inspect(path: str, layers: bool) -> None:
     """Print what is known of an engine; raises `EngineError` for a damaged file, and for a plain engine."""
-    engine, header = artifact.load(path)
+    data, header = artifact.load(path)
     if header is None:
         raise EngineError(
             f"{path} is a plain engine, or no engine: it lacks what TRTModule.save_engine writes after one. "
-            f"{artifact.doubts(engine)}TRTModule.from_engine reads it on a GPU."
+            f"{artifact.doubt(data)}TRTModule.from_engine reads it on a GPU."
         )
-    saved = artifact.parse(engine, header)
+    saved = artifact.parse(data, header)
     show = Table(quiet=False)
-    show.row("file", path, f"{len(engine) / 2**20:.1f} MiB engine")
+    show.row("file", path, f"{len(data) / 2**20:.1f} MiB engine")
     built = f"{saved.made_by.get('flavour', 'unknown')} {saved.made_by.get('version', '')}"
     show.row("built by", built, f"for {saved.made_by.get('target', 'an unknown GPU')}")
     for spec in saved.interface.inputs:

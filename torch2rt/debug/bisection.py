@@ -13,11 +13,14 @@ from torch.utils._pytree import tree_leaves
 from torch2rt.backend.tensorrt import LOG
 from torch2rt.debug.comparison import MULTIPLE, Comparison
 from torch2rt.debug.disturbance import Disturbed
+from torch2rt.engine.engine import Engine
 from torch2rt.interface import Interface
 from torch2rt.lowering import lower_with_values
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
 from torch2rt.registry import qualified_name
+from torch2rt.runtime.loaded_engine import LoadedEngine
+from torch2rt.runtime.pool import ContextPool
 
 AT_ONCE = 64  # values of the reference that are looked at in one go
 OUTPUTS_AT_ONCE = 8  # the same of an engine, which is built again with these as outputs
@@ -146,14 +149,12 @@ class OfEngine:
     at_once = OUTPUTS_AT_ONCE
 
     def __init__(
-        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], bytes], made_by: Any
+        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], Engine]
     ) -> None:  # fmt: skip
-        self.graph, self.tensors, self.nan, self.build, self.made_by = graph, tensors, nan, build, made_by
+        self.graph, self.tensors, self.nan, self.build = graph, tensors, nan, build
         self.names = list(lower_with_values(graph, nan=nan)[1])
 
     def __call__(self, names: Sequence[str]) -> Values:
-        from torch2rt.runtime.runtime import Runtime
-
         lowered, values = lower_with_values(self.graph, nan=self.nan)
         definition = lowered.definition
         given = {spec.name: x for spec, x in zip(lowered.interface.inputs, self.tensors, strict=True)}
@@ -166,13 +167,14 @@ class OfEngine:
                 marked.append(tensor.name)
         interface: Interface = dataclasses.replace(lowered.interface, outputs=marked)
         device = next((x.device for x in self.tensors if x.is_cuda), torch.device("cuda"))
-        runtime = Runtime(self.build(lowered), self.made_by, interface, device.index)
+        engine = dataclasses.replace(self.build(lowered), interface=interface)
+        pool = ContextPool(LoadedEngine(engine, device.index))
         try:
-            results = runtime.run([x.to(runtime.device) for x in self.tensors])
+            results = pool.run([x.to(pool.device) for x in self.tensors])
             found = {**given, **dict(zip(marked, results, strict=True))}
             return {name: found[values[name].name].cpu() for name in names}
         finally:
-            runtime.close()
+            pool.close()
 
 
 # Where a trace is wrong ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch2rt.debug.bisection import OfEngine, OfReference, Place, first_differe
 from torch2rt.debug.comparison import MULTIPLE, Comparison, is_near
 from torch2rt.debug.disturbance import Disturbed, WideProducts
 from torch2rt.engine.build import rounds_to_tf32
+from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Difference, Verification
 from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface, Shape
@@ -48,7 +49,7 @@ def check_mode(mode: Any) -> None:
 
 def verify(
     module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, model_trt: Any, tensors: Tensors,
-    mode: bool | str = True, *, tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
+    mode: bool | str = True, *, tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
 ) -> Verification:  # fmt: skip
     """Compare a conversion with its module, which stays as it is; raises `AccuracyError` where they differ.
 
@@ -72,7 +73,7 @@ class Verifying:
 
     def __init__(
         self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, tensors: Tensors,
-        mode: bool | str, *, tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
+        mode: bool | str, *, tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
     ) -> None:  # fmt: skip
         self.mode, self.tensors = mode, tensors
         self.found: Verification | Unverifiable | None = None
@@ -123,7 +124,7 @@ class _Call:
 class _Verifier:
     def __init__(
         self, module: torch.nn.Module, graph: torch.fx.GraphModule, lowered: Network, model_trt: Any,
-        tf32: bool | None = None, build: Callable[[Network], bytes] | None = None,
+        tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
     ) -> None:  # fmt: skip
         self.module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
         self.graph, self.lowered, self.model_trt, self.build = graph, lowered, model_trt, build
@@ -161,13 +162,13 @@ class _Verifier:
         placeholders = (node.meta["val"].device for node in self.graph.graph.nodes if node.op == "placeholder")
         device = next((d for d in placeholders if d.type == "cuda"), torch.device("cuda"))
         try:
-            runtime = self.model_trt.load(device)
+            pool = self.model_trt.load(device)
         except EngineError as error:
             self.notes.append(f"the reference was compared, as the engine cannot run here: {error}")
             return None
         self.on_engine = True
-        run = lambda tensors: runtime.run([x.to(runtime.device) for x in tensors])  # noqa: E731
-        return run, f"the engine on {torch.cuda.get_device_name(runtime.device)}"
+        run = lambda tensors: pool.run([x.to(pool.device) for x in tensors])  # noqa: E731
+        return run, f"the engine on {torch.cuda.get_device_name(pool.device)}"
 
     def _reference(self) -> tuple[Callable[[Tensors], Tensors], str]:
         from torch2rt.runtime.module import ReferenceModule
@@ -316,8 +317,7 @@ class _Verifier:
         with contextlib.suppress(Exception):  # of the search, which must not hide what was found
             values.append(OfReference(self.graph, call.tensors, self.lowered.nan))
             if self.on_engine and self.build is not None:
-                made_by = self.model_trt.made_by
-                values.append(OfEngine(self.graph, call.tensors, self.lowered.nan, self.build, made_by))
+                values.append(OfEngine(self.graph, call.tensors, self.lowered.nan, self.build))
             for of in values:
                 if place := first_difference(self.graph, call.tensors, of, of.names, of.at_once, disturb):
                     return place

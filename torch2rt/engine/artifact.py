@@ -1,21 +1,21 @@
-"""An engine as a file, which TensorRT itself can read, too: the engine, and after it what only torch2rt reads.
+"""An `Engine` as a file, which TensorRT itself can read, too: the plan, and after it what only torch2rt reads.
 
-The file ends in the header (the calling convention as JSON), its length in eight bytes, and `MAGIC`.
+The file ends in the header (all of the `Engine` but its plan, as JSON), the length of the header in eight bytes, and
+`MAGIC`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError
 from torch2rt.interface import Interface
@@ -26,17 +26,17 @@ CHUNK = 4 << 20
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 
-def digest(engine: bytes) -> str:
-    """What tells a whole engine from a damaged one."""
-    return hashlib.sha256(engine).hexdigest()
+def digest(data: bytes) -> str:
+    """The SHA-256 of a plan, by which a damaged one is found."""
+    return hashlib.sha256(data).hexdigest()
 
 
-def save(path: str | os.PathLike[str], engine: bytes, header: Callable[[str], bytes]) -> None:
-    """Write an engine and the header that `header(digest)` gives; the file is there whole or not at all.
+def save(path: str | os.PathLike[str], engine: Engine) -> None:
+    """Write an engine and its header to a file, which is there whole or not at all.
 
-    The engine is never copied, and hashed while it is written.
+    The plan is never copied, and hashed while it is written.
     """
-    target, view, hashed = Path(os.path.realpath(path)), memoryview(engine), hashlib.sha256()
+    target, view, hashed = Path(os.path.realpath(path)), memoryview(engine.data), hashlib.sha256()
     is_file = target.is_file() or not target.exists()  # and no device or pipe
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial") if is_file else target
     try:
@@ -49,7 +49,7 @@ def save(path: str | os.PathLike[str], engine: bytes, header: Callable[[str], by
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-            text = header(hashed.hexdigest())
+            text = header(engine, hashed.hexdigest())
             _write(file, memoryview(text + len(text).to_bytes(8, "little") + MAGIC))
         os.replace(partial, target)
     finally:
@@ -63,7 +63,7 @@ def _write(file: BinaryIO, data: memoryview) -> None:
 
 
 def load(source: Source) -> tuple[bytes, bytes | None]:
-    """The engine in a file, and its header; no header is a plain engine of TensorRT's, as far as can be told.
+    """The plan in a file, and its header for `parse`; a file without a header is taken for a plain engine.
 
     Raises `EngineError` that says what the file is, if it is something else.
     """
@@ -88,58 +88,49 @@ def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
         return file.read(end - length), header
     file.seek(0)
     head = file.read(4096)
-    if (other := _what_else(head, size)) is not None:
-        raise EngineError(f"{subject} {other}")
+    if (problem := _foreign(head, size)) is not None:
+        raise EngineError(f"{subject} {problem}")
     file.seek(0)
     return file.read(), None
 
 
-@dataclasses.dataclass
-class Saved:
-    """A header: the calling convention, who made the engine and for what, the report, and facts about the network."""
-
-    interface: Interface
-    made_by: dict[str, str]
-    report: Report
-    facts: dict[str, Any]
-
-    def text(self, digest: str) -> bytes:
-        """The header of an engine with this digest."""
-        data = {
-            "format": FORMAT, "engine": self.made_by, "interface": self.interface.to_json(), "digest": digest,
-            "report": self.report.to_json(), "network": self.facts,
-        }  # fmt: skip
-        return json.dumps(data).encode()
+def header(engine: Engine, digest: str) -> bytes:
+    """All of an engine but its plan, whose digest this is, as JSON."""
+    data = {
+        "format": FORMAT, "engine": dict(engine.made_by), "interface": engine.interface.to_json(), "digest": digest,
+        "report": engine.report.to_json(), "network": dict(engine.facts),
+    }  # fmt: skip
+    return json.dumps(data).encode()
 
 
-def parse(engine: bytes, header: bytes) -> Saved:
-    """A header, read and held against its engine; raises `EngineError`."""
+def parse(data: bytes, header: bytes) -> Engine:
+    """The engine of a plan and its header; raises `EngineError` if they are damaged or do not belong together."""
     try:
-        data = json.loads(header)
-        if data["format"] not in range(1, FORMAT + 1):
+        read = json.loads(header)
+        if read["format"] not in range(1, FORMAT + 1):
             known = f"this torch2rt reads 1 to {FORMAT}"
-            raise EngineError(f"The engine was saved in format {data['format']}, {known}.")
-        saved = Saved(
-            Interface.from_json(data["interface"]), dict(data["engine"]), Report.from_json(data.get("report", {})),
-            dict(data.get("network", {})),
+            raise EngineError(f"The engine was saved in format {read['format']}, {known}.")
+        engine = Engine(
+            data, Interface.from_json(read["interface"]), dict(read["engine"]),
+            Report.from_json(read.get("report", {})), dict(read.get("network", {})),
         )  # fmt: skip
-        stated = data["digest"]
+        stated = read["digest"]
     except EngineError:
         raise
     except Exception as error:
         raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
-    if digest(engine) != stated:
-        raise EngineError(f"The engine is truncated or damaged: its {len(engine)} bytes have not the digest {stated}.")
-    return saved
+    if digest(data) != stated:
+        raise EngineError(f"The engine is truncated or damaged: its {len(data)} bytes have not the digest {stated}.")
+    return engine
 
 
-def doubts(engine: bytes) -> str:
-    """What speaks against a plain engine's being one, as a sentence; none if it begins as TensorRT's engines do."""
-    return "" if engine[1:4] == b"trt" else f"No engine that torch2rt has met begins with {engine[:16]!r}. "
+def doubt(data: bytes) -> str:
+    """A sentence for an error about data that does not begin as TensorRT's engines do; empty for data that does."""
+    return "" if data[1:4] == b"trt" else f"No engine that torch2rt has met begins with {data[:16]!r}. "
 
 
-def _what_else(head: bytes, size: int) -> str | None:
-    """What a file is that holds no engine, or half of one, and what to do with it; `None` if it may be an engine."""
+def _foreign(head: bytes, size: int) -> str | None:
+    """For a file that holds no engine, or a part of one: what it is, and what to do. `None` if it may be an engine."""
     if not size:
         return "empty, and no engine."
     if head[:4] == b"vtrt":  # TensorRT for RTX, which begins with the engine's size

@@ -1,4 +1,4 @@
-"""Build: turn a network into the bytes of an engine."""
+"""Build: turn a network into an engine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch2rt.arguments import compute_capabilities as compute_capabilities_of
 from torch2rt.arguments import severity, whole_number
-from torch2rt.backend import disk_cache as caches
 from torch2rt.backend.tensorrt import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
+from torch2rt.engine.engine import Engine
+from torch2rt.engine.report import Report
+from torch2rt.engine.timing_cache import TimingCache
 from torch2rt.errors import BuildError, InputError
 from torch2rt.interface import Interface
 from torch2rt.interrupts import interruptible
@@ -37,8 +38,8 @@ def build(
     log_level: Any = None,
     configure: Callable[[Any], None] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
-) -> bytes:
-    """Build the serialized engine of a network from `torch2rt.lower`.
+) -> Engine:
+    """Build the engine of a network from `torch2rt.lower`, for `TRTModule(engine)`.
 
     - `max_workspace_size`: bytes of scratch memory that a layer may use; TensorRT's own limit if not given.
     - `compute_capabilities`: for TensorRT for RTX, the GPUs to build for, such as `["8.6", "8.9"]`, `[8.6, (8, 9)]` or
@@ -66,7 +67,7 @@ def build(
 
     >>> from torch2rt import build, lower, trace
     >>> type(build(lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)]))))
-    <class 'bytes'>
+    <class 'torch2rt.engine.engine.Engine'>
     """
     builder, definition = network.builder, network.definition
     config = builder.create_builder_config()
@@ -100,42 +101,12 @@ def build(
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
     if timings is not None:
         timings.save()
-    return bytes(plan)
-
-
-class TimingCache:
-    """What TensorRT's builder has measured on this GPU: one file for the layers of all networks."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.cache: Any = None
-        self.known: bytes | None = None
-        self.path: Path | None = caches.path("timings")
-        if self.path is None:
-            return
-        self.known = caches.read(self.path)
-        with LOG.capture():
-            # TensorRT refuses what another one has measured, or on another GPU
-            self.cache = self._used(self.known) or self._used(b"")
-
-    def _used(self, blob: bytes | None) -> Any:
-        """A timing cache that the config takes from now on, or `None` if it does not take this one."""
-        cache = None if blob is None else self.config.create_timing_cache(blob)
-        return cache if cache is not None and self.config.set_timing_cache(cache, False) else None
-
-    def save(self) -> None:
-        """Write what was measured, together with what other processes have written meanwhile."""
-        if self.path is None or self.cache is None:
-            return
-        with caches.locked(self.path.parent), LOG.capture():
-            stored = caches.read(self.path)
-            if stored is not None and stored != self.known:
-                theirs = self.config.create_timing_cache(stored)
-                if theirs is not None:
-                    self.cache.combine(theirs, False)  # if it cannot, theirs is of no use here and replaced
-            blob = bytes(self.cache.serialize())
-            if blob != stored:
-                caches.write(self.path, blob)
+    made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
+    needs = [text for _, text in network.interface.constraints]
+    report = Report(assumptions=list(network.assumptions), needs=needs)
+    with network.building:  # TensorRT must not build a network while it is read
+        facts = network.facts()
+    return Engine(bytes(plan), network.interface, made_by, report, facts)
 
 
 def _capabilities(asked: Any) -> list[str]:

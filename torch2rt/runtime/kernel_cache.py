@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend import disk_cache as caches
+from torch2rt.backend import disk_cache
 from torch2rt.backend.tensorrt import IS_RTX, LOG
 
 
@@ -26,10 +26,10 @@ class KernelCache:
         if not IS_RTX:
             return
         self.cache = engine.create_runtime_config().create_runtime_cache()
-        if caches.folder() is None or self.cache is None:
+        if disk_cache.folder() is None or self.cache is None:
             return
-        self.path = caches.path("kernels", device, caches.digest(engine_bytes))
-        if self.path is None or (blob := caches.read(self.path)) is None:
+        self.path = disk_cache.path("kernels", device, disk_cache.digest(engine_bytes))
+        if self.path is None or (blob := disk_cache.read(self.path)) is None:
             return
         with LOG.capture():
             if self.cache.deserialize(blob):
@@ -42,5 +42,5 @@ class KernelCache:
         if self.path is None:
             return
         blob = bytes(self.cache.serialize())
-        if blob != self.saved and caches.write(self.path, blob):
+        if blob != self.saved and disk_cache.write(self.path, blob):
             self.saved = blob

@@ -10,20 +10,24 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, trt
 from torch2rt.engine import artifact
+from torch2rt.engine.engine import Engine, to_bytes, to_tensor
 from torch2rt.engine.report import Report
-from torch2rt.errors import EngineError, Torch2RTError
+from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
-from torch2rt.runtime.runtime import Runtime
+from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
+from torch2rt.runtime.pool import ContextPool
 
 
 class _Converted(torch.nn.Module):
     """What an engine and its reference have in common: the calling convention."""
 
-    interface: Interface | None
+    def _interface(self) -> Interface:
+        """The calling convention; raises `EngineError` where there is none."""
+        raise NotImplementedError
 
     @property
     def input_names(self) -> list[str]:
@@ -35,52 +39,73 @@ class _Converted(torch.nn.Module):
         """The engine's outputs."""
         return list(self._interface().outputs)
 
-    def _interface(self) -> Interface:
-        if self.interface is None:
-            raise EngineError(
-                "This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine."
-            )
-        return self.interface
-
 
 class TRTModule(_Converted):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
-    `TRTModule()` is empty; `load_state_dict` fills it. The engine is deserialized at the first use, so that making,
-    saving and loading one needs no GPU.
+    - `engine`: of `torch2rt.build`. `TRTModule()` is empty, until `load_state_dict` fills it.
+    - `network`: the network that it was built from, for `model_trt.network` and `model_trt.reference()`.
+
+    The engine is deserialized at the first use, so that making, saving and loading a module needs no GPU.
 
     >>> model_trt = torch2rt(model, [x])                    # doctest: +SKIP
     >>> torch.save(model_trt.state_dict(), "model.pth")     # doctest: +SKIP
     >>> again = TRTModule()                                 # doctest: +SKIP
     >>> again.load_state_dict(torch.load("model.pth"))      # doctest: +SKIP
 
-    Attributes: `engine_bytes` (the serialized engine), `network` (the TensorRT network if it was kept, else `None`),
-    `interface` (names, dtypes and ranges), `report` (a `torch2rt.engine.report.Report`: what was verified, what was
-    assumed, what calls need), `engine` and `context` (TensorRT's objects, made when first asked for),
-    `device` (the GPU), `cuda_graph` and `borrow_outputs` (see `forward`).
+    Attributes: `built` (the `torch2rt.Engine`, `None` while the module is empty) and its `engine_bytes`, `interface`,
+    `made_by` and `report` (a `torch2rt.engine.report.Report`: what was verified, what was assumed, what calls need),
+    `network` (the TensorRT network if it was kept, else `None`), `engine` and `context` (TensorRT's objects, made when
+    first asked for), `device` (the GPU), `cuda_graph` and `borrow_outputs` (see `forward`).
     """
 
-    def __init__(
-        self,
-        engine_bytes: bytes | None = None,
-        interface: Interface | None = None,
-        network: Network | None = None,
-        made_by: Mapping[str, str] | None = None,
-        report: Report | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine | None = None, network: Network | None = None) -> None:
         super().__init__()
-        self.engine_bytes = engine_bytes
-        self.interface = interface
+        if not (engine is None or isinstance(engine, Engine)):
+            raise InputError(
+                f"TRTModule takes the Engine that torch2rt.build returns, not a {type(engine).__name__}; "
+                "TRTModule.from_engine reads files and bytes."
+            )
+        self.built = engine
         self._network = network
-        self._made_by = dict(made_by or {"flavour": FLAVOUR, "version": VERSION})
-        self._report = report or _unverified(interface, network)
-        self._facts = network.facts() if network is not None else {}
         self.cuda_graph = False
         self.borrow_outputs = False
         self._index: int | None = None
         self._is_replica = False
-        self._runtimes: dict[int | None, Runtime] = {}
+        self._pools: dict[int | None, ContextPool] = {}
         self._lock = threading.RLock()
+
+    @property
+    def interface(self) -> Interface | None:
+        """Names, dtypes and ranges of inputs and outputs; `None` while the module is empty."""
+        return None if self.built is None else self.built.interface
+
+    @property
+    def engine_bytes(self) -> bytes | None:
+        """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
+        return None if self.built is None else self.built.data
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """TensorRT's flavour and version, and what the engine was built for."""
+        return dict(self._engine().made_by)
+
+    @property
+    def report(self) -> Report:
+        """What was verified, what was assumed, and what calls need."""
+        return self._engine().report
+
+    def _engine(self) -> Engine:
+        """The engine, whose report says what is known by now; raises `EngineError` while there is none."""
+        if (engine := self.built) is None:
+            raise EngineError(
+                "This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine."
+            )
+        engine.report.without_cuda_graphs = self.cuda_graph_refused
+        return engine
+
+    def _interface(self) -> Interface:
+        return self._engine().interface
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -100,32 +125,38 @@ class TRTModule(_Converted):
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
         """
-        runtime = self._runtimes.get(self._index) or self._ready(args, kwargs)
-        interface = runtime.interface  # not self.interface, which load_state_dict may be changing
+        pool = self._pools.get(self._index) or self._ready(args, kwargs)
+        interface = pool.interface  # not self.interface, which load_state_dict may be changing
         tensors: Any = args
         if kwargs or len(args) != interface.plain_inputs:
             tensors = interface.tensors(args, kwargs)
-        outputs = runtime.run(tensors, self.cuda_graph, self.borrow_outputs)
+        outputs = pool.run(tensors, self.cuda_graph, self.borrow_outputs)
         if interface.plain_result is torch.Tensor:
             return outputs[0]
         if interface.plain_result is tuple:
             return tuple(outputs)
         return interface.wrap(outputs, [tuple(t.shape) for t in tensors])
 
-    def _ready(self, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> Runtime:
-        """The runtime on this module's GPU: the one it was put on, or else that of the first call's inputs."""
+    def _ready(self, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> ContextPool:
+        """The contexts on this module's GPU: the one it was put on, or else that of the first call's inputs."""
         with self._lock:
             interface = self._interface()
             index = self._index
             if index is None and args is not None:
                 tensors = interface.tensors(args, kwargs or {})
                 index = next((t.get_device() for t in tensors if t.is_cuda), None)
-            if index is None or (runtime := self._runtimes.get(index)) is None:
-                runtime = Runtime(self.engine_bytes or b"", self._made_by, interface, index)
-                self._runtimes[runtime.index] = runtime
+            pool = self._pool(index)
             if not self._is_replica:
-                self._index = runtime.index
-            return runtime
+                self._index = pool.index
+            return pool
+
+    def _pool(self, index: int | None) -> ContextPool:
+        """The contexts on a GPU, on the current one if not given, where the engine is loaded if need be."""
+        with self._lock:
+            if index is None or (pool := self._pools.get(index)) is None:
+                pool = ContextPool(LoadedEngine(self._engine(), index))
+                self._pools[pool.index] = pool
+            return pool
 
     @property
     def device(self) -> torch.device | None:
@@ -138,7 +169,7 @@ class TRTModule(_Converted):
         with self._lock:
             index = where.index if where.type == "cuda" else None
             if index != self._index:
-                self._runtimes = {}
+                self._pools = {}
             self._index = index
         return super()._apply(fn, recurse)
 
@@ -148,37 +179,20 @@ class TRTModule(_Converted):
         replica._index, replica._is_replica = None, True
         return replica
 
-    def load(self, device: torch.device) -> Runtime:
-        """Make the engine ready on a GPU, for calls with tensors from there. The module is put nowhere by it."""
-        with self._lock:
-            index = torch.cuda.current_device() if device.index is None else device.index
-            if (runtime := self._runtimes.get(index)) is None:
-                runtime = self._runtimes[index] = Runtime(
-                    self.engine_bytes or b"", self._made_by, self._interface(), index
-                )
-            return runtime
-
-    @property
-    def made_by(self) -> dict[str, str]:
-        """TensorRT's flavour and version, and what the engine was built for."""
-        return dict(self._made_by)
+    def load(self, device: torch.device) -> ContextPool:
+        """Load the engine on a GPU, for calls with tensors from there; `model_trt.device` stays as it is."""
+        return self._pool(torch.cuda.current_device() if device.index is None else device.index)
 
     @property
     def cuda_graph_refused(self) -> str | None:
-        """Why calls run plainly although `cuda_graph` is set; `None` if they do not, or before the first of them."""
-        reasons = [runtime.uncapturable for runtime in list(self._runtimes.values())] if self.cuda_graph else []
+        """Why calls run without CUDA graphs although `cuda_graph` is set; `None` if they do not."""
+        reasons = [pool.uncapturable for pool in list(self._pools.values())] if self.cuda_graph else []
         return next(filter(None, reasons), None)
-
-    @property
-    def report(self) -> Report:
-        """What was verified, what was assumed, and what calls need."""
-        self._report.without_cuda_graphs = self.cuda_graph_refused
-        return self._report
 
     @property
     def engine(self) -> Any:
         """The `ICudaEngine`."""
-        return self._ready().engine
+        return self._ready().loaded.engine
 
     @property
     def context(self) -> Any:
@@ -205,14 +219,9 @@ class TRTModule(_Converted):
     # Saving and loading ----------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._interface()
-        assert self.engine_bytes is not None
-        destination[prefix + "engine"] = _to_tensor(self.engine_bytes)
-        destination[prefix + "header"] = _to_tensor(self._header(artifact.digest(self.engine_bytes)))
-
-    def _header(self, digest: str) -> bytes:
-        """All but the engine, as JSON."""
-        return artifact.Saved(self._interface(), self._made_by, self.report, self._facts).text(digest)
+        engine = self._engine()
+        destination[prefix + "engine"] = to_tensor(engine.data)
+        destination[prefix + "header"] = to_tensor(artifact.header(engine, artifact.digest(engine.data)))
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -223,21 +232,17 @@ class TRTModule(_Converted):
         missing_keys.extend(missing)
         unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in keys.values())
         if not missing:
-            self._set(*(_to_bytes(state_dict[keys[name]], keys[name]) for name in ("engine", "header")))
+            data, header = (to_bytes(state_dict[key], key) for key in keys.values())
+            self._set(artifact.parse(data, header))
 
-    def _set(self, engine: bytes, header: bytes) -> None:
-        """Take a saved engine, or leave everything as it was and raise `EngineError`."""
-        saved = artifact.parse(engine, header)
+    def _set(self, engine: Engine) -> None:
+        """Take another engine, in place of the one before."""
         with self._lock:
-            self.engine_bytes, self.interface, self._made_by = engine, saved.interface, saved.made_by
-            self._report, self._facts = saved.report, saved.facts
-            self._network, self._runtimes = None, {}
+            self.built, self._network, self._pools = engine, None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
-        self._interface()
-        assert self.engine_bytes is not None
-        artifact.save(path, self.engine_bytes, self._header)
+        artifact.save(path, self._engine())
 
     @classmethod
     def from_engine(cls, source: artifact.Source) -> TRTModule:
@@ -248,58 +253,47 @@ class TRTModule(_Converted):
 
         Raises `EngineError` for a file that is damaged, and for one that is something else, which it names.
         """
-        engine, header = artifact.load(source)
+        data, header = artifact.load(source)
         module = cls()
         if header is not None:
-            module._set(engine, header)
+            module._set(artifact.parse(data, header))
             return module
         made_by = {"flavour": FLAVOUR, "version": "unknown"}
         try:
-            runtime = Runtime(engine, made_by)
+            deserialized = deserialize(data, made_by)
         except EngineError as error:
             raise EngineError(
-                f"{artifact.doubts(engine)}A plain engine, without the calling convention that save_engine writes "
+                f"{artifact.doubt(data)}A plain engine, without the calling convention that save_engine writes "
                 f"after it, is asked for its inputs on a GPU. {error}"
             ) from error
-        module.engine_bytes, module.interface, module._made_by = engine, _interface_of(runtime.engine), made_by
-        runtime.serve(module.interface)
-        module._index, module._runtimes = runtime.index, {runtime.index: runtime}
+        engine = Engine(data, _interface_of(deserialized.engine), made_by)
+        pool = ContextPool(LoadedEngine(engine, deserialized=deserialized))
+        module.built, module._index, module._pools = engine, pool.index, {pool.index: pool}
         return module
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self._state()
-        if self.engine_bytes is not None:  # torch.save writes tensors as they are, and bytes as text of twice the size
-            state["engine_bytes"] = _to_tensor(self.engine_bytes)
-        return state
+        """What a copy takes over."""
+        return {**self.__dict__, "_pools": {}, "_network": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if isinstance(self.engine_bytes, torch.Tensor):
-            self.engine_bytes = _to_bytes(self.engine_bytes, "engine_bytes")
         self._lock = threading.RLock()
-
-    def _state(self) -> dict[str, Any]:
-        """What a copy takes over."""
-        return {**self.__dict__, "_runtimes": {}, "_network": None, "_lock": None}
 
     def __copy__(self) -> TRTModule:
         copied = type(self).__new__(type(self))
-        copied.__setstate__(self._state())
+        copied.__setstate__(self.__getstate__())
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TRTModule:
         memo[id(self)] = copied = type(self).__new__(type(self))
-        copied.__setstate__(copy.deepcopy(self._state(), memo))  # bytes never change, and are shared
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return copied
 
     def extra_repr(self) -> str:
-        if self.interface is None:
+        if self.built is None:
             return "empty"
-        inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
-        needs = "".join(f"; needs {text}" for _, text in self.interface.constraints)
-        size = f"{len(self.engine_bytes or b'') / 2**20:.1f} MiB"
         plain = f"; without CUDA graphs: {self.cuda_graph_refused}" if self.cuda_graph_refused else ""
-        return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {size}{plain}"
+        return f"{self.built.describe()}{plain}"
 
 
 class ReferenceModule(_Converted):
@@ -307,31 +301,32 @@ class ReferenceModule(_Converted):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.interface = network.interface
         with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
             self._evaluator = Evaluator(network.definition, network.weights_by_layer())
         self._network = network
 
+    @property
+    def interface(self) -> Interface:
+        """Names, dtypes and ranges of inputs and outputs."""
+        return self._network.interface
+
+    def _interface(self) -> Interface:
+        return self._network.interface
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
-        interface = self._interface()
+        interface = self.interface
         tensors = interface.tensors(args, kwargs)
         return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's outputs for its inputs, each in the order of the interface."""
-        interface = self._interface()
+        interface = self.interface
         interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
         with torch.no_grad():
             given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
             outputs = self._evaluator(given)
         return [outputs[name] for name in interface.outputs]
-
-
-def _unverified(interface: Interface | None, network: Network | None) -> Report:
-    """What is known of a conversion that has not been compared with its module."""
-    needs = [text for _, text in interface.constraints] if interface else []
-    return Report(assumptions=list(network.assumptions) if network else [], needs=needs)
 
 
 def _interface_of(engine: Any) -> Interface:
@@ -348,13 +343,3 @@ def _interface_of(engine: Any) -> Interface:
     arguments = {"tuple": [{"tuple": [{"leaf": i} for i in range(len(inputs))]}, {"dict": [], "items": []}]}
     result = leaves[0] if len(leaves) == 1 else {"tuple": leaves}
     return Interface(inputs, arguments, [], outputs, result, [{"output": i} for i in range(len(outputs))])
-
-
-def _to_tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _to_bytes(value: Any, name: str) -> bytes:
-    if not isinstance(value, torch.Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
-        raise EngineError(f"'{name}' of the state dict is not a 1-d uint8 tensor.")
-    return value.cpu().numpy().tobytes()

@@ -1,4 +1,4 @@
-"""A gate that lets many in at once, or one alone, and costs the many next to nothing."""
+"""A lock that many threads may hold at once, or one alone, and that costs the many next to nothing."""
 
 from __future__ import annotations
 
@@ -9,33 +9,38 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class Gate:
-    """Who enters says so first, and then looks whether the gate is closed; who wants to be alone closes it first, and
-    then looks who is inside. So of two that come at the same time, one sees the other.
+class SharedLock:
+    """Calls of an engine hold it together; who makes an execution context, or runs one first, holds it alone.
+
+    A sharing holder registers first and looks for an exclusive one second, and an exclusive holder the other way round.
+    So of two threads that arrive together, at least one sees the other.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # held by who is alone
-        self.inside: set[Any] = set()
-        self.closed = False
-        self.leave = self.inside.discard
+        self.exclusive_lock = threading.RLock()
+        self.holders: set[Any] = set()  # that share it
+        self.is_exclusive = False
+        self.release = self.holders.discard
 
-    def enter(self, who: Any) -> None:
-        """Go in, beside others, until `leave(who)`, also if this is interrupted; waits while somebody is alone."""
-        self.inside.add(who)
-        if self.closed:
-            self.inside.discard(who)
-            with self.lock:
-                self.inside.add(who)  # who closes it next will see
+    def acquire(self, holder: Any) -> None:
+        """Share the lock until `release(holder)`, which is right also if this call is interrupted.
+
+        It waits while the lock is held exclusively.
+        """
+        self.holders.add(holder)
+        if self.is_exclusive:
+            self.holders.discard(holder)
+            with self.exclusive_lock:
+                self.holders.add(holder)  # the next exclusive holder will see it
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Wait until everybody has left, and keep the others out."""
-        with self.lock:
-            self.closed = True
+    def exclusive(self) -> Iterator[None]:
+        """Wait until nobody shares the lock, and keep others from sharing it."""
+        with self.exclusive_lock:
+            self.is_exclusive = True
             try:
-                while self.inside:
-                    time.sleep(0)  # they leave soon; to be woken takes longer
+                while self.holders:
+                    time.sleep(0)  # they release it soon; to be woken takes longer
                 yield
             finally:
-                self.closed = False
+                self.is_exclusive = False

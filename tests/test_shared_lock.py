@@ -1,69 +1,69 @@
-"""Many inside at once, or one alone."""
+"""Many holders at once, or one alone."""
 
 import threading
 import time
 
 from threads import at_once
 
-from torch2rt.runtime.shared_lock import Gate
+from torch2rt.runtime.shared_lock import SharedLock
 
 
 def test_who_is_alone_waits_and_keeps_others_out():
-    gate, events = Gate(), []
-    gate.enter("first")
+    lock, events = SharedLock(), []
+    lock.acquire("first")
 
     def alone():
-        with gate.alone():
+        with lock.exclusive():
             events.append("alone")
             time.sleep(0.05)
             events.append("still alone")
 
     def enter():
-        gate.enter("second")
+        lock.acquire("second")
         events.append("second")
-        gate.leave("second")
+        lock.release("second")
 
     one = threading.Thread(target=alone)
     one.start()
-    while not gate.closed:
+    while not lock.is_exclusive:
         time.sleep(0.001)
     many = threading.Thread(target=enter)
     many.start()
     time.sleep(0.02)
     assert events == []  # the first is still inside
-    gate.leave("first")
+    lock.release("first")
     one.join()
     many.join()
-    assert events == ["alone", "still alone", "second"] and not gate.inside and not gate.closed
+    assert events == ["alone", "still alone", "second"] and not lock.holders and not lock.is_exclusive
 
 
 def test_many_are_inside_at_once():
-    gate, together = Gate(), threading.Barrier(3)
+    lock, together = SharedLock(), threading.Barrier(3)
 
     def work(name):
-        gate.enter(name)
+        lock.acquire(name)
         together.wait(10)  # breaks if one had to wait for another
-        gate.leave(name)
+        lock.release(name)
 
     at_once([lambda name=name: work(name) for name in range(3)])
-    assert not together.broken and not gate.inside
+    assert not together.broken and not lock.holders
 
 
 def test_nobody_is_beside_who_is_alone():
-    gate, inside, stop = Gate(), [], time.monotonic() + 0.5
+    lock, inside, stop = SharedLock(), [], time.monotonic() + 0.5
     seen, turns = [], [0, 0]
 
     def many(name):
         while time.monotonic() < stop:
-            gate.enter(name)
+            lock.acquire(name)
             inside.append(name)
             inside.remove(name)
-            gate.leave(name)
+            lock.release(name)
             turns[0] += 1
 
     def alone():
         while time.monotonic() < stop:
-            with gate.alone():
+            with lock.exclusive():
                 seen.extend(inside)
                 turns[1] += 1
 
@@ -72,10 +72,10 @@ def test_nobody_is_beside_who_is_alone():
 
 
 def test_an_error_opens_it_again():
-    gate = Gate()
+    lock = SharedLock()
     try:
-        with gate.alone():
+        with lock.exclusive():
             raise KeyError
     except KeyError:
-        gate.enter("someone")
-    assert gate.inside == {"someone"}
+        lock.acquire("someone")
+    assert lock.holders == {"someone"}

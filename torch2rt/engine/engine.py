@@ -1,0 +1,77 @@
+"""The value that passes from `build` to `TRTModule`, and through files."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from torch2rt.engine.report import Report
+from torch2rt.errors import EngineError
+from torch2rt.interface import Interface
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Engine:
+    """A serialized TensorRT engine with all that is needed to call it: `torch2rt.build` makes it, `TRTModule` runs it.
+
+    - `data`: the plan, as TensorRT deserializes it. `bytes(engine)` is the same, `len(engine.data)` its size.
+    - `interface`: the calling convention: names, dtypes and ranges of the inputs, and the structure around them.
+    - `made_by`: the TensorRT that built it (`flavour`, `version`), and the GPUs it was built for (`target`, in words).
+    - `report`: what was verified of the conversion, what it assumes, and what its calls need.
+    - `facts`: what `torch2rt inspect` tells of the network, as JSON values: dtypes and shapes of the outputs, layers.
+
+    >>> from torch2rt import build, lower, trace
+    >>> engine = build(lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])))
+    >>> engine.interface.outputs
+    ['output_0']
+    """
+
+    data: bytes
+    interface: Interface
+    made_by: Mapping[str, str]
+    report: Report = dataclasses.field(default_factory=Report)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __bytes__(self) -> bytes:
+        return self.data
+
+    def describe(self) -> str:
+        """Inputs, outputs, what calls need, and the size, such as `x: float32[1..4, 3] -> output_0; 0.1 MiB`."""
+        inputs = ", ".join(f"{spec.name}: {spec.describe()}" for spec in self.interface.inputs)
+        needs = "".join(f"; needs {text}" for _, text in self.interface.constraints)
+        return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {len(self.data) / 2**20:.1f} MiB"
+
+    def __repr__(self) -> str:
+        return f"Engine({self.describe()})"
+
+    def __copy__(self) -> Engine:
+        return dataclasses.replace(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """A copy of everything but the plan, which never changes and may have gigabytes."""
+        others = (field.name for field in dataclasses.fields(self) if field.name != "data")
+        return dataclasses.replace(self, **{name: copy.deepcopy(getattr(self, name), memo) for name in others})
+
+    def __reduce__(self) -> Any:
+        """Pickle the plan as a tensor: torch.save writes tensors as they are, and bytes as text of twice the size."""
+        return _unpickled, (to_tensor(self.data), self.interface, dict(self.made_by), self.report, dict(self.facts))
+
+
+def _unpickled(data: torch.Tensor, *others: Any) -> Engine:
+    return Engine(to_bytes(data, "data"), *others)
+
+
+def to_tensor(data: bytes) -> torch.Tensor:
+    """Bytes as a 1-d uint8 tensor with memory of its own, as a state dict holds them."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def to_bytes(value: Any, name: str) -> bytes:
+    """The inverse of `to_tensor`; raises `EngineError` for an entry `name` of a state dict that is something else."""
+    if not isinstance(value, torch.Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
+        raise EngineError(f"'{name}' of the state dict is not a 1-d uint8 tensor.")
+    return value.cpu().numpy().tobytes()

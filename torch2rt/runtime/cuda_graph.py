@@ -1,0 +1,148 @@
+"""A call of an engine as a CUDA graph, with the copies in it that are told other addresses before a replay."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.backend import cuda
+from torch2rt.backend.cuda import CapturedGraph, CaptureError, Copy, empty
+from torch2rt.backend.tensorrt import LOG
+from torch2rt.errors import EngineError
+from torch2rt.runtime.execution import Execution
+from torch2rt.runtime.inputs import LOWEST_ADDRESS
+
+UNCAPTURABLE = "TensorRT cannot run this engine in a CUDA graph"
+
+
+class CudaGraph:
+    """One call as a CUDA graph: the engine on fixed inputs and outputs, replayed as one piece.
+
+    The first graph of a stream and shapes reads the tensors of the first call themselves, so that a caller who passes
+    the same tensors again copies nothing. A call with other tensors has the graph captured again, with inputs of its
+    own and copies to them (`copies_inputs`). Outputs are copied to fresh tensors, unless the caller borrows them.
+
+    The copies are part of the graph. A copy is told before a replay if an address has changed, which takes as long as
+    all the rest of a call. The outputs change at every call of a caller who still holds those of the call before. Then
+    the next outputs are made ready, and their copies told, while the GPU works on the call before. For a caller who has
+    dropped them, torch gives the same memory again.
+
+    All memory of a graph is torch's and belongs to the caller's stream, on which the graph is replayed. Torch gives it
+    to others when the graph is gone, so hold `lock` from looking at `gone` until the replay is enqueued.
+    """
+
+    def __init__(
+        self, execution: Execution, tensors: Sequence[torch.Tensor], capture_stream: int, borrow: bool,
+        copies_inputs: bool,
+    ) -> None:  # fmt: skip
+        self.lock, self.gone, self.execution, self.inputs = threading.Lock(), False, execution, execution.inputs
+        self.scratch: list[torch.Tensor] = []
+        callers = torch.cuda.current_stream()
+        stream = torch.cuda.ExternalStream(capture_stream, self.inputs.device)
+        with torch.inference_mode(False):
+            usable = [self.inputs.usable(place, tensor) for place, tensor in enumerate(tensors)]
+            self.copies_inputs = copies_inputs or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
+            self.read = [x.clone() for x in usable] if self.copies_inputs else [x.detach() for x in tensors]
+            stream.wait_stream(callers)
+            try:
+                self.outputs = execution.run(self.read, capture_stream, self.scratch)
+            finally:
+                cuda.synchronize(capture_stream)  # the memory is of the caller's stream, which does not wait
+            fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
+        self.graph = self._capture(capture_stream, usable, fresh)
+        found = self.graph.copies()
+        self.replay = self.graph.replay_on(callers.cuda_stream)
+        self.sources = [_found(found, x, y) if self.copies_inputs else None for x, y in zip(self.read, usable)]
+        self.addresses = [x.data_ptr() for x in self.read]
+        self.results = [
+            (tuple(x.shape), x.stride(), x.dtype, _found(found, x, y)) for x, y in zip(fresh, self.outputs)
+        ]
+        self.ready: list[torch.Tensor] | None = None
+        self.last: Any = lambda: None  # a weak reference to an output of the last call
+
+    def _capture(
+        self, stream: int, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
+    ) -> CapturedGraph:  # fmt: skip
+        """The last call of the execution context, recorded with the copies before and after it."""
+        if not self.execution.can_be_captured(stream):
+            raise CaptureError(UNCAPTURABLE)
+        try:
+            with LOG.capture(), CapturedGraph(stream) as graph:
+                if self.copies_inputs:
+                    _copy(graph, self.read, given)
+                self.execution.enqueue(stream)
+                _copy(graph, results, self.outputs)
+            return graph
+        except EngineError as error:
+            raise CaptureError(str(error).rstrip(".")) from error
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """Replay on torch's current stream; `None` if the graph reads other tensors than these and copies none."""
+        held: Any = None  # inputs that were copied, until the graph is enqueued
+        inputs = self.inputs
+        dtypes, dense, index, place = inputs.dtypes, inputs.dense, inputs.index, 0
+        for tensor in tensors:
+            if (
+                tensor.dtype is not dtypes[place] or tensor.get_device() != index or not dense[place](tensor)
+                or tensor.is_neg() or (address := tensor.data_ptr()) < LOWEST_ADDRESS
+            ):  # fmt: skip
+                tensor = inputs.usable(place, tensor)
+                held = held, tensor
+                address = tensor.data_ptr()
+            if not self.copies_inputs:
+                if address != self.addresses[place]:
+                    return None
+            elif (source := self.sources[place]) is not None:
+                source.move(Copy.SOURCE, address)
+            place += 1  # noqa: SIM113  (enumerate makes a tuple a turn)
+        outputs, self.ready = self.ready, None
+        if outputs is None or outputs[0].is_inference() != torch.is_inference_mode_enabled():
+            outputs = self.fresh()
+        if error := self.replay():
+            self.replay_in_a_new_thread(error)
+        if not outputs:
+            return self.outputs
+        if self.last() is not None:
+            try:  # noqa: SIM105  (contextlib.suppress takes a microsecond)
+                self.ready = self.fresh()
+            except RuntimeError:
+                pass  # out of memory, say: the next call tries again, and raises it
+        self.last = weakref.ref(outputs[0])
+        return outputs
+
+    def replay_in_a_new_thread(self, error: int) -> None:
+        """Replay after CUDA has failed with this error, `NO_CONTEXT` in a new thread, or raise `EngineError`."""
+        if error == cuda.NO_CONTEXT:
+            cuda.enter_context(self.inputs.index)
+            error = self.replay()
+        if error:
+            raise EngineError(f"CUDA cannot replay a graph: error {error}.")
+
+    def fresh(self) -> list[torch.Tensor]:
+        """New outputs, to which the next replay copies; none if they are borrowed."""
+        outputs = []
+        for shape, stride, dtype, target in self.results:
+            output = empty(shape, stride, dtype)
+            if target is not None:
+                target.move(Copy.TARGET, output.data_ptr())
+            outputs.append(output)
+        return outputs
+
+
+def _copy(graph: CapturedGraph, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy tensors, as part of a graph's work."""
+    for target, source in zip(targets, sources):
+        if target.nbytes:
+            graph.copy(target.data_ptr(), source.data_ptr(), target.nbytes)
+
+
+def _found(found: dict[tuple[int, int], Copy], target: torch.Tensor, source: torch.Tensor) -> Copy | None:
+    """The copy from one tensor to another, which those with elements must have."""
+    ends = target.data_ptr(), source.data_ptr()
+    if target.nbytes and ends not in found:
+        raise CaptureError("CUDA has captured a copy in a way that cannot be changed")
+    return found.get(ends)

@@ -1,0 +1,96 @@
+"""An engine deserialized on one GPU, and all that its calls share there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from torch2rt.backend import cuda
+from torch2rt.backend.cuda import on_device
+from torch2rt.backend.quirks import create_execution_context, why_no_dynamic_shapes
+from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.engine.engine import Engine
+from torch2rt.errors import EngineError
+from torch2rt.runtime.inputs import ALIGNMENT, Inputs
+from torch2rt.runtime.kernel_cache import KernelCache
+from torch2rt.runtime.shared_lock import SharedLock
+
+
+class Deserialized(NamedTuple):
+    """TensorRT's objects for a plan on a GPU: the `ICudaEngine`, and the `Runtime` that must outlive it."""
+
+    device: torch.device
+    runtime: Any
+    engine: Any
+
+
+def deserialize(data: bytes, made_by: Mapping[str, str], index: int | None = None) -> Deserialized:
+    """Have TensorRT read a plan, on this GPU or the current one; raises `EngineError` where it cannot be used."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "Running an engine needs an NVIDIA GPU and torch sees none (torch.cuda.is_available() is False). "
+            "Without one, model_trt.reference() evaluates the same network with torch."
+        )
+    if made_by["flavour"] != FLAVOUR or made_by["version"] not in (VERSION, "unknown"):
+        raise EngineError(
+            f"The engine was built by {made_by['flavour']} {made_by['version']}, this is {FLAVOUR} {VERSION}. "
+            "Engines do not cross versions: convert the model again, or install that version."
+        )
+    device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    with on_device(device.index), cuda.beside_captures(), LOG.capture() as log:
+        runtime = trt.Runtime(LOG)
+        engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise _refusal(made_by, device, log)
+    return Deserialized(device, runtime, engine)
+
+
+class LoadedEngine:
+    """A deserialized engine with one copy of its weights, of which any number of execution contexts are made.
+
+    - `inputs`: what it takes; `outputs`: name and dtype of what it gives.
+    - `lock`: shared by the contexts that run. TensorRT for RTX 1.6 crashes if a context is made, or runs for the first
+      time, while another one runs, so that is done under `lock.exclusive()`.
+    - `kernels`: what TensorRT for RTX has compiled for this GPU.
+    - `placeholder`: memory whose address stands for tensors without elements, which have none.
+    """
+
+    def __init__(self, built: Engine, index: int | None = None, deserialized: Deserialized | None = None) -> None:
+        """Load an engine on a GPU, the current one if not given; `deserialized` is its plan's, if that was done."""
+        self.made_by, self.interface = built.made_by, built.interface
+        loaded = deserialized or deserialize(built.data, built.made_by, index)
+        self.device, self.engine, self.runtime = loaded.device, loaded.engine, loaded.runtime
+        self.index = self.device.index
+        self.capability = torch.cuda.get_device_capability(self.device)
+        if any(spec.dynamic for spec in self.interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
+            raise EngineError(reason)
+        self.lock = SharedLock()
+        self.inputs = Inputs(self.interface, self.device)
+        self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in self.interface.outputs]
+        with on_device(self.index), cuda.beside_captures():
+            self.kernels = KernelCache(self.engine, built.data, self.device)
+            self.placeholder = torch.empty(ALIGNMENT, dtype=torch.uint8, device=self.device)
+
+    def create_context(self, own_memory: bool = False) -> Any:
+        """An `IExecutionContext`, with scratch memory of its own or none; `None` if TensorRT refuses."""
+        return create_execution_context(self.engine, self.capability, self.kernels.cache, own_memory)
+
+    def refusal(self, log: Sequence[str]) -> EngineError:
+        """The error that TensorRT cannot use the engine on this GPU, in its own words."""
+        return _refusal(self.made_by, self.device, log)
+
+    def close(self) -> None:
+        """Let go of the engine, when nothing that was made of it is left."""
+        self.kernels.cache = None
+        self.engine = None
+        self.runtime = None
+
+
+def _refusal(made_by: Mapping[str, str], device: torch.device, log: Sequence[str]) -> EngineError:
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return EngineError(
+        f"The engine was built for {made_by.get('target', 'an unknown GPU')}; {FLAVOUR} {VERSION} cannot use it on "
+        f"{name} (compute capability {'.'.join(map(str, capability))}): {'; '.join(log) or 'it gave no reason'}."
+    )
