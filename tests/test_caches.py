@@ -309,7 +309,8 @@ def test_no_timings_without_a_folder(gpu, monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT for RTX has timing caches that do nothing
 def test_a_build_keeps_its_timings(folder, gpu, monkeypatch):
     """With TensorRT's own objects, also those of TensorRT for RTX."""
-    monkeypatch.setattr("torch2rt.engine.build.IS_RTX", False)
+    monkeypatch.setattr("torch2rt.engine.build.builds_without_gpu", lambda: False)
+    monkeypatch.setattr("torch2rt.engine.build.has_timing_cache", lambda: True)
     network = lower(trace(torch.nn.Conv2d(3, 4, 3).eval(), [torch.randn(1, 3, 8, 8)]))
     seen = []
     assert build(network, progress=False, configure=lambda config: seen.append(config.get_timing_cache()))
@@ -361,7 +362,7 @@ class Engine:
 
 @pytest.fixture
 def kernels(folder, gpu, monkeypatch):
-    monkeypatch.setattr("torch2rt.runtime.kernel_cache.IS_RTX", True)
+    monkeypatch.setattr("torch2rt.runtime.kernel_cache.has_runtime_cache", lambda: True)
     return lambda engine_bytes=b"engine": KernelCache(Engine(), engine_bytes, torch.device("cpu"))
 
 
@@ -407,7 +408,7 @@ def test_kernels_in_an_unusable_folder(kernels, folder):
 
 
 def test_no_kernels_are_kept_without_rtx(kernels, monkeypatch):
-    monkeypatch.setattr("torch2rt.runtime.kernel_cache.IS_RTX", False)
+    monkeypatch.setattr("torch2rt.runtime.kernel_cache.has_runtime_cache", lambda: False)
     cache = kernels()
     cache.save()
     assert cache.cache is None

@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 ATTRIBUTES = {**PARAMETERS, "context": "IExecutionContext", "runtime": "Runtime"}
 # Functions whose callers have asked first.
-ONLY_IF = {"set_compute_capabilities": "IS_RTX", "add_attention": "has_attention()"}
+ONLY_IF = {"set_compute_capabilities": "builds_without_gpu()", "add_attention": "has_attention()"}
 
 
 @dataclasses.dataclass(frozen=True)

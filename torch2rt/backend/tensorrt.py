@@ -204,3 +204,18 @@ def is_listed(capability: tuple[int, int]) -> bool:
     if not IS_RTX:
         return True
     return hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
+
+
+def builds_without_gpu() -> bool:
+    """Whether engines are built without a GPU, for GPUs that `compute_capabilities` names: TensorRT for RTX alone."""
+    return IS_RTX
+
+
+def has_runtime_cache() -> bool:
+    """Whether kernels are compiled when an execution context is made, and can be kept: TensorRT for RTX alone."""
+    return IS_RTX
+
+
+def has_timing_cache() -> bool:
+    """Whether the builder measures kernels on the GPU, and can keep what it measured: not TensorRT for RTX."""
+    return not IS_RTX

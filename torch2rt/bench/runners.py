@@ -129,12 +129,18 @@ class OnnxEngine:
     @staticmethod
     def plan(module: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> Any:
         """The serialized engine."""
-        from torch2rt.backend.tensorrt import IS_RTX, create_builder, create_network, set_compute_capabilities, trt
+        from torch2rt.backend.tensorrt import (
+            builds_without_gpu,
+            create_builder,
+            create_network,
+            set_compute_capabilities,
+            trt,
+        )
 
         builder = create_builder()
         network = create_network(builder)
         config = builder.create_builder_config()
-        if IS_RTX and torch.cuda.is_available():
+        if builds_without_gpu() and torch.cuda.is_available():
             set_compute_capabilities(config, ["current"])  # as torch2rt does
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "model.onnx")

@@ -102,7 +102,7 @@ def _tensorrt(found: Findings) -> Any:
         else f"the first that is installed; {backend.ENVIRONMENT} chooses another"
     )
     found.line("chosen", f"{backend.FLAVOUR} {backend.VERSION}: {reason}")
-    if backend.IS_RTX:
+    if backend.builds_without_gpu():
         known = [name[2:] for name in dir(backend.trt.ComputeCapability) if name.startswith("SM")]
         found.line(
             "", "names the compute capabilities " + ", ".join(f"{k[:-1]}.{k[-1]}" for k in sorted(known, key=int))
@@ -124,7 +124,7 @@ def _build_and_run(found: Findings, backend: Any, gpu: bool) -> bool:
             " TensorRT needs a GPU to build engines; TensorRT for RTX (pip install 'torch2rt[rtx]') builds without one."
         )
         remedy = f"{backend.FLAVOUR} {backend.VERSION} cannot build an engine here: {error}"
-        found.problem("builds", "no", remedy + ("" if gpu or backend.IS_RTX else other))
+        found.problem("builds", "no", remedy + ("" if gpu or backend.builds_without_gpu() else other))
         return False
     found.line("builds", f"yes ({time.perf_counter() - start:.1f} s for a small module)")
     if not gpu:

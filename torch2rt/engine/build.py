@@ -13,7 +13,16 @@ import torch
 
 from torch2rt.arguments import compute_capabilities as compute_capabilities_of
 from torch2rt.arguments import severity, whole_number
-from torch2rt.backend.tensorrt import FLAVOUR, IS_RTX, LOG, VERSION, set_compute_capabilities, trt
+from torch2rt.backend.quirks import computes_in_tf32_unasked
+from torch2rt.backend.tensorrt import (
+    FLAVOUR,
+    LOG,
+    VERSION,
+    builds_without_gpu,
+    has_timing_cache,
+    set_compute_capabilities,
+    trt,
+)
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report
 from torch2rt.engine.timing_cache import TimingCache
@@ -82,7 +91,7 @@ def build(
             "Python with the environment variable NVIDIA_TF32_OVERRIDE=0, to build and to run the engine."
         )
     _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
-    if IS_RTX:
+    if builds_without_gpu():
         try:
             set_compute_capabilities(config, _capabilities(compute_capabilities))
         except ValueError as error:
@@ -92,7 +101,7 @@ def build(
             f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
         )
     _add_profile(builder, config, network.interface)
-    timings = None if IS_RTX else TimingCache(config)
+    timings = TimingCache(config) if has_timing_cache() else None
     if configure is not None:
         configure(config)
     plan, log = _serialize(network, config, progress, log_level, meanwhile)
@@ -116,9 +125,9 @@ def _capabilities(asked: Any) -> list[str]:
 def target(compute_capabilities: Any = None) -> str:
     """What an engine built now with these `compute_capabilities` runs on, in words."""
     asked = _capabilities(compute_capabilities)
-    if IS_RTX and not asked:
+    if builds_without_gpu() and not asked:
         return "every GPU that one engine can serve"
-    if IS_RTX and [c.lower() for c in asked] != ["current"]:
+    if builds_without_gpu() and [c.lower() for c in asked] != ["current"]:
         return f"compute capability {', '.join(asked)}"
     if not torch.cuda.is_available():
         return "this machine"
@@ -131,8 +140,8 @@ def _set_flag(config: Any, flag: Any, value: bool) -> None:
 
 
 def uses_tf32(definition: Any) -> bool:
-    """Whether TensorRT for RTX computes some layer of this network in TF32 without asking (seen in 1.6)."""
-    return IS_RTX and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and _has(definition, MATMULS + CONVOLUTIONS)
+    """Whether TensorRT computes some layer of this network in TF32 without asking."""
+    return computes_in_tf32_unasked() and _has(definition, MATMULS + CONVOLUTIONS)
 
 
 def _has(definition: Any, kinds: Sequence[str]) -> bool:
@@ -153,7 +162,8 @@ def rounds_to_tf32(definition: Any, asked: bool | None) -> bool:
     if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return False
     kinds = ((MATMULS, torch.backends.cuda.matmul), (CONVOLUTIONS, torch.backends.cudnn))
-    return any(_has(definition, names) and (IS_RTX or asked or torchs.allow_tf32) for names, torchs in kinds)
+    unasked = computes_in_tf32_unasked() or asked
+    return any(_has(definition, names) and (unasked or torchs.allow_tf32) for names, torchs in kinds)
 
 
 def _add_profile(builder: Any, config: Any, interface: Interface) -> None:

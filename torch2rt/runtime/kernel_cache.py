@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torch2rt.backend import disk_cache
-from torch2rt.backend.tensorrt import IS_RTX, LOG
+from torch2rt.backend.tensorrt import LOG, has_runtime_cache
 
 
 class KernelCache:
@@ -23,7 +23,7 @@ class KernelCache:
         self.cache: Any = None
         self.path: Path | None = None
         self.saved = b""
-        if not IS_RTX:
+        if not has_runtime_cache():
             return
         self.cache = engine.create_runtime_config().create_runtime_cache()
         if disk_cache.folder() is None or self.cache is None:
