@@ -7,10 +7,10 @@ import inspect
 import types
 from pathlib import Path
 
-import coverage
 import pytest
 import torch
 from harness import Case, compare, eager, prepared
+from harness import plain_functions as coverage
 
 from torch2rt import lower, trace
 from torch2rt.cli import ops as operators
@@ -295,7 +295,7 @@ measured = pytest.mark.skipif(not operators.is_listed_version(), reason=f"measur
 @measured
 @pytest.mark.parametrize("row", coverage.CASES, ids=lambda row: qualified_name(coverage.target(row)))
 def test_functions_without_a_converter(row):
-    """They are converted as the list says; `python tests/coverage.py` writes it."""
+    """They are converted as the list says; `python -m harness.plain_functions` writes it."""
     level, network = coverage.level(row)
     assert qualified_name(coverage.target(row)) in operators.measured()[level]
     if network is not None:
@@ -305,7 +305,7 @@ def test_functions_without_a_converter(row):
 
 @measured
 def test_every_public_function_is_listed():
-    """It has a converter, an advice what to write instead, a row in `tests/coverage.py`, or is left out there."""
+    """It has a converter, an advice, a row in `harness/plain_functions.py`."""
     rows = [coverage.target(row) for row in coverage.CASES]
     unknown = [f for f in coverage.public() if f not in rows and not coverage.is_left_out(f)]
     assert [qualified_name(function) for function in unknown] == []

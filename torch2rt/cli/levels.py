@@ -1,4 +1,4 @@
-"""How torch functions without a converter are converted, as `python tests/coverage.py` measured it."""
+"""How torch functions without a converter are converted: by `tests/harness/plain_functions.py`."""
 
 TORCH = "2.15"
 

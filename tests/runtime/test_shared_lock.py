@@ -3,7 +3,7 @@
 import threading
 import time
 
-from threads import at_once
+from harness.threads import at_once
 
 from torch2rt.runtime.shared_lock import SharedLock
 

@@ -440,7 +440,7 @@ def test_the_command_hands_on_what_it_was_told(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture
 def table(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     yield importlib.import_module("table")
     for name in ("table", "meter"):
         sys.modules.pop(name, None)

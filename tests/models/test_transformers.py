@@ -6,7 +6,7 @@ too. By default a few; `--all-models` takes every one.
 
 import pytest
 import torch
-import zoo
+from harness import zoo
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

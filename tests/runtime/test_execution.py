@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from threads import at_once
+from harness.threads import at_once
 
 from torch2rt import torch2rt
 from torch2rt.backend import cuda

@@ -10,8 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
-import zoo
-from harness import With
+from harness import With, zoo
 from test_module import COPIES
 from test_tracing import module
 from torch import nn

@@ -10,9 +10,9 @@ import threading
 import pytest
 import torch
 from harness import compare
+from harness.threads import at_once
 from test_callers import as_told
 from test_tracing import module
-from threads import at_once
 
 from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError

@@ -16,8 +16,8 @@ import time
 import pytest
 import torch
 from harness import Call
+from harness.threads import at_once
 from test_callers import GRAPHS, as_told
-from threads import at_once
 
 from torch2rt import TRTModule, torch2rt
 from torch2rt.errors import InputError

@@ -5,7 +5,7 @@ with random weights: efficientnetv2_rw_t, fbnetv3_b.
 """
 
 import pytest
-import zoo
+from harness import zoo
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bindings import Table
+from harness.bindings import Table
 
 # TensorRT's objects by the names that torch2rt gives them, where a value comes from out of sight.
 PARAMETERS = {

@@ -5,7 +5,7 @@ By default the smallest classifier of each family and one model each of the rest
 
 import torch
 import torchvision
-import zoo
+from harness import zoo
 from torchvision.models import optical_flow, segmentation, video
 
 from torch2rt import torch2rt

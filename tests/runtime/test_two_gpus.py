@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
+from harness.threads import at_once
 from test_runtime import RANGES, close, images, make_net
-from threads import at_once
 
 from torch2rt import TRTModule, torch2rt
 from torch2rt.errors import InputError

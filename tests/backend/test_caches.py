@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from threads import at_once
+from harness.threads import at_once
 
 from torch2rt import build, lower, trace
 from torch2rt.backend import disk_cache as caches

@@ -14,9 +14,9 @@ import random
 import pytest
 import torch
 from harness import compare
+from harness.threads import at_once
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
-from threads import at_once
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt import torch2rt

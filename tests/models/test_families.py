@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-import zoo
+from harness import zoo
 
 from torch2rt import lower, torch2rt, trace
 from torch2rt.runtime.module import ReferenceModule

@@ -1,7 +1,7 @@
 """A simple call of every public torch function that has no converter of its own, and how it is converted.
 
-`python tests/coverage.py` measures them all and writes `torch2rt/levels.py`; then `python -m torch2rt.cli.ops` prints
-what `docs/operators.md` should be.
+`PYTHONPATH=tests python -m harness.plain_functions` measures them all and writes `torch2rt/cli/levels.py`; then
+`python -m torch2rt.cli.ops` prints what `docs/operators.md` should be.
 """
 
 import textwrap
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from harness import Data, case, floats, ints, prepared
 
+from harness import Data, case, floats, ints, prepared
 from torch2rt import lower, trace
 from torch2rt.errors import Torch2RTError
 from torch2rt.registry import load, qualified_name
@@ -233,7 +233,7 @@ def level(row):
 
 
 def measure():
-    """The tables of `torch2rt/levels.py`."""
+    """The tables of `torch2rt/cli/levels.py`."""
     found = {}
     for row in CASES:
         found.setdefault(level(row)[0], []).append(qualified_name(target(row)))
@@ -241,11 +241,11 @@ def measure():
 
 
 if __name__ == "__main__":
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     version = ".".join(torch.__version__.split(".")[:2])
-    lines = ['"""How torch functions without a converter are converted, as `python tests/coverage.py` measured it."""']
+    lines = ['"""How torch functions without a converter are converted: by `tests/harness/plain_functions.py`."""']
     lines += ["", f'TORCH = "{version}"', "", "MEASURED = {"]
     for name, names in measure().items():
         lines += [f'    "{name}": """', *textwrap.wrap(" ".join(names), 112, initial_indent=" " * 8,
                   subsequent_indent=" " * 8), '    """,']  # fmt: skip
-    (root / "torch2rt" / "levels.py").write_text("\n".join([*lines, "}", ""]))
+    (root / "torch2rt" / "cli" / "levels.py").write_text("\n".join([*lines, "}", ""]))

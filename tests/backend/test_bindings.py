@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from bindings import Unavailable, describe
-from usage import Source, check_usage
+from harness.binding_usage import Source, check_usage
+from harness.bindings import Unavailable, describe
 
 import torch2rt
 
 ROOT = Path(torch2rt.__file__).parent
-CONVERTERS = Path(__file__).parent.parent / "converters"
+CONVERTERS = Path(__file__).parents[2] / "converters"
 VERSIONS = [
     ("tensorrt_cu12_bindings", "10.3.0"),
     ("tensorrt_cu12_bindings", "10.16.1.11"),

@@ -1,0 +1,43 @@
+"""What tests are written in: rows of a table, and how each is converted, run and compared."""
+
+from harness.cases import (
+    TOLERANCES,
+    B,
+    Call,
+    Case,
+    Data,
+    S,
+    Size,
+    With,
+    bools,
+    case,
+    check_case,
+    compare,
+    eager,
+    floats,
+    half,
+    ints,
+    parametrize,
+    prepared,
+)
+
+__all__ = [
+    "TOLERANCES",
+    "B",
+    "Call",
+    "Case",
+    "Data",
+    "S",
+    "Size",
+    "With",
+    "bools",
+    "case",
+    "check_case",
+    "compare",
+    "eager",
+    "floats",
+    "half",
+    "ints",
+    "parametrize",
+    "prepared",
+]
