@@ -25,9 +25,9 @@ from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTErro
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
+from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import State
 from torch2rt.tracing.patches.process_switches import without_compiler
-from torch2rt.tracing.randomness import same_states
 
 ATTEMPTS = 8  # runs with other disturbances before a difference counts
 

@@ -24,7 +24,7 @@ from torch2rt.errors import TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.accepted_sizes import IsRefused, Sizes, Steps
-from torch2rt.tracing.source_lines import Places
+from torch2rt.tracing.source_lines import SourceLocation
 
 Takes = Callable[[Sequence[Shape]], bool]
 MOST_TERMS = 1000  # of a question about sizes; torch takes minutes for the calls of a module that goes on from there
@@ -47,9 +47,9 @@ class Decision:
 class Decisions:
     """The claims of one trace, and the shape environment that they are made to."""
 
-    def __init__(self, symbols: Symbols, places: Places) -> None:
+    def __init__(self, symbols: Symbols, location: SourceLocation) -> None:
         self.symbols = symbols
-        self.places = places
+        self.location = location
         self.hints: dict[sympy.Symbol, int] = {}
         self.made: dict[sympy.Basic, Decision] = {}
         self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
@@ -126,7 +126,7 @@ class Decisions:
                 return
             assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
             claim = _or_equal(claim) if assumed else claim
-            self.made.setdefault(claim, Decision(claim, self.places.here(), internal, assumed))
+            self.made.setdefault(claim, Decision(claim, self.location.here(), internal, assumed))
 
     def set_aside(self) -> dict[sympy.Basic, Decision]:
         """Remove and return what the user's Python has claimed, so that only what it claims again counts.
@@ -289,8 +289,8 @@ class _ShapeEnv(ShapeEnv):
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
             raise TooNestedError(
-                f"{self._decisions.places.here()}: the module rounds sizes again and again, as layers do that each pad "
-                f"to a multiple and crop. Here a size is an expression of more than {MOST_TERMS} terms. Make the "
+                f"{self._decisions.location.here()}: the module rounds sizes again and again, as layers do that each "
+                f"pad to a multiple and crop. Here a size is an expression of more than {MOST_TERMS} terms. Make the "
                 "dimensions static, or pad the inputs once, before the module."
             )
         if (answer := self._decisions.answer(orig_expr)) is not None:

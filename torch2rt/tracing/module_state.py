@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -11,9 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
 from torch2rt.passes.value_numbers import value_sources
-
-if TYPE_CHECKING:
-    from torch2rt.tracing.tracer import Tracer
+from torch2rt.tracing.values import Values
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -77,15 +75,15 @@ def _traced(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, 
         yield name, owner, key, value
 
 
-def depends_on_values(tracer: Tracer, value: Any) -> bool:
+def depends_on_values(values: Values, value: Any) -> bool:
     """Whether tensors were computed from the inputs' values, and not from their sizes and dtypes alone."""
-    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := tracer.storages.node(t))]
+    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := values.node(t))]
     seen = set(todo)
     while todo:
         node = todo.pop()
         if node.op == "placeholder":
             return True
-        todo += (new := [n for n in value_sources(node, tracer.registry) if n not in seen])
+        todo += (new := [n for n in value_sources(node, values.recorder.registry) if n not in seen])
         seen.update(new)
     return False
 
