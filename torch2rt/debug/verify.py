@@ -26,7 +26,7 @@ from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
-from torch2rt.tracing.module_state import State
+from torch2rt.tracing.module_state import ModuleState
 from torch2rt.tracing.patches.process_switches import without_compiler
 
 ATTEMPTS = 8  # runs with other disturbances before a difference counts
@@ -173,7 +173,7 @@ class _Verifier:
 
     def _call_as_it_is(self, call: Call) -> Any:
         args, kwargs = unflatten(self.interface.arguments, [x.clone() for x in call.tensors])
-        state = State(self.module)
+        state = ModuleState(self.module)
         try:
             with torch.no_grad(), same_states(), self._wide_products(call):
                 return self.module(*args, **kwargs)

@@ -99,7 +99,7 @@ class OperatorRecorder(TorchDispatchMode):
         if recorder.fake_mode.enter_stack:
             return func(*args, **kwargs)
         modes = _get_current_function_mode_stack()
-        with _pop_mode_temporarily() if modes and modes[-1] is mode else nullcontext(), recorder.decisions.inside():
+        with _pop_mode_temporarily() if modes and modes[-1] is mode else nullcontext(), recorder.decisions.in_torch():
             return mode.__torch_function__(func, types, args, kwargs)
 
 

@@ -5,20 +5,16 @@ A `Recorder` knows no tensor's value: which node computes a tensor is for `value
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.errors import TraceError
-from torch2rt.interface import Input, Shape
 from torch2rt.registry import Target, load
 from torch2rt.sizes import Dim, PythonAlgebra, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, is_selected
@@ -41,7 +37,7 @@ class _FakeMode(FakeMode):
         self.decisions, self.location = decisions, location
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not self.decisions.are_torchs and func._schema.is_mutable:
+        if not self.decisions.is_in_torch and func._schema.is_mutable:
             raise UnseenTensorError(f"{self.location.here()}: {func} was not called in a way that torch2rt sees.")
         return super().__torch_dispatch__(func, types, args, kwargs)
 
@@ -69,34 +65,16 @@ class Recorder:
     @contextmanager
     def fake_tensors(self) -> Iterator[None]:
         """A context to run calls of torch's own on fake tensors, which the graph gets nothing of."""
-        with self.decisions.inside(), self.fake_mode:
+        with self.decisions.in_torch(), self.fake_mode:
             yield
 
     # Nodes -----------------------------------------------------------------------------------------------------------
 
-    def placeholder(
-        self, index: int, spec: Input, leaf: torch.Tensor, shape: Shape
-    ) -> tuple[torch.Tensor, torch.fx.Node]:
-        """The fake tensor of an input, of this shape, whose dynamic sizes become symbols; and its node."""
-        sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
-        fake = self.fake_mode.from_tensor(
-            torch.empty(shape, dtype=leaf.dtype, device=leaf.device, memory_format=spec.memory_format),
-            source=ConstantSource(f"input_{index}"),
-            symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
-        )
-        fake.item_memo = None  # torch would give out a symbol for the value of a 0-d integer on the CPU
-        # the node's name is a parameter in the Python that torch.fx generates
-        is_parameter = spec.name.isidentifier() and not keyword.iskeyword(spec.name) and spec.name != "self"
-        node = self.graph.placeholder(spec.name if is_parameter else f"input_{index}")
-        node.meta.update(val=fake, module="", source="", input=index)
-        for axis in spec.dynamic:
-            symbol = fake.shape[axis].node.expr
-            self.decisions.hints[symbol] = shape[axis]
-            self.symbols[symbol] = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
-            size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
-            size.meta.update(val=fake.shape[axis], module="", source="")
-            self._sizes[symbol] = size
-        return fake, node
+    def add_symbol(self, symbol: sympy.Symbol, dim: Dim, traced_size: int, node: torch.fx.Node) -> None:
+        """A dynamic size of an input: `node` computes it, and `traced_size` is its size in this trace."""
+        self.decisions.traced_sizes[symbol] = traced_size
+        self.symbols[symbol] = dim
+        self._sizes[symbol] = node
 
     def operand(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.fx.Node]:
         """A new fake tensor of the same type and its node: a placeholder that a subgraph will begin with."""

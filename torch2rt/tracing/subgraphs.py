@@ -48,7 +48,7 @@ def scope() -> Iterator[None]:
     recorder = values.recorder
     before, recorder.open_calls = recorder.open_calls, []
     try:
-        with values.storages.only_new_writable(), recorder.decisions.outside():
+        with values.storages.only_new_writable(), recorder.decisions.in_user_code():
             yield
     finally:
         recorder.open_calls = before

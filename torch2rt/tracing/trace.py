@@ -26,8 +26,8 @@ from torch2rt.structure import Spec, flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
-from torch2rt.tracing.guards import Takes, TooNestedError
-from torch2rt.tracing.module_state import Forgotten, State, depends_on_values
+from torch2rt.tracing.guards import Accepts, TooNestedError
+from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared, uncached
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
@@ -92,10 +92,10 @@ def trace(
     parameters = keyword_names(module.forward)
     spinner = Spinner("trace", progress)
 
-    def run(hint: Sequence[Shape]) -> torch.fx.GraphModule:
+    def run(shapes: Sequence[Shape]) -> torch.fx.GraphModule:
         tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), record_operators)
         with spinner.turning(lambda: tracer.recorder.location.latest):
-            return _run(module, tracer, leaves, hint, output_names, takes)
+            return _run(module, tracer, leaves, shapes, output_names, accepts)
 
     def refusal(shapes: Sequence[Shape]) -> BaseException | None:
         """The error that the module itself raises with these shapes."""
@@ -110,7 +110,7 @@ def trace(
             return None  # not the module's own
         return None
 
-    def takes(shapes: Sequence[Shape]) -> bool:
+    def accepts(shapes: Sequence[Shape]) -> bool:
         return refusal(shapes) is None
 
     failure: Exception | None = None
@@ -118,11 +118,11 @@ def trace(
     past_caches = first_was_tried_again = False
     with ExitStack() as stack:
         stack.enter_context(unfused(module))
-        for hint in (hints := _hints(specs, leaves)):
+        for shapes in (to_try := _shapes_to_try(specs, leaves)):
             try:
                 before = states_elsewhere()
-                graph = run(hint)
-                if states_elsewhere() != before and not are_equal(graph, run(hint)):
+                graph = run(shapes)
+                if states_elsewhere() != before and not are_equal(graph, run(shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
                         "time. An engine draws no random numbers. Pass the noise to the module as an input."
@@ -139,7 +139,7 @@ def trace(
                     stack.enter_context(uncached())
                     past_caches = again = True
                 if again:
-                    hints.append(hint)
+                    to_try.append(shapes)
                 if failure is None or first_was_tried_again:
                     failure, first_was_tried_again = error, again
         assert failure is not None
@@ -154,7 +154,7 @@ def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[A
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
 
 
-def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
+def _shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
     """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
 
     torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
@@ -172,8 +172,8 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
 
 
 def _run(
-    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
-    output_names: str | Sequence[str] | None, takes: Takes,
+    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], shapes: Sequence[Shape],
+    output_names: str | Sequence[str] | None, accepts: Accepts,
 ) -> torch.fx.GraphModule:  # fmt: skip
     """Trace with these sizes standing for the dynamic ones.
 
@@ -183,12 +183,12 @@ def _run(
     """
     interface, recorder = tracer.interface, tracer.recorder
     fakes = [
-        tracer.values.placeholder(i, spec, leaf, hint)
-        for i, (spec, leaf, hint) in enumerate(zip(interface.inputs, leaves, hints, strict=True))
+        tracer.placeholder(i, spec, leaf, shape)
+        for i, (spec, leaf, shape) in enumerate(zip(interface.inputs, leaves, shapes, strict=True))
     ]
     args, kwargs = unflatten(interface.arguments, fakes)
     operators = OperatorRecorder(recorder, tracer) if tracer.records_operators else nullcontext()
-    state = State(module)
+    state = ModuleState(module)
     try:
         with ExitStack() as stack:
             without = (without_compiler, without_collections(), without_logs(LOGS))
@@ -197,15 +197,15 @@ def _run(
             for context in (*switches, operators, tracer):
                 stack.enter_context(context)
             result = _Result.of(tracer, module(*args, **kwargs))
-            remembered = [kept for kept in state.kept() if depends_on_values(tracer.values, kept[-1])]
+            remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()
-            if remembered or claims and state.changed():
+            if remembered or claims and state.has_changed():
                 for name, owner, key, _ in remembered:
-                    owner[key] = Forgotten(name, recorder.location.here)
+                    owner[key] = EarlierValue(name, recorder.location.here)
                 again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
                 is_same = again is not None and result.is_same(again, recorder)
                 claims = {} if is_same and not recorder.decisions.fixed() else claims
-            recorder.decisions.made.update(claims)
+            recorder.decisions.claims.update(claims)
         if tracer.refused is not None:
             raise tracer.refused
     except Torch2RTError as error:
@@ -218,7 +218,7 @@ def _run(
                 "are to be served."
             ) from error
         if not isinstance(error, TypeError) or "SymInt" not in str(error):
-            raise tracer.refusal(error, hints) from error
+            raise tracer.refusal(error, shapes) from error
         raise TraceError(
             f"{recorder.location.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
             "dimension static, or compute with the size."
@@ -227,7 +227,7 @@ def _run(
         state.restore()
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     _output(interface, recorder, result, output_names)
-    recorder.decisions.check(interface, takes)
+    recorder.decisions.check(interface, accepts)
     _check_eager(tracer)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
@@ -261,10 +261,10 @@ def _check_eager(tracer: Tracer) -> None:
         return
     call, error = refusal
     message = describe_refusal(call, error, sizes, inputs)
-    if sizes and not call.mixes:
+    if sizes and not call.mixes_types:
         at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
         message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
-    raise RefusedError(message, of_types=call.mixes) from error
+    raise RefusedError(message, of_types=call.mixes_types) from error
 
 
 @dataclass

@@ -15,17 +15,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import keyword
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.errors import ConversionError, TraceError
-from torch2rt.interface import Interface, Shape
+from torch2rt.interface import Input, Interface, Shape
 from torch2rt.registry import Call, Target, by_schema, overload_of, qualified_name
-from torch2rt.sizes import is_symbolic
+from torch2rt.sizes import Dim, is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
@@ -51,7 +54,7 @@ class Tracer(RecordingMode):
 
     def __init__(self, module: torch.nn.Module, interface: Interface, records_operators: bool = False) -> None:
         self.recorder = Recorder(module)
-        super().__init__(Values(self.recorder, self._repeat))
+        super().__init__(Values(self.recorder, self._call_recorded))
         self.interface = interface
         self.records_operators = records_operators
         self.eager = EagerCalls(self.recorder, self.values.storages)
@@ -63,6 +66,28 @@ class Tracer(RecordingMode):
         """The error to raise for one that the module has raised for inputs of these shapes."""
         call = self._failed[1] if self._failed is not None and self._failed[0] is error else None
         return describe_error(error, call, shapes, self.interface, self.recorder)
+
+    def placeholder(self, index: int, spec: Input, leaf: torch.Tensor, shape: Shape) -> torch.Tensor:
+        """The fake tensor of an input, of this shape, whose dynamic sizes become symbols."""
+        recorder = self.recorder
+        sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
+        fake = recorder.fake_mode.from_tensor(
+            torch.empty(shape, dtype=leaf.dtype, device=leaf.device, memory_format=spec.memory_format),
+            source=ConstantSource(f"input_{index}"),
+            symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes),
+        )
+        fake.item_memo = None  # torch would give out a symbol for the value of a 0-d integer on the CPU
+        # the node's name is a parameter in the Python that torch.fx generates
+        is_parameter = spec.name.isidentifier() and not keyword.iskeyword(spec.name) and spec.name != "self"
+        node = recorder.graph.placeholder(spec.name if is_parameter else f"input_{index}")
+        node.meta.update(val=fake, module="", source="", input=index)
+        self.values.storages.bind(fake, node)
+        for axis in spec.dynamic:
+            dim = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
+            size = recorder.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+            size.meta.update(val=fake.shape[axis], module="", source="")
+            recorder.add_symbol(fake.shape[axis].node.expr, dim, shape[axis], size)
+        return fake
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -111,7 +136,7 @@ class Tracer(RecordingMode):
         """Run a call that depends on no input, whose result becomes a constant."""
         if reads_values(func) and (reason := self.recorder.constants.why_forbidden((args, kwargs))):
             raise TraceError(reason)
-        with self.recorder.decisions.inside():
+        with self.recorder.decisions.in_torch():
             out = run_for_real(self.recorder, func, args, kwargs, func)
         self._allow_writes(out)
         self.values.written_constants.note_views(out, (func, args, kwargs))
@@ -148,7 +173,7 @@ class Tracer(RecordingMode):
         with contextlib.suppress(TypeError):  # the operator calls something else by one of these names
             signature.bind(*named_args, **named)
             args, kwargs = named_args, named
-        with self.recorder.decisions.inside():
+        with self.recorder.decisions.in_torch():
             out = self._open(func, body, args, kwargs)
         if out is not NotImplemented:
             self._has_selections |= is_selected(out[0] if isinstance(out, tuple) and out else out)
@@ -158,7 +183,7 @@ class Tracer(RecordingMode):
         """Record the calls that a call's body makes."""
         self.recorder.open_calls.append(func)
         try:
-            return self._repeat((body, args, kwargs))
+            return self._call_recorded((body, args, kwargs))
         except ConversionError as error:
             if type(error) is not ConversionError:
                 raise
@@ -166,8 +191,8 @@ class Tracer(RecordingMode):
         finally:
             self.recorder.open_calls.pop()
 
-    def _repeat(self, call: Call) -> Any:
-        """Make a call whose torch functions are recorded, as torch runs `__torch_function__` without the mode."""
+    def _call_recorded(self, call: Call) -> Any:
+        """Make a call and record the torch functions that it calls, where torch has set the mode aside."""
         func, args, kwargs = call
         with self:
             return func(*args, **kwargs)

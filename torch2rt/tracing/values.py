@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensor, UnsupportedOperatorExcepti
 from torch.overrides import TorchFunctionMode
 
 from torch2rt.errors import TraceError
-from torch2rt.interface import Input, Shape
 from torch2rt.registry import Call, Target, qualified_name
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.computed_masks import is_selected
@@ -88,12 +87,6 @@ class Values:
                     self.bind(item, part, call, (*path, index))
 
     # New values ------------------------------------------------------------------------------------------------------
-
-    def placeholder(self, index: int, spec: Input, leaf: torch.Tensor, shape: Shape) -> torch.Tensor:
-        """The fake tensor of an input, of this shape, whose dynamic sizes become symbols."""
-        fake, node = self.recorder.placeholder(index, spec, leaf, shape)
-        self.storages.bind(fake, node)
-        return fake
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
         """A new fake tensor of the same type that only stands for a value, as the operand of a subgraph."""

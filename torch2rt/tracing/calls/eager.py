@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.registry import Target, qualified_name
 from torch2rt.sizes import evaluate, expression, is_symbolic
@@ -68,10 +69,10 @@ class RecordedCall:
 
     @property
     def operands(self) -> list[Operand]:
-        return [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, Operand)]
+        return [leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Operand)]
 
     @property
-    def mixes(self) -> bool:
+    def mixes_types(self) -> bool:
         """Whether its tensors are of several types of real or complex numbers."""
         return len({x.dtype for x in self.operands if x.dtype.is_floating_point or x.dtype.is_complex}) > 1
 
@@ -133,7 +134,7 @@ def _error(call: RecordedCall, sizes: Sizes) -> Exception | None:
     operands = call.operands
     elements = sum(math.prod(x.shape(sizes)) for x in operands)
     is_small = elements <= (MANY if sum(len(x.sizes) > 1 for x in operands) < 2 else FEW)
-    if not is_small and not call.mixes:
+    if not is_small and not call.mixes_types:
         return None
     dense = is_small or call.writes
     for fill in (0, 1):  # of indices and divisors, one may be wrong
@@ -201,14 +202,6 @@ def _counts_values(call: RecordedCall) -> bool:
 
 def _at(size: Any, sizes: Sizes) -> Any:
     return evaluate(size, sizes) if isinstance(size, sympy.Basic) else size
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def _is_torchs(func: Callable[..., Any]) -> bool:

@@ -33,7 +33,7 @@ def describe_error(
     """The error to raise for one that the module has raised for inputs of these shapes, in `call` if that is known."""
     symbols = recorder.symbols
     inputs = {spec.name: spec.dtype for spec in interface.inputs}
-    if call is not None and call.mixes:
+    if call is not None and call.mixes_types:
         sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in symbols.items()}
         return RefusedError(describe_refusal(call, error, sizes, inputs), of_types=True)
     given = ", ".join(f"{name} {tuple(shape)}" for name, shape in zip(inputs, shapes, strict=True))
@@ -51,7 +51,7 @@ def describe_refusal(call: RecordedCall, error: Exception, sizes: Sizes, inputs:
     shown = ", ".join(operand.show(sizes) for operand in call.operands)
     of = f" of {shown}" if shown else ""
     text = f"{call.place}: torch refuses {call.name}{of} ({first_line(error)})."
-    if not call.mixes:
+    if not call.mixes_types:
         return text
     weights, types = {x.dtype for x in call.operands if x.node is None}, {x.dtype for x in call.operands}
     return text + other_types({name: inputs[name] for name in _sources(call)}, weights, types)

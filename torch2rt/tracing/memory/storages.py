@@ -228,23 +228,25 @@ class Storages:
         while tensor is not storage.root:
             made = self._bindings[id(tensor)]
             assert made.call is not None
-            step = views_of(made.call, made.path, self.recorder)
-            if not step:
+            made_by = views_of(made.call, made.path, self.recorder)
+            if not made_by:
                 raise TraceError(
                     f"{self.recorder.location.here()}: a tensor is used after memory it shares was written to, and how "
                     f"{qualified_name(made.call[0])} made it from that memory is not known. Clone it before the write."
                 )
-            views = [*step, *views]
-            tensor = step[0].base
+            views = [*made_by, *views]
+            tensor = made_by[0].base
         return views
 
     def _replay(self, binding: _Binding, storage: _Storage) -> torch.fx.Node:
+        """Record again how a view was made, from the storage's current content."""
         node = storage.node
         for view in self._views_from_root(binding, storage):
             node = self._apply(view, node)
         return node
 
     def _apply(self, view: View, node: torch.fx.Node) -> torch.fx.Node:
+        """Record one view operator on the content that `node` computes."""
         with self.recorder.fake_tensors():
             out = view.func(view.base, *view.args)
         new = self.recorder.node(view.func, (node, *self.recorder.argument(view.args)), {}, out)
@@ -253,6 +255,7 @@ class Storages:
         return self.recorder.node(operator.getitem, (new, view.index), {}, out[view.index], like=new)
 
     def _write_back(self, binding: _Binding, node: torch.fx.Node, storage: _Storage) -> torch.fx.Node:
+        """Record what a storage holds after a write of `node` to a view of it."""
         views = self._views_from_root(binding, storage)
         contents = [storage.node]
         for view in views[:-1]:
@@ -262,8 +265,7 @@ class Storages:
             if inverse is None:
                 raise TraceError(
                     f"{self.recorder.location.here()}: writing through a {qualified_name(view.func)} view is not "
-                    "supported. "
-                    "Write to a clone and put the parts together."
+                    "supported. Write to a clone and put the parts together."
                 )
             target, args = inverse(view)
             with self.recorder.fake_tensors():
@@ -275,6 +277,7 @@ class Storages:
 
 
 def _copies_if_needed(call: Call) -> bool:
+    """Whether a call returns a view or a copy, depending on strides."""
     name = getattr(call[0], "__name__", "").split(".")[0]
     return name in ("reshape", "reshape_as", "flatten", "ravel", "contiguous") and isinstance(call[1][0], FakeTensor)
 
