@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch2rt import AccuracyError, InputError, TRTModule, build, torch2rt, trace
+from torch2rt.debug import inputs as verification_inputs
 from torch2rt.debug import verify as verification
 from torch2rt.debug.bisection import OfEngine
 from torch2rt.debug.comparison import Comparison
@@ -295,7 +296,7 @@ def test_an_example_that_is_not_served_is_cut_or_repeated(sizes):
 
 
 def test_the_reference_takes_few_of_a_large_batch(monkeypatch):
-    monkeypatch.setattr(verification, "LARGE", 50)
+    monkeypatch.setattr(verification_inputs, "LARGE", 50)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     model_trt = torch2rt(nn.Linear(30, 4), [torch.randn(16, 30)], max_batch_size=16)
     assert [d.shapes for d in model_trt.report.verified.differences] == [[[2, 30]]]

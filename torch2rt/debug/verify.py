@@ -1,13 +1,12 @@
 """Verify: hold what was converted against its module, on the example inputs and, if asked, over the served range.
 
-`comparison.py` says whether two results are one but for roundings, `disturbance.py` what roundings do to this network,
-and `bisection.py` where a difference begins.
+`inputs.py` chooses the inputs. `comparison.py` says whether two results are one but for roundings, `disturbance.py`
+what roundings do to this network, and `bisection.py` where a difference begins.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch2rt.debug.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.debug.comparison import MULTIPLE, Comparison, is_near
 from torch2rt.debug.disturbance import Disturbed, WideProducts
+from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls
 from torch2rt.engine.build import rounds_to_tf32
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Difference, Verification
@@ -26,15 +26,11 @@ from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTErro
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
-from torch2rt.tracing.module_state import State
+from torch2rt.tracing.calls.randomness import same_states
+from torch2rt.tracing.module_state import ModuleState
 from torch2rt.tracing.patches.process_switches import without_compiler
-from torch2rt.tracing.randomness import same_states
 
 ATTEMPTS = 8  # runs with other disturbances before a difference counts
-DRAWN = 3  # calls with sizes between the smallest and the largest that `"range"` makes
-LARGE = 2**19  # numbers in the inputs, above which the reference is evaluated at smaller sizes where there are any
-STEPS = (1, 2, 4, 8, 14, 16, 32, 64)  # modules may serve only multiples of such a number
-Tensors = Sequence[torch.Tensor]
 
 
 class Unverifiable(Exception):
@@ -80,9 +76,9 @@ class Verifying:
         self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build)
         self.early: _Verifier | None = None
         if mode and not torch.cuda.is_available():
-            self._keep(self._read)
+            self._keep(self._make_early)
 
-    def _read(self) -> None:
+    def _make_early(self) -> None:
         self.early = self.verifier(None)  # which reads the network, and that must not be while it is built
 
     def while_building(self) -> None:
@@ -105,23 +101,9 @@ class Verifying:
             self.found = error
 
 
-@dataclasses.dataclass
-class _Call:
-    """Inputs to compare on; `made` if the user has not given these values at these sizes."""
-
-    tensors: list[torch.Tensor]
-    made: bool
-
-    @property
-    def shapes(self) -> list[Shape]:
-        return [tuple(x.shape) for x in self.tensors]
-
-    def __str__(self) -> str:
-        inputs = ", ".join(f"{bare_name(x.dtype)}{list(x.shape)}" for x in self.tensors)
-        return f"for {'drawn ' if self.made else ''}inputs {inputs}"
-
-
 class _Verifier:
+    """Compares the engine, or the reference where no engine runs here, with the module: `run` gives their outputs."""
+
     def __init__(
         self, module: torch.nn.Module, graph: torch.fx.GraphModule, lowered: Network, model_trt: Any,
         tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
@@ -137,7 +119,7 @@ class _Verifier:
     def verify(self, tensors: Tensors, mode: bool | str) -> Verification:
         start = time.perf_counter()
         result = Verification("range" if mode == "range" else "example", self.by, notes=self.notes)
-        calls = self.first_calls(tensors)
+        calls = first_calls(self.interface, tensors, is_slow=not self.on_engine)
         while True:
             try:
                 result.differences += self.check(calls.pop(0))
@@ -146,7 +128,7 @@ class _Verifier:
                 if not calls:
                     raise
                 self.notes.append(str(error))
-        for call in self.calls_in_range(tensors) if mode == "range" else ():
+        for call in calls_in_range(self.interface, tensors) if mode == "range" else ():
             try:
                 result.differences += self.check(call)
             except Unverifiable as error:
@@ -179,7 +161,7 @@ class _Verifier:
             raise Unverifiable(f"no engine runs here and there is no reference: {error}") from error
         return reference.outputs, "the reference, which evaluates the network with torch"
 
-    def _call_module(self, call: _Call) -> Any:
+    def _call_module(self, call: Call) -> Any:
         """What the module returns; it is left as it was.
 
         What `torch.compile` has wrapped is not compiled for it, unless it takes that: `torch.while_loop` may.
@@ -190,16 +172,16 @@ class _Verifier:
         except Exception:
             return self._call_as_it_is(call)
 
-    def _call_as_it_is(self, call: _Call) -> Any:
+    def _call_as_it_is(self, call: Call) -> Any:
         args, kwargs = unflatten(self.interface.arguments, [x.clone() for x in call.tensors])
-        state = State(self.module)
+        state = ModuleState(self.module)
         try:
-            with torch.no_grad(), same_states(), self._wide(call):
+            with torch.no_grad(), same_states(), self._wide_products(call):
                 return self.module(*args, **kwargs)
         finally:
             state.restore()
 
-    def _expected(self, call: _Call) -> tuple[list[torch.Tensor], Any]:
+    def _expected(self, call: Call) -> tuple[list[torch.Tensor], Any]:
         """The module's tensors, and the form of the value around them."""
         try:
             result = self._call_module(call)
@@ -214,38 +196,39 @@ class _Verifier:
             ) from error
         return flatten(result, torch.is_tensor, "result")
 
-    def _refuses_sizes(self, call: _Call) -> bool:
+    def _refuses_sizes(self, call: Call) -> bool:
         """Whether the module fails on tensors without values, and not at the sizes that are tuned for: not for values.
 
         Such as a mask that is not as large as the input; an index that is too large for a table is no such thing.
         """
-        return self._takes([spec.opt for spec in self.interface.inputs]) and not self._takes(call.shapes)
+        return self._accepts([spec.opt for spec in self.interface.inputs]) and not self._accepts(call.shapes)
 
-    def _takes(self, shapes: Sequence[Shape]) -> bool:
+    def _accepts(self, shapes: Sequence[Shape]) -> bool:
+        """Whether the module runs on tensors of these shapes that have no values."""
         with FakeTensorMode(allow_non_fake_inputs=True):
             placeholders = (node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder")
             fakes = [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(placeholders, shapes)]
             try:
-                self._call_module(_Call(fakes, True))
+                self._call_module(Call(fakes, True))
             except Exception:
                 return False
             return True
 
-    def _disturbed(self, call: _Call) -> Callable[..., Disturbed]:
+    def _disturbed(self, call: Call) -> Callable[..., Disturbed]:
         def disturb(roundings: float, seed: int, keep: Sequence[str] = ()) -> Disturbed:
-            return Disturbed(self.graph, roundings, seed, self.tf32, keep, self._wide(call), self.on_engine)
+            return Disturbed(self.graph, roundings, seed, self.tf32, keep, self._wide_products(call), self.on_engine)
 
         return disturb
 
-    def _wide(self, call: _Call) -> Any:
-        """Where float16 is computed on a CPU, which takes torch very long: with products in float32."""
+    def _wide_products(self, call: Call) -> Any:
+        """A context in which a CPU computes products of float16 in float32, as its own kernels take very long."""
         weights = (t for t in (*self.module.parameters(), *call.tensors))
         slow = any(t.dtype is torch.float16 and t.device.type == "cpu" for t in weights)
         return WideProducts() if slow else contextlib.nullcontext()
 
     # Comparing -------------------------------------------------------------------------------------------------------
 
-    def check(self, call: _Call) -> list[Difference]:
+    def check(self, call: Call) -> list[Difference]:
         """The difference of each output; raises `AccuracyError` if one is too large."""
         leaves, form = self._expected(call)
         names = self.interface.outputs
@@ -254,9 +237,7 @@ class _Verifier:
                 outputs = self.run(call.tensors)
             except Torch2RTError as error:
                 raise AccuracyError(f"{self.by}, fails {call}, where the module does not: {error}") from error
-            given, given_form = flatten(
-                self.interface.wrap(outputs, call.shapes), torch.is_tensor, "result"
-            )
+            given, given_form = flatten(self.interface.wrap(outputs, call.shapes), torch.is_tensor, "result")
             given_form, form = _with_tuples(given_form), _with_tuples(form)
             if _kinds(given, given_form) != _kinds(leaves, form) or not is_same(given_form, form):
                 raise AccuracyError(
@@ -268,7 +249,7 @@ class _Verifier:
                 name: Comparison(ours.to(theirs.device), theirs)
                 for name, ours, theirs in zip(names, outputs, expected, strict=True)
             }
-            self._learn(compared, expected, call)
+            self._learn_roundings(compared, expected, call)
             shapes = list(map(list, call.shapes))
             found = {name: Difference(name, shapes, *c.worst(), c.largest) for name, c in compared.items()}
             wrong = [found[name] for name, comparison in compared.items() if not comparison.passes()]
@@ -280,7 +261,7 @@ class _Verifier:
         ]  # fmt: skip
         return list(found.values())
 
-    def _learn(self, compared: Mapping[str, Comparison], expected: Tensors, call: _Call) -> None:
+    def _learn_roundings(self, compared: Mapping[str, Comparison], expected: Tensors, call: Call) -> None:
         """Disturb the graph until every difference is explained, or roundings have been tried often enough.
 
         What a disturbance changes is seen beside the undisturbed graph, as the graph of a wrong trace is far from the
@@ -297,13 +278,13 @@ class _Verifier:
             for comparison, a, b in zip(compared.values(), before, after, strict=True):
                 comparison.learn(a, b, multiple)
 
-    def _fail(self, call: _Call, wrong: Sequence[Difference], expected: Tensors) -> None:
+    def _fail(self, call: Call, wrong: Sequence[Difference], expected: Tensors) -> None:
         place = self._where(call, expected)
         lines = [f"{self.by}, does not compute what the module does {call}:", *(f"  {d}" for d in wrong)]
         lines += [place.text] if place else []
         raise AccuracyError("\n".join(lines), wrong, *(place.module, place.source) if place else ())
 
-    def _where(self, call: _Call, expected: Tensors) -> Place | None:
+    def _where(self, call: Call, expected: Tensors) -> Place | None:
         """Where the difference begins: in the trace, in a converter, or in what TensorRT has made of it."""
         disturb = self._disturbed(call)
         traced, moved = (disturb(roundings, 0)(call.tensors) for roundings in (0.0, 1.0))
@@ -322,80 +303,6 @@ class _Verifier:
                 if place := first_difference(self.graph, call.tensors, of, of.names, of.at_once, disturb):
                     return place
         return Place(None, None, "No single call differs when its value is looked at.") if values else None
-
-    # Which inputs ----------------------------------------------------------------------------------------------------
-
-    def first_calls(self, tensors: Tensors) -> list[_Call]:
-        """The example, or the inputs that take its place, best first."""
-        specs, example = self.interface.inputs, [tuple(x.shape) for x in tensors]
-        small = [
-            tuple(low if low == high else max(low, min(size, 2)) for size, low, high in zip(shape, s.min, s.max))
-            for s, shape in zip(specs, example, strict=True)
-        ]
-        choices = [example, *([getattr(spec, which) for spec in specs] for which in ("opt", "min", "max"))]
-        if not self.on_engine and sum(x.numel() for x in tensors) > LARGE:
-            choices = [small, *choices]
-        served = {tuple(shapes): shapes for shapes in choices if self._serves(shapes)}
-        return [_Call(list(map(_fitted, tensors, shapes)), shapes != example) for shapes in served.values()]
-
-    def calls_in_range(self, tensors: Tensors) -> Iterator[_Call]:
-        """The smallest, the largest and some sizes between them, with values drawn from the example's."""
-        generator = torch.Generator().manual_seed(0)
-        specs = self.interface.inputs
-        ends = [[getattr(spec, which) for spec in specs] for which in ("min", "max")]
-        chosen = {tuple(shapes): shapes for shapes in ends if self._serves(shapes)}
-        wanted = len(chosen) + DRAWN if any(spec.dynamic for spec in specs) else 1
-        for _ in range(1000):
-            if len(chosen) >= wanted:
-                break
-            if self._serves(shapes := self._between(generator)):
-                chosen[tuple(shapes)] = shapes
-        for shapes in chosen.values():
-            yield _Call([_drawn(_fitted(x, s), generator) for x, s in zip(tensors, shapes)], True)
-
-    def _between(self, generator: torch.Generator) -> list[Shape]:
-        """Sizes drawn from the range. Dimensions that have one range have one size, as far as they are drawn alike."""
-        place, step = torch.rand((), generator=generator).item(), _choice(STEPS, generator)
-        drawn: dict[tuple[int, int], int] = {}
-        for spec in self.interface.inputs:
-            for low, high in zip(spec.min, spec.max, strict=True):
-                size = low + round(place * (high - low))
-                drawn[low, high] = min(max(round(size / step) * step, low), high)
-        return [tuple(drawn[ends] for ends in zip(s.min, s.max, strict=True)) for s in self.interface.inputs]
-
-    def _serves(self, shapes: Sequence[Shape]) -> bool:
-        try:
-            self.interface.check(list(shapes), [spec.dtype for spec in self.interface.inputs])
-        except InputError:
-            return False
-        return True
-
-
-def _fitted(x: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """A tensor cut or repeated to a shape: its values stay its own."""
-    for axis, size in enumerate(shape):
-        if size != x.shape[axis]:
-            x = x.index_select(axis, torch.arange(size, device=x.device) % x.shape[axis])
-    return x
-
-
-def _drawn(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Other values like a tensor's: some of its own, and between them where they are not whole numbers."""
-    if not x.numel():
-        return x
-    flat = x.flatten()
-    first, second = (
-        flat[torch.randint(0, x.numel(), (x.numel(),), generator=generator).to(x.device)] for _ in range(2)
-    )
-    if x.is_floating_point() and not (flat == flat.round()).all():
-        share = torch.rand(x.numel(), generator=generator).to(x.device, x.dtype)
-        between = first + (second - first) * share
-        first = torch.where(between.isfinite(), between, first)
-    return first.view(x.shape)
-
-
-def _choice(values: Sequence[int], generator: torch.Generator) -> int:
-    return values[int(torch.randint(0, len(values), (), generator=generator))]
 
 
 def _kinds(leaves: Tensors, form: Any) -> str:

@@ -5,100 +5,102 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._decomp import core_aten_decompositions, decomposition_table
 from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.overrides import _get_current_function_mode_stack, _pop_mode_temporarily
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
 from torch2rt.registry import Target, qualified_name
-from torch2rt.tracing.in_place import out_of_place
+from torch2rt.tracing.calls.in_place import out_of_place
+from torch2rt.tracing.calls.real import run_for_real
+from torch2rt.tracing.recorder import Recorder
+from torch2rt.tracing.values import Values
 
-if TYPE_CHECKING:
-    from torch2rt.tracing.tracer import Tracer
-
-
+# Runs the body that torch2rt has of a call, and returns `NotImplemented` where it has none.
+Composed = Callable[[Target, tuple[Any, ...], dict[str, Any]], Any]
 SHAPES_IN_PLACE = frozenset({"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
 
 
 class AtenRecorder(TorchDispatchMode):
     """Records the ATen operators that one torch call makes, opening those that have no converter themselves."""
 
-    def __init__(self, tracer: Tracer, function: Target) -> None:
+    def __init__(self, values: Values, function: Target, composed: Composed) -> None:
         super().__init__()
-        self.tracer = tracer
-        self.function = function
+        self.values, self.recorder = values, values.recorder
+        self.function, self.composed = function, composed
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
-        if not tracer.is_traced((args, kwargs)):
+        recorder, kwargs = self.recorder, kwargs or {}
+        if not self.values.is_traced((args, kwargs)):
             with unset_fake_temporarily():
-                return tracer.constant(func, args, kwargs, self.function)
+                return run_for_real(recorder, func, args, kwargs, self.function)
         if func.namespace == "prim" or not _returns_tensors(func):
             return func(*args, **kwargs)
         with unset_fake_temporarily(), _without_autocast((args, kwargs)):
-            if (out := tracer.composed(func, args, kwargs)) is not NotImplemented:
+            if (out := self.composed(func, args, kwargs)) is not NotImplemented:
                 return out
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
-        if tracer.registry.find(func) is None:
+        if recorder.registry.find(func) is None:
             for decomposition in _decompositions(func):
                 with self:
                     out = decomposition(*args, **kwargs)
                 if out is not NotImplemented and _is_like(out, func, args, kwargs):
                     return out
-        opening, tracer.opening = tracer.opening, [self.function]
+        before, recorder.open_calls = recorder.open_calls, [self.function]
         try:
-            return tracer.record(func, args, kwargs)
+            return self.values.record(func, args, kwargs)
         finally:
-            tracer.opening = opening
+            recorder.open_calls = before
 
     def _write(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tracer = self.tracer
+        storages, constants = self.values.storages, self.values.written_constants
         if (packet := func.overloadpacket.__name__) in SHAPES_IN_PLACE:
             same = getattr(getattr(torch.ops.aten, packet[:-1]), func._overloadname)
-            tracer.storages.reshape(
-                args[0], lambda: func(*args, **kwargs), lambda old: (same, (old, *args[1:]), kwargs)
-            )
+            storages.reshape(args[0], lambda: func(*args, **kwargs), lambda old: (same, (old, *args[1:]), kwargs))
             return args[0]
         written, (target, *given) = out_of_place(func, args, kwargs)
         if not isinstance(written, torch.Tensor) or sum(a.is_write for a in func._schema.arguments) != 1:
-            advice = tracer.registry.advice(self.function) or "It is not supported"
+            advice = self.recorder.registry.advice(self.function) or "It is not supported"
             raise TraceError(
-                f"{tracer.places.here()}: {qualified_name(self.function)} writes through {func}. {advice}."
+                f"{self.recorder.location.here()}: {qualified_name(self.function)} writes through {func}. {advice}."
             )
-        shadow = tracer.storages.shadow(written)
-        args, kwargs = tracer.storages.with_shadows((args, kwargs))
-        given = tracer.storages.with_shadows(given)
+        written_to = constants.writable(written)
+        args, kwargs = constants.replaced((args, kwargs))
+        given = constants.replaced(given)
         with self:
             value = target(*given[0], **given[1])
         func(*args, **kwargs)
-        tracer.storages.write(shadow, tracer.argument(value))
+        storages.write(written_to, self.values.argument(value))
         return written
 
 
-class StrayRecorder(TorchDispatchMode):
-    """Records ATen operators that no torch function was seen to make, such as those inside of `torch.vmap`."""
+class OperatorRecorder(TorchDispatchMode):
+    """Records ATen operators that no torch function was seen to make, such as those inside of `torch.vmap`.
 
-    def __init__(self, tracer: Tracer) -> None:
+    It gives them to `mode`, the torch function mode that records the module's calls.
+    """
+
+    def __init__(self, recorder: Recorder, mode: TorchFunctionMode) -> None:
         super().__init__()
-        self.tracer = tracer
+        self.recorder, self.mode = recorder, mode
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        tracer, kwargs = self.tracer, kwargs or {}
-        if tracer.fake_mode.enter_stack:
+        recorder, mode, kwargs = self.recorder, self.mode, kwargs or {}
+        if recorder.fake_mode.enter_stack:
             return func(*args, **kwargs)
         modes = _get_current_function_mode_stack()
-        with _pop_mode_temporarily() if modes and modes[-1] is tracer else nullcontext(), tracer.decisions.inside():
-            return tracer.__torch_function__(func, types, args, kwargs)
+        with _pop_mode_temporarily() if modes and modes[-1] is mode else nullcontext(), recorder.decisions.in_torch():
+            return mode.__torch_function__(func, types, args, kwargs)
 
 
 @contextmanager

@@ -106,6 +106,11 @@ for _owner in (Selection, Places):
     _owner.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
+def is_selected(value: Any) -> bool:
+    """Whether this stands for what a computed mask selects; such objects call themselves tensors."""
+    return type(value) in (Selection, Places)
+
+
 # What may be done with a selection ------------------------------------------------------------------------------------
 
 _ROWS = frozenset({"linear", "layer_norm", "rms_norm", "dropout"})  # work on the last dimensions

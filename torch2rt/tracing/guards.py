@@ -2,9 +2,9 @@
 
 While a module runs, Python asks symbolic sizes for plain answers (`if x.shape[0] > 2`). Each answer is a claim. Before
 an engine is built from the trace, every claim is checked against the served ranges: one that fails for some size is an
-error naming the dimension and the line. What no range could say becomes a constraint that every call is checked
-against: a relation between dimensions, sizes between others that the module itself does not take, such as all but the
-multiples of 32, and what can be neither proven nor refuted.
+error naming the dimension and the line. A claim that no single range can express becomes a check at every call: a
+relation between dimensions, a size that the module itself refuses although it accepts smaller and larger ones, and a
+claim that can be neither proven nor refuted.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch2rt.errors import TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
-from torch2rt.tracing.accepted_sizes import IsRefused, Sizes, Steps
-from torch2rt.tracing.source_lines import Places
+from torch2rt.tracing.accepted_sizes import AcceptedSizes, IsRefused, Sizes
+from torch2rt.tracing.source_lines import SourceLocation
 
-Takes = Callable[[Sequence[Shape]], bool]
+Accepts = Callable[[Sequence[Shape]], bool]
 MOST_TERMS = 1000  # of a question about sizes; torch takes minutes for the calls of a module that goes on from there
 
 
@@ -47,19 +47,19 @@ class Decision:
 class Decisions:
     """The claims of one trace, and the shape environment that they are made to."""
 
-    def __init__(self, symbols: Symbols, places: Places) -> None:
+    def __init__(self, symbols: Symbols, location: SourceLocation) -> None:
         self.symbols = symbols
-        self.places = places
-        self.hints: dict[sympy.Symbol, int] = {}
-        self.made: dict[sympy.Basic, Decision] = {}
+        self.location = location
+        self.traced_sizes: dict[sympy.Symbol, int] = {}
+        self.claims: dict[sympy.Basic, Decision] = {}
         self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
         self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self)
         self._depth = 0
 
     @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Mark what happens in the context as torch's own doing, not the user's Python."""
+    def in_torch(self) -> Iterator[None]:
+        """A context for torch's own code: what it asks about sizes is not the user's doing."""
         self._depth += 1
         try:
             yield
@@ -67,13 +67,13 @@ class Decisions:
             self._depth -= 1
 
     @property
-    def are_torchs(self) -> bool:
+    def is_in_torch(self) -> bool:
         """Whether torch's own code is running, for a call that was seen."""
         return self._depth > 0
 
     @contextmanager
-    def outside(self) -> Iterator[None]:
-        """Mark what happens in the context as the user's Python again."""
+    def in_user_code(self) -> Iterator[None]:
+        """A context for the user's Python, where torch's own code calls it back."""
         depth, self._depth = self._depth, 0
         try:
             yield
@@ -89,7 +89,7 @@ class Decisions:
         if not is_question or not expr.free_symbols <= self.symbols.keys():
             return None
         if expr not in self._answers:
-            answer = sympy.true if holds(expr, self.hints) else sympy.false
+            answer = sympy.true if holds(expr, self.traced_sizes) else sympy.false
             claim = expr if answer is sympy.true else sympy.Not(expr)
             self._answers[expr] = answer if counterexample(claim, self.symbols) is None else None
         return self._answers[expr]
@@ -120,21 +120,21 @@ class Decisions:
                 if self.shape_env.evaluate_expr(part) and isinstance(claim, sympy.Or):
                     break
             return
-        known = self.made.get(claim)
+        known = self.claims.get(claim)
         if known is None or (known.internal and not internal):
             if internal and (_is_difference(claim) or _is_kernel_choice()):
                 return
             assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
             claim = _or_equal(claim) if assumed else claim
-            self.made.setdefault(claim, Decision(claim, self.places.here(), internal, assumed))
+            self.claims.setdefault(claim, Decision(claim, self.location.here(), internal, assumed))
 
     def set_aside(self) -> dict[sympy.Basic, Decision]:
         """Remove and return what the user's Python has claimed, so that only what it claims again counts.
 
         Equalities stay: torch replaces a size that it knows to be equal to another, and so would not ask again.
         """
-        aside = {c: d for c, d in self.made.items() if not d.internal and not isinstance(c, sympy.Eq)}
-        self.made = {c: d for c, d in self.made.items() if c not in aside}
+        aside = {c: d for c, d in self.claims.items() if not d.internal and not isinstance(c, sympy.Eq)}
+        self.claims = {c: d for c, d in self.claims.items() if c not in aside}
         return aside
 
     def fixed(self) -> dict[sympy.Symbol, sympy.Basic]:
@@ -142,15 +142,15 @@ class Decisions:
         sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
         return {symbol: size for symbol, size in sizes.items() if size.is_number}
 
-    def check(self, interface: Interface, takes: Takes) -> None:
+    def check(self, interface: Interface, accepts: Accepts) -> None:
         """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface.
 
-        `takes` says whether the module runs with these shapes.
+        `accepts` says whether the module runs with these shapes.
         """
         for symbol, size in self.fixed().items():
             claim = sympy.Eq(symbol, size)
-            self.made.setdefault(claim, Decision(claim, "all in all", True))
-        equalities = [d for d in self.made.values() if isinstance(d.claim, sympy.Eq)]
+            self.claims.setdefault(claim, Decision(claim, "all in all", True))
+        equalities = [d for d in self.claims.values() if isinstance(d.claim, sympy.Eq)]
         ties = [d for d in equalities if all(arg in self.symbols for arg in d.claim.args)]
         tied = self._tied_ranges(ties)
 
@@ -159,11 +159,11 @@ class Decisions:
         def is_refused(sizes: Sizes) -> bool:
             shapes = self._shapes_with(sizes, ties, interface)
             if (key := tuple(shapes)) not in known:
-                known[key] = not takes(shapes)
+                known[key] = not accepts(shapes)
             return known[key]
 
-        hold([d for d in self.made.values() if not d.assumed], tied, interface, is_refused)
-        self.assumed = Assumed([d for d in self.made.values() if d.assumed], tied)
+        hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused)
+        self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
         for dim in tied.values():
             _narrow(interface.inputs[dim.input], dim)
 
@@ -198,7 +198,10 @@ class Decisions:
 
 
 class Assumed(NamedTuple):
-    """What a trace rests on without having asked; `lower` holds it last, as its own errors say more."""
+    """Claims torch assumed because it takes every size to be at least 2.
+
+    `lower` checks them last, as its own errors say more.
+    """
 
     decisions: list[Decision]
     ranges: Symbols
@@ -207,35 +210,35 @@ class Assumed(NamedTuple):
 def hold(
     decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
 ) -> None:  # fmt: skip
-    """Raise `TraceError` for the first claim that is false inside the ranges; have calls checked for what none says.
+    """Raise `TraceError` for the first claim that is false inside the ranges; constrain calls where no range can.
 
     `is_refused` says whether the module itself raises an error with some sizes, where the others are the opt ones.
     """
-    steps, relations, undecided = Steps(ranges, interface, is_refused), [], []
+    accepted, relations, undecided = AcceptedSizes(ranges, interface, is_refused), [], []
     for decision in decisions:
         wrong = counterexample(decision.claim, ranges)
-        if wrong is None or steps.take(decision.claim):
+        if wrong is None or accepted.try_add(decision.claim):
             continue
         if isinstance(wrong, bool):
             undecided.append(decision)
         elif not interface.is_relation(decision.claim, ranges):
-            raise _narrows(decision, ranges, wrong)
-        elif never := _never(decision.claim, ranges):
-            raise _narrows(decision, ranges, never)
+            raise _narrowing_error(decision, ranges, wrong)
+        elif impossible := _impossible_end(decision.claim, ranges):
+            raise _narrowing_error(decision, ranges, impossible)
         else:
             relations.append(decision)
     claims = [decision.claim for decision in relations]
     for decision in relations:
-        for sizes in _apart(decision.claim, claims, ranges) if not decision.internal else ():
+        for sizes in _counterexamples(decision.claim, claims, ranges) if not decision.internal else ():
             if not is_refused(sizes):
-                raise _narrows(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
-    steps.constrain()  # before relations, which may say the same with less ease
+                raise _narrowing_error(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
+    accepted.constrain_calls()  # before relations, which may say the same with less ease
     for decision in [*relations, *undecided]:
         interface.constrain(decision.claim, ranges)
 
 
-def _narrows(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> TraceError:
-    """What to say of a claim that is false for some sizes of the ranges."""
+def _narrowing_error(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> TraceError:
+    """The error for a claim that is false for some sizes of the ranges."""
     sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())
     asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)
     return TraceError(
@@ -245,8 +248,8 @@ def _narrows(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> T
     )
 
 
-def _never(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
-    """An end of a range for which a relation is false whatever the other sizes are, so that the range says too much."""
+def _impossible_end(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
+    """An end of a range for which a relation is false whatever the other sizes are: the range promises too much."""
     choices = choices_of(ranges, claim)
     true = truths(claim, choices.sizes)
     for symbol, sizes in choices.sizes.items():
@@ -256,7 +259,7 @@ def _never(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
     return {}
 
 
-def _apart(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symbols) -> list[Sizes]:
+def _counterexamples(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symbols) -> list[Sizes]:
     """Some sizes for which a claim is false and as many as possible of the other claims are true."""
     choices = choices_of(ranges, *claims)
     false = ~truths(claim, choices.sizes)
@@ -289,8 +292,8 @@ class _ShapeEnv(ShapeEnv):
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
             raise TooNestedError(
-                f"{self._decisions.places.here()}: the module rounds sizes again and again, as layers do that each pad "
-                f"to a multiple and crop. Here a size is an expression of more than {MOST_TERMS} terms. Make the "
+                f"{self._decisions.location.here()}: the module rounds sizes again and again, as layers do that each "
+                f"pad to a multiple and crop. Here a size is an expression of more than {MOST_TERMS} terms. Make the "
                 "dimensions static, or pad the inputs once, before the module."
             )
         if (answer := self._decisions.answer(orig_expr)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -11,14 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
 from torch2rt.passes.value_numbers import value_sources
-
-if TYPE_CHECKING:
-    from torch2rt.tracing.tracer import Tracer
+from torch2rt.tracing.values import Values
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
-class State:
+class ModuleState:
     """The attributes of a module and its submodules as they are now, and what is in their lists, dicts and sets."""
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -28,21 +26,21 @@ class State:
             if not isinstance(m, torch.jit.ScriptModule)
         ]
 
-    def kept(self) -> Iterator[tuple[str, Any, Any, Any]]:
-        """What has come to hold traced tensors: its name, the dict or list that it is in, its key there, the value."""
+    def kept_tensors(self) -> Iterator[tuple[str, Any, Any, Any]]:
+        """The attributes and items that hold traced tensors: name, the dict or list they are in, key there, value."""
         for name, module, _, _ in self._before:
             prefix = f"{name}." if name else ""
             for key, value in [*module.__dict__.items(), *module._buffers.items()]:
                 if key not in _TABLES:
-                    yield from _traced(f"{prefix}{key}", module.__dict__ if key in module.__dict__ else module._buffers,
-                                       key, value)  # fmt: skip
+                    owner = module.__dict__ if key in module.__dict__ else module._buffers
+                    yield from _traced_items(f"{prefix}{key}", owner, key, value)
 
-    def changed(self) -> bool:
+    def has_changed(self) -> bool:
         """Whether an attribute of a module is another object than it was, or a container holds others."""
         return any(
             len(module.__dict__) != len(before)
             or any(before.get(key, self) is not value for key, value in module.__dict__.items())
-            or any(not _same(value, content) for value, content in containers)
+            or any(not _holds_same(value, content) for value, content in containers)
             for _, module, before, containers in self._before
         )
 
@@ -54,44 +52,44 @@ class State:
                 del now[key]
             now.update((key, value) for key, value in attributes.items() if now.get(key, self) is not value)
             for value, content in containers:
-                if not _same(value, content):
+                if not _holds_same(value, content):
                     value.clear()
                     value.extend(content) if isinstance(value, list) else value.update(content)
 
 
-def _same(value: Any, content: Any) -> bool:
+def _holds_same(value: Any, content: Any) -> bool:
     """Whether a container still holds the same objects."""
     sides = [list(side.items() if isinstance(side, dict) else side) for side in (value, content)]
     flat = [[x for item in side for x in (item if isinstance(value, dict) else (item,))] for side in sides]
     return len(flat[0]) == len(flat[1]) and all(a is b for a, b in zip(*flat, strict=True))
 
 
-def _traced(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
+def _traced_items(name: str, owner: Any, key: Any, value: Any) -> Iterator[tuple[str, Any, Any, Any]]:
     if isinstance(value, FakeTensor):
         yield name, owner, key, value
     elif type(value) in (list, dict):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for inner, item in list(items):
-            yield from _traced(f"{name}[{inner!r}]", value, inner, item)
+            yield from _traced_items(f"{name}[{inner!r}]", value, inner, item)
     elif type(value) is tuple and any(isinstance(item, FakeTensor) for item in value):
         yield name, owner, key, value
 
 
-def depends_on_values(tracer: Tracer, value: Any) -> bool:
+def depends_on_values(values: Values, value: Any) -> bool:
     """Whether tensors were computed from the inputs' values, and not from their sizes and dtypes alone."""
-    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := tracer.storages.node(t))]
+    todo = [node for t in tree_leaves(value) if isinstance(t, FakeTensor) and (node := values.node(t))]
     seen = set(todo)
     while todo:
         node = todo.pop()
         if node.op == "placeholder":
             return True
-        todo += (new := [n for n in value_sources(node, tracer.registry) if n not in seen])
+        todo += (new := [n for n in value_sources(node, values.recorder.registry) if n not in seen])
         seen.update(new)
     return False
 
 
-class Forgotten:
-    """Stands where a module has kept a tensor of an earlier call, and refuses to be used."""
+class EarlierValue:
+    """Takes the place of a tensor that a module has kept from an earlier call; any use of it is an error."""
 
     def __init__(self, name: str, place: Callable[[], str]) -> None:
         object.__setattr__(self, "_refuse", (name, place))
@@ -101,15 +99,15 @@ class Forgotten:
         raise next(_refusal(a) for a in [*args, *(kwargs or {}).values()] if isinstance(a, cls))
 
 
-def _refusal(forgotten: Forgotten) -> TraceError:
-    name, place = object.__getattribute__(forgotten, "_refuse")
+def _refusal(value: EarlierValue) -> TraceError:
+    name, place = object.__getattribute__(value, "_refuse")
     return TraceError(
         f"{place()}: the module uses '{name}', which it has computed from the inputs of an earlier call. An engine "
         "has no state: pass it as an input and return the new value."
     )
 
 
-def _refuse(self: Forgotten, *args: Any, **kwargs: Any) -> Any:
+def _refuse(self: EarlierValue, *args: Any, **kwargs: Any) -> Any:
     raise _refusal(self)
 
 
@@ -117,4 +115,4 @@ for _name in (
     "getattribute", "getitem", "setitem", "len", "iter", "contains", "bool", "call", "eq", "ne", "lt", "le", "gt", "ge",
     "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "neg", "invert",
 ):  # fmt: skip
-    setattr(Forgotten, f"__{_name}__", _refuse)
+    setattr(EarlierValue, f"__{_name}__", _refuse)

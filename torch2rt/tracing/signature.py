@@ -41,14 +41,14 @@ def tensor_names(forward: Callable[..., Any], arguments: Spec) -> list[str]:
     star = next((p.name for p in known if p.kind is p.VAR_POSITIONAL), UNNAMED)
     names += [f"{star}_{index}" for index in range(len(positional) - len(names))]
     roots = [*zip(names, positional.values()), *keywords.items()]
-    return distinct(name for root, spec in roots for name in _leaves(str(root), spec))
+    return distinct(name for root, spec in roots for name in _leaf_names(str(root), spec))
 
 
-def _leaves(name: str, spec: Spec) -> Iterator[str]:
+def _leaf_names(name: str, spec: Spec) -> Iterator[str]:
     if "leaf" in spec:
         yield name
     for key, child in children(spec).items():
-        yield from _leaves(f"{name}_" + re.sub(r"\W", "_", str(key)), child)
+        yield from _leaf_names(f"{name}_" + re.sub(r"\W", "_", str(key)), child)
 
 
 def distinct(names: Iterable[str], taken: Collection[str] = ()) -> list[str]:

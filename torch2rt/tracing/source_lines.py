@@ -1,4 +1,5 @@
 """Where in the user's code a call comes from: module path and source line, read off the Python stack."""
+
 from __future__ import annotations
 
 import os
@@ -11,8 +12,8 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _MODULE_CALL = torch.nn.Module._call_impl.__code__
 
 
-class Places:
-    """Names of the places in one module that is being traced."""
+class SourceLocation:
+    """Where in the user's code the trace of one module is."""
 
     def __init__(self, root: torch.nn.Module) -> None:
         self.latest = ""  # the path of the module that was last asked for

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
@@ -17,9 +17,7 @@ from torch.utils import _pytree as pytree
 
 from torch2rt.errors import ConversionError
 from torch2rt.sizes import is_symbolic
-
-if TYPE_CHECKING:
-    from torch2rt.tracing.tracer import Tracer
+from torch2rt.tracing.values import RecordingMode, Values
 
 
 @dataclasses.dataclass
@@ -37,49 +35,50 @@ class Subgraph:
     structure: pytree.TreeSpec
 
 
-def _tracer() -> Tracer:
-    from torch2rt.tracing.tracer import Tracer
-
-    return next(mode for mode in reversed(_get_current_function_mode_stack()) if isinstance(mode, Tracer))
+def _values() -> Values:
+    """The values of the trace that is under way in this thread."""
+    modes = reversed(_get_current_function_mode_stack())
+    return next(mode.values for mode in modes if isinstance(mode, RecordingMode))
 
 
 @contextmanager
 def scope() -> Iterator[None]:
     """Trace a function of the user's that may run never or often: it may write only to tensors that it makes."""
-    tracer = _tracer()
-    opening, tracer.opening = tracer.opening, []
+    values = _values()
+    recorder = values.recorder
+    before, recorder.open_calls = recorder.open_calls, []
     try:
-        with tracer.storages.frozen(), tracer.decisions.outside():
+        with values.storages.only_new_writable(), recorder.decisions.in_user_code():
             yield
     finally:
-        tracer.opening = opening
+        recorder.open_calls = before
 
 
 def subgraph(function: Callable[..., Any], operands: Sequence[torch.Tensor]) -> Subgraph:
     """Trace `function(*operands)` into a graph of its own; the operands' values do not enter it."""
-    tracer = _tracer()
-    last = next(iter(reversed(tracer.graph.nodes)))
-    fakes = [tracer.stand_in(x) for x in operands]
+    values = _values()
+    last = next(iter(reversed(values.recorder.graph.nodes)))
+    fakes = [values.operand(x) for x in operands]
     with scope():
         leaves, structure = pytree.tree_flatten(function(*fakes))
     if not all(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise ConversionError("a function that it runs returns what is not a tensor")
-    results = [tracer.argument(leaf) for leaf in leaves]
-    graph, captured = _cut(tracer, last, len(fakes), results)
+    results = [values.argument(leaf) for leaf in leaves]
+    graph, captured = _cut(values, last, len(fakes), results)
     return Subgraph(graph, captured, leaves, structure)
 
 
 def run(target: Callable[..., Any], *args: Any, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Record one call, whose arguments may be graphs and nodes, and whose results have the types of `like`."""
-    tracer = _tracer()
-    results = [tracer.like(x) for x in like]
-    node = tracer.node(target, tracer.argument(args), {}, results)
-    tracer.bind(results, node, (target, (), {}))
+    values = _values()
+    results = [values.recorder.new_fake(x) for x in like]
+    node = values.recorder.node(target, values.argument(args), {}, results)
+    values.bind(results, node, (target, (), {}))
     return results
 
 
 def _cut(
-    tracer: Tracer, last: torch.fx.Node, operands: int, results: Sequence[torch.fx.Node]
+    values: Values, last: torch.fx.Node, operands: int, results: Sequence[torch.fx.Node]
 ) -> tuple[torch.fx.GraphModule, list[torch.fx.Node]]:
     """Move what was recorded after a node, beginning with placeholders, into a graph that returns `results`.
 
@@ -105,6 +104,6 @@ def _cut(
         if node.op == "call_function" and not node.users:
             graph.erase_node(node)
     for node in reversed(moved):
-        tracer.graph.erase_node(node)
-    tracer.storages.forget(inside)
+        values.recorder.graph.erase_node(node)
+    values.storages.forget(inside)
     return torch.fx.GraphModule(torch.nn.Module(), graph), list(outside)

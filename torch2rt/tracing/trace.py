@@ -23,10 +23,11 @@ from torch2rt.passes.value_numbers import value_numbers
 from torch2rt.progress import Spinner
 from torch2rt.sizes import expression, in_words, is_symbolic, to_json
 from torch2rt.structure import Spec, flatten, unflatten
-from torch2rt.tracing.aten import StrayRecorder
-from torch2rt.tracing.eager import describe_refusal
-from torch2rt.tracing.guards import Takes, TooNestedError
-from torch2rt.tracing.module_state import Forgotten, State, depends_on_values
+from torch2rt.tracing.aten import OperatorRecorder
+from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
+from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
+from torch2rt.tracing.guards import Accepts, TooNestedError
+from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared, uncached
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
@@ -36,9 +37,9 @@ from torch2rt.tracing.patches.process_switches import (
 )
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
-from torch2rt.tracing.randomness import are_equal, states_elsewhere
+from torch2rt.tracing.recorder import Recorder, UnseenTensorError
 from torch2rt.tracing.signature import distinct, keyword_names, tensor_names
-from torch2rt.tracing.tracer import RefusedError, Tracer, UnseenTensorError
+from torch2rt.tracing.tracer import Tracer
 
 LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
 
@@ -91,17 +92,17 @@ def trace(
     parameters = keyword_names(module.forward)
     spinner = Spinner("trace", progress)
 
-    def run(hint: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), take_strays)
-        with spinner.turning(lambda: tracer.places.latest):
-            return _run(module, tracer, leaves, hint, output_names, takes)
+    def run(shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), record_operators)
+        with spinner.turning(lambda: tracer.recorder.location.latest):
+            return _run(module, tracer, leaves, shapes, output_names, accepts)
 
     def refusal(shapes: Sequence[Shape]) -> BaseException | None:
         """The error that the module itself raises with these shapes."""
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
-        tracer = Tracer(module, Interface(static, arguments, parameters), take_strays)
+        tracer = Tracer(module, Interface(static, arguments, parameters), record_operators)
         try:
-            with spinner.turning(lambda: tracer.places.latest):
+            with spinner.turning(lambda: tracer.recorder.location.latest):
                 _run(module, tracer, leaves, shapes, None, lambda shapes: True)
         except RefusedError as error:
             return error.__cause__
@@ -109,19 +110,19 @@ def trace(
             return None  # not the module's own
         return None
 
-    def takes(shapes: Sequence[Shape]) -> bool:
+    def accepts(shapes: Sequence[Shape]) -> bool:
         return refusal(shapes) is None
 
     failure: Exception | None = None
-    take_strays = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
+    record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
     past_caches = first_was_tried_again = False
     with ExitStack() as stack:
         stack.enter_context(unfused(module))
-        for hint in (hints := _hints(specs, leaves)):
+        for shapes in (to_try := _shapes_to_try(specs, leaves)):
             try:
                 before = states_elsewhere()
-                graph = run(hint)
-                if states_elsewhere() != before and not are_equal(graph, run(hint)):
+                graph = run(shapes)
+                if states_elsewhere() != before and not are_equal(graph, run(shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
                         "time. An engine draws no random numbers. Pass the noise to the module as an input."
@@ -132,13 +133,13 @@ def trace(
             except Exception as error:  # perhaps only for these sizes
                 again = False
                 unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
-                if unseen and not take_strays:  # watching all that torch runs makes tracing slower by half
-                    take_strays = again = True
+                if unseen and not record_operators:  # watching all that torch runs makes tracing slower by half
+                    record_operators = again = True
                 if not past_caches and "unhashable type: non-nested SymInt" in str(error):
                     stack.enter_context(uncached())
                     past_caches = again = True
                 if again:
-                    hints.append(hint)
+                    to_try.append(shapes)
                 if failure is None or first_was_tried_again:
                     failure, first_was_tried_again = error, again
         assert failure is not None
@@ -153,7 +154,7 @@ def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[A
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
 
 
-def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
+def _shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
     """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
 
     torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
@@ -171,8 +172,8 @@ def _hints(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[
 
 
 def _run(
-    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], hints: Sequence[Shape],
-    output_names: str | Sequence[str] | None, takes: Takes,
+    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], shapes: Sequence[Shape],
+    output_names: str | Sequence[str] | None, accepts: Accepts,
 ) -> torch.fx.GraphModule:  # fmt: skip
     """Trace with these sizes standing for the dynamic ones.
 
@@ -180,35 +181,35 @@ def _run(
     Where both runs compute the same, a claim that only the first has made is dropped: it compares the sizes with those
     of a call before the trace, as a module does that keeps a table for the sizes of its last call.
     """
-    interface = tracer.interface
+    interface, recorder = tracer.interface, tracer.recorder
     fakes = [
-        tracer.placeholder(i, spec, leaf, hint)
-        for i, (spec, leaf, hint) in enumerate(zip(interface.inputs, leaves, hints, strict=True))
+        tracer.placeholder(i, spec, leaf, shape)
+        for i, (spec, leaf, shape) in enumerate(zip(interface.inputs, leaves, shapes, strict=True))
     ]
     args, kwargs = unflatten(interface.arguments, fakes)
-    strays = StrayRecorder(tracer) if tracer.take_strays else nullcontext()
-    state = State(module)
+    operators = OperatorRecorder(recorder, tracer) if tracer.records_operators else nullcontext()
+    state = ModuleState(module)
     try:
         with ExitStack() as stack:
             without = (without_compiler, without_collections(), without_logs(LOGS))
-            masks = masks_as_values(tracer.is_traced)
+            masks = masks_as_values(tracer.values.is_traced)
             switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
-            for context in (*switches, strays, tracer):
+            for context in (*switches, operators, tracer):
                 stack.enter_context(context)
             result = _Result.of(tracer, module(*args, **kwargs))
-            remembered = [kept for kept in state.kept() if depends_on_values(tracer, kept[-1])]
-            claims = tracer.decisions.set_aside()
-            if remembered or claims and state.changed():
+            remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
+            claims = recorder.decisions.set_aside()
+            if remembered or claims and state.has_changed():
                 for name, owner, key, _ in remembered:
-                    owner[key] = Forgotten(name, tracer.places.here)
+                    owner[key] = EarlierValue(name, recorder.location.here)
                 again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
-                is_same = again is not None and result.is_same(again, tracer)
-                claims = {} if is_same and not tracer.decisions.fixed() else claims
-            tracer.decisions.made.update(claims)
+                is_same = again is not None and result.is_same(again, recorder)
+                claims = {} if is_same and not recorder.decisions.fixed() else claims
+            recorder.decisions.claims.update(claims)
         if tracer.refused is not None:
             raise tracer.refused
     except Torch2RTError as error:
-        error.args = (in_words(str(error), tracer.symbols),)
+        error.args = (in_words(str(error), recorder.symbols),)
         raise
     except Exception as error:
         if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
@@ -217,22 +218,22 @@ def _run(
                 "are to be served."
             ) from error
         if not isinstance(error, TypeError) or "SymInt" not in str(error):
-            raise tracer.refusal(error, hints) from error
+            raise tracer.refusal(error, shapes) from error
         raise TraceError(
-            f"{tracer.places.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
+            f"{recorder.location.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
             "dimension static, or compute with the size."
         ) from error
     finally:
         state.restore()
-    tracer.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
-    _output(tracer, result, output_names)
-    tracer.decisions.check(interface, takes)
+    tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
+    _output(interface, recorder, result, output_names)
+    recorder.decisions.check(interface, accepts)
     _check_eager(tracer)
-    for node in reversed(tracer.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
+    for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
-            tracer.graph.erase_node(node)
-    graph_module = torch.fx.GraphModule(tracer.attributes.module(), tracer.graph, type(module).__name__)
-    graph_module.meta.update(interface=interface, symbols=tracer.symbols, assumed=tracer.decisions.assumed)
+            recorder.graph.erase_node(node)
+    graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
+    graph_module.meta.update(interface=interface, symbols=recorder.symbols, assumed=recorder.decisions.assumed)
     return graph_module
 
 
@@ -250,20 +251,20 @@ def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _R
 
 def _check_eager(tracer: Tracer) -> None:
     """Raise `RefusedError` for a call that torch's real kernels refuse at the smallest sizes."""
-    interface = tracer.interface
+    interface, recorder = tracer.interface, tracer.recorder
     inputs = {spec.name: spec.dtype for spec in interface.inputs}
     shapes = [spec.min for spec in interface.inputs]
     if interface.unmet(shapes) is not None:
         shapes = [spec.opt for spec in interface.inputs]
-    sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in tracer.symbols.items()}
+    sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in recorder.symbols.items()}
     if (refusal := tracer.eager.refusal(sizes)) is None:
         return
     call, error = refusal
     message = describe_refusal(call, error, sizes, inputs)
-    if sizes and not call.mixes:
-        at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in tracer.symbols.items())
+    if sizes and not call.mixes_types:
+        at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
         message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
-    raise RefusedError(message, of_types=call.mixes) from error
+    raise RefusedError(message, of_types=call.mixes_types) from error
 
 
 @dataclass
@@ -277,13 +278,13 @@ class _Result:
     def of(cls, tracer: Tracer, value: Any) -> _Result:
         leaves, structure = flatten(value, lambda v: isinstance(v, torch.Tensor) or is_symbolic(v), "result")
         with _pop_mode_temporarily():  # the tracer's: a view is looked up again by calls that are not the module's
-            return cls([leaf if is_symbolic(leaf) else tracer.argument(leaf) for leaf in leaves], structure)
+            return cls([leaf if is_symbolic(leaf) else tracer.values.argument(leaf) for leaf in leaves], structure)
 
-    def is_same(self, other: _Result, tracer: Tracer) -> bool:
+    def is_same(self, other: _Result, recorder: Recorder) -> bool:
         """Whether another result is the same computation."""
         if json.dumps(self.structure) != json.dumps(other.structure):
             return False
-        numbers = value_numbers(tracer.graph, tracer.attributes.held.__getitem__)
+        numbers = value_numbers(recorder.graph, recorder.constants.held.__getitem__)
         ours, theirs = (
             [expression(leaf) if is_symbolic(leaf) else numbers[leaf] for leaf in result.leaves]
             for result in (self, other)
@@ -291,19 +292,20 @@ class _Result:
         return ours == theirs
 
 
-def _output(tracer: Tracer, result: _Result, names: str | Sequence[str] | None) -> None:
-    tracer.interface.result = result.structure
+def _output(interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None) -> None:
+    """Give the graph its output node, and the interface the names and the structure of the outputs."""
+    interface.result = result.structure
     nodes: list[torch.fx.Node] = []
     for leaf in result.leaves:
         if is_symbolic(leaf):
-            tracer.interface.leaves.append({"size": to_json(expression(leaf), tracer.symbols)})
+            interface.leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
             continue
         if leaf not in nodes:
             nodes.append(leaf)
-        tracer.interface.leaves.append({"output": nodes.index(leaf)})
+        interface.leaves.append({"output": nodes.index(leaf)})
     if not nodes:
         raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
-    taken = {spec.name for spec in tracer.interface.inputs}
+    taken = {spec.name for spec in interface.inputs}
     names = given_names("output_names", names)
     if names is None:
         names = distinct((f"output_{i}" for i in range(len(nodes))), taken)
@@ -313,5 +315,5 @@ def _output(tracer: Tracer, result: _Result, names: str | Sequence[str] | None) 
         raise InputError(
             f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
         )
-    tracer.interface.outputs = names
-    tracer.graph.output(tuple(nodes))
+    interface.outputs = names
+    recorder.graph.output(tuple(nodes))

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
+
+from torch2rt.tracing.memory.tensors import memory_of, tensors_in
 
 
-class Attributes:
+class Constants:
     """What `get_attr` nodes of a graph stand for, by name; `owned` are the module's own parameters and buffers."""
 
     def __init__(self, graph: torch.fx.Graph, module: torch.nn.Module) -> None:
@@ -17,6 +20,7 @@ class Attributes:
         self.held: dict[str, torch.Tensor | torch.fx.GraphModule] = {}
         self._nodes: dict[int, torch.fx.Node] = {}
         self._kept: list[Any] = []
+        self._forbidden: dict[int, tuple[torch.Tensor, str]] = {}  # by memory, with the reason
 
     def node(self, value: torch.Tensor | torch.fx.GraphModule) -> torch.fx.Node:
         """The node of a tensor or a subgraph, one for all uses."""
@@ -33,18 +37,30 @@ class Attributes:
         """Hold something until the trace ends, so that neither its id nor its memory is given to another tensor."""
         self._kept.append(value)
 
-    def before_write(self, tensor: torch.Tensor) -> str | None:
-        """Save the value that the graph has recorded of a real tensor's memory, which is about to be written to.
+    def owned_name(self, tensor: torch.Tensor) -> str | None:
+        """The name of the module's parameter or buffer that has a tensor's memory, if there is one."""
+        memory = memory_of(tensor)
+        return next((name for name, owned in self.owned.items() if memory_of(owned) == memory), None)
 
-        Returns the name of the parameter or buffer that the memory is, if it is one.
-        """
-        storage = tensor.untyped_storage()._cdata
+    def save_before_write(self, tensor: torch.Tensor) -> None:
+        """Save the value that the graph has recorded of a real tensor's memory, which is about to be written to."""
+        memory = memory_of(tensor)
         for name, held in self.held.items():
-            if isinstance(held, torch.Tensor) and held.untyped_storage()._cdata == storage:
+            if isinstance(held, torch.Tensor) and memory_of(held) == memory:
                 self.held[name] = held.detach().clone()
                 self._nodes.pop(id(held), None)
                 self.keep(held)
-        return next((n for n, owned in self.owned.items() if owned.untyped_storage()._cdata == storage), None)
+
+    def forbid(self, value: Any, reason: str) -> None:
+        """Keep these tensors, and all that share their memory, out of the graph; `reason` is an error's message."""
+        self._forbidden.update((memory_of(tensor), (tensor, reason)) for tensor in tensors_in(value))
+
+    def why_forbidden(self, value: Any) -> str:
+        """The reason against the first forbidden tensor in a value; `""` if there is none."""
+        if not self._forbidden:
+            return ""
+        tensors = (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+        return next((self._forbidden[key][1] for key in map(memory_of, tensors) if key in self._forbidden), "")
 
     def module(self) -> torch.nn.Module:
         """A module that holds all of them under their dotted names."""

@@ -10,20 +10,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import sympy
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.registry import Target, qualified_name
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.structure import bare_name
-from torch2rt.tracing.in_place import out_of_place
-
-if TYPE_CHECKING:
-    from torch2rt.tracing.tracer import Tracer
+from torch2rt.tracing.calls.in_place import out_of_place
+from torch2rt.tracing.memory.storages import Storages
+from torch2rt.tracing.recorder import Recorder
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -58,7 +58,7 @@ class Operand:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recorded:
+class RecordedCall:
     """One call as the module made it; two are equal if torch treats them alike."""
 
     func: Target
@@ -69,10 +69,10 @@ class Recorded:
 
     @property
     def operands(self) -> list[Operand]:
-        return [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, Operand)]
+        return [leaf for leaf in tree_leaves(self.arguments) if isinstance(leaf, Operand)]
 
     @property
-    def mixes(self) -> bool:
+    def mixes_types(self) -> bool:
         """Whether its tensors are of several types of real or complex numbers."""
         return len({x.dtype for x in self.operands if x.dtype.is_floating_point or x.dtype.is_complex}) > 1
 
@@ -80,25 +80,25 @@ class Recorded:
 class EagerCalls:
     """The calls of one trace that real kernels have yet to be asked about."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
-        self.calls: dict[Recorded, Recorded] = {}
+    def __init__(self, recorder: Recorder, storages: Storages) -> None:
+        self.recorder, self.storages = recorder, storages
+        self.calls: dict[RecordedCall, RecordedCall] = {}
 
-    def describe(self, func: Target, args: Any, kwargs: Any) -> Recorded | None:
+    def describe(self, func: Target, args: Any, kwargs: Any) -> RecordedCall | None:
         """A call before it is made; `None` if it is none to ask about."""
         if not _is_torchs(func) or any(name in getattr(func, "__name__", "") for name in OWN_MEMORY):
             return None
         writes = out_of_place(func, args, kwargs)[0] is not None or func is torch.Tensor.__setitem__
         try:
-            call = Recorded(func, self._described((args, kwargs)), "", "", writes)
+            call = RecordedCall(func, self._described((args, kwargs)), "", "", writes)
         except TypeError:  # an argument that is no data
             return None
         if call in self.calls or _counts_values(call):
             return None
-        name = qualified_name(next(iter(self.tracer.opening), func))
-        return dataclasses.replace(call, name=name, place=self.tracer.places.here())
+        name = qualified_name(next(iter(self.recorder.open_calls), func))
+        return dataclasses.replace(call, name=name, place=self.recorder.location.here())
 
-    def note(self, call: Recorded) -> None:
+    def note(self, call: RecordedCall) -> None:
         """Ask about a call that torch's fake kernels have taken."""
         self.calls.setdefault(call, call)
 
@@ -110,7 +110,7 @@ class EagerCalls:
             sizes = tuple(expression(size) if is_symbolic(size) else size for size in value.shape)
             if not isinstance(value, FakeTensor) and value.numel() <= KEPT:
                 return Operand(sizes, value.dtype, id(value), value)
-            return Operand(sizes, value.dtype, node=self.tracer.storages.last_node(value))
+            return Operand(sizes, value.dtype, node=self.storages.last_node(value))
         if is_symbolic(value):
             return expression(value)
         if isinstance(value, (tuple, list)):
@@ -123,18 +123,18 @@ class EagerCalls:
             return "value", value, type(value)  # as 1, 1.0 and True are equal
         raise TypeError
 
-    def refusal(self, sizes: Sizes) -> tuple[Recorded, Exception] | None:
+    def refusal(self, sizes: Sizes) -> tuple[RecordedCall, Exception] | None:
         """The first call that a real kernel refuses with inputs of these sizes, and its error."""
         with torch.random.fork_rng([]), torch.no_grad():
             return next(((call, error) for call in self.calls if (error := _error(call, sizes)) is not None), None)
 
 
-def _error(call: Recorded, sizes: Sizes) -> Exception | None:
+def _error(call: RecordedCall, sizes: Sizes) -> Exception | None:
     """What a real kernel says against a call, whatever the values of its tensors."""
     operands = call.operands
     elements = sum(math.prod(x.shape(sizes)) for x in operands)
     is_small = elements <= (MANY if sum(len(x.sizes) > 1 for x in operands) < 2 else FEW)
-    if not is_small and not call.mixes:
+    if not is_small and not call.mixes_types:
         return None
     dense = is_small or call.writes
     for fill in (0, 1):  # of indices and divisors, one may be wrong
@@ -145,7 +145,9 @@ def _error(call: Recorded, sizes: Sizes) -> Exception | None:
     return None  # perhaps for the strides of large tensors, which are one element expanded
 
 
-def _run(call: Recorded, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtype | None = None) -> Exception | None:
+def _run(
+    call: RecordedCall, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtype | None = None
+) -> Exception | None:
     """The error of a real run, of which `dtype` replaces every type of real numbers.
 
     It runs on the CPU whatever the call's device: an index that is out of range there is an error, and on a GPU it is
@@ -189,7 +191,7 @@ def _is_device(value: Any) -> bool:
     return isinstance(value, torch.device) or isinstance(value, str) and bool(re.fullmatch(r"cuda(:\d+)?", value))
 
 
-def _counts_values(call: Recorded) -> bool:
+def _counts_values(call: RecordedCall) -> bool:
     """Whether the sizes that fit depend on values: on repeats, or on how many values of a mask are true."""
     name = getattr(call.func, "__name__", "")
     if "repeat_interleave" in name:
@@ -202,14 +204,6 @@ def _at(size: Any, sizes: Sizes) -> Any:
     return evaluate(size, sizes) if isinstance(size, sympy.Basic) else size
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
-
-
 def _is_torchs(func: Callable[..., Any]) -> bool:
     """Whether a function is torch's own, so that running it does nothing else."""
     if isinstance(func, torch._ops.OpOverload):
@@ -219,45 +213,3 @@ def _is_torchs(func: Callable[..., Any]) -> bool:
     if isinstance(func, torch._ops.HigherOrderOperator):
         return False
     return qualified_name(func).startswith("torch.")
-
-
-CASTS = {torch.float16: "half()", torch.float32: "float()", torch.bfloat16: "bfloat16()", torch.float64: "double()"}
-
-
-def describe_refusal(call: Recorded, error: Exception, sizes: Sizes, inputs: Mapping[str, torch.dtype]) -> str:
-    """What torch refuses, and what to do about it; `inputs` are the types of the module's inputs by name."""
-    shown = ", ".join(operand.show(sizes) for operand in call.operands)
-    of = f" of {shown}" if shown else ""
-    text = f"{call.place}: torch refuses {call.name}{of} ({first_line(error)})."
-    if not call.mixes:
-        return text
-    weights, types = {x.dtype for x in call.operands if x.node is None}, {x.dtype for x in call.operands}
-    return text + other_types({name: inputs[name] for name in _sources(call)}, weights, types)
-
-
-def other_types(
-    inputs: Mapping[str, torch.dtype], weights: Collection[torch.dtype], others: Collection[torch.dtype] = ()
-) -> str:
-    """Which floating-point inputs to give in the type of the weights, or of each other."""
-    text = ""
-    for name, dtype in inputs.items():
-        for other in sorted((CASTS.keys() & (weights or others)) - {dtype}, key=str)[: dtype in CASTS]:
-            text += f" Input '{name}' is {bare_name(dtype)}: pass {name}.{CASTS[other]}"
-            text += f", or convert the module after module.{CASTS[dtype]}." if weights else "."
-    return text
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, for the end of a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-def _sources(call: Recorded) -> list[str]:
-    """The names of the inputs that a call depends on."""
-    todo = [x.node for x in call.operands if x.node is not None]
-    seen = dict.fromkeys(todo)
-    for node in todo:
-        new = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(dict.fromkeys(new))
-        todo += new
-    return [str(node.target) for node in seen if node.op == "placeholder"]

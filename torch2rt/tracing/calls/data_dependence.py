@@ -1,0 +1,61 @@
+"""Calls that need the values of traced tensors, which a trace does not have: errors at the user's line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from torch2rt.errors import TraceError
+from torch2rt.registry import Target, qualified_name
+from torch2rt.tracing.recorder import Recorder
+
+DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
+READS = frozenset(
+    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
+     "_assert", "_assert_async"}
+)  # fmt: skip
+LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
+_NEED_VALUES = READS | LEAVES_TORCH
+
+
+def reads_values(func: Target) -> bool:
+    """Whether a call gives tensors' values to Python or to another library."""
+    return getattr(func, "__name__", "") in _NEED_VALUES
+
+
+def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
+    """Run a traced call; what cannot be known without real data is an error at the user's line."""
+    try:
+        return call()
+    except DATA_DEPENDENT as error:
+        raise TraceError(_depends_on_data(recorder, func)) from error
+    except UnsupportedOperatorException as error:
+        raise TraceError(
+            f"{recorder.location.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
+            f"without running it ({error.func} has no fake implementation)."
+        ) from error
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if getattr(func, "__name__", "") in LEAVES_TORCH:
+            raise TraceError(
+                f"{recorder.location.here()}: {qualified_name(func)} takes a traced tensor out of torch, so what "
+                "follows cannot be recorded. Keep the computation in torch."
+            ) from error
+        raise
+
+
+def _depends_on_data(recorder: Recorder, func: Target) -> str:
+    name, here = qualified_name(func), recorder.location.here()
+    if getattr(func, "__name__", "").split(".")[0] in READS:
+        return (
+            f"{here}: the module's Python depends on the value of a tensor ({name}), which a fixed graph cannot. "
+            "Compute both sides and choose with torch.where, or move the decision out of the module."
+        )
+    advice = recorder.registry.advice(func) or "Where its use allows it, keep all elements and mask instead."
+    return f"{here}: the shape of {name}'s result depends on the values of its tensors. {advice}"

@@ -1,0 +1,1 @@
+"""Which tensors share memory, and what a write to one of them does to the others."""

@@ -1,0 +1,36 @@
+"""The tensors inside a value, and the memory that tensors share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """A number that tensors have in common if they share memory."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except (RuntimeError, NotImplementedError):  # sparse tensors and those inside of torch.vmap have no memory to show
+        return -id(tensor)
+
+
+def is_same_view(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors look at the same memory in the same way."""
+    return memory_of(a) == memory_of(b) and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [t for v in value for t in tensors_in(v)]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in tensors_in(v)]
+    return []
+
+
+def is_wrapped(value: Any) -> bool:
+    """Whether this is a tensor of `torch.vmap` and the like around another one."""
+    return isinstance(value, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
