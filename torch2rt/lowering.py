@@ -6,7 +6,7 @@ import inspect
 import operator
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -15,10 +15,11 @@ from torch.fx.node import map_aggregate
 
 from torch2rt.backend.tensorrt import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
+from torch2rt.graph import graph_meta
 from torch2rt.interface import AXES
 from torch2rt.network import Network, describe
-from torch2rt.passes.float64 import as_recorded, narrow_float64
-from torch2rt.passes.fuse import Fuser
+from torch2rt.passes.float64 import as_recorded
+from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.registry import Converter, load, qualified_name
 from torch2rt.sizes import counterexample, expression, in_words, is_symbolic
 from torch2rt.structure import bare_name
@@ -28,10 +29,12 @@ from torch2rt.vocabulary.context import Complex, Context
 
 NO_CONVERTER = "there is no converter for it"
 
-NAN, FLOAT64 = ("keep", "ignore"), ("float32", "refuse")
+NAN = ("keep", "ignore")
 
 
-def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32") -> Network:
+def lower(
+    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
+) -> Network:  # fmt: skip
     """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
 
     Every layer is named after the module and the call it came from and carries `file:line` as metadata.
@@ -40,6 +43,8 @@ def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "flo
       NaNs into numbers; `"ignore"` uses them as they are, where that is faster, for modules that never meet a NaN.
     - `float64`: what becomes of float64 values that reach the outputs only through casts to float32 or less.
       `"float32"` computes them in float32 and says so in the network's `assumptions`; `"refuse"` does not convert them.
+    - `passes`: what runs over the graph first, `torch2rt.passes.default(float64)` if it is not given; `[]` for a graph
+      that passes have run over. The graph itself stays as it is.
 
     Raises `UnsupportedError` that lists all calls without a converter or with arguments no converter can honour,
     `BuildError` with TensorRT's own log where it refuses a layer, and `InputError` for another `nan` or `float64`.
@@ -48,44 +53,37 @@ def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "flo
     >>> lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])).num_layers
     1
     """
-    return lower_with_values(graph, nan=nan, float64=float64)[0]
+    return lower_with_values(graph, nan=nan, float64=float64, passes=passes)[0]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()  # autograd would keep what weights are computed from
 def lower_with_values(
-    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32"
-) -> tuple[Network, dict[str, Any]]:
-    """`lower`, and the network's tensor for each node of the graph that it has one for, by the node's name."""
+    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
+) -> tuple[Network, dict[str, Any]]:  # fmt: skip
+    """`lower`, and the network's tensor for each node of the traced graph that it has one for, by the node's name."""
     if nan not in NAN:
         raise InputError(f"{nan=} is not one of {', '.join(map(repr, NAN))}.")
-    if float64 not in FLOAT64:
-        raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
-    builder = create_builder()
-    assumptions = list(graph.meta.get("assumptions", ()))
-    lowered = Network(create_network(builder), builder, graph.meta["interface"], assumptions=assumptions, nan=nan)
-    lowering = _Lowering(lowered, graph, narrow=float64 == "float32")
+    graph_meta(graph)
+    graph = run(graph, chosen(passes, float64))
+    lowering = _Lowering(graph, nan)
     lowering.run()
-    return lowered, {
-        lowering.origins[node]: value for node, value in lowering.values.items()
-        if node in lowering.origins and isinstance(value, trt.ITensor)
+    return lowering.lowered, {
+        node.meta["origin"]: value for node, value in lowering.values.items()
+        if node.graph is graph.graph and "origin" in node.meta and isinstance(value, trt.ITensor)
     }  # fmt: skip
 
 
 class _Lowering:
-    def __init__(self, lowered: Network, graph: torch.fx.GraphModule, narrow: bool) -> None:
-        self.graph = graph
-        self.registry = load()
-        self.failures: list[str] = []
-        fuser = Fuser(graph, self.registry)
-        if narrow:
-            assumptions, self.failures = narrow_float64(fuser)
-            lowered.assumptions += assumptions
-        self.fused, self.origins = fuser.run(), fuser.origins
-        self.ctx = Context(lowered, graph)
+    def __init__(self, graph: torch.fx.GraphModule, nan: str) -> None:
+        self.graph, self.registry = graph, load()
+        meta, builder = graph_meta(graph), create_builder()
+        assumptions = list(meta.assumptions)
+        self.lowered = Network(create_network(builder), builder, meta.interface, assumptions=assumptions, nan=nan)
+        self.failures = list(meta.refusals)
+        self.network = self.lowered.definition
+        self.ctx = Context(self.lowered, graph)
         self.ctx.inline, self.ctx.apply = self.inline, self.apply
-        self.network = lowered.definition
-        self.interface = lowered.interface
         self.values: dict[torch.fx.Node, Any] = {}
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
@@ -93,13 +91,13 @@ class _Lowering:
         self.names: dict[str, int] = {}
 
     def run(self) -> None:
-        self.lower(self.fused)
+        self.lower(self.graph.graph)
         if self.failures:
             count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
             listed = "\n".join(self.failures)
             raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n{listed}") from self.bug
-        assumed = self.graph.meta["assumed"]
-        hold(assumed.decisions, assumed.ranges, self.interface)
+        assumed = graph_meta(self.graph).assumed
+        self.lowered.interface = hold(assumed.decisions, assumed.ranges, self.lowered.interface)
         self.outputs()
 
     def lower(self, graph: torch.fx.Graph) -> None:
@@ -173,7 +171,7 @@ class _Lowering:
         return map_aggregate(args, lambda a: self.values[a] if isinstance(a, torch.fx.Node) else a)
 
     def input(self, node: torch.fx.Node) -> Any:
-        spec, sizes = self.interface.inputs[node.meta["input"]], node.meta["val"].shape
+        spec, sizes = self.lowered.interface.inputs[node.meta["input"]], node.meta["val"].shape
         shape = [-1 if axis in spec.dynamic else size for axis, size in enumerate(spec.opt)]
         tensor = self.network.add_input(spec.name, DTYPES[spec.dtype], spec.in_memory(shape))
         if tensor is None:
@@ -304,22 +302,22 @@ class _Lowering:
             return size == value
         symbols = self.ctx.symbols
         claim = sympy.Eq(expression(size), value)
-        if not self.interface.holds_at_opt(claim, symbols):
+        if not self.lowered.interface.holds_at_opt(claim, symbols):
             return False
         if counterexample(claim, symbols) is not None:
-            self.interface.constrain(claim, symbols)
+            self.ctx.constrain(claim)
         return True
 
     def outputs(self) -> None:
-        (output,) = (node for node in self.fused.nodes if node.op == "output")
-        for name, node in zip(self.interface.outputs, output.args[0], strict=True):
+        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        for name, node in zip(self.lowered.interface.outputs, output.args[0], strict=True):
             if node.meta["val"].is_complex():
                 raise UnsupportedError(
                     f"The output '{name}' is {node.meta['val'].dtype}: TensorRT has no complex numbers. "
                     "Return torch.view_as_real(x), and call torch.view_as_complex on what the engine returns."
                 )
         marked: dict[int, Any] = {}  # the tensors stay alive, so their ids stay their own
-        for name, node in zip(self.interface.outputs, output.args[0], strict=True):
+        for name, node in zip(self.lowered.interface.outputs, output.args[0], strict=True):
             tensor = self.values[node]
             if isinstance(tensor, torch.Tensor):
                 tensor = constant(self.ctx, tensor)

@@ -64,7 +64,7 @@ def _stages(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argp
         check_inputs(module, inputs)
         raise
     nodes = [n for n in graph.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
-    interface = graph.meta["interface"]
+    interface = graph.meta["torch2rt"].interface
     for spec in interface.inputs:
         show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
     show.row("trace", f"{len(nodes)} calls", f"{seconds:.2f} s")

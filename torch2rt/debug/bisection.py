@@ -16,6 +16,7 @@ from torch2rt.debug.disturbance import Disturbed
 from torch2rt.interface import Interface
 from torch2rt.lowering import lower_with_values
 from torch2rt.network import Network
+from torch2rt.passes.order import Pass
 from torch2rt.reference.evaluator import Evaluator
 from torch2rt.registry import qualified_name
 
@@ -125,8 +126,10 @@ class OfReference:
 
     at_once = AT_ONCE
 
-    def __init__(self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str) -> None:
-        self.lowered, self.values = lower_with_values(graph, nan=nan)
+    def __init__(
+        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, passes: Sequence[Pass] | None = None
+    ) -> None:  # fmt: skip
+        self.lowered, self.values = lower_with_values(graph, nan=nan, passes=passes)
         self.tensors = tensors
         self.names = list(self.values)
 
@@ -146,15 +149,17 @@ class OfEngine:
     at_once = OUTPUTS_AT_ONCE
 
     def __init__(
-        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], bytes], made_by: Any
+        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], bytes], made_by: Any,
+        passes: Sequence[Pass] | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.tensors, self.nan, self.build, self.made_by = graph, tensors, nan, build, made_by
-        self.names = list(lower_with_values(graph, nan=nan)[1])
+        self.passes = passes
+        self.names = list(lower_with_values(graph, nan=nan, passes=passes)[1])
 
     def __call__(self, names: Sequence[str]) -> Values:
         from torch2rt.runtime.runtime import Runtime
 
-        lowered, values = lower_with_values(self.graph, nan=self.nan)
+        lowered, values = lower_with_values(self.graph, nan=self.nan, passes=self.passes)
         definition = lowered.definition
         given = {spec.name: x for spec, x in zip(lowered.interface.inputs, self.tensors, strict=True)}
         marked = [definition.get_output(i).name for i in range(definition.num_outputs)]

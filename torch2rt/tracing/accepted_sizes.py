@@ -50,11 +50,13 @@ class Steps:
         self.left[symbol] = true
         return True
 
-    def constrain(self) -> None:
-        """Have every call checked."""
+    def constrained(self) -> Interface:
+        """The interface that checks every call for the claims that were taken."""
+        interface = self.interface
         for symbol, claims in self.claims.items():
             dim, left = self.ranges[symbol], self.left[symbol]
             step = math.gcd(*left)
             exact = not is_sampled(dim.sizes) and left == list(range(left[0], left[-1] + 1, step))
             text = f"{dim} to be a multiple of {step}" if exact else None
-            self.interface.constrain(sympy.And(*claims), self.ranges, text)
+            interface = interface.constrained(sympy.And(*claims), self.ranges, text)
+        return interface
