@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
-import os
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -17,17 +16,15 @@ from torch2rt.backend.tensorrt import DTYPES, LOG, TORCH_DTYPES, create_builder,
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import AXES
-from torch2rt.network import Network, describe
+from torch2rt.lowering_errors import NO_CONVERTER, describe_call, kind_of, line_below, list_of, quote, recorded_of
+from torch2rt.network import Network
 from torch2rt.passes.float64 import as_recorded
 from torch2rt.passes.order import Pass, chosen, run
-from torch2rt.registry import Converter, load, qualified_name
-from torch2rt.sizes import counterexample, expression, in_words, is_symbolic
-from torch2rt.structure import bare_name
+from torch2rt.registry import Converter, load
+from torch2rt.sizes import counterexample, expression, is_symbolic
 from torch2rt.tracing.guards import hold
 from torch2rt.vocabulary import constant, permute
 from torch2rt.vocabulary.context import Complex, Context
-
-NO_CONVERTER = "there is no converter for it"
 
 NAN = ("keep", "ignore")
 
@@ -75,6 +72,8 @@ def lower_with_values(
 
 
 class _Lowering:
+    """One lowering of one graph: the network under construction, and the value of each node so far."""
+
     def __init__(self, graph: torch.fx.GraphModule, nan: str) -> None:
         self.graph, self.registry = graph, load()
         meta, builder = graph_meta(graph), create_builder()
@@ -84,6 +83,7 @@ class _Lowering:
         self.network = self.lowered.definition
         self.ctx = Context(self.lowered, graph)
         self.ctx.inline, self.ctx.apply = self.inline, self.apply
+        self.describe = functools.partial(describe_call, self.registry, meta.symbols)
         self.values: dict[torch.fx.Node, Any] = {}
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
@@ -93,9 +93,7 @@ class _Lowering:
     def run(self) -> None:
         self.lower(self.graph.graph)
         if self.failures:
-            count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
-            listed = "\n".join(self.failures)
-            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n{listed}") from self.bug
+            raise UnsupportedError(list_of(self.failures)) from self.bug
         assumed = graph_meta(self.graph).assumed
         self.lowered.interface = hold(assumed.decisions, assumed.ranges, self.lowered.interface)
         self.outputs()
@@ -108,7 +106,7 @@ class _Lowering:
             if self.failed.intersection(node.all_input_nodes):
                 self.failed.add(node)
                 if "val" in node.meta and node.target is not operator.getitem and not self.registry.find(node.target):  # type: ignore[arg-type]
-                    args, kwargs = (map_aggregate(a, _recorded) for a in (node.args, node.kwargs))
+                    args, kwargs = (map_aggregate(a, recorded_of) for a in (node.args, node.kwargs))
                     self.failures.append(self.describe(node, args, kwargs, NO_CONVERTER))
                 continue
             try:
@@ -201,10 +199,10 @@ class _Lowering:
             except UnsupportedError:
                 raise
             except ConversionError as error:
-                raise UnsupportedError(self.describe(node, args, kwargs, _quote(str(error), log))) from error
+                raise UnsupportedError(self.describe(node, args, kwargs, quote(str(error), log))) from error
             except Exception as error:
-                reason = _quote(f"{type(error).__name__}: {error}", log)
-                if (line := _line_below(error)) is not None:
+                reason = quote(f"{type(error).__name__}: {error}", log)
+                if (line := line_below(error)) is not None:
                     self.bug, reason = self.bug or error, f"{reason} ({line})"
                 raise UnsupportedError(self.describe(node, args, kwargs, reason)) from error
         return result
@@ -252,7 +250,7 @@ class _Lowering:
             self.compare(result, recorded)
         else:
             if not isinstance(result, (tuple, list)):
-                raise ConversionError(f"the converter returned {_kind(result)} for {len(recorded)} results")
+                raise ConversionError(f"the converter returned {kind_of(result)} for {len(recorded)} results")
             if len(result) != len(recorded):
                 raise ConversionError(f"the converter gives {len(result)} results for {len(recorded)}")
             for ours, theirs in zip(result, recorded, strict=True):
@@ -279,7 +277,7 @@ class _Lowering:
             return
         if not isinstance(tensor, (trt.ITensor, torch.Tensor)):
             hint = "layer.get_output(0)" if isinstance(tensor, trt.ILayer) else "a TensorRT tensor"
-            raise ConversionError(f"the converter returned {_kind(tensor)}; it must return {hint}")
+            raise ConversionError(f"the converter returned {kind_of(tensor)}; it must return {hint}")
         shape = tuple(tensor.shape)
         fits = len(shape) == recorded.dim() and all(
             ours == -1 or self.is_always(theirs, ours)
@@ -331,29 +329,6 @@ class _Lowering:
                 raise BuildError(f"TensorRT refuses the output name '{name}'.")
             self.network.mark_output(tensor)
 
-    def describe(self, node: torch.fx.Node, args: Any, kwargs: Any, reason: str) -> str:
-        """One entry of the list of what cannot be converted."""
-        shown = [_show(a) for a in args] + [f"{k}={_show(v)}" for k, v in kwargs.items()]
-        call = f"{qualified_name(node.target)}({', '.join(shown)})"  # type: ignore[arg-type]
-        targets = [node.meta.get("function", node.target), node.target]
-        if targets[0] is not node.target:
-            call = f"{qualified_name(targets[0])}, as {call}"
-        if advice := self.registry.advice(*targets):
-            reason = f"{reason.rstrip('.')}. {advice.rstrip('.')}"
-        where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
-        return in_words(f"{where}\n    {call}: {reason}.", self.ctx.symbols)
-
-
-def _kind(value: Any) -> str:
-    """What a converter has returned, in the words of an error."""
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _line_below(error: BaseException) -> str | None:
-    """The last line of Python that an error came through, if that is not where it was caught."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else None
-
 
 def _short(target: Any) -> str:
     name = getattr(target, "__name__", str(target))
@@ -366,11 +341,6 @@ def _is_dynamic(value: Any) -> bool:
 
 def _is_complex(value: Any) -> bool:
     return isinstance(value, (Complex, complex)) or (isinstance(value, torch.Tensor) and value.is_complex())
-
-
-def _recorded(argument: Any) -> Any:
-    """What is recorded of an argument, as far as an error shows it."""
-    return argument.meta.get("val") if isinstance(argument, torch.fx.Node) else argument
 
 
 def _real(recorded: Any) -> Any:
@@ -391,24 +361,3 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield from (value.start, value.stop, value.step)
     else:
         yield value
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, Complex):
-        return _show(value.real).replace("float32", "complex64")
-    if isinstance(value, trt.ITensor):
-        return describe(value)
-    if isinstance(value, torch.Tensor):
-        return f"{bare_name(value.dtype)}{list(value.shape)}"
-    if isinstance(value, torch.fx.GraphModule):
-        return "<function>"
-    if isinstance(value, (tuple, list)):
-        inner = ", ".join(_show(v) for v in value)
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    return repr(value)
-
-
-def _quote(reason: str, log: list[str]) -> str:
-    """A reason with TensorRT's own words, less the lines a machine without a GPU adds to them."""
-    said = [line for line in log if "CUDA driver version is insufficient" not in line]
-    return reason.rstrip(".") + (f"; TensorRT said: {os.linesep.join(said)}" if said else "")

@@ -7,7 +7,7 @@ that it is given as it is, and returns that one or a changed copy. What a graph 
     import torch
     from torch2rt import passes, torch2rt
 
-    def multiply_by_reciprocals(graph):
+    def reciprocals(graph):
         graph = passes.copy_graph(graph)
         for node in graph.graph.find_nodes(op="call_function", target=torch.Tensor.div):
             x, divisor = node.args
@@ -16,7 +16,7 @@ that it is given as it is, and returns that one or a changed copy. What a graph 
                 node.args = (x, passes.add_constant(graph, "reciprocal", 1 / value, before=node))
         return passes.finish(graph)
 
-    model_trt = torch2rt(model, [x], passes=[*passes.default(), multiply_by_reciprocals])
+    model_trt = torch2rt(model, [x], passes=[*passes.default(), reciprocals])
 """
 
 from torch2rt.passes.copies import add_constant as add_constant

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
+from typing import Any
 
 import torch
 from torch.fx.node import Node
@@ -12,15 +13,16 @@ from torch.fx.node import Node
 def copy_graph(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """A graph module with nodes of its own, which have the names and the metadata of the given graph's nodes.
 
-    The constants are the same tensors: a pass replaces them, and never writes to them.
+    The constants are the same tensors: a pass replaces them, and never writes to them. The copy can be run after
+    `finish`, which compiles its code.
     """
-    nodes = torch.fx.Graph()
+    copy = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph(), type(graph).__name__)
+    copy.meta = dict(graph.meta)
     copies: dict[Node, Node] = {}
     for node in graph.graph.nodes:
-        copies[node] = nodes.node_copy(node, copies.__getitem__)
-    constants = {str(node.target): _attribute(graph, node) for node in nodes.find_nodes(op="get_attr")}
-    copy = torch.fx.GraphModule(constants, nodes, type(graph).__name__)
-    copy.meta = dict(graph.meta)
+        if node.op == "get_attr":
+            _assign(copy, str(node.target), _attribute(graph, node))
+        copies[node] = copy.graph.node_copy(node, copies.__getitem__)
     return copy
 
 
@@ -61,5 +63,19 @@ def finish(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _attribute(graph: torch.fx.GraphModule, node: Node) -> object:
+def _assign(graph: torch.fx.GraphModule, name: str, value: Any) -> None:
+    """Give a graph module a parameter, a buffer or a subgraph under a dotted name."""
+    *path, leaf = name.split(".")
+    owner: torch.nn.Module = graph
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        owner.register_buffer(leaf, value)
+    else:
+        setattr(owner, leaf, value)
+
+
+def _attribute(graph: torch.fx.GraphModule, node: Node) -> Any:
     return operator.attrgetter(str(node.target))(graph)
