@@ -12,7 +12,7 @@ from test_tracing import module
 from torch import nn
 from torch.nn import functional as F
 
-from torch2rt import InputError, UnsupportedError, lower, passes, torch2rt, trace
+from torch2rt import AccuracyError, InputError, UnsupportedError, lower, passes, torch2rt, trace
 from torch2rt.graph import check_graph
 
 
@@ -115,6 +115,19 @@ def test_a_pass_of_ones_own():
     model_trt = torch2rt(made, [x], passes=[*passes.default(), reciprocals])
     torch.testing.assert_close(model_trt.reference()(x), made(x))
     assert any("mul" in name for name, _ in model_trt._network.facts()["layers"])
+
+
+def wrong(graph):
+    graph = passes.copy_graph(graph)
+    (node,) = graph.graph.find_nodes(op="call_function", target=torch.Tensor.div)
+    node.target = torch.Tensor.mul
+    return passes.finish(graph)
+
+
+def test_a_pass_that_computes_something_else_is_found_out():
+    made = module(lambda self, x: (x + 1).div(self.weight) - 1, weight=torch.tensor([2.0, 4.0, 0.5]))
+    with pytest.raises(AccuracyError, match=r"The first call that differs is torch.Tensor.div .* at .*test_passes.py"):
+        torch2rt(made, [torch.randn(2, 3)], passes=[*passes.default(), wrong])
 
 
 def test_without_passes_nothing_is_fused_and_float64_is_refused():
