@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
 from torch2rt.lowering import lower
+from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.runtime.module import TRTModule
 from torch2rt.tracing.trace import as_arguments, trace
 
@@ -37,6 +38,7 @@ def torch2rt(
     verify: bool | str = True,
     cuda_graph: bool = False,
     progress: bool | None = None,
+    passes: Iterable[Pass] | None = None,
     configure: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
 ) -> TRTModule:
@@ -64,6 +66,8 @@ def torch2rt(
       reference. `"range"` also compares at the min and max shapes and some sizes between them, with other values from
       the examples' range. `False` compares nothing. What was compared is in `model_trt.report`.
     - `nan`: `"keep"`, or `"ignore"` for a module that never meets a NaN, as for `torch2rt.lower`.
+    - `passes`: what changes the traced graph before it is lowered; by default `torch2rt.passes.default(float64)`.
+      `torch2rt.passes` says how to write one.
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
@@ -78,6 +82,7 @@ def torch2rt(
     torch.Size([7, 5])
     """
     check_mode(verify)
+    ordered = chosen(passes, float64)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     stage = functools.partial(_stage, on_stage)
@@ -86,15 +91,16 @@ def torch2rt(
         min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size,
         progress=progress,
     )  # fmt: skip
-    network = stage("lower", lower, graph, nan=nan, float64=float64)
+    network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
     options = dict(
         max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
         optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,
     )  # fmt: skip
     tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
     verifying = Verifying(
-        module, graph, network, tensors, verify, tf32=tf32, build=functools.partial(build, **options, progress=False)
-    )
+        module, graph, network, tensors, verify, tf32=tf32, build=functools.partial(build, **options, progress=False),
+        passes=ordered,
+    )  # fmt: skip
     engine = stage("build", build, network, **options, progress=progress, meanwhile=verifying.while_building)
     model_trt = TRTModule(engine, network)
     verifying.finish(model_trt)

@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 1)}  # as they lie in memory
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Input:
     """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`).
 
@@ -53,23 +53,23 @@ class Input:
         return f"{bare_name(self.dtype)}[{', '.join(sizes)}]{order}"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Interface:
-    """The calling convention of a converted module.
+    """The calling convention of a converted module, a value that nothing changes.
 
     `arguments` describes `(args, kwargs)` and `result` the returned value, both as `structure.flatten` does;
     `parameters` are the keywords of the parameters that a call may give by position, `""` where there is none;
     `leaves` says for each leaf of the result which output it is (`{"output": 0}`) or which size (`{"size": [...]}`);
-    `constraints` are claims about sizes that every call must satisfy, each with its text.
+    `constraints` are claims about sizes that every call must satisfy, each with its text; `constrained` adds one.
     """
 
-    inputs: list[Input]
+    inputs: Sequence[Input]
     arguments: Spec
-    parameters: list[str] = dataclasses.field(default_factory=list)
-    outputs: list[str] = dataclasses.field(default_factory=list)
+    parameters: Sequence[str] = dataclasses.field(default_factory=list)
+    outputs: Sequence[str] = dataclasses.field(default_factory=list)
     result: Spec = None
-    leaves: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    constraints: list[tuple[Any, str]] = dataclasses.field(default_factory=list)
+    leaves: Sequence[dict[str, Any]] = dataclasses.field(default_factory=list)
+    constraints: Sequence[tuple[Any, str]] = dataclasses.field(default_factory=list)
 
     def __reduce__(self) -> Any:
         """Pickle as JSON: torch.save cannot pickle a memory format that is not a tensor's."""
@@ -146,11 +146,12 @@ class Interface:
         """The first claim about sizes that is false for these shapes."""
         return next((text for relation, text in self.constraints if not evaluate_json(relation, shapes)), None)
 
-    def constrain(self, claim: sympy.Basic, symbols: Symbols, text: str | None = None) -> None:
-        """Check a claim about sizes at every call, once however often it is asked for."""
+    def constrained(self, claim: sympy.Basic, symbols: Symbols, text: str | None = None) -> Interface:
+        """The interface that checks a claim about sizes at every call, once however often it is asked for."""
         constraint = (to_json(claim, symbols), text or describe(claim, symbols))
-        if constraint not in self.constraints:
-            self.constraints.append(constraint)
+        if constraint in self.constraints:
+            return self
+        return dataclasses.replace(self, constraints=[*self.constraints, constraint])
 
     def holds_at_opt(self, claim: sympy.Basic, symbols: Symbols) -> bool:
         """Whether a claim about sizes is true of the opt shapes."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
-import os
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -15,23 +14,24 @@ from torch.fx.node import map_aggregate
 
 from torch2rt.backend.tensorrt import DTYPES, LOG, TORCH_DTYPES, create_builder, create_network, trt
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
+from torch2rt.graph import graph_meta
 from torch2rt.interface import AXES
-from torch2rt.network import Network, Origin, describe
-from torch2rt.passes.float64 import as_recorded, narrow_float64
-from torch2rt.passes.fuse import Fuser
-from torch2rt.registry import Converter, load, qualified_name
-from torch2rt.sizes import counterexample, expression, in_words, is_symbolic
-from torch2rt.structure import bare_name
+from torch2rt.lowering_errors import NO_CONVERTER, describe_call, kind_of, line_below, list_of, quote, recorded_of
+from torch2rt.network import Network, origin_of
+from torch2rt.passes.float64 import as_recorded
+from torch2rt.passes.order import Pass, chosen, run
+from torch2rt.registry import Converter, load
+from torch2rt.sizes import counterexample, expression, is_symbolic
 from torch2rt.tracing.guards import hold
 from torch2rt.vocabulary import constant, permute
 from torch2rt.vocabulary.context import Complex, Context
 
-NO_CONVERTER = "there is no converter for it"
-
-NAN, FLOAT64 = ("keep", "ignore"), ("float32", "refuse")
+NAN = ("keep", "ignore")
 
 
-def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32") -> Network:
+def lower(
+    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
+) -> Network:  # fmt: skip
     """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
 
     Every layer is named after the module and the call it came from and carries `file:line` as metadata.
@@ -40,6 +40,8 @@ def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "flo
       NaNs into numbers; `"ignore"` uses them as they are, where that is faster, for modules that never meet a NaN.
     - `float64`: what becomes of float64 values that reach the outputs only through casts to float32 or less.
       `"float32"` computes them in float32 and says so in the network's `assumptions`; `"refuse"` does not convert them.
+    - `passes`: what runs over the graph first, `torch2rt.passes.default(float64)` if it is not given; `[]` for a graph
+      that passes have run over. The graph itself stays as it is.
 
     Raises `UnsupportedError` that lists all calls without a converter or with arguments no converter can honour,
     `BuildError` with TensorRT's own log where it refuses a layer, and `InputError` for another `nan` or `float64`.
@@ -48,46 +50,40 @@ def lower(graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "flo
     >>> lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])).num_layers
     1
     """
-    return lower_with_values(graph, nan=nan, float64=float64)[0]
+    return lower_with_values(graph, nan=nan, float64=float64, passes=passes)[0]
 
 
 @torch.inference_mode(False)
 @torch.no_grad()  # autograd would keep what weights are computed from
 def lower_with_values(
-    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32"
-) -> tuple[Network, dict[str, Any]]:
-    """`lower`, and the network's tensor for each node of the graph that it has one for, by the node's name."""
+    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
+) -> tuple[Network, dict[str, Any]]:  # fmt: skip
+    """`lower`, and the network's tensor for each node of the traced graph that it has one for, by the node's name."""
     if nan not in NAN:
         raise InputError(f"{nan=} is not one of {', '.join(map(repr, NAN))}.")
-    if float64 not in FLOAT64:
-        raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
-    builder = create_builder()
-    assumptions = list(graph.meta.get("assumptions", ()))
-    lowered = Network(create_network(builder), builder, graph.meta["interface"], assumptions=assumptions, nan=nan)
-    lowering = _Lowering(lowered, graph, narrow=float64 == "float32")
+    graph_meta(graph)
+    graph = run(graph, chosen(passes, float64))
+    lowering = _Lowering(graph, nan)
     lowering.run()
-    return lowered, {
-        lowering.origins[node]: value for node, value in lowering.values.items()
-        if node in lowering.origins and isinstance(value, trt.ITensor)
+    return lowering.lowered, {
+        node.meta["origin"]: value for node, value in lowering.values.items()
+        if node.graph is graph.graph and "origin" in node.meta and isinstance(value, trt.ITensor)
     }  # fmt: skip
 
 
 class _Lowering:
-    def __init__(self, lowered: Network, graph: torch.fx.GraphModule, narrow: bool) -> None:
-        self.graph = graph
-        self.registry = load()
-        self.failures: list[str] = []
-        fuser = Fuser(graph, self.registry)
-        if narrow:
-            assumptions, self.failures = narrow_float64(fuser)
-            lowered.assumptions += assumptions
-        self.fused, self.origins = fuser.run(), fuser.origins
+    """One lowering of one graph: the network under construction, and the value of each node so far."""
+
+    def __init__(self, graph: torch.fx.GraphModule, nan: str) -> None:
+        self.graph, self.registry = graph, load()
+        meta, builder = graph_meta(graph), create_builder()
+        assumptions = list(meta.assumptions)
+        self.lowered = Network(create_network(builder), builder, meta.interface, assumptions=assumptions, nan=nan)
+        self.failures = list(meta.refusals)
+        self.network = self.lowered.definition
         self.on_real: tuple[Converter, inspect.BoundArguments]  # the last call on complex numbers, as on real ones
-        self.ctx = Context(lowered, graph, calls=self)
-        for made, old, change in fuser.made:
-            self.ctx.origins.record(made, Origin(old, (change,)))
-        self.network = lowered.definition
-        self.interface = lowered.interface
+        self.ctx = Context(self.lowered, graph, calls=self)
+        self.describe = functools.partial(describe_call, self.registry, meta.symbols)
         self.values: dict[torch.fx.Node, Any] = {}
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
@@ -96,13 +92,11 @@ class _Lowering:
         self.given: set[str] = set()
 
     def run(self) -> None:
-        self.lower(self.fused)
+        self.lower(self.graph.graph)
         if self.failures:
-            count = f"{len(self.failures)} calls" if len(self.failures) > 1 else "one call"
-            listed = "\n".join(self.failures)
-            raise UnsupportedError(f"torch2rt cannot convert {count} of this model:\n{listed}") from self.bug
-        assumed = self.graph.meta["assumed"]
-        hold(assumed.decisions, assumed.ranges, self.interface)
+            raise UnsupportedError(list_of(self.failures)) from self.bug
+        assumed = graph_meta(self.graph).assumed
+        self.lowered.interface = hold(assumed.decisions, assumed.ranges, self.lowered.interface)
         self.outputs()
 
     def lower(self, graph: torch.fx.Graph) -> None:
@@ -113,7 +107,7 @@ class _Lowering:
             if self.failed.intersection(node.all_input_nodes):
                 self.failed.add(node)
                 if "val" in node.meta and node.target is not operator.getitem and not self.registry.find(node.target):  # type: ignore[arg-type]
-                    args, kwargs = (map_aggregate(a, _recorded) for a in (node.args, node.kwargs))
+                    args, kwargs = (map_aggregate(a, recorded_of) for a in (node.args, node.kwargs))
                     self.failures.append(self.describe(node, args, kwargs, NO_CONVERTER))
                 continue
             try:
@@ -158,8 +152,8 @@ class _Lowering:
             return self.input(node)
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.graph)
-            if isinstance(value, torch.Tensor) and not str(node.target).startswith("_constant_"):
-                self.ctx.origins.record(value, Origin(str(node.target)))
+            if isinstance(value, torch.Tensor):
+                self.ctx.origins.record(value, origin_of(node))
             return value
         if "val" not in node.meta or is_symbolic(node.meta["val"]):
             return node.meta.get("val")  # a size, or a step in the arithmetic of one: the vocabulary prints the whole
@@ -183,7 +177,7 @@ class _Lowering:
         return map_aggregate(args, lambda a: self.values[a] if isinstance(a, torch.fx.Node) else a)
 
     def input(self, node: torch.fx.Node) -> Any:
-        spec, sizes = self.interface.inputs[node.meta["input"]], node.meta["val"].shape
+        spec, sizes = self.lowered.interface.inputs[node.meta["input"]], node.meta["val"].shape
         shape = [-1 if axis in spec.dynamic else size for axis, size in enumerate(spec.opt)]
         tensor = self.network.add_input(spec.name, DTYPES[spec.dtype], spec.in_memory(shape))
         if tensor is None:
@@ -213,10 +207,10 @@ class _Lowering:
             except UnsupportedError:
                 raise
             except ConversionError as error:
-                raise UnsupportedError(self.describe(node, args, kwargs, _quote(str(error), log))) from error
+                raise UnsupportedError(self.describe(node, args, kwargs, quote(str(error), log))) from error
             except Exception as error:
-                reason = _quote(f"{type(error).__name__}: {error}", log)
-                if (line := _line_below(error)) is not None:
+                reason = quote(f"{type(error).__name__}: {error}", log)
+                if (line := line_below(error)) is not None:
                     self.bug, reason = self.bug or error, f"{reason} ({line})"
                 raise UnsupportedError(self.describe(node, args, kwargs, reason)) from error
         return result
@@ -268,7 +262,7 @@ class _Lowering:
             self.compare(result, recorded)
         else:
             if not isinstance(result, (tuple, list)):
-                raise ConversionError(f"the converter returned {_kind(result)} for {len(recorded)} results")
+                raise ConversionError(f"the converter returned {kind_of(result)} for {len(recorded)} results")
             if len(result) != len(recorded):
                 raise ConversionError(f"the converter gives {len(result)} results for {len(recorded)}")
             for ours, theirs in zip(result, recorded, strict=True):
@@ -304,7 +298,7 @@ class _Lowering:
             return
         if not isinstance(tensor, (trt.ITensor, torch.Tensor)):
             hint = "layer.get_output(0)" if isinstance(tensor, trt.ILayer) else "a TensorRT tensor"
-            raise ConversionError(f"the converter returned {_kind(tensor)}; it must return {hint}")
+            raise ConversionError(f"the converter returned {kind_of(tensor)}; it must return {hint}")
         shape = tuple(tensor.shape)
         fits = len(shape) == recorded.dim() and all(
             ours == -1 or self.is_always(theirs, ours)
@@ -327,22 +321,22 @@ class _Lowering:
             return size == value
         symbols = self.ctx.symbols
         claim = sympy.Eq(expression(size), value)
-        if not self.interface.holds_at_opt(claim, symbols):
+        if not self.lowered.interface.holds_at_opt(claim, symbols):
             return False
         if counterexample(claim, symbols) is not None:
-            self.interface.constrain(claim, symbols)
+            self.ctx.constrain(claim)
         return True
 
     def outputs(self) -> None:
-        (output,) = (node for node in self.fused.nodes if node.op == "output")
-        for name, node in zip(self.interface.outputs, output.args[0], strict=True):
+        (output,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        for name, node in zip(self.lowered.interface.outputs, output.args[0], strict=True):
             if node.meta["val"].is_complex():
                 raise UnsupportedError(
                     f"The output '{name}' is {node.meta['val'].dtype}: TensorRT has no complex numbers. "
                     "Return torch.view_as_real(x), and call torch.view_as_complex on what the engine returns."
                 )
         marked: dict[int, Any] = {}  # the tensors stay alive, so their ids stay their own
-        for name, node in zip(self.interface.outputs, output.args[0], strict=True):
+        for name, node in zip(self.lowered.interface.outputs, output.args[0], strict=True):
             tensor = self.values[node]
             if isinstance(tensor, torch.Tensor):
                 tensor = constant(self.ctx, tensor)
@@ -357,29 +351,6 @@ class _Lowering:
             self.network.mark_output(tensor)
         self.ctx.name_weights()
 
-    def describe(self, node: torch.fx.Node, args: Any, kwargs: Any, reason: str) -> str:
-        """One entry of the list of what cannot be converted."""
-        shown = [_show(a) for a in args] + [f"{k}={_show(v)}" for k, v in kwargs.items()]
-        call = f"{qualified_name(node.target)}({', '.join(shown)})"  # type: ignore[arg-type]
-        targets = [node.meta.get("function", node.target), node.target]
-        if targets[0] is not node.target:
-            call = f"{qualified_name(targets[0])}, as {call}"
-        if advice := self.registry.advice(*targets):
-            reason = f"{reason.rstrip('.')}. {advice.rstrip('.')}"
-        where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
-        return in_words(f"{where}\n    {call}: {reason}.", self.ctx.symbols)
-
-
-def _kind(value: Any) -> str:
-    """What a converter has returned, in the words of an error."""
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
-def _line_below(error: BaseException) -> str | None:
-    """The last line of Python that an error came through, if that is not where it was caught."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else None
-
 
 def _short(target: Any) -> str:
     name = getattr(target, "__name__", str(target))
@@ -392,11 +363,6 @@ def _is_dynamic(value: Any) -> bool:
 
 def _is_complex(value: Any) -> bool:
     return isinstance(value, (Complex, complex)) or (isinstance(value, torch.Tensor) and value.is_complex())
-
-
-def _recorded(argument: Any) -> Any:
-    """What is recorded of an argument, as far as an error shows it."""
-    return argument.meta.get("val") if isinstance(argument, torch.fx.Node) else argument
 
 
 def _real(recorded: Any) -> Any:
@@ -417,24 +383,3 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield from (value.start, value.stop, value.step)
     else:
         yield value
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, Complex):
-        return _show(value.real).replace("float32", "complex64")
-    if isinstance(value, trt.ITensor):
-        return describe(value)
-    if isinstance(value, torch.Tensor):
-        return f"{bare_name(value.dtype)}{list(value.shape)}"
-    if isinstance(value, torch.fx.GraphModule):
-        return "<function>"
-    if isinstance(value, (tuple, list)):
-        inner = ", ".join(_show(v) for v in value)
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    return repr(value)
-
-
-def _quote(reason: str, log: list[str]) -> str:
-    """A reason with TensorRT's own words, less the lines a machine without a GPU adds to them."""
-    said = [line for line in log if "CUDA driver version is insufficient" not in line]
-    return reason.rstrip(".") + (f"; TensorRT said: {os.linesep.join(said)}" if said else "")

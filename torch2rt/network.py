@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch2rt.backend.tensorrt import LOG, TORCH_DTYPES
 from torch2rt.interface import Interface
@@ -27,6 +28,14 @@ class Origin:
 COMPUTED = Origin(None, ("computed",))
 
 
+def origin_of(node: torch.fx.Node) -> Origin:
+    """The origin of what a graph's `get_attr` node stands for: as the pass that made it says, or by its name."""
+    if (origin := node.meta.get("made_of")) is not None:
+        return origin
+    name = str(node.target)
+    return COMPUTED if name.startswith("_constant_") else Origin(name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """A tensor that a network reads, and its origin: `Origin("conv.weight", ("folded with batch norm",))`."""
@@ -36,43 +45,67 @@ class Weight:
 
 
 class Origins:
-    """The origins of torch tensors, which it keeps alive. A view of a tensor that it knows, it knows too."""
+    """The origins of torch tensors and of their views. It keeps no tensor alive."""
 
     def __init__(self) -> None:
-        self._by_id: dict[int, tuple[torch.Tensor, Origin]] = {}
-        self._by_storage: dict[int, tuple[torch.Tensor, Origin]] = {}
+        self._recorded: dict[int, tuple[StorageWeakRef, list[tuple[_Place, Origin]]]] = {}
 
     def record(self, tensor: torch.Tensor, origin: Origin) -> None:
-        self._by_id[id(tensor)] = tensor, origin
-        if tensor.layout is torch.strided:
-            self._by_storage.setdefault(tensor.untyped_storage()._cdata, (tensor, origin))
+        if origin is not COMPUTED and tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._recorded:
+                self._recorded[storage._cdata] = StorageWeakRef(storage), []  # so that no other one has its address
+            self._recorded[storage._cdata][1].append((_Place.of(tensor), origin))
 
     def derive(self, tensor: torch.Tensor, other: torch.Tensor, change: str) -> None:
-        """Record that a tensor was made of another one, if that one's parameter is known."""
-        if tensor is not other and (origin := self.of(other)).parameter is not None:
+        """Record that a tensor was made of another one, unless it is a view of it or that one is not known."""
+        if self.of(tensor) is COMPUTED and (origin := self.of(other)) is not COMPUTED:
             self.record(tensor, origin.then(change))
 
     def of(self, tensor: torch.Tensor) -> Origin:
         """The origin of a tensor; `COMPUTED` where it is not known."""
-        if (found := self._by_id.get(id(tensor))) is not None:
-            return found[1]
-        if not self._by_storage or tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided:
             return COMPUTED
-        found = self._by_storage.get(tensor.untyped_storage()._cdata)
-        if found is None:
+        _, recorded = self._recorded.get(tensor.untyped_storage()._cdata, (None, ()))
+        place = _Place.of(tensor)
+        around = [(whole, origin) for whole, origin in recorded if place.is_in(whole)]
+        if not around:
             return COMPUTED
-        whole, origin = found
-        change = _view(tensor, whole)
+        whole, origin = min(around, key=lambda found: found[0].end - found[0].start)
+        change = place.change_from(whole)
         return origin.then(change) if change else origin
 
 
-def _view(tensor: torch.Tensor, whole: torch.Tensor) -> str | None:
-    """In a word, how a view differs from the tensor that it is a view of."""
-    if tensor.shape == whole.shape and tensor.stride() == whole.stride():
-        return None
-    if tensor.numel() != whole.numel():
-        return "sliced" if tensor.numel() < whole.numel() else "expanded"
-    return "reshaped" if tensor.is_contiguous() == whole.is_contiguous() else "transposed"
+class _Place(NamedTuple):
+    """Where in its memory a tensor is, in bytes, and how."""
+
+    dtype: torch.dtype
+    start: int
+    end: int
+    numel: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dense: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Place:
+        shape, stride, bytes = tuple(tensor.shape), tensor.stride(), tensor.element_size()
+        start, count = tensor.storage_offset(), tensor.numel()
+        end = start + sum((size - 1) * step for size, step in zip(shape, stride)) + 1 if count else start
+        return cls(tensor.dtype, start * bytes, end * bytes, count, shape, stride, tensor.is_contiguous())
+
+    def is_in(self, whole: _Place) -> bool:
+        return whole.start <= self.start and self.end <= whole.end
+
+    def change_from(self, whole: _Place) -> str | None:
+        """In a word, how a view differs from what it is a view of."""
+        if self.dtype != whole.dtype:
+            return f"viewed as {bare_name(self.dtype)}"
+        if (self.shape, self.stride) == (whole.shape, whole.stride):
+            return None
+        if self.numel != whole.numel:
+            return "sliced" if self.numel < whole.numel else "expanded"
+        return "reshaped" if self.dense == whole.dense else "transposed"
 
 
 @dataclasses.dataclass

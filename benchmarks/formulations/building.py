@@ -34,7 +34,7 @@ def by_onnx(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -
         torch.onnx.export(
             module, inputs, str(path), dynamo=True, external_data=False, input_names=names, verbose=False
         )
-    interface = trace(module, inputs).meta["interface"]
+    interface = trace(module, inputs).meta["torch2rt"].interface
     builder = create_builder()
     network = Network(create_network(builder), builder, interface)
     parser = trt.OnnxParser(network.definition, LOG)

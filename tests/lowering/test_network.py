@@ -43,6 +43,24 @@ def test_a_bias_that_the_norm_adds_is_the_norms():
     assert weights["0.conv2d:bias"].origin == Origin("1.bias", ("folded with batch norm",))
 
 
+def test_folded_twice():
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.BatchNorm2d(6)).eval()
+    weights = lower(trace(module, [torch.randn(2, 3, 8, 8)])).weights
+    twice = ("folded with batch norm",) * 2
+    assert {weight.origin for weight in weights.values()} == {Origin("0.weight", twice), Origin("0.bias", twice)}
+
+
+def test_parameters_that_share_memory():
+    """Those of a recurrent module do on a GPU."""
+    memory, origins = torch.randn(20), Origins()
+    first, second = memory[:12].view(3, 4), memory[12:].view(2, 4)
+    origins.record(first, Origin("first"))
+    origins.record(second, Origin("second"))
+    assert [origins.of(x).parameter for x in (first.detach(), second.t(), first[2:], memory)] == [
+        "first", "second", "first", None
+    ]  # fmt: skip
+
+
 def test_every_weight_is_that_of_a_layer():
     network = lower(trace(Net().eval(), [torch.randn(2, 3, 8, 8)]))
     layers = [network.definition.get_layer(i).name for i in range(network.num_layers)]
@@ -74,6 +92,7 @@ def test_views_are_told_from_copies():
     for change, views in changes.items():
         for view in views:
             assert origins.of(view) == Origin("weight", (change,) if change else ())
+    assert origins.of(weight.view(torch.int32)[1]) == Origin("weight", ("viewed as int32",))
     assert origins.of(weight.clone()) == COMPUTED
     half = weight.half()
     origins.derive(half, weight, "cast to float16")

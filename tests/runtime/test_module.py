@@ -94,7 +94,7 @@ CALLS = [  # of with_constants(X, 2, shift=-0.0, mode="mul", mask=MASK, flag=Tru
 @pytest.mark.parametrize(("args", "changes", "problem"), CALLS, ids=range(len(CALLS)))
 def test_a_call_has_the_form_it_was_converted_with(monkeypatch, args, changes, problem, quick, saved):
     kwargs = {"shift": -0.0, "mode": "mul", "mask": MASK, "flag": True}
-    interface = trace(module(with_constants), [X, 2], kwargs=kwargs).meta["interface"]
+    interface = trace(module(with_constants), [X, 2], kwargs=kwargs).meta["torch2rt"].interface
     if saved:
         interface = Interface.from_json(json.loads(json.dumps(interface.to_json())))
     if not quick:

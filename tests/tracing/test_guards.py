@@ -1,5 +1,7 @@
 """What a module decides about dynamic sizes holds for all of them, is checked at every call, or is refused."""
 
+import dataclasses
+import json
 import logging
 import re
 import time
@@ -9,7 +11,7 @@ import torch
 from harness import compare
 from test_tracing import module
 
-from torch2rt import InputError, TraceError, TRTModule, torch2rt, trace
+from torch2rt import InputError, TraceError, TRTModule, lower, torch2rt, trace
 
 
 def _more_than_two(self, x):
@@ -118,7 +120,7 @@ def test_a_batch_of_one_from_an_example_of_two():
 def test_a_kernel_choice_is_not_a_claim():
     # oneDNN picks its convolution by batch size, which must not limit the range.
     graph = trace(torch.nn.Conv2d(3, 5, 3).eval(), [torch.randn(2, 3, 8, 8)], max_batch_size=1000)
-    assert graph.meta["interface"].constraints == []
+    assert graph.meta["torch2rt"].interface.constraints == []
 
 
 def test_tied_dimensions_are_checked_at_every_call():
@@ -286,7 +288,7 @@ def test_other_gaps_in_a_range_are_refused(forward, ranges, message):
 def test_steps_over_a_range_too_long_to_look_at_all_of_it():
     ranges = {"min_shapes": [(6, 3)], "opt_shapes": [(12, 3)], "max_shapes": [(60000, 3)]}
     made = module(lambda self, x: x.view(2, -1, 3).sum(0).view(3, -1, 3))
-    interface = trace(made, [torch.randn(12, 3)], **ranges).meta["interface"]
+    interface = trace(made, [torch.randn(12, 3)], **ranges).meta["torch2rt"].interface
     for size in (18, 30012, 59994):
         interface.check([(size, 3)], [torch.float32])
     for size in (8, 9, 30011, 59998):
@@ -297,7 +299,7 @@ def test_steps_over_a_range_too_long_to_look_at_all_of_it():
 def test_the_step_of_a_range_is_not_that_of_the_sizes_looked_at():
     """Of a very long range every 14th size is looked at, and all multiples of 7 among those are of 14."""
     ranges = {"min_shapes": [(14, 3)], "opt_shapes": [(28, 3)], "max_shapes": [(14 * 65535, 3)]}
-    interface = trace(module(_sevens), [torch.randn(14, 3)], **ranges).meta["interface"]
+    interface = trace(module(_sevens), [torch.randn(14, 3)], **ranges).meta["torch2rt"].interface
     interface.check([(21, 3)], [torch.float32])
     with pytest.raises(InputError, match=r"needs .*x.shape\[0\] % 7"):
         interface.check([(22, 3)], [torch.float32])
@@ -377,4 +379,26 @@ def test_the_memory_format_that_torch_chooses_on_a_gpu_is_no_claim(mode):
         return x + torch.nn.functional.interpolate(y, size=(4, 4), mode=mode).to("cpu")[0]
 
     graph = trace(module(forward), [torch.randn(2, 4, 4)], min_shapes=[(1, 4, 4)], max_shapes=[(20, 4, 4)])
-    assert not graph.meta["interface"].constraints
+    assert not graph.meta["torch2rt"].interface.constraints
+
+
+def test_lowering_twice_gives_two_equal_networks_and_leaves_the_graph_alone():
+    made = module(lambda self, x, y: x.narrow(0, 0, y.shape[0]) * 2)
+    ranges = {"min_shapes": [(2, 3), (1, 3)], "max_shapes": [(4, 3), (4, 3)]}
+    graph = trace(made, [torch.randn(3, 3), torch.randn(2, 3)], **ranges)
+    before = json.dumps(graph.meta["torch2rt"].interface.to_json())
+    first, second = lower(graph), lower(graph)
+    assert json.dumps(graph.meta["torch2rt"].interface.to_json()) == before
+    assert len(first.interface.constraints) > len(graph.meta["torch2rt"].interface.constraints)
+    assert first.facts() == second.facts() and first.interface == second.interface
+    assert first.weights.keys() == second.weights.keys()
+    assert all(torch.equal(weight, second.weights[key]) for key, weight in first.weights.items())
+
+
+def test_an_interface_does_not_change():
+    graph = trace(module(lambda self, x: x + 1), [torch.randn(2, 3)])
+    interface = graph.meta["torch2rt"].interface
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        interface.outputs = ["y"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        interface.inputs[0].min = (1, 3)

@@ -47,7 +47,7 @@ NAMES = [
 def test_inputs_are_called_as_the_parameters(forward, inputs, kwargs, names):
     made = module(forward)
     graph = trace(made, inputs, kwargs=kwargs, max_batch_size=4)
-    interface = graph.meta["interface"]
+    interface = graph.meta["torch2rt"].interface
     assert [spec.name for spec in interface.inputs] == names
     assert not set(interface.outputs) & set(names)
     compare(graph(*interface.tensors(tuple(inputs), kwargs))[0], made(*inputs, **kwargs))
@@ -62,7 +62,7 @@ def test_compiled_modules_keep_their_parameters_names(compiled):
     compilers = {
         "script": torch.jit.script, "trace": lambda m: torch.jit.trace(m, (A, B)), "compile": torch.compile,
     }  # fmt: skip
-    interface = trace(compilers[compiled](Net().eval()), [A, B]).meta["interface"]
+    interface = trace(compilers[compiled](Net().eval()), [A, B]).meta["torch2rt"].interface
     assert [spec.name for spec in interface.inputs] == ["pixels", "mask"]
     assert interface.parameters == ["pixels", "mask"]
 
@@ -111,7 +111,7 @@ POSITIONAL_ONLY = module(lambda self, a, /, b=0.0, c=0.0: a + 2 * b - c)
     ],
 )
 def test_positions_are_forwards(kwargs, call, message):
-    interface: Interface = trace(POSITIONAL_ONLY, [A], kwargs=kwargs).meta["interface"]
+    interface: Interface = trace(POSITIONAL_ONLY, [A], kwargs=kwargs).meta["torch2rt"].interface
     assert interface.parameters == ["", "b", "c"]
     with pytest.raises(InputError, match=message):
         interface.tensors(*call)

@@ -76,10 +76,11 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
 
 def _show_stage(name: str, result: Any, seconds: float, show: Table) -> None:
     """The row of a stage of the conversion, after the rows of the inputs when these are known."""
+    from torch2rt.graph import graph_meta
     from torch2rt.sizes import is_symbolic
 
     if name == "trace":
-        for spec in result.meta["interface"].inputs:
+        for spec in graph_meta(result).interface.inputs:
             show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
         calls = [n for n in result.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
         made = f"{len(calls)} calls"

@@ -17,6 +17,7 @@ from torch2rt.engine.engine import Engine
 from torch2rt.interface import Interface
 from torch2rt.lowering import lower_with_values
 from torch2rt.network import Network
+from torch2rt.passes.order import Pass
 from torch2rt.reference.evaluator import Evaluator
 from torch2rt.registry import qualified_name
 from torch2rt.runtime.loaded_engine import LoadedEngine
@@ -128,8 +129,10 @@ class OfReference:
 
     at_once = AT_ONCE
 
-    def __init__(self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str) -> None:
-        self.lowered, self.values = lower_with_values(graph, nan=nan)
+    def __init__(
+        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, passes: Sequence[Pass] | None = None
+    ) -> None:  # fmt: skip
+        self.lowered, self.values = lower_with_values(graph, nan=nan, passes=passes)
         self.tensors = tensors
         self.names = list(self.values)
 
@@ -149,13 +152,14 @@ class OfEngine:
     at_once = OUTPUTS_AT_ONCE
 
     def __init__(
-        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], Engine]
+        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], Engine],
+        passes: Sequence[Pass] | None = None,
     ) -> None:  # fmt: skip
-        self.graph, self.tensors, self.nan, self.build = graph, tensors, nan, build
-        self.names = list(lower_with_values(graph, nan=nan)[1])
+        self.graph, self.tensors, self.nan, self.build, self.passes = graph, tensors, nan, build, passes
+        self.names = list(lower_with_values(graph, nan=nan, passes=passes)[1])
 
     def __call__(self, names: Sequence[str]) -> Values:
-        lowered, values = lower_with_values(self.graph, nan=self.nan)
+        lowered, values = lower_with_values(self.graph, nan=self.nan, passes=self.passes)
         definition = lowered.definition
         given = {spec.name: x for spec, x in zip(lowered.interface.inputs, self.tensors, strict=True)}
         marked = [definition.get_output(i).name for i in range(definition.num_outputs)]

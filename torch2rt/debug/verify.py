@@ -25,6 +25,7 @@ from torch2rt.engine.report import Difference, Verification
 from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
+from torch2rt.passes.order import Pass
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
@@ -70,10 +71,11 @@ class Verifying:
     def __init__(
         self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, tensors: Tensors,
         mode: bool | str, *, tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
+        passes: Sequence[Pass] | None = None,
     ) -> None:  # fmt: skip
         self.mode, self.tensors = mode, tensors
         self.found: Verification | Unverifiable | None = None
-        self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build)
+        self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build, passes=passes)
         self.early: _Verifier | None = None
         if mode and not torch.cuda.is_available():
             self._keep(self._make_early)
@@ -107,9 +109,11 @@ class _Verifier:
     def __init__(
         self, module: torch.nn.Module, graph: torch.fx.GraphModule, lowered: Network, model_trt: Any,
         tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
+        passes: Sequence[Pass] | None = None,
     ) -> None:  # fmt: skip
         self.module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
         self.graph, self.lowered, self.model_trt, self.build = graph, lowered, model_trt, build
+        self.passes = passes  # that had run when the graph was lowered
         self.interface: Interface = lowered.interface
         self.notes: list[str] = []
         self.on_engine = False
@@ -296,9 +300,9 @@ class _Verifier:
                 return place or Place(None, None, "The trace differs from the module.")
         values: list[Any] = []
         with contextlib.suppress(Exception):  # of the search, which must not hide what was found
-            values.append(OfReference(self.graph, call.tensors, self.lowered.nan))
+            values.append(OfReference(self.graph, call.tensors, self.lowered.nan, self.passes))
             if self.on_engine and self.build is not None:
-                values.append(OfEngine(self.graph, call.tensors, self.lowered.nan, self.build))
+                values.append(OfEngine(self.graph, call.tensors, self.lowered.nan, self.build, self.passes))
             for of in values:
                 if place := first_difference(self.graph, call.tensors, of, of.names, of.at_once, disturb):
                     return place

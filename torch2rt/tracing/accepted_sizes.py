@@ -51,11 +51,13 @@ class AcceptedSizes:
         self.sizes[symbol] = true
         return True
 
-    def constrain_calls(self) -> None:
-        """Add the claims to the interface, which checks the sizes of every call."""
+    def constrained(self) -> Interface:
+        """The interface that checks every call for the claims that were taken."""
+        interface = self.interface
         for symbol, claims in self.claims.items():
             dim, sizes = self.ranges[symbol], self.sizes[symbol]
             step = math.gcd(*sizes)
             exact = not is_sampled(dim.sizes) and sizes == list(range(sizes[0], sizes[-1] + 1, step))
             text = f"{dim} to be a multiple of {step}" if exact else None
-            self.interface.constrain(sympy.And(*claims), self.ranges, text)
+            interface = interface.constrained(sympy.And(*claims), self.ranges, text)
+        return interface

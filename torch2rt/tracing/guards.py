@@ -14,13 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torch2rt.errors import TraceError
+from torch2rt.graph import Assumed, Decision
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.accepted_sizes import AcceptedSizes, IsRefused, Sizes
@@ -32,16 +33,6 @@ MOST_TERMS = 1000  # of a question about sizes; torch takes minutes for the call
 
 class TooNestedError(TraceError):
     """A size depends on the inputs' sizes through more operations than can be reasoned about."""
-
-
-@dataclasses.dataclass
-class Decision:
-    """One claim about sizes and the place that made it."""
-
-    claim: sympy.Basic
-    place: str
-    internal: bool
-    assumed: bool = False  # torch knew it of sizes from 2 on, and did not ask
 
 
 class Decisions:
@@ -142,8 +133,8 @@ class Decisions:
         sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
         return {symbol: size for symbol, size in sizes.items() if size.is_number}
 
-    def check(self, interface: Interface, accepts: Accepts) -> None:
-        """Raise `TraceError` for the first claim that narrows the range; add the ties to the interface.
+    def check(self, interface: Interface, accepts: Accepts) -> Interface:
+        """Raise `TraceError` for the first claim that narrows the range; returns the interface with the ties added.
 
         `accepts` says whether the module runs with these shapes.
         """
@@ -162,10 +153,12 @@ class Decisions:
                 known[key] = not accepts(shapes)
             return known[key]
 
-        hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused)
+        interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused)
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
+        inputs = list(interface.inputs)
         for dim in tied.values():
-            _narrow(interface.inputs[dim.input], dim)
+            inputs[dim.input] = _narrowed(inputs[dim.input], dim)
+        return dataclasses.replace(interface, inputs=inputs)
 
     def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
         """The opt shapes but for some sizes, and those that must equal them."""
@@ -197,22 +190,13 @@ class Decisions:
         return ranges
 
 
-class Assumed(NamedTuple):
-    """Claims torch assumed because it takes every size to be at least 2.
-
-    `lower` checks them last, as its own errors say more.
-    """
-
-    decisions: list[Decision]
-    ranges: Symbols
-
-
 def hold(
     decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
-) -> None:  # fmt: skip
-    """Raise `TraceError` for the first claim that is false inside the ranges; constrain calls where no range can.
+) -> Interface:  # fmt: skip
+    """Raise `TraceError` for the first claim that is false inside the ranges.
 
-    `is_refused` says whether the module itself raises an error with some sizes, where the others are the opt ones.
+    Returns the interface that checks every call for the claims that no range can express. `is_refused` says whether the
+    module itself raises an error with some sizes, where the others are the opt ones.
     """
     accepted, relations, undecided = AcceptedSizes(ranges, interface, is_refused), [], []
     for decision in decisions:
@@ -232,9 +216,10 @@ def hold(
         for sizes in _counterexamples(decision.claim, claims, ranges) if not decision.internal else ():
             if not is_refused(sizes):
                 raise _narrowing_error(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
-    accepted.constrain_calls()  # before relations, which may say the same with less ease
+    interface = accepted.constrained()  # before relations, which may say the same with less ease
     for decision in [*relations, *undecided]:
-        interface.constrain(decision.claim, ranges)
+        interface = interface.constrained(decision.claim, ranges)
+    return interface
 
 
 def _narrowing_error(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> TraceError:
@@ -268,11 +253,13 @@ def _counterexamples(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symb
     return [choices.at(place) for place in dict.fromkeys([*places[:1], *places[len(places) // 2 :][:1], *places[-1:]])]
 
 
-def _narrow(spec: Input, dim: Dim) -> None:
-    """Give an input's dimension the range that the dimensions it is tied to leave of its own."""
-    for name, size in (("min", dim.min), ("opt", min(max(spec.opt[dim.axis], dim.min), dim.max)), ("max", dim.max)):
-        shape = getattr(spec, name)
-        setattr(spec, name, (*shape[: dim.axis], size, *shape[dim.axis + 1 :]))
+def _narrowed(spec: Input, dim: Dim) -> Input:
+    """An input whose dimension has the range that the dimensions it is tied to leave of its own."""
+    sizes = {"min": dim.min, "opt": min(max(spec.opt[dim.axis], dim.min), dim.max), "max": dim.max}
+    shapes = {name: list(getattr(spec, name)) for name in sizes}
+    for name, size in sizes.items():
+        shapes[name][dim.axis] = size
+    return dataclasses.replace(spec, **{name: tuple(shape) for name, shape in shapes.items()})  # type: ignore[arg-type]
 
 
 class _ShapeEnv(ShapeEnv):

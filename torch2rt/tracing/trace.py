@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -18,6 +17,7 @@ from torch.overrides import _pop_mode_temporarily
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
+from torch2rt.graph import GraphMeta
 from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
 from torch2rt.passes.value_numbers import value_numbers
 from torch2rt.progress import Spinner
@@ -64,7 +64,7 @@ def trace(
     default where stderr is a terminal. The graph has one placeholder per input tensor and one output, a
     flat tuple; running it on real tensors does what the module does. Every node carries `meta["val"]` (fake tensors
     with symbolic sizes), `meta["module"]` (module path) and `meta["source"]` (the user's `file:line`); the graph module
-    carries `meta["interface"]`, the `torch2rt.interface.Interface` of the engine to be.
+    carries `meta["torch2rt"]`, with the interface of the engine to be; `torch2rt.graph` documents all of it.
 
     Raises `InputError` for inputs that TensorRT cannot take, `TraceError` where the module's Python depends on tensor
     values or decides something about a dynamic size that does not hold for its whole range.
@@ -93,7 +93,7 @@ def trace(
     spinner = Spinner("trace", progress)
 
     def run(shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = Tracer(module, Interface(copy.deepcopy(specs), arguments, parameters), record_operators)
+        tracer = Tracer(module, Interface(specs, arguments, parameters), record_operators)
         with spinner.turning(lambda: tracer.recorder.location.latest):
             return _run(module, tracer, leaves, shapes, output_names, accepts)
 
@@ -226,14 +226,16 @@ def _run(
     finally:
         state.restore()
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
-    _output(interface, recorder, result, output_names)
-    recorder.decisions.check(interface, accepts)
+    interface = _output(interface, recorder, result, output_names)
+    interface = recorder.decisions.check(interface, accepts)
     _check_eager(tracer)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
             recorder.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
-    graph_module.meta.update(interface=interface, symbols=recorder.symbols, assumed=recorder.decisions.assumed)
+    for node in recorder.graph.nodes:
+        node.meta["origin"] = node.name
+    graph_module.meta["torch2rt"] = GraphMeta(interface, recorder.symbols, recorder.decisions.assumed)
     return graph_module
 
 
@@ -292,17 +294,19 @@ class _Result:
         return ours == theirs
 
 
-def _output(interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None) -> None:
-    """Give the graph its output node, and the interface the names and the structure of the outputs."""
-    interface.result = result.structure
+def _output(
+    interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None
+) -> Interface:  # fmt: skip
+    """End the graph with the result's tensors; returns the interface with its outputs."""
     nodes: list[torch.fx.Node] = []
+    leaves: list[dict[str, Any]] = []
     for leaf in result.leaves:
         if is_symbolic(leaf):
-            interface.leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
+            leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
             continue
         if leaf not in nodes:
             nodes.append(leaf)
-        interface.leaves.append({"output": nodes.index(leaf)})
+        leaves.append({"output": nodes.index(leaf)})
     if not nodes:
         raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
     taken = {spec.name for spec in interface.inputs}
@@ -315,5 +319,5 @@ def _output(interface: Interface, recorder: Recorder, result: _Result, names: st
         raise InputError(
             f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
         )
-    interface.outputs = names
     recorder.graph.output(tuple(nodes))
+    return replace(interface, outputs=names, result=result.structure, leaves=leaves)

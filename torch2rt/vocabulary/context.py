@@ -11,8 +11,9 @@ import torch
 
 from torch2rt.backend.tensorrt import DTYPES, trt
 from torch2rt.errors import ConversionError
+from torch2rt.graph import graph_meta
 from torch2rt.network import Network, Origins, Weight
-from torch2rt.sizes import Dim
+from torch2rt.sizes import Symbols
 from torch2rt.structure import bare_name
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
@@ -61,7 +62,7 @@ class Context:
         self.nan = lowered.nan
         self.network = lowered.definition
         self.out: Any = None
-        self.symbols: Mapping[sympy.Symbol, Dim] = graph.meta["symbols"]
+        self.symbols: Symbols = graph_meta(graph).symbols
         placeholders = (n for n in graph.graph.nodes if n.op == "placeholder")
         self.device = next((n.meta["val"].device for n in placeholders), None)
         self.inputs: list[Any] = []  # network inputs, in interface order
@@ -99,6 +100,10 @@ class Context:
         if cast.dtype is not tensor.dtype:
             self.origins.derive(cast, tensor, f"cast to {bare_name(dtype)}")
         return cast
+
+    def constrain(self, claim: sympy.Basic) -> None:
+        """Check a claim about sizes at every call."""
+        self.lowered.interface = self.lowered.interface.constrained(claim, self.symbols)
 
     def track(self, tensor: Any, sizes: Sizes) -> Any:
         """Remember the symbolic sizes of a tensor; returns the tensor."""

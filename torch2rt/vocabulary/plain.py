@@ -145,7 +145,7 @@ def require(ctx: Context, claim: Any, reason: str) -> None:
         refuse(f"{reason}, for {', '.join(f'{dim} = {size}' for dim, size in wrong.items())}")
     check(wrong is None or bool(expr.free_symbols), reason)
     if wrong:
-        ctx.lowered.interface.constrain(expr, ctx.symbols)
+        ctx.constrain(expr)
 
 
 def tie(ctx: Context, a: Any, b: Any) -> None:
@@ -154,4 +154,4 @@ def tie(ctx: Context, a: Any, b: Any) -> None:
     check(bool(claim.free_symbols), f"a size of {a} meets one of {b}")
     if counterexample(claim, ctx.symbols) is None:
         return
-    ctx.lowered.interface.constrain(claim, ctx.symbols)
+    ctx.constrain(claim)

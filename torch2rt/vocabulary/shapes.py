@@ -16,10 +16,8 @@ from torch2rt.backend.tensorrt import trt
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
-from torch2rt.vocabulary.layers import constant
+from torch2rt.vocabulary.layers import EW, constant
 from torch2rt.vocabulary.plain import dims, dtype_of, refuse
-
-EW = trt.ElementWiseOperation
 
 
 def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:

@@ -55,8 +55,8 @@ def _as_bytes(ctx: Context, x: Any) -> Any:
     wraps = not dtype_of(x).is_floating_point and dtype_of(x) is not torch.bool
     x = cast(ctx, x, torch.int32)
     if wraps:
-        all_values = constant(ctx, 256, torch.int32, len(dims(ctx, x)))
-        whole = layers.elementwise(ctx, EW.PROD, layers.elementwise(ctx, EW.FLOOR_DIV, x, all_values), all_values)
+        count = constant(ctx, 256, torch.int32, len(dims(ctx, x)))
+        whole = layers.elementwise(ctx, EW.PROD, layers.elementwise(ctx, EW.FLOOR_DIV, x, count), count)
         x = layers.elementwise(ctx, EW.SUB, x, whole)
     return mark_bytes(ctx, x)
 

@@ -1,0 +1,81 @@
+"""What a pass needs to change a graph: a copy of it, new constants, and the end of the work."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+
+
+def copy_graph(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A graph module with nodes of its own, which have the names and the metadata of the given graph's nodes.
+
+    The constants are the same tensors: a pass replaces them, and never writes to them. The copy can be run after
+    `finish`, which compiles its code.
+    """
+    copy = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph(), type(graph).__name__)
+    copy.meta = dict(graph.meta)
+    copies: dict[Node, Node] = {}
+    for node in graph.graph.nodes:
+        if node.op == "get_attr":
+            _assign(copy, str(node.target), _attribute(graph, node))
+        copies[node] = copy.graph.node_copy(node, copies.__getitem__)
+    return copy
+
+
+def add_constant(graph: torch.fx.GraphModule, name: str, value: torch.Tensor, before: Node) -> Node:
+    """A new `get_attr` node in front of a node, for a tensor that becomes a buffer of the graph module.
+
+    Its name follows from the given one: with `_` for characters that no identifier has, and a number if it is taken.
+    """
+    name = stem = re.sub(r"^(?=\d)|\W", "_", name)
+    count = 0
+    while hasattr(graph, name):
+        count += 1
+        name = f"{stem}_{count}"
+    graph.register_buffer(name, value.detach())
+    with graph.graph.inserting_before(before):
+        node = graph.graph.get_attr(name)
+    node.meta.update(val=value, module="", source="")
+    return node
+
+
+def constant_of(graph: torch.fx.GraphModule, node: Node) -> torch.Tensor | None:
+    """The tensor that a node stands for; `None` if it is computed, an input or a subgraph."""
+    value = _attribute(graph, node) if node.op == "get_attr" else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def finish(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph module after a change: constants that no call uses any more are gone, and its code is up to date."""
+    for node in graph.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            graph.graph.erase_node(node)
+    used = {str(node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    tensors = [*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False)]
+    for name in [name for name, _ in tensors if name not in used]:
+        path, _, leaf = name.rpartition(".")
+        delattr(graph.get_submodule(path), leaf)
+    graph.recompile()
+    return graph
+
+
+def _assign(graph: torch.fx.GraphModule, name: str, value: Any) -> None:
+    """Give a graph module a parameter, a buffer or a subgraph under a dotted name."""
+    *path, leaf = name.split(".")
+    owner: torch.nn.Module = graph
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    if isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter):
+        owner.register_buffer(leaf, value)
+    else:
+        setattr(owner, leaf, value)
+
+
+def _attribute(graph: torch.fx.GraphModule, node: Node) -> Any:
+    return operator.attrgetter(str(node.target))(graph)
