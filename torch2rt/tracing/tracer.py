@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -69,6 +68,8 @@ class Tracer(RecordingMode):
 
     def placeholder(self, index: int, spec: Input, leaf: torch.Tensor, shape: Shape) -> torch.Tensor:
         """The fake tensor of an input, of this shape, whose dynamic sizes become symbols."""
+        from torch._dynamo.source import ConstantSource  # torch's compiler takes seconds to import
+
         recorder = self.recorder
         sizes = [DimDynamic.DYNAMIC if axis in spec.dynamic else DimDynamic.STATIC for axis in range(leaf.dim())]
         fake = recorder.fake_mode.from_tensor(
