@@ -218,7 +218,8 @@ def fmod(ctx: Context, input, other):
     input, other = as_recorded(ctx, input, other)
     if not dtype.is_floating_point:
         return cast(ctx, left_over(ctx, EW.DIV, input, other, wide(dtype)), dtype)
-    return cast(ctx, signed_remainder(ctx, *as_floats(ctx, input, other), dtype), dtype)
+    a, b = as_floats(ctx, input, other)
+    return cast(ctx, signed_remainder(ctx, a, b, dtype), dtype)
 
 
 def left_over(ctx: Context, division, a, b, dtype):

@@ -36,7 +36,7 @@ def conv(ctx: Context, input, weight, bias=None, stride=1, padding=0, dilation=1
         total = [d * (k - 1) for d, k in zip(dilation, dims(ctx, weight)[2:], strict=True)]
         before, after = [t // 2 for t in total], [t - t // 2 for t in total]
     else:
-        before = after = ntuple(0 if padding == "valid" else padding, n)
+        before = after = list(ntuple(0 if padding == "valid" else padding, n))
     if _is_product(ctx, input, weight, stride, (*before, *after), dilation, groups):
         return _as_product(ctx, input, weight, bias)
     if _has_few_channels(ctx, input, weight, stride, dilation, groups):
@@ -182,7 +182,8 @@ def _spread(ctx: Context, weight, dilation):
     sizes = [d * (k - 1) + 1 for d, k in zip(dilation, dims(ctx, weight)[2:], strict=True)]
     if isinstance(weight, torch.Tensor):
         spread = weight.new_zeros(*weight.shape[:2], *sizes)
-        spread[(..., *(slice(None, None, d) for d in dilation))] = weight
+        every = [slice(None), slice(None), *(slice(None, None, d) for d in dilation)]
+        spread[tuple(every)] = weight
         return spread
     for axis, (d, size) in enumerate(zip(dilation, sizes, strict=True), 2):
         before, (k, *after) = dims(ctx, weight)[:axis], dims(ctx, weight)[axis:]

@@ -83,7 +83,8 @@ def full_of_tensor(size, fill_value, *, dtype=None, **kwargs):
 
 @composite(torch.full_like, Tensor.new_full)
 def full_like_of_tensor(input, *args, dtype=None, **kwargs):
-    *size, value = [*args, *(kwargs[k] for k in ("size", "fill_value") if k in kwargs)]
+    given = [*args, *(kwargs[k] for k in ("size", "fill_value") if k in kwargs)]
+    size, value = given[:-1], given[-1]
     if not isinstance(value, Tensor) or not is_traced(value):
         return NotImplemented
     return value.to(dtype or input.dtype).expand(size[0] if size else input.shape).clone()

@@ -61,13 +61,15 @@ def from_sublists(*args):
 @converter(torch.einsum)
 def einsum_of_two(ctx: Context, equation, *operands):
     """One matrix product. Labels are letters, or numbers from -k to -1 for what an ellipsis covers."""
-    operands = [materialize(ctx, x, ctx.out.dtype) for x in operands]
+    xs = [materialize(ctx, x, ctx.out.dtype) for x in operands]
     inputs, _, output = equation.partition("->")
-    terms, ranks = inputs.split(","), [len(dims(ctx, x)) for x in operands]
+    terms, ranks = inputs.split(","), [len(dims(ctx, x)) for x in xs]
     covered = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)]
     output = spell(output, max(covered))
-    parts = [diagonals(ctx, x, spell(term, n)) for x, term, n in zip(operands, terms, covered, strict=True)]
-    result, labels = contract(ctx, *parts[0], *parts[1], output) if parts[1:] else parts[0]
+    parts = [diagonals(ctx, x, spell(term, n)) for x, term, n in zip(xs, terms, covered, strict=True)]
+    result, labels = parts[0]
+    if parts[1:]:
+        result, labels = contract(ctx, result, labels, parts[1][0], parts[1][1], output)
     result, labels = sum_out(ctx, result, labels, [label for label in labels if label not in output])
     return permute(ctx, result, [labels.index(label) for label in output])
 
@@ -137,8 +139,8 @@ def contract(ctx: Context, a, first, b, second, keep):
     right = matrices(ctx, b, second, batch, columns, inner)
     sizes = {**size_a, **size_b}
     result = matmul(ctx, left[0], right[0], left[1], not right[1])
-    sizes = [*dims(ctx, result)[:-2], *(sizes[label] for label in (*rows, *columns))]
-    return reshape(ctx, result, sizes), [*batch, *rows, *columns]
+    shape = [*dims(ctx, result)[:-2], *(sizes[label] for label in (*rows, *columns))]
+    return reshape(ctx, result, shape), [*batch, *rows, *columns]
 
 
 def matrices(ctx: Context, x, labels, batch, rows, inner):

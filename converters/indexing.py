@@ -1,4 +1,5 @@
 import operator
+from typing import Any
 
 from torch2rt.vocabulary import (
     COUNTED,
@@ -220,7 +221,8 @@ def _plain_index(input, index):
         at = [d for d, item in enumerate(item for item in plain if item is not None) if _is_single(item)]
         for d, item in zip(reversed(at), reversed([item for item in plain if _is_single(item)]), strict=True):
             if isinstance(item, Tensor):
-                input, item = input[(*[slice(None)] * d, item.reshape(1))], 0
+                index = [slice(None)] * d + [item.reshape(1)]
+                input, item = input[tuple(index)], 0
             input = input.select(d, item)
         return input, tuple(item for item in plain if not _is_single(item))
     same = len(plain) == len(items) and all(a is b for a, b in zip(plain, items, strict=True))
@@ -270,7 +272,10 @@ def getitem(ctx: Context, input, index):
     places, first = _places(tensors)
     kept = list(ctx.out.shape)
     del kept[first : first + len(kept) + len(places) - len(tensors)]
-    start, length, step, shape = [], [], [], []
+    start: list[Any] = []
+    length: list[Any] = []
+    step: list[Any] = []
+    shape: list[Any] = []
     for item in items:
         size = None if item is None else sizes[len(start)]
         if item is None:

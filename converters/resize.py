@@ -137,7 +137,8 @@ def _resize(ctx: Context, name, input, scale_factors, more, align_corners=False)
         if "nearest" in name:
             x = gather(ctx, x, _index(ctx, name, size, to, scale), axis)
         else:
-            x = weighted_gather(ctx, x, *_taps(ctx, name, align_corners, size, to, scale, each), axis)
+            places, weights = _taps(ctx, name, align_corners, size, to, scale, each)
+            x = weighted_gather(ctx, x, places, weights, axis)
     return cast(ctx, x, dtype)
 
 

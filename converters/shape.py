@@ -283,12 +283,14 @@ def diag_embed(ctx: Context, input, offset=0, dim1=-2, dim2=-1):
 
 @converter(torch.tril, Tensor.tril)
 def tril(ctx: Context, input, diagonal=0):
-    return select(ctx, _distance(ctx, *dims(ctx, input)[-2:], EW.LESS, diagonal + 1), input, 0, ctx.out.dtype)
+    rows, columns = dims(ctx, input)[-2:]
+    return select(ctx, _distance(ctx, rows, columns, EW.LESS, diagonal + 1), input, 0, ctx.out.dtype)
 
 
 @converter(torch.triu, Tensor.triu)
 def triu(ctx: Context, input, diagonal=0):
-    return select(ctx, _distance(ctx, *dims(ctx, input)[-2:], EW.GREATER, diagonal - 1), input, 0, ctx.out.dtype)
+    rows, columns = dims(ctx, input)[-2:]
+    return select(ctx, _distance(ctx, rows, columns, EW.GREATER, diagonal - 1), input, 0, ctx.out.dtype)
 
 
 def _distance(ctx: Context, rows, columns, relation, offset):

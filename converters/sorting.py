@@ -199,8 +199,8 @@ def _meet(ctx: Context, key, place, pairs, total):
         logical_and(ctx, equal(ctx, a, b), greater(ctx, p, q)),
     )  # fmt: skip
     pick = lambda x, y: select(ctx, after, x, y, dtype_of(x))  # noqa: E731
-    halves = [concat(ctx, [pick(y, x), pick(x, y)], 1) for x, y in ((a, b), (p, q))]
-    met = _in_block(ctx, *halves, total)
+    keys, places = (concat(ctx, [pick(y, x), pick(x, y)], 1) for x, y in ((a, b), (p, q)))
+    met = _in_block(ctx, keys, places, total)
     if others:
         met = [concat(ctx, [v, gather(ctx, old, torch.tensor(others), 1)], 1) for v, old in zip(met, (key, place))]
     back = torch.tensor([*low.tolist(), *high.tolist(), *others]).argsort()

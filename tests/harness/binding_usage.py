@@ -67,7 +67,8 @@ class Report:
 
 def check_usage(source: Source, table: Table, is_rtx: bool) -> Report:
     """Hold a source against one TensorRT's bindings."""
-    report, checker = Report(), {}
+    report = Report()
+    checker: dict[Any, Any] = {}
     for module in source.trees:
         _module(source, module, table, is_rtx, report, checker)
     report.problems.sort()
@@ -288,9 +289,9 @@ class _Visitor(ast.NodeVisitor):
         for part in (*node.args, *(k.value for k in node.keywords)):
             self.visit(part)
         if isinstance(node.func, ast.Name) and node.func.id == "getattr" and len(node.args) > 1:
-            owner, name = self.peek(node.args[0]), node.args[1]
-            if owner is not None and isinstance(name, ast.Constant) and self.has(owner, name.value):
-                return self.member(node, owner, name.value)
+            owner, asked = self.peek(node.args[0]), node.args[1]
+            if owner is not None and isinstance(asked, ast.Constant) and self.has(owner, str(asked.value)):
+                return self.member(node, owner, str(asked.value))
         if function is None or function.instance or not function.path:
             return None
         entry = self.table[function.path]
@@ -319,11 +320,11 @@ class _Visitor(ast.NodeVisitor):
         return None
 
     def _asked(self, node: ast.Call, function: str) -> bool | None:
-        if function in ("hasattr", "getattr") and isinstance(name := node.args[1], ast.Constant):
+        if function in ("hasattr", "getattr") and isinstance(asked := node.args[1], ast.Constant):
             owner = self.peek(node.args[0])
-            return None if owner is None else self.has(owner, name.value)
+            return None if owner is None else self.has(owner, str(asked.value))
         for name, tree in self.source.trees.items():
-            if name.endswith((".backend", ".backend.tensorrt")) and not node.args:
+            if name.endswith((".backend", ".backend.tensorrt", ".backend.quirks")) and not node.args:
                 for found in _functions(tree):
                     if (
                         found.name == function

@@ -127,7 +127,7 @@ def _dump(module: Any) -> Table:
 
 
 def _dump_class(table: Table, path: str, cls: type) -> None:
-    table[path] = {**_signature(cls.__init__), "type": path, "class": True}
+    table[path] = {**_signature(cls.__init__), "type": path, "class": True}  # type: ignore[misc]
     for name in dir(cls):
         value = inspect.getattr_static(cls, name)
         member = table[f"{path}.{name}"] = {"type": None}

@@ -64,7 +64,7 @@ class Context:
         self.out: Any = None
         self.symbols: Symbols = graph_meta(graph).symbols
         placeholders = (n for n in graph.graph.nodes if n.op == "placeholder")
-        self.device = next((n.meta["val"].device for n in placeholders), None)
+        self.device: Any = next((n.meta["val"].device for n in placeholders), None)
         self.inputs: list[Any] = []  # network inputs, in interface order
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
