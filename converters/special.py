@@ -241,3 +241,21 @@ def frexp(input):
         exponent = torch.where(small, exponent - k, exponent)
     exponent = torch.where(x.isfinite() & (x != 0), exponent, 0.0)
     return torch.return_types.frexp((mantissa.to(input.dtype), exponent.int()))
+
+
+@composite(special.chebyshev_polynomial_t)
+def chebyshev_polynomial_t(input, n):
+    """By torch's rules: an angle between -1 and 1 for degrees above 6, else the recurrence."""
+    check(isinstance(n, int), "the degree must be a number")
+    check(n <= 64, f"{n=}: degrees up to 64 are written out")
+    x = input if input.is_floating_point() else input.to(torch.get_default_dtype())
+    if n < 0:
+        return torch.zeros_like(x)
+    before, result = torch.ones_like(x), x
+    if n == 0:
+        return before
+    for _ in range(n - 1):
+        before, result = result, 2 * x * result - before
+    if n > 6:
+        result = torch.where(x.abs() < 1, torch.cos(n * torch.acos(x)), result)
+    return torch.where(x.abs() == 1, x if n % 2 else torch.ones_like(x), result)

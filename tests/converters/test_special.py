@@ -119,3 +119,21 @@ def test_higher_derivatives_are_refused():
         torch2rt(Call(Tensor.polygamma, (2,)), [torch.rand(3)])
 
 
+
+
+CHEBYSHEV = [
+    case(special.chebyshev_polynomial_t, [floats(B, 3, S, low=-1.5, high=1.5)], n) for n in (-1, 0, 1, 2, 5, 9, 12)
+] + [
+    case(lambda x: special.chebyshev_polynomial_t(x.sign(), 7), [(B, 5)], id="chebyshev-ones"),
+    case(lambda x: special.chebyshev_polynomial_t(x, 3), [ints(B, 5, dtype=torch.int32)], id="chebyshev-ints"),
+]
+
+
+@parametrize(CHEBYSHEV)
+def test_chebyshev_polynomials(row, mode, device):
+    check_case(row, mode, device)
+
+
+def test_degrees_of_chebyshev_polynomials_are_bounded():
+    with pytest.raises(TraceError, match="n=65: degrees up to 64"):
+        torch2rt(Call(special.chebyshev_polynomial_t, (65,)), [torch.ones(2)])
