@@ -100,7 +100,7 @@ def elu(ctx: Context, input, alpha=1.0, inplace=False):
     return select(ctx, greater(ctx, input, 0), input, mul(ctx, smooth, alpha))
 
 
-@converter(aten.elu)
+@converter(aten.elu, limits="input_scale > 0")
 def scaled_elu(ctx: Context, input, alpha=1, scale=1, input_scale=1):
     if scale == input_scale == 1:
         return elu(ctx, input, alpha)

@@ -16,7 +16,7 @@ def same_value(ctx: Context, input, *args, **kwargs):
 @converter(
     Tensor.to, Tensor.type, Tensor.type_as, Tensor.float, Tensor.half, Tensor.bfloat16, Tensor.double, Tensor.long,
     Tensor.int, Tensor.short, Tensor.char, Tensor.byte, Tensor.bool, Tensor.cpu, Tensor.cuda, aten._to_copy,
-    prims.convert_element_type,
+    prims.convert_element_type, limits="to the engine's own device",
 )  # fmt: skip
 def converted(ctx: Context, input, *args, **kwargs):
     """Into the recorded dtype, which is what all spellings come down to."""

@@ -101,7 +101,7 @@ def scalar_tensor(ctx: Context, s, **kwargs):
     return filled(ctx, *parts(ctx, s))
 
 
-@complex_converter(Tensor.to)
+@complex_converter(Tensor.to, limits="not to bool")
 def converted(ctx: Context, input, *args, **kwargs):
     """torch drops the imaginary part on the way to a real type."""
     if ctx.out.is_complex():

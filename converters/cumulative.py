@@ -58,7 +58,7 @@ def recorded(ctx: Context, x, out):
     return cast(ctx, reshape(ctx, x, out.shape), out.dtype)
 
 
-@converter(torch.cumsum, Tensor.cumsum)
+@converter(torch.cumsum, Tensor.cumsum, limits="not in int8 and uint8")
 def cumsum(ctx: Context, input, dim, *, dtype=None):
     """One layer where this TensorRT has it; half precision accumulates in float32, as in torch."""
     check(ctx.out.dtype not in (torch.int8, torch.uint8), f"TensorRT has no arithmetic on {ctx.out.dtype}")
@@ -73,7 +73,7 @@ def running_sum(ctx: Context, x, dim):
     return ctx.track(layer.get_output(0), dims(ctx, x))
 
 
-@converter(torch.cumprod, Tensor.cumprod)
+@converter(torch.cumprod, Tensor.cumprod, limits="not in int8 and uint8")
 def cumprod(ctx: Context, input, dim, *, dtype=None):
     check(ctx.out.dtype not in (torch.int8, torch.uint8), f"TensorRT has no arithmetic on {ctx.out.dtype}")
     x, dim = operand(ctx, cast(ctx, input, ctx.out.dtype), wide(ctx.out.dtype), dim)

@@ -422,7 +422,9 @@ def diagonal_scatter(ctx: Context, input, src, offset=0, dim1=0, dim2=1):
     return permute(ctx, reshape(ctx, x, [rows, columns, *rest]), back)
 
 
-@converter(torch.index_put, Tensor.index_put, aten._unsafe_index_put)
+@converter(
+    torch.index_put, Tensor.index_put, aten._unsafe_index_put, limits="no accumulate where a mask meets other indices"
+)  # fmt: skip
 def index_put(ctx: Context, input, indices, values, accumulate=False):
     """Indexed dimensions become one, in front, and a single scatter writes to it; a mask chooses without one."""
     values = cast(ctx, values, ctx.out.dtype)

@@ -7,7 +7,7 @@ Mode, _nn = trt.SampleMode, torch._C._nn
 MODES = {"constant": Mode.FILL, "reflect": Mode.REFLECT, "replicate": Mode.CLAMP, "circular": Mode.WRAP}
 
 
-@converter(F.pad, _nn.pad)
+@converter(F.pad, _nn.pad, limits="sizes that the mode can pad")
 def pad_op(ctx: Context, input, pad, mode="constant", value=None):
     """A slice that starts before the first element and ends behind the last; negative amounts crop."""
     check(mode in MODES, f"{mode=} is none of {', '.join(MODES)}")

@@ -207,7 +207,7 @@ def all_layers(
     return output, hidden, cell[0] if cell else unused, unused, unused
 
 
-@converter(recurrent)
+@converter(recurrent, limits="constant weights")
 def recurrent_layers(
     ctx: Context, kind, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
 ):  # fmt: skip

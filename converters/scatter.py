@@ -75,7 +75,7 @@ def _in_range(ctx: Context, index, x, dim):
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-@converter(torch.scatter, Tensor.scatter)
+@converter(torch.scatter, Tensor.scatter, limits="no reduce as an ATen operator")
 def scatter(ctx: Context, input, dim, index, src=None, *, value=None, reduce=None):
     check(reduce is None, f"{reduce=} is supported in torch.scatter itself")
     x, index = (materialize(ctx, v, None, 1) for v in (input, _in_range(ctx, index, input, dim)))

@@ -61,14 +61,14 @@ def reshape_op(ctx: Context, input, *shape):
     return reshape(ctx, input, ctx.out.shape)
 
 
-@converter(Tensor.view)
+@converter(Tensor.view, limits="not as another dtype")
 def view(ctx: Context, input, *size, dtype=None):
     if dtype is not None or (size and isinstance(size[0], torch.dtype)):
         check(ctx.out.dtype is dtype_of(input), "memory cannot be read as another type; convert with .to(dtype)")
     return reshape(ctx, input, ctx.out.shape)
 
 
-@converter(torch.squeeze, Tensor.squeeze, prims.squeeze)
+@converter(torch.squeeze, Tensor.squeeze, prims.squeeze, limits="named dimensions where a size may be 1 or more")
 def squeeze(ctx: Context, input, *dim):
     """torch drops a dynamic dimension whenever it happens to be 1: an engine has one rank."""
     sizes = dims(ctx, input)
@@ -97,7 +97,9 @@ def owns_memory(x):
     return expression(x.untyped_storage().nbytes() - expected * x.itemsize).expand() == 0
 
 
-@converter(torch.as_strided, Tensor.as_strided, torch.as_strided_copy)
+@converter(
+    torch.as_strided, Tensor.as_strided, torch.as_strided_copy, limits="within the tensor's memory"
+)  # fmt: skip
 def as_strided(ctx: Context, input, size, stride, storage_offset=None):
     """Of a tensor that is all of its memory, in order: `known_memory` has seen to that."""
     first, total = storage_offset or 0, math.prod(dims(ctx, input))
@@ -231,7 +233,7 @@ def _flipped(ctx: Context, x, flipped):
     return slice_nd(ctx, x, start, sizes, [-1 if d in flipped else 1 for d in range(len(sizes))])
 
 
-@converter(Tensor.unfold)
+@converter(Tensor.unfold, limits="windows that fit")
 def unfold(ctx: Context, input, dimension, size, step):
     """Windows along one dimension: element j of window i is element i * step + j."""
     ndim = len(dims(ctx, input))

@@ -136,6 +136,23 @@ def test_converters_know_only_the_vocabulary(name):
     assert {other for other in imported()[name] if is_own(other)} <= known
 
 
+def _calls(function: ast.FunctionDef) -> set[str]:
+    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {function.id for function in calls if isinstance(function, ast.Name)}
+
+
+@pytest.mark.parametrize("name", [name for name in imported() if not is_own(name)])
+def test_converters_that_refuse_say_what(name):
+    """`limits` is what `torch2rt ops` and docs/operators.md show."""
+    silent = []
+    for function in ast.parse(modules()[name].read_text(encoding="utf-8")).body:
+        for call in getattr(function, "decorator_list", ()):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") in ("converter", "complex_converter"):
+                if _calls(function) & {"check", "refuse", "require"} and "limits" not in [k.arg for k in call.keywords]:
+                    silent.append(function.name)
+    assert not silent
+
+
 def test_the_vocabulary_exports_and_holds_no_code():
     tree = ast.parse(modules()["torch2rt.vocabulary"].read_text(encoding="utf-8"))
     docstring, *rest = tree.body
