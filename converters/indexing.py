@@ -4,7 +4,7 @@ from typing import Any
 from torch2rt.vocabulary import (
     COUNTED,
     Context,
-    Places,
+    MaskIndices,
     Selection,
     add,
     assign,
@@ -158,7 +158,7 @@ def _around(input, items):
 def where_is_true(condition, *args, **kwargs):
     if args or kwargs or not is_traced(condition) or condition.dtype is not torch.bool or not condition.dim():
         return NotImplemented
-    return tuple(Places(condition, dim) for dim in range(condition.dim()))
+    return tuple(MaskIndices(condition, dim) for dim in range(condition.dim()))
 
 
 @composite(torch.nonzero, Tensor.nonzero)
@@ -169,7 +169,7 @@ def nonzero_as_tuple(input, *, as_tuple=False):
 def _as_mask(index):
     """An index in which the tensors that `torch.where(mask)` returns are the mask again."""
     items = index if isinstance(index, tuple) else (index,)
-    places = [i for i, item in enumerate(items) if type(item) is Places]
+    places = [i for i, item in enumerate(items) if type(item) is MaskIndices]
     if not places:
         return index
     mask = items[places[0]].mask

@@ -19,7 +19,7 @@ from torch2rt.registry import Target, functional
 COUNTED = "how many elements a computed mask selects depends on data; keep all and use torch.where or a product"
 
 
-class Places:
+class MaskIndices:
     """One of the index tensors that `torch.where(mask)` returns, which together are the mask."""
 
     __class__ = property(lambda self: torch.Tensor)  # type: ignore[assignment]  # what the module's isinstance sees
@@ -99,7 +99,7 @@ _OPERATORS = [
     *(f"__{name}__" for name in ("neg", "pos", "abs", "invert", "eq", "ne", "lt", "le", "gt", "ge", "len", "bool")),
     *(f"__{name}__" for name in ("int", "float", "index", "iter", "getitem", "setitem", "contains")),
 ]
-for _owner in (Selection, Places):
+for _owner in (Selection, MaskIndices):
     for _name in _OPERATORS:
         if hasattr(torch.Tensor, _name):
             setattr(_owner, _name, _operator(_name))
@@ -108,7 +108,7 @@ for _owner in (Selection, Places):
 
 def is_selected(value: Any) -> bool:
     """Whether this stands for what a computed mask selects; such objects call themselves tensors."""
-    return type(value) in (Selection, Places)
+    return type(value) in (Selection, MaskIndices)
 
 
 # What may be done with a selection ------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ _KEEPS = frozenset({
 def selected(func: Target, *args: Any, **kwargs: Any) -> Any:
     """The result of a call with selections among its arguments."""
     given = [value for value in (*args, *kwargs.values()) if type(value) is Selection]
-    if not given or any(type(value) is Places for value in (*args, *kwargs.values())):
+    if not given or any(type(value) is MaskIndices for value in (*args, *kwargs.values())):
         raise ConversionError(COUNTED)
     one = given[0]
     if not all(map(one.fits, given)):

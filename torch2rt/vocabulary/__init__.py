@@ -18,7 +18,7 @@ from torch2rt.backend.tensorrt import (
 )
 from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, rewrite
 from torch2rt.sizes import expression, is_symbolic
-from torch2rt.tracing.computed_masks import COUNTED, Places, Selection, assign
+from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
 from torch2rt.vocabulary.context import Complex, Context
 from torch2rt.vocabulary.layers import constant
@@ -65,7 +65,7 @@ from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
 __all__ = [
-    "COUNTED", "Complex", "Context", "Places", "Selection", "activation", "add", "add_attention",
+    "COUNTED", "Complex", "Context", "MaskIndices", "Selection", "activation", "add", "add_attention",
     "add_normalization", "assign", "axes", "broadcast", "by_schema", "cast", "check", "clamp", "complex_converter",
     "composite", "concat", "constant", "converter", "dims", "div", "dtype_of", "elementwise", "equal", "expand",
     "expression", "factory", "floor_div", "fuses_attention", "fusion", "gather", "greater", "has_attention",
