@@ -2,6 +2,7 @@ import functools
 import math
 
 import torch.nn.functional as F
+from torch2rt.converters.kernels import activated
 
 from torch2rt.vocabulary import (
     Context,
@@ -238,8 +239,7 @@ def encoder_layer(
     )[0]  # fmt: skip
     x = x if norm_first else first(x)
     y = F.linear(second(x) if norm_first else x, ffn_weight_1, ffn_bias_1)
-    y = F.gelu(y, approximate="tanh" if y.is_cuda else "none") if use_gelu else F.relu(y)  # as its kernels have it
-    y = x + F.linear(y, ffn_weight_2, ffn_bias_2)
+    y = x + F.linear(activated(y, use_gelu), ffn_weight_2, ffn_bias_2)
     return y if norm_first else second(y)
 
 

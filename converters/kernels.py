@@ -71,10 +71,14 @@ def library_linear(input, weight, bias=None):
 
 @composite(aten._addmm_activation)
 def addmm_activation(input, mat1, mat2, *, beta=1, alpha=1, use_gelu=False):
-    y = torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha)
+    return activated(torch.addmm(input, mat1, mat2, beta=beta, alpha=alpha), use_gelu)
+
+
+def activated(x, use_gelu):
+    """What torch's fused kernels do after a product: on a GPU they have the approximate gelu."""
     if not use_gelu:
-        return F.relu(y)
-    return F.gelu(y, approximate="tanh" if y.is_cuda else "none")  # as a GPU's kernel has it
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if x.is_cuda else "none")
 
 
 @composite(aten._int_mm)

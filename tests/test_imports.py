@@ -5,7 +5,6 @@ The imports are read from the source, those under `TYPE_CHECKING` and within fun
 
 import ast
 import functools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,10 +37,6 @@ ORDER = [
     ["sizes", "errors", "interrupts", "progress", "usage"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
-
-# What is still to be closed. Nothing may be added to these lists.
-UPWARDS_LEFT: set[tuple[str, str]] = set()  # module, and module that it imports
-CIRCLES_LEFT: set[str] = set()  # rooms
 
 
 @functools.cache
@@ -105,17 +100,11 @@ def test_no_room_imports_upwards():
         (name, other) for name, others in imported().items() if is_own(name) for other in others
         if other != "torch2rt" and room(name) != room(other) and not FLOOR[room(name)] < FLOOR.get(room(other), -1)
     }  # fmt: skip
-    assert not upwards - UPWARDS_LEFT
-    if closed := UPWARDS_LEFT - upwards:
-        warnings.warn(f"these are closed and can be taken out of UPWARDS_LEFT: {sorted(closed)}", stacklevel=1)
+    assert not upwards
 
 
 def test_no_circle_of_imports():
-    around = {name for name in imported() if name in reached_from(name)}
-    rooms = {room(name) for name in around}
-    assert not rooms - CIRCLES_LEFT, sorted(name for name in around if room(name) not in CIRCLES_LEFT)
-    if closed := CIRCLES_LEFT - rooms:
-        warnings.warn(f"these are closed and can be taken out of CIRCLES_LEFT: {sorted(closed)}", stacklevel=1)
+    assert [name for name in imported() if name in reached_from(name)] == []
 
 
 def reached_from(start: str) -> set[str]:

@@ -86,6 +86,12 @@ def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:
     return meta
 
 
+def place_of(node: Node) -> str:
+    """A call's line and module, as an entry in the list of calls that cannot be converted begins."""
+    module = node.meta["module"]
+    return f"  {node.meta['source']}" + (f" in {module}" if module else "")
+
+
 def check_graph(graph: torch.fx.GraphModule) -> None:
     """Raise `InputError` for the first thing in which a graph differs from what this module's docstring describes.
 

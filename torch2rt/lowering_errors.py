@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from torch2rt.backend.tensorrt import trt
+from torch2rt.graph import place_of
 from torch2rt.network import describe
 from torch2rt.registry import Registry, qualified_name
 from torch2rt.sizes import Symbols, in_words
@@ -36,8 +37,7 @@ def describe_call(
         call = f"{qualified_name(targets[0])}, as {call}"
     if advice := registry.advice(*targets):
         reason = f"{reason.rstrip('.')}. {advice.rstrip('.')}"
-    where = f"  {node.meta['source']}" + (f" in {node.meta['module']}" if node.meta["module"] else "")
-    return in_words(f"{where}\n    {call}: {reason}.", symbols)
+    return in_words(f"{place_of(node)}\n    {call}: {reason}.", symbols)
 
 
 def kind_of(value: Any) -> str:

@@ -63,13 +63,13 @@ def check_row(row: Row, device: torch.device) -> None:
     else:
         run = ReferenceModule(lower(trace(model, args, kwargs=kwargs, **row.shapes)))
     largest = 0.0
+    ordered = (lambda x: x.sort(-2).values) if row.ranked else lambda x: x
     for i, (args, kwargs) in enumerate(examples[1:], 1):
         with torch.no_grad():
             expected = tensors(model(*args, **kwargs))
         actual = tensors(run(*args, **kwargs))
         assert len(actual) == len(expected)
         for place, (ours, theirs) in enumerate(zip(actual, expected, strict=True)):
-            ordered = (lambda x: x.sort(-2).values) if row.ranked else lambda x: x
             error, allowed = difference(ordered(ours), ordered(theirs)), 1e-3
             if on_cpu:  # its kernels round differently, layer upon layer; how much that matters, torch's own two tell
                 on_other = on_cpu[i][place].to(device)

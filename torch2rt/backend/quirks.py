@@ -61,14 +61,6 @@ def folds_repeated_bools_wrong() -> bool:
     return True
 
 
-def sums_wrong_over_several_axes() -> bool:
-    """Whether a reduction over several axes, fused with a reduction or softmax over one of them, sums wrong.
-
-    TensorRT for RTX 1.6: `softmax(x, 1).sum((1, 2))`. Test: `test_reduction.py`, on a GPU.
-    """
-    return True
-
-
 def rounds_powers_wrong(dtype: torch.dtype) -> bool:
     """Whether a power in this dtype is not rounded to the nearest number.
 

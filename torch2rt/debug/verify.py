@@ -26,6 +26,7 @@ from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTErro
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.passes.order import Pass
+from torch2rt.runtime.module import ReferenceModule
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
@@ -157,8 +158,6 @@ class _Verifier:
         return run, f"the engine on {torch.cuda.get_device_name(pool.device)}"
 
     def _reference(self) -> tuple[Callable[[Tensors], Tensors], str]:
-        from torch2rt.runtime.module import ReferenceModule
-
         try:
             reference = ReferenceModule(self.lowered)
         except Torch2RTError as error:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.fx.node import Node, map_aggregate
 
-from torch2rt.graph import graph_meta
+from torch2rt.graph import graph_meta, place_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.value_numbers import value_sources
 from torch2rt.registry import load, qualified_name
@@ -38,8 +38,8 @@ def narrow_float64(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
         return graph
     graph = copy_graph(graph)
     wide = [node for node in graph.graph.nodes if _is_wide_call(node)]
-    reasons = [f"{_place(node)}\n    {reason}" for node in wide for reason in _reasons(graph, node)]
-    places = dict.fromkeys(_place(node).strip() for node in wide)
+    reasons = [f"{place_of(node)}\n    {reason}" for node in wide for reason in _reasons(graph, node)]
+    places = dict.fromkeys(place_of(node).strip() for node in wide)
     narrowed: dict[Node, Node] = {}
     for node in wide:
         node.target = _NARROW_CALLS.get(node.target, node.target)
@@ -146,8 +146,3 @@ def _is_wide(tensor: torch.Tensor) -> bool:
 
 def _dtypes(node: Node) -> str:
     return ", ".join(str(t.dtype).removeprefix("torch.") for t in _tensors(node))
-
-
-def _place(node: Node) -> str:
-    module = node.meta.get("module", "")
-    return f"  {node.meta.get('source', '')}" + (f" in {module}" if module else "")

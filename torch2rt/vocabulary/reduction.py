@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend.quirks import sums_wrong_over_several_axes
 from torch2rt.backend.tensorrt import trt
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary.context import Context
@@ -38,12 +37,13 @@ _EXTREMES = (trt.ReduceOperation.MAX, trt.ReduceOperation.MIN)
 
 
 def _reduce(ctx: Context, op: Any, x: Any, dim: int | Sequence[int] | None, keepdim: bool) -> Any:
-    """One layer a dimension, or for neighbours of static size that `reshape` makes one (`quirks` says why)."""
+    """One layer a dimension, or for neighbours of static size that `reshape` makes one.
+
+    A layer over several, fused with what was reduced or normalised over some of them before, gives wrong sums in
+    TensorRT for RTX 1.6 (`softmax(x, 1).sum((1, 2))`).
+    """
     sizes = dims(ctx, x)
     mask = axes(dim, len(sizes))
-    if not sums_wrong_over_several_axes():
-        left = tuple(1 if mask >> i & 1 else size for i, size in enumerate(sizes) if keepdim or not mask >> i & 1)
-        return ctx.track(ctx.network.add_reduce(x, op, mask, keepdim).get_output(0), left) if mask else x
     reduced = [axis for axis in range(len(sizes)) if mask >> axis & 1]
     while reduced:
         first = last = reduced.pop()

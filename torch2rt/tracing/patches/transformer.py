@@ -96,8 +96,9 @@ def _layer(
 
     On a GPU that operator has the approximate gelu. A token of zeros on the device tells.
     """
-    autocasts, has_gelu = torch.is_autocast_enabled(src.device.type), self.activation_relu_or_gelu == 2
-    if _is_traced_here() is None or not (autocasts or has_gelu and src.device.type == "cuda"):
+    autocasts = torch.is_autocast_enabled(src.device.type)
+    gelu_on_gpu = self.activation_relu_or_gelu == 2 and src.device.type == "cuda"
+    if _is_traced_here() is None or not (autocasts or gelu_on_gpu):
         return _LAYER(self, src, src_mask, src_key_padding_mask, is_causal)
     with torch._C.DisableTorchFunction():
         one = torch.zeros((1,) * (src.dim() - 1) + src.shape[-1:], dtype=src.dtype, device=src.device)
@@ -105,13 +106,18 @@ def _layer(
             None if mask is None else torch.zeros((1,) * mask.dim(), dtype=mask.dtype, device=mask.device)
             for mask in (src_mask, src_key_padding_mask)
         ]
-        dtype = _LAYER(self, one, *masks, is_causal).dtype
-        with _Operators() as operators:
-            _LAYER(self, one, *masks, is_causal)
-    is_one = torch.ops.aten._transformer_encoder_layer_fwd.default in operators.called
-    with _ApproximateGelu() if is_one and src.device.type == "cuda" else nullcontext():
+        dtype = _LAYER(self, one, *masks, is_causal).dtype if autocasts else src.dtype
+        is_approximate = gelu_on_gpu and _runs_as_one(self, one, *masks, is_causal)
+    with _ApproximateGelu() if is_approximate else nullcontext():
         result = _LAYER(self, src, src_mask, src_key_padding_mask, is_causal)
     return result.to(dtype) if autocasts else result
+
+
+def _runs_as_one(layer: torch.nn.TransformerEncoderLayer, *arguments: Any) -> bool:
+    """Whether torch runs a layer as one operator."""
+    with _Operators() as operators:  # beneath which autocast casts nothing
+        _LAYER(layer, *arguments)
+    return torch.ops.aten._transformer_encoder_layer_fwd.default in operators.called
 
 
 class _Operators(TorchDispatchMode):
