@@ -26,9 +26,13 @@ from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 from torch2rt.bench.worker import make
 
 STEPS = {
-    "trace": "trace", "lower": "lower", "build": "TensorRT's builder", "load": "load, and compile kernels",
-    "call": "first call", "capture": "capture",
-}  # fmt: skip
+    "trace": "trace",
+    "lower": "lower",
+    "build": "TensorRT's builder",
+    "load": "load, and compile kernels",
+    "call": "first call",
+    "capture": "capture",
+}
 
 
 def measure(name: str, batch: int) -> dict[str, Any]:

@@ -42,9 +42,13 @@ PEERS = ("onnx", "torch-tensorrt")
 BEST = f"{OURS} + graph"
 BORROWED = f"{BEST}, borrowed"  # whose outputs the next call overwrites, as those of all other graphs are
 COLORS = {
-    "eager": "#8b949e", "eager + graph": "#4f7cac", "torch.compile": "#b07aa1", OURS: "#a5d08b",
-    "onnx + graph": "#e0902f", "torch-tensorrt + graph": "#d1495b",
-}  # fmt: skip
+    "eager": "#8b949e",
+    "eager + graph": "#4f7cac",
+    "torch.compile": "#b07aa1",
+    OURS: "#a5d08b",
+    "onnx + graph": "#e0902f",
+    "torch-tensorrt + graph": "#d1495b",
+}
 Row = Mapping[int, Sequence[Measurement]]  # by batch
 
 
@@ -151,8 +155,9 @@ def merge(old: Sequence[Measurement], new: Sequence[Measurement]) -> list[Measur
 
 def save(base: Path, facts: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
     """The numbers, in a file that is whole at any time."""
-    data = {name: {batch: [dataclasses.asdict(m) for m in ms] for batch, ms in row.items()}
-            for name, row in rows.items()}  # fmt: skip
+    data = {
+        name: {batch: [dataclasses.asdict(m) for m in ms] for batch, ms in row.items()} for name, row in rows.items()
+    }
     base.parent.mkdir(parents=True, exist_ok=True)
     new = base.with_name(base.name + ".json.new")
     new.write_text(json.dumps({**facts, "rows": data}, indent=1) + "\n")
@@ -237,9 +242,7 @@ def picture(file: Path, title: str, rows: Mapping[str, Row]) -> None:
     names = [name for name in rows if name != "conv + relu"]
     figure = Figure(figsize=(9.0, 1.5 + 0.38 * max(1, len(names))), layout="constrained")
     panels = figure.subplots(1, len(BATCHES), sharey=True, sharex=True)
-    relative = {
-        batch: {name: _relative(rows[name].get(batch, ())) for name in names} for batch in BATCHES
-    }  # fmt: skip
+    relative = {batch: {name: _relative(rows[name].get(batch, ())) for name in names} for batch in BATCHES}
     values = [x for panel in relative.values() for row in panel.values() for x in row.values()] or [1.0]
     for axes, (batch, panel) in zip(panels, relative.items(), strict=True):
         axes.axvline(1.0, color=GREEN, linewidth=3, label=BEST, zorder=1)

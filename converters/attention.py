@@ -39,9 +39,7 @@ LOWEST = {torch.float16: -3e4, torch.bfloat16: -3e38}
 
 
 @composite(F.scaled_dot_product_attention)
-def with_mask(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
-):  # fmt: skip
+def with_mask(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """What a mask needs around the attention: a query that may attend to no key gets 0, where a softmax gives NaN."""
     check(key.shape[-2] == value.shape[-2], f"{key.shape[-2]} keys for {value.shape[-2]} values")
     options, device = {"scale": scale, "enable_gqa": enable_gqa}, query.device.type
@@ -93,15 +91,21 @@ def _in_kernels(operator):
         return (result, *operator(query, key, value, *args, **kwargs)[1:])
 
 
-_ATTENTION = (
-    "query", "key", "value", "attn_mask", "attn_bias", "compute_log_sumexp", "dropout_p", "is_causal", "dropout_mask",
-    "return_debug_mask", "scale",
-)  # fmt: skip
+_ATTENTION = """
+    query key value attn_mask attn_bias compute_log_sumexp dropout_p is_causal dropout_mask return_debug_mask
+    scale
+""".split()
 _KERNELS = [
     getattr(aten, f"_scaled_dot_product_{name}")
-    for name in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention",
-                 "fused_attention_overrideable", "attention_math")
-]  # fmt: skip
+    for name in (
+        "flash_attention",
+        "flash_attention_for_cpu",
+        "efficient_attention",
+        "cudnn_attention",
+        "fused_attention_overrideable",
+        "attention_math",
+    )
+]
 for _operator in _KERNELS:
     _in_kernels(_operator)
 
@@ -225,18 +229,49 @@ def nested_tensor_from_mask_left_aligned(t, mask):
 
 @composite(torch._transformer_encoder_layer_fwd)
 def encoder_layer(
-    src, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, use_gelu, norm_first, eps, norm_weight_1,
-    norm_bias_1, norm_weight_2, norm_bias_2, ffn_weight_1, ffn_bias_1, ffn_weight_2, ffn_bias_2, mask=None,
+    src,
+    embed_dim,
+    num_heads,
+    qkv_weight,
+    qkv_bias,
+    proj_weight,
+    proj_bias,
+    use_gelu,
+    norm_first,
+    eps,
+    norm_weight_1,
+    norm_bias_1,
+    norm_weight_2,
+    norm_bias_2,
+    ffn_weight_1,
+    ffn_bias_1,
+    ffn_weight_2,
+    ffn_bias_2,
+    mask=None,
     mask_type=None,
-):  # fmt: skip
+):
     first, second = (
         functools.partial(F.layer_norm, normalized_shape=(embed_dim,), weight=weight, bias=bias, eps=eps)
         for weight, bias in ((norm_weight_1, norm_bias_1), (norm_weight_2, norm_bias_2))
     )
     x = first(src) if norm_first else src
-    x = src + native_attention(
-        x, x, x, embed_dim, num_heads, qkv_weight, qkv_bias, proj_weight, proj_bias, mask, False, mask_type=mask_type
-    )[0]  # fmt: skip
+    x = (
+        src
+        + native_attention(
+            x,
+            x,
+            x,
+            embed_dim,
+            num_heads,
+            qkv_weight,
+            qkv_bias,
+            proj_weight,
+            proj_bias,
+            mask,
+            False,
+            mask_type=mask_type,
+        )[0]
+    )
     x = x if norm_first else first(x)
     y = F.linear(second(x) if norm_first else x, ffn_weight_1, ffn_bias_1)
     y = x + F.linear(activated(y, use_gelu), ffn_weight_2, ffn_bias_2)
@@ -245,9 +280,20 @@ def encoder_layer(
 
 @composite(torch._native_multi_head_attention)
 def native_attention(
-    query, key, value, embed_dim, num_head, qkv_weight, qkv_bias, proj_weight, proj_bias, mask=None, need_weights=True,
-    average_attn_weights=True, mask_type=None,
-):  # fmt: skip
+    query,
+    key,
+    value,
+    embed_dim,
+    num_head,
+    qkv_weight,
+    qkv_bias,
+    proj_weight,
+    proj_bias,
+    mask=None,
+    need_weights=True,
+    average_attn_weights=True,
+    mask_type=None,
+):
     """Of (batch, tokens, features), by one weight for the three projections."""
     weights, biases = qkv_weight.chunk(3), qkv_bias.chunk(3)
     projected = [F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True)]

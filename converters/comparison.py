@@ -317,7 +317,7 @@ def bitwise_not(ctx: Context, input):
 
 @converter(
     torch.bitwise_left_shift, Tensor.bitwise_left_shift, Tensor.__lshift__, prims.shift_left, limits="int32, int64"
-)  # fmt: skip
+)
 def left_shift(ctx: Context, input, other):
     (x,), bits = whole(ctx, input), torch.iinfo(ctx.out.dtype).bits
     powers = [1 << k for k in range(bits - 1)] + [-(1 << bits - 1)]
@@ -325,9 +325,12 @@ def left_shift(ctx: Context, input, other):
 
 
 @converter(
-    torch.bitwise_right_shift, Tensor.bitwise_right_shift, Tensor.__rshift__, prims.shift_right_arithmetic,
+    torch.bitwise_right_shift,
+    Tensor.bitwise_right_shift,
+    Tensor.__rshift__,
+    prims.shift_right_arithmetic,
     limits="int32, int64",
-)  # fmt: skip
+)
 def right_shift(ctx: Context, input, other):
     (x,) = whole(ctx, input)
     return shifted_down(ctx, x, _amount(ctx, other))

@@ -64,13 +64,46 @@ def part_by_part(*data, mixed=False):
 
 
 complex_converter(
-    torch.flatten, torch.reshape, Tensor.view, torch.squeeze, torch.permute, torch.transpose, torch.t, Tensor.expand,
-    torch.ops.prims.broadcast_in_dim, Tensor.repeat, torch.roll, torch.flip, Tensor.unfold, torch.as_strided,
-    torch.diagonal, torch.diag_embed, torch.tril, torch.triu, torch.trace, torch.pixel_shuffle, torch.pixel_unshuffle,
-    torch.channel_shuffle, torch.select, aten.slice.Tensor, Tensor.__getitem__, aten.index.Tensor, torch.index_select,
-    torch.gather, torch.split_with_sizes, torch.chunk, torch.unbind, torch.clone, F.dropout, torch.dropout, torch.neg,
-    torch.positive, torch.sum, torch.mean, torch.cumsum,
-)(part_by_part("input"))  # fmt: skip
+    torch.flatten,
+    torch.reshape,
+    Tensor.view,
+    torch.squeeze,
+    torch.permute,
+    torch.transpose,
+    torch.t,
+    Tensor.expand,
+    torch.ops.prims.broadcast_in_dim,
+    Tensor.repeat,
+    torch.roll,
+    torch.flip,
+    Tensor.unfold,
+    torch.as_strided,
+    torch.diagonal,
+    torch.diag_embed,
+    torch.tril,
+    torch.triu,
+    torch.trace,
+    torch.pixel_shuffle,
+    torch.pixel_unshuffle,
+    torch.channel_shuffle,
+    torch.select,
+    aten.slice.Tensor,
+    Tensor.__getitem__,
+    aten.index.Tensor,
+    torch.index_select,
+    torch.gather,
+    torch.split_with_sizes,
+    torch.chunk,
+    torch.unbind,
+    torch.clone,
+    F.dropout,
+    torch.dropout,
+    torch.neg,
+    torch.positive,
+    torch.sum,
+    torch.mean,
+    torch.cumsum,
+)(part_by_part("input"))
 complex_converter(torch.split)(part_by_part("tensor"))
 complex_converter(torch.zeros)(part_by_part())
 complex_converter(torch.cat, torch.stack)(part_by_part("tensors", mixed=True))
@@ -155,9 +188,17 @@ def imag(ctx: Context, input):
 
 
 @converter(
-    torch.real, torch.conj, Tensor.conj, aten._conj, torch.conj_physical, Tensor.conj_physical,
-    torch.resolve_conj, Tensor.resolve_conj, torch.resolve_neg, Tensor.resolve_neg,
-)  # fmt: skip
+    torch.real,
+    torch.conj,
+    Tensor.conj,
+    aten._conj,
+    torch.conj_physical,
+    Tensor.conj_physical,
+    torch.resolve_conj,
+    Tensor.resolve_conj,
+    torch.resolve_neg,
+    Tensor.resolve_neg,
+)
 def real_value(ctx: Context, input):
     return input
 

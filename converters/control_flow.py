@@ -41,10 +41,9 @@ def cond(pred, true_fn, false_fn, operands=()):
 def alike(ours, theirs):
     """Whether these are tensors of the same types and sizes."""
     return len(ours) == len(theirs) and all(
-        isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
-        and a.dtype == b.dtype and a.shape == b.shape
+        isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
         for a, b in zip(ours, theirs)
-    )  # fmt: skip
+    )
 
 
 def choose(pred, then, other):

@@ -45,10 +45,7 @@ def conv(ctx: Context, input, weight, bias=None, stride=1, padding=0, dilation=1
     return _layer(ctx, "add_convolution_nd", input, weight, bias, maps, stride, before, after, dilation, groups)
 
 
-@converter(
-    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
-    limits="kernel sizes are static",
-)  # fmt: skip
+@converter(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d, limits="kernel sizes are static")
 def conv_transpose(ctx: Context, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """TensorRT has no output_padding and no deconvolution with stride and dilation, or in bfloat16.
 
@@ -79,9 +76,20 @@ def convolution(ctx: Context, input, weight, bias, stride, padding, dilation, tr
 
 @composite(torch._convolution)
 def convolution_and_how(
-    input, weight, bias, stride, padding, dilation, transposed, output_padding, groups, benchmark=None,
-    deterministic=None, cudnn_enabled=None, allow_tf32=None,
-):  # fmt: skip
+    input,
+    weight,
+    bias,
+    stride,
+    padding,
+    dilation,
+    transposed,
+    output_padding,
+    groups,
+    benchmark=None,
+    deterministic=None,
+    cudnn_enabled=None,
+    allow_tf32=None,
+):
     """The last four choose among kernels, of which fake tensors on a GPU have none."""
     return torch.convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
 
@@ -97,7 +105,7 @@ def _layer(ctx: Context, add, input, weight, bias, maps, stride, before, after, 
     kernel, shift = (
         ctx.weights(v, role) if isinstance(v, torch.Tensor) else trt.Weights()
         for v, role in ((weight, "kernel"), (bias, "bias"))
-    )  # fmt: skip
+    )
     layer = getattr(ctx.network, add)(x, maps, kernel_size, kernel, shift)
     for index, value in ((1, weight), (2, bias)):
         if isinstance(value, trt.ITensor):

@@ -26,19 +26,44 @@ from torch2rt.vocabulary.complex import is_complex
 Tensor, aten, prims = torch.Tensor, torch.ops.aten, torch.ops.prims
 
 factory(
-    torch.zeros, torch.zeros_like, Tensor.new_zeros, torch.ones, torch.ones_like, Tensor.new_ones, torch.full,
-    torch.full_like, Tensor.new_full, torch.empty, torch.empty_like, Tensor.new_empty, torch.empty_strided,
-    Tensor.new_empty_strided, torch.empty_permuted, torch.arange, torch.linspace, torch.eye, Tensor.new_tensor,
-)  # fmt: skip
+    torch.zeros,
+    torch.zeros_like,
+    Tensor.new_zeros,
+    torch.ones,
+    torch.ones_like,
+    Tensor.new_ones,
+    torch.full,
+    torch.full_like,
+    Tensor.new_full,
+    torch.empty,
+    torch.empty_like,
+    Tensor.new_empty,
+    torch.empty_strided,
+    Tensor.new_empty_strided,
+    torch.empty_permuted,
+    torch.arange,
+    torch.linspace,
+    torch.eye,
+    Tensor.new_tensor,
+)
 
 
 # One value everywhere -------------------------------------------------------------------------------------------------
 
 
 @converter(
-    torch.zeros, torch.zeros_like, Tensor.new_zeros, aten.zero, torch.empty, torch.empty_like, torch.empty_strided,
-    Tensor.new_empty, Tensor.new_empty_strided, torch.empty_permuted, prims.empty_strided,
-)  # fmt: skip
+    torch.zeros,
+    torch.zeros_like,
+    Tensor.new_zeros,
+    aten.zero,
+    torch.empty,
+    torch.empty_like,
+    torch.empty_strided,
+    Tensor.new_empty,
+    Tensor.new_empty_strided,
+    torch.empty_permuted,
+    prims.empty_strided,
+)
 def zeros(ctx: Context, *args, **kwargs):
     return _filled(ctx, 0)
 

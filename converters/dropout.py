@@ -22,7 +22,7 @@ def alpha_dropout(ctx: Context, input, p=0.5, training=False, inplace=False):
 
 @converter(
     torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, limits="inference only"
-)  # fmt: skip
+)
 def dropout_op(ctx: Context, input, p, train):
     check(not train or p == 0, RANDOM)
     return input

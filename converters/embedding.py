@@ -26,9 +26,18 @@ def aten_embedding(ctx: Context, weight, indices, padding_idx=-1, scale_grad_by_
 
 @composite(F.embedding_bag)
 def embedding_bag(
-    input, weight, offsets=None, max_norm=None, norm_type=2, scale_grad_by_freq=False, mode="mean", sparse=False,
-    per_sample_weights=None, include_last_offset=False, padding_idx=None,
-):  # fmt: skip
+    input,
+    weight,
+    offsets=None,
+    max_norm=None,
+    norm_type=2,
+    scale_grad_by_freq=False,
+    mode="mean",
+    sparse=False,
+    per_sample_weights=None,
+    include_last_offset=False,
+    padding_idx=None,
+):
     """One reduction over the samples (second to last dimension) of all bags, with a mask of what samples a bag has."""
     check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
     check(mode == "sum" or per_sample_weights is None, f"per_sample_weights with {mode=}")
@@ -58,9 +67,16 @@ def embedding_bag(
 
 @composite(torch.embedding_bag)
 def embedding_bag_and_bags(
-    weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
-    include_last_offset=False, padding_idx=None,
-):  # fmt: skip
+    weight,
+    indices,
+    offsets,
+    scale_grad_by_freq=False,
+    mode=0,
+    sparse=False,
+    per_sample_weights=None,
+    include_last_offset=False,
+    padding_idx=None,
+):
     padding_idx = -1 if padding_idx is None else padding_idx % weight.shape[0]
     return torch._embedding_bag(
         weight, indices, offsets, scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx
@@ -72,13 +88,25 @@ def _bags(operator):
 
     @composite(operator)
     def bags(
-        weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False, per_sample_weights=None,
-        include_last_offset=False, padding_idx=-1,
-    ):  # fmt: skip
+        weight,
+        indices,
+        offsets,
+        scale_grad_by_freq=False,
+        mode=0,
+        sparse=False,
+        per_sample_weights=None,
+        include_last_offset=False,
+        padding_idx=-1,
+    ):
         result = embedding_bag(
-            indices, weight, offsets, mode=("sum", "mean", "max")[mode], per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset, padding_idx=None if padding_idx < 0 else padding_idx,
-        )  # fmt: skip
+            indices,
+            weight,
+            offsets,
+            mode=("sum", "mean", "max")[mode],
+            per_sample_weights=per_sample_weights,
+            include_last_offset=include_last_offset,
+            padding_idx=None if padding_idx < 0 else padding_idx,
+        )
         how = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset, padding_idx)
         return (result, *operator(weight, indices, offsets, *how)[1:])
 

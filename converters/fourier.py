@@ -187,9 +187,16 @@ def fft_c2r(ctx: Context, input, dim, normalization, last_dim_size):
 
 @composite(torch._VF.stft)
 def stft(
-    input, n_fft, hop_length=None, win_length=None, window=None, normalized=False, onesided=None, return_complex=None,
+    input,
+    n_fft,
+    hop_length=None,
+    win_length=None,
+    window=None,
+    normalized=False,
+    onesided=None,
+    return_complex=None,
     align_to_window=None,
-):  # fmt: skip
+):
     """Frames, each with the window on it, and their transforms. `torch.stft` has padded already."""
     check(not align_to_window, "align_to_window=True is not supported")
     x = input.unfold(-1, n_fft, n_fft // 4 if hop_length is None else hop_length)
@@ -202,9 +209,17 @@ def stft(
 
 @composite(torch.istft)
 def istft(
-    input, n_fft, hop_length=None, win_length=None, window=None, center=True, normalized=False, onesided=None,
-    length=None, return_complex=False,
-):  # fmt: skip
+    input,
+    n_fft,
+    hop_length=None,
+    win_length=None,
+    window=None,
+    center=True,
+    normalized=False,
+    onesided=None,
+    length=None,
+    return_complex=False,
+):
     """Signals of the frames, each with the window on it, added up and divided by the sum of the windows' squares."""
     *_, size, frames = input.shape
     onesided = size != n_fft if onesided is None else onesided

@@ -317,7 +317,7 @@ def _places(indices):
 
 @composite(
     aten.index.Tensor, aten._unsafe_index.Tensor, aten.index.Tensor_hacked_twin, aten._unsafe_index.Tensor_hacked_twin
-)  # fmt: skip
+)
 def index_without_masks(input, indices):
     """A constant mask as the places that it selects."""
     is_mask = lambda i: i is not None and not is_traced(i) and i.dtype in (torch.bool, torch.uint8)  # noqa: E731
@@ -424,7 +424,7 @@ def diagonal_scatter(ctx: Context, input, src, offset=0, dim1=0, dim2=1):
 
 @converter(
     torch.index_put, Tensor.index_put, aten._unsafe_index_put, limits="no accumulate where a mask meets other indices"
-)  # fmt: skip
+)
 def index_put(ctx: Context, input, indices, values, accumulate=False):
     """Indexed dimensions become one, in front, and a single scatter writes to it; a mask chooses without one."""
     values = cast(ctx, values, ctx.out.dtype)

@@ -24,9 +24,17 @@ def convolution(input, weight, bias, stride, padding, dilation, groups):
 
 @composite(aten.mkldnn_convolution, aten.cudnn_convolution, aten.miopen_convolution, aten.miopen_depthwise_convolution)
 def library_convolution(
-    input, weight, bias=None, padding=0, stride=1, dilation=1, groups=1, benchmark=None, deterministic=None,
+    input,
+    weight,
+    bias=None,
+    padding=0,
+    stride=1,
+    dilation=1,
+    groups=1,
+    benchmark=None,
+    deterministic=None,
     allow_tf32=None,
-):  # fmt: skip
+):
     return convolution(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -42,9 +50,13 @@ def convolution_add_relu(input, weight, z, alpha, bias, stride, padding, dilatio
 
 
 @composite(
-    aten._slow_conv2d_forward, aten.slow_conv3d_forward, aten.slow_conv_dilated2d, aten.slow_conv_dilated3d,
-    aten._conv_depthwise2d, aten.conv_depthwise3d,
-)  # fmt: skip
+    aten._slow_conv2d_forward,
+    aten.slow_conv3d_forward,
+    aten.slow_conv_dilated2d,
+    aten.slow_conv_dilated3d,
+    aten._conv_depthwise2d,
+    aten.conv_depthwise3d,
+)
 def plain_convolution(input, weight, kernel_size, bias=None, stride=1, padding=0, dilation=1):
     return convolution(input, weight, bias, stride, padding, dilation, input.shape[1] // weight.shape[1])
 

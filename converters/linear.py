@@ -78,10 +78,13 @@ def heads_of_one_input(fuser, node):
         return
     x, shape = fuser.arguments(node)["input"], mine.meta["val"].shape
     alike = [
-        (user, moved) for user in x.users
-        if user.target is F.linear and user.meta["val"].dtype is node.meta["val"].dtype
-        and (moved := _in_heads(fuser, user)) is not None and all(map(same_size, moved.meta["val"].shape, shape))
-    ]  # fmt: skip
+        (user, moved)
+        for user in x.users
+        if user.target is F.linear
+        and user.meta["val"].dtype is node.meta["val"].dtype
+        and (moved := _in_heads(fuser, user)) is not None
+        and all(map(same_size, moved.meta["val"].shape, shape))
+    ]
     calls = [fuser.arguments(user) for user, _ in alike]
     if len(calls) < 2 or any(call["input"] is not x for call in calls):
         return
@@ -115,9 +118,12 @@ def _in_heads(fuser, product):
         arguments = fuser.arguments(moved)
         order = {arguments["dim0"] % 4, arguments["dim1"] % 4} == {1, 2}
     else:
-        order = moved.target in (torch.permute, Tensor.permute) and [
-            d % 4 for d in fuser.arguments(moved)["dims"]
-        ] == [0, 2, 1, 3]  # fmt: skip
+        order = moved.target in (torch.permute, Tensor.permute) and [d % 4 for d in fuser.arguments(moved)["dims"]] == [
+            0,
+            2,
+            1,
+            3,
+        ]
     return moved if order else None
 
 
@@ -364,9 +370,7 @@ def cdist(ctx: Context, x1, x2, p=2.0, compute_mode="use_mm_for_euclid_dist_if_n
     return cast(ctx, norm(ctx, sub(ctx, a, b), p, -1), ctx.out.dtype)
 
 
-_COMPUTE_MODES = (
-    "use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist",
-)  # fmt: skip
+_COMPUTE_MODES = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist")
 
 
 @composite(aten.cdist, aten._cdist_forward)

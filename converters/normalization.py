@@ -152,9 +152,14 @@ def batch_norm(
 
 
 _PRODUCTS = {  # and which axis of the weight is that of the channels
-    torch.conv1d: 0, torch.conv2d: 0, torch.conv3d: 0, F.linear: 0,
-    torch.conv_transpose1d: 1, torch.conv_transpose2d: 1, torch.conv_transpose3d: 1,
-}  # fmt: skip
+    torch.conv1d: 0,
+    torch.conv2d: 0,
+    torch.conv3d: 0,
+    F.linear: 0,
+    torch.conv_transpose1d: 1,
+    torch.conv_transpose2d: 1,
+    torch.conv_transpose3d: 1,
+}
 
 
 @fusion(torch.batch_norm)
@@ -224,7 +229,7 @@ def native_batch_norm(ctx: Context, input, weight, bias, running_mean, running_v
 @composite(torch._native_batch_norm_legit)
 def native_batch_norm_legit(
     input, weight, bias, running_mean=None, running_var=None, training=False, momentum=0.1, eps=1e-5
-):  # fmt: skip
+):
     """It is said to write to the running statistics, which it does in training."""
     check(not training or running_mean is None, TRAINING)
     return torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
@@ -250,9 +255,7 @@ def batch_norm_no_update(input, weight, bias, running_mean, running_var, momentu
 
 
 @composite(torch.cudnn_batch_norm, torch.miopen_batch_norm)
-def batch_norm_of_a_gpu(
-    input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon
-):  # fmt: skip
+def batch_norm_of_a_gpu(input, weight, bias, running_mean, running_var, training, exponential_average_factor, epsilon):
     check(not training or running_mean is None, TRAINING)
     momentum = exponential_average_factor
     results = torch.native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, epsilon)

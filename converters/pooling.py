@@ -46,8 +46,11 @@ _nn, aten = torch._C._nn, torch.ops.aten
 
 rewrite(
     "Its windows are drawn at random, and an engine draws no random numbers",
-    F.fractional_max_pool2d, F.fractional_max_pool3d, _nn.fractional_max_pool2d, _nn.fractional_max_pool3d,
-)  # fmt: skip
+    F.fractional_max_pool2d,
+    F.fractional_max_pool3d,
+    _nn.fractional_max_pool2d,
+    _nn.fractional_max_pool3d,
+)
 
 
 @composite(F.max_pool1d, torch.max_pool1d)
@@ -59,7 +62,7 @@ def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
 @composite(F.max_pool1d_with_indices, torch.max_pool1d_with_indices)
 def max_pool1d_with_indices(
     input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
-):  # fmt: skip
+):
     results = F.max_pool2d_with_indices(*_flat(input, kernel_size, stride, padding, dilation), ceil_mode)
     return tuple(result.squeeze(-2) for result in results)
 
@@ -91,7 +94,7 @@ def _register_average(n):
     @converter(getattr(F, f"avg_pool{n}d"), limits="floating point only")
     def avg_pool(
         ctx, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
-    ):  # fmt: skip
+    ):
         check(dtype_of(input).is_floating_point, f"TensorRT does not average {dtype_of(input)}")
         window = _window(n, kernel_size, stride, padding)[:3]
         return _avg_pool(ctx, input, window, ceil_mode, count_include_pad, divisor_override)

@@ -174,9 +174,23 @@ for _kind in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
 
 @composite(torch.mkldnn_rnn_layer)
 def one_direction(
-    input, weight0, weight1, weight2, weight3, hx_, cx_, reverse, batch_sizes, mode, hidden_size, num_layers,
-    has_biases, bidirectional, batch_first, train,
-):  # fmt: skip
+    input,
+    weight0,
+    weight1,
+    weight2,
+    weight3,
+    hx_,
+    cx_,
+    reverse,
+    batch_sizes,
+    mode,
+    hidden_size,
+    num_layers,
+    has_biases,
+    bidirectional,
+    batch_first,
+    train,
+):
     """What `torch.lstm` runs on a CPU, once a layer and direction."""
     check(mode == 2 and num_layers == 1, f"{mode=}, {num_layers=}: it is known for one layer of an LSTM")
     check(not batch_sizes, PACKED)
@@ -194,9 +208,23 @@ _MODES = ("rnn_relu", "rnn_tanh", "lstm", "gru")  # as cuDNN numbers them
 
 @composite(torch._cudnn_rnn)
 def all_layers(
-    input, weight, weight_stride0, weight_buf, hx, cx, mode, hidden_size, proj_size, num_layers, batch_first, dropout,
-    train, bidirectional, batch_sizes, dropout_state,
-):  # fmt: skip
+    input,
+    weight,
+    weight_stride0,
+    weight_buf,
+    hx,
+    cx,
+    mode,
+    hidden_size,
+    proj_size,
+    num_layers,
+    batch_first,
+    dropout,
+    train,
+    bidirectional,
+    batch_sizes,
+    dropout_state,
+):
     """What `torch.lstm` and its kind run on a GPU: a layer and direction has two weights, two biases, a projection."""
     check(not batch_sizes, PACKED)
     states = hx if cx is None else [hx, cx]
@@ -210,7 +238,7 @@ def all_layers(
 @converter(recurrent, limits="constant weights")
 def recurrent_layers(
     ctx: Context, kind, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first
-):  # fmt: skip
+):
     check(all(isinstance(p, torch.Tensor) for p in params), CONSTANT)
     steps = permute(ctx, input, [1, 0, 2]) if batch_first else materialize(ctx, input)
     states = list(hx) if isinstance(hx, (list, tuple)) else [hx]

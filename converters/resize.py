@@ -74,9 +74,16 @@ def _register(name):
 
         @converter(getattr(_nn, name), limits="floating point only; static sizes for Lanczos")
         def interpolate(
-            ctx, input, output_size, align_corners, *scale_factors, scales=None, scales_d=None, scales_h=None,
+            ctx,
+            input,
+            output_size,
+            align_corners,
+            *scale_factors,
+            scales=None,
+            scales_d=None,
+            scales_h=None,
             scales_w=None,
-        ):  # fmt: skip
+        ):
             dtype = dtype_of(input)
             check(dtype.is_floating_point, f"TensorRT resizes {dtype} only by 'nearest' and 'nearest-exact'")
             return _resize(ctx, name, input, scale_factors, (scales_d, scales_h, scales or scales_w), align_corners)
@@ -89,9 +96,14 @@ for _name in (*LAYERS, *ANTIALIASED):
 
 @composite(F.interpolate)
 def interpolate_by_a_dynamic_factor(
-    input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None,
+    input,
+    size=None,
+    scale_factor=None,
+    mode="nearest",
+    align_corners=None,
+    recompute_scale_factor=None,
     antialias=False,
-):  # fmt: skip
+):
     """torch's operators take no factors that follow from sizes."""
     sizes = input.shape[2:]
     factors = ntuple(scale_factor, len(sizes))

@@ -47,10 +47,22 @@ EW = trt.ElementWiseOperation
 
 
 @converter(
-    torch.flatten, Tensor.flatten, torch.ravel, Tensor.ravel, torch.unflatten, Tensor.unflatten, torch.unsqueeze,
-    Tensor.unsqueeze, Tensor.view_as, Tensor.reshape_as, aten._unsafe_view, aten._reshape_alias, prims.collapse_view,
-    prims.collapse, prims.split_dim,
-)  # fmt: skip
+    torch.flatten,
+    Tensor.flatten,
+    torch.ravel,
+    Tensor.ravel,
+    torch.unflatten,
+    Tensor.unflatten,
+    torch.unsqueeze,
+    Tensor.unsqueeze,
+    Tensor.view_as,
+    Tensor.reshape_as,
+    aten._unsafe_view,
+    aten._reshape_alias,
+    prims.collapse_view,
+    prims.collapse,
+    prims.split_dim,
+)
 def same_elements(ctx: Context, input, *args, **kwargs):
     """What only changes the shape: the recorded one says all that the arguments say."""
     return reshape(ctx, input, ctx.out.shape)
@@ -97,9 +109,7 @@ def owns_memory(x):
     return expression(x.untyped_storage().nbytes() - expected * x.itemsize).expand() == 0
 
 
-@converter(
-    torch.as_strided, Tensor.as_strided, torch.as_strided_copy, limits="within the tensor's memory"
-)  # fmt: skip
+@converter(torch.as_strided, Tensor.as_strided, torch.as_strided_copy, limits="within the tensor's memory")
 def as_strided(ctx: Context, input, size, stride, storage_offset=None):
     """Of a tensor that is all of its memory, in order: `known_memory` has seen to that."""
     first, total = storage_offset or 0, math.prod(dims(ctx, input))

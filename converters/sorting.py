@@ -195,9 +195,7 @@ def _meet(ctx: Context, key, place, pairs, total):
     backwards = torch.arange(size - 1, -1, -1)
     (a, p), (b, q) = ([gather(ctx, v, side, 1) for v in (key, place)] for side in (low, high))
     b, q = (gather(ctx, v, backwards, 2) for v in (b, q))
-    after = logical_or(ctx, greater(ctx, a, b),
-        logical_and(ctx, equal(ctx, a, b), greater(ctx, p, q)),
-    )  # fmt: skip
+    after = logical_or(ctx, greater(ctx, a, b), logical_and(ctx, equal(ctx, a, b), greater(ctx, p, q)))
     pick = lambda x, y: select(ctx, after, x, y, dtype_of(x))  # noqa: E731
     keys, places = (concat(ctx, [pick(y, x), pick(x, y)], 1) for x, y in ((a, b), (p, q)))
     met = _in_block(ctx, keys, places, total)
@@ -215,9 +213,10 @@ def rounds(count):
         while k:
             met = [
                 (i + j, i + j + k)
-                for j in range(k % p, count - k, 2 * k) for i in range(min(k, count - j - k))
+                for j in range(k % p, count - k, 2 * k)
+                for i in range(min(k, count - j - k))
                 if (i + j) // (2 * p) == (i + j + k) // (2 * p)
-            ]  # fmt: skip
+            ]
             result += [met] if met else []
             k //= 2
         p *= 2

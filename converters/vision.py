@@ -75,8 +75,9 @@ def between(images, image, y, x):
     pixels = images.reshape(count * height * width, channels)
     parts = [
         F.embedding((image * height + row) * width + column, pixels).float() * (above * left).unsqueeze(-1)
-        for row, above in y for column, left in x
-    ]  # fmt: skip
+        for row, above in y
+        for column, left in x
+    ]
     return sum(parts[1:], parts[0])
 
 
@@ -101,9 +102,21 @@ def within(start, size, bins, ratio, limit):
 
 @composite(*operator("deform_conv2d"))
 def deform_conv2d(
-    input, weight, offset, mask, bias, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups,
-    offset_groups, use_mask,
-):  # fmt: skip
+    input,
+    weight,
+    offset,
+    mask,
+    bias,
+    stride_h,
+    stride_w,
+    pad_h,
+    pad_w,
+    dilation_h,
+    dilation_w,
+    groups,
+    offset_groups,
+    use_mask,
+):
     """One sample for each element of the kernel, and a product of matrices."""
     batch, channels, height, width = input.shape
     kernel_h, kernel_w = weight.shape[2:]
@@ -131,9 +144,7 @@ def around(where, limit):
     """Along one axis the pixels before and after each position and their shares of it, none outside the image."""
     low = where.floor()
     inside = [(pixel, pixel.clamp(0, limit - 1)) for pixel in (low, low + 1)]
-    return [
-        (nearest.int(), torch.where(nearest == pixel, 1 - (where - pixel).abs(), 0.0)) for pixel, nearest in inside
-    ]  # fmt: skip
+    return [(nearest.int(), torch.where(nearest == pixel, 1 - (where - pixel).abs(), 0.0)) for pixel, nearest in inside]
 
 
 # Windows of whole pixels ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def _register_average(n):
     @composite(getattr(F, f"avg_pool{n}d"))
     def avg_pool(
         input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
-    ):  # fmt: skip
+    ):
         if not _is_dynamic(kernel_size, stride, padding):
             return NotImplemented
         if not input.dtype.is_floating_point:

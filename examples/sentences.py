@@ -78,9 +78,9 @@ class Tokenizer:
         self.tokenizer = BertTokenizerFast.from_pretrained(MODEL)
 
     def __call__(self, sentences: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = self.tokenizer(
-            sentences, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        ).to(self.device)
+        batch = self.tokenizer(sentences, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").to(
+            self.device
+        )
         return batch["input_ids"], batch["attention_mask"]
 
 
@@ -92,9 +92,14 @@ def main() -> dict[str, float]:
     # Ids and mask are dynamic in both dimensions: a batch is as long as its longest sentence, and the tokens that start
     # and end a sentence are two at least.
     model_trt = torch2rt(
-        model, tokens(CORPUS), input_names=["input_ids", "attention_mask"], output_names=["embeddings"],
-        min_shapes=[(1, 2)] * 2, opt_shapes=[(8, 16)] * 2, max_shapes=[(MAX_SENTENCES, MAX_TOKENS)] * 2,
-    )  # fmt: skip
+        model,
+        tokens(CORPUS),
+        input_names=["input_ids", "attention_mask"],
+        output_names=["embeddings"],
+        min_shapes=[(1, 2)] * 2,
+        opt_shapes=[(8, 16)] * 2,
+        max_shapes=[(MAX_SENTENCES, MAX_TOKENS)] * 2,
+    )
     engine = model_trt if device.type == "cuda" else model_trt.reference()
 
     batches = [CORPUS, *([query] for query in QUERIES)]  # all sentences at once, then each query by itself

@@ -15,16 +15,24 @@ X = torch.randn(2, 3)
 Severity = trt.ILogger.Severity
 
 TAKEN = [
-    ("whole_number", ("n", 1e9), 1_000_000_000), ("whole_number", ("n", None), None), ("whole_number", ("n", 3), 3),
-    ("given_names", ("n", "x"), ["x"]), ("given_names", ("n", ("x", "y")), ["x", "y"]),
+    ("whole_number", ("n", 1e9), 1_000_000_000),
+    ("whole_number", ("n", None), None),
+    ("whole_number", ("n", 3), 3),
+    ("given_names", ("n", "x"), ["x"]),
+    ("given_names", ("n", ("x", "y")), ["x", "y"]),
     ("given_names", ("n", None), None),
     ("compute_capabilities", ([8.6, "8.9", (9, 0), "current"],), ["8.6", "8.9", "9.0", "current"]),
-    ("compute_capabilities", (8.6,), ["8.6"]), ("compute_capabilities", ("12.0",), ["12.0"]),
-    ("compute_capabilities", ((8, 9),), ["8.9"]), ("compute_capabilities", ((8.6, 8.9),), ["8.6", "8.9"]),
+    ("compute_capabilities", (8.6,), ["8.6"]),
+    ("compute_capabilities", ("12.0",), ["12.0"]),
+    ("compute_capabilities", ((8, 9),), ["8.9"]),
+    ("compute_capabilities", ((8.6, 8.9),), ["8.6", "8.9"]),
     ("compute_capabilities", ([],), []),
-    ("severity", ("verbose",), 4), ("severity", ("Warning",), 2), ("severity", (Severity.INFO,), 3),
-    ("severity", (None,), None), ("severity", (1,), 1),
-]  # fmt: skip
+    ("severity", ("verbose",), 4),
+    ("severity", ("Warning",), 2),
+    ("severity", (Severity.INFO,), 3),
+    ("severity", (None,), None),
+    ("severity", (1,), 1),
+]
 
 
 @pytest.mark.parametrize(("function", "given", "expected"), TAKEN, ids=repr)

@@ -41,8 +41,10 @@ FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    files = {".".join(("torch2rt", *f.relative_to(ROOT / "torch2rt").with_suffix("").parts)): f
-             for f in (ROOT / "torch2rt").rglob("*.py")}  # fmt: skip
+    files = {
+        ".".join(("torch2rt", *f.relative_to(ROOT / "torch2rt").with_suffix("").parts)): f
+        for f in (ROOT / "torch2rt").rglob("*.py")
+    }
     files |= {f"torch2rt.converters.{f.stem}": f for f in (ROOT / "converters").glob("*.py")}
     return {name.removesuffix(".__init__"): path for name, path in files.items()}
 
@@ -97,9 +99,12 @@ def test_every_module_has_a_room():
 
 def test_no_room_imports_upwards():
     upwards = {
-        (name, other) for name, others in imported().items() if is_own(name) for other in others
+        (name, other)
+        for name, others in imported().items()
+        if is_own(name)
+        for other in others
         if other != "torch2rt" and room(name) != room(other) and not FLOOR[room(name)] < FLOOR.get(room(other), -1)
-    }  # fmt: skip
+    }
     assert not upwards
 
 

@@ -151,18 +151,27 @@ def options(draw, **strategies):
 # Element by element --------------------------------------------------------------------------------------------------
 
 UNARY = [
-    *named(torch, """
+    *named(
+        torch,
+        """
         abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac
         isfinite isinf isnan isneginf isposinf lgamma log log10 log1p log2 logical_not logit nan_to_num neg positive
         rad2deg reciprocal relu round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square tan tanh trunc
-    """),
+    """,
+    ),
     *named(torch.special, "entr expit expm1 log1p ndtr xlog1py i0e log_ndtr erfcx"),
-    *named(F, """
+    *named(
+        F,
+        """
         celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish relu6 selu silu softplus
         softshrink softsign tanhshrink
-    """),
-    operator.neg, operator.invert, operator.abs, torch.bitwise_not,
-]  # fmt: skip
+    """,
+    ),
+    operator.neg,
+    operator.invert,
+    operator.abs,
+    torch.bitwise_not,
+]
 
 
 @family(0.35)
@@ -171,16 +180,17 @@ def unary(draw):
 
 
 BINARY = [
-    *named(torch, """
+    *named(
+        torch,
+        """
         add sub mul div true_divide pow maximum minimum fmax fmin atan2 eq ne lt le gt ge logical_and logical_or
         logical_xor bitwise_and bitwise_or bitwise_xor hypot xlogy copysign logaddexp logaddexp2 heaviside float_power
         rsub
-    """),
+    """,
+    ),
     *named(operator, "add sub mul truediv pow lt le gt ge eq ne and_ or_ xor"),
-]  # fmt: skip
-DIVIDING = [
-    *named(torch, "div floor_divide remainder fmod"), *named(operator, "truediv floordiv mod")
-]  # fmt: skip
+]
+DIVIDING = [*named(torch, "div floor_divide remainder fmod"), *named(operator, "truediv floordiv mod")]
 
 
 def swapped(x, other, function, **kwargs):
@@ -291,8 +301,10 @@ def reductions_over_one(draw):
         kwargs.update(draw(options(dtype=pick(DTYPES))))
     if function is torch.aminmax or function in (torch.softmax, torch.log_softmax):
         return case(function, [values(shape, dtype)], **kwargs)
-    return case(function, [values(shape, dtype)], *kwargs.values()) if "dtype" not in kwargs and draw(flag) else (
-        case(function, [values(shape, dtype)], **kwargs)
+    return (
+        case(function, [values(shape, dtype)], *kwargs.values())
+        if "dtype" not in kwargs and draw(flag)
+        else (case(function, [values(shape, dtype)], **kwargs))
     )
 
 
@@ -685,9 +697,11 @@ def call_dim_second(x, index, function, dim):
 
 @family(0.35)
 def scattering(draw):
-    function = draw(pick(named(
-        torch, "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce masked_fill"
-    )))  # fmt: skip
+    function = draw(
+        pick(
+            named(torch, "scatter scatter_add scatter_reduce index_add index_copy index_fill index_reduce masked_fill")
+        )
+    )
     shape = draw(shapes(1, 3))
     dim, dtype = draw(dim_of(shape)), draw(pick([torch.float32, torch.float32, torch.float16, *INTS]))
     size = least(shape[dim])
@@ -703,8 +717,9 @@ def scattering(draw):
     if function in (torch.scatter, torch.scatter_add, torch.scatter_reduce):
         where = [s if draw(flag) else draw(st.integers(1, least(s))) for s in shape]
         where[dim] = draw(st.integers(1, size)) if unique else draw(st.integers(1, 4))
-        source = [s if draw(flag) else opt(s) + 1 for s in where] if not any(
-            isinstance(s, Size) for s in where) else where
+        source = (
+            [s if draw(flag) else opt(s) + 1 for s in where] if not any(isinstance(s, Size) for s in where) else where
+        )
     else:
         where = [draw(st.integers(1, size if unique else 4))]
         source = list(shape)
@@ -725,8 +740,15 @@ def scattering(draw):
     if function is torch.index_fill or (function is torch.scatter and draw(flag)):
         value = draw(pick([2, -1]))
     inputs = [x, *(v for v in (index, value) if isinstance(v, Data))]
-    return case(scattered, inputs, function, dim, None if isinstance(index, Data) else index,
-                None if isinstance(value, Data) else value, **kwargs)  # fmt: skip
+    return case(
+        scattered,
+        inputs,
+        function,
+        dim,
+        None if isinstance(index, Data) else index,
+        None if isinstance(value, Data) else value,
+        **kwargs,
+    )
 
 
 def scattered(x, *rest, **kwargs):
@@ -772,12 +794,20 @@ def products_and_sums(draw):
     n, k, m, b = draw(pick([B, 1, 3])), *(draw(st.integers(1, 4)) for _ in range(3))
     dtype = draw(pick([torch.float32, torch.float32, torch.float16, torch.int64]))
     shapes_of = {
-        "addmm": [(n, m), (n, k), (k, m)], "addmv": [(n,), (n, k), (k,)], "addbmm": [(n, m), (b, n, k), (b, k, m)],
-        "baddbmm": [(b, n, m), (b, n, k), (b, k, m)], "addr": [(n, m), (n,), (m,)],
-        "linear": [(b, n, k), (m, k), (m,)], "bilinear": [(n, k), (n, m), (b, k, m), (b,)],
-        "inner": [(n, k), (m, k)], "outer": [(n,), (m,)], "kron": [(n, k), (m, b)],
-        "tensordot": [(b, n, k), (k, b, m)], "dot": [(k,), (k,)], "vdot": [(k,), (k,)],
-    }  # fmt: skip
+        "addmm": [(n, m), (n, k), (k, m)],
+        "addmv": [(n,), (n, k), (k,)],
+        "addbmm": [(n, m), (b, n, k), (b, k, m)],
+        "baddbmm": [(b, n, m), (b, n, k), (b, k, m)],
+        "addr": [(n, m), (n,), (m,)],
+        "linear": [(b, n, k), (m, k), (m,)],
+        "bilinear": [(n, k), (n, m), (b, k, m), (b,)],
+        "inner": [(n, k), (m, k)],
+        "outer": [(n,), (m,)],
+        "kron": [(n, k), (m, b)],
+        "tensordot": [(b, n, k), (k, b, m)],
+        "dot": [(k,), (k,)],
+        "vdot": [(k,), (k,)],
+    }
     name = draw(pick(list(shapes_of)))
     shapes_of = shapes_of[name]
     kwargs = {}
@@ -788,8 +818,9 @@ def products_and_sums(draw):
             kwargs.update(draw(options(beta=pick([0.5, 0.0]))))
     if name == "tensordot":
         kwargs = {"dims": draw(pick([([2], [0]), ([2, 0], [0, 1]), ([0], [1])]))}
-    return case(getattr(F if name in ("linear", "bilinear") else torch, name), [values(s, dtype) for s in shapes_of],
-                **kwargs)  # fmt: skip
+    return case(
+        getattr(F if name in ("linear", "bilinear") else torch, name), [values(s, dtype) for s in shapes_of], **kwargs
+    )
 
 
 @family(0.25)
@@ -834,9 +865,16 @@ def convolutions(draw):
     space = tuple(draw(st.integers(3, 8)) for _ in range(n))
     batch = draw(pick([(B,), (2,), ()]))
     weight = (into, out // groups, *kernel) if transposed else (out, into // groups, *kernel)
-    kwargs = {"groups": groups, **draw(options(stride=per_dim(n, st.integers(1, 3)),
-                                               padding=per_dim(n, st.integers(0, 2 - transposed)),
-                                               dilation=per_dim(n, st.integers(1, 2))))}  # fmt: skip
+    kwargs = {
+        "groups": groups,
+        **draw(
+            options(
+                stride=per_dim(n, st.integers(1, 3)),
+                padding=per_dim(n, st.integers(0, 2 - transposed)),
+                dilation=per_dim(n, st.integers(1, 2)),
+            )
+        ),
+    }
     if transposed:
         kwargs.update(draw(options(output_padding=per_dim(n, st.integers(0, 1)))))
     elif draw(st.integers(0, 4)) == 0:
@@ -904,11 +942,15 @@ def padding(draw):
 @family(0.25)
 def interpolation(draw):
     n = draw(pick([1, 2, 2, 3]))
-    mode = draw(pick({
-        1: ["nearest", "nearest-exact", "linear", "area"],
-        2: ["nearest", "nearest-exact", "bilinear", "bicubic", "area"],
-        3: ["nearest", "nearest-exact", "trilinear", "area"],
-    }[n]))  # fmt: skip
+    mode = draw(
+        pick(
+            {
+                1: ["nearest", "nearest-exact", "linear", "area"],
+                2: ["nearest", "nearest-exact", "bilinear", "bicubic", "area"],
+                3: ["nearest", "nearest-exact", "trilinear", "area"],
+            }[n]
+        )
+    )
     space = [draw(st.integers(1, 7)) for _ in range(n)]
     if draw(flag):
         space[draw(st.integers(0, n - 1))] = draw(pick([N, Size("S", 4, 7, 12)]))
@@ -922,8 +964,14 @@ def interpolation(draw):
     if mode in ("bilinear", "bicubic") and 1 not in (size if isinstance(size, tuple) else (size,)):
         kwargs.update(draw(options(antialias=flag)))  # to one column, torch on a CPU repeats the first row
     dtype = draw(pick([torch.float32, torch.float32, torch.float16, torch.uint8]))
-    return case(F.interpolate, [values([draw(pick([B, 2])), 2, *space], dtype)], mode=mode, rtol=1e-3, atol=1e-4
-                if dtype is torch.float32 else None, **kwargs)  # fmt: skip
+    return case(
+        F.interpolate,
+        [values([draw(pick([B, 2])), 2, *space], dtype)],
+        mode=mode,
+        rtol=1e-3,
+        atol=1e-4 if dtype is torch.float32 else None,
+        **kwargs,
+    )
 
 
 @family(0.25)
@@ -937,8 +985,11 @@ def normalization(draw):
 def normalized(draw):
     shape = draw(shapes(2, 4, low=2))
     channels = shape[1]
-    name = draw(pick(["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "normalize",
-                      "local_response_norm"]))  # fmt: skip
+    name = draw(
+        pick(
+            ["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "normalize", "local_response_norm"]
+        )
+    )
     x, eps = values(shape), pick([1e-5, 1e-2])  # of half precision, torch rounds the mean of few elements, too
     torch.manual_seed(7)
     if name in ("layer_norm", "rms_norm"):
@@ -964,10 +1015,13 @@ def normalized(draw):
     return case(F.batch_norm, [x], mean, mean.abs() + 0.5, **affine)
 
 
-LOSSES = named(F, """
+LOSSES = named(
+    F,
+    """
     mse_loss l1_loss smooth_l1_loss huber_loss kl_div binary_cross_entropy_with_logits soft_margin_loss poisson_nll_loss
     cosine_similarity pairwise_distance hinge_embedding_loss
-""")
+""",
+)
 
 
 @family(0.25)
@@ -990,12 +1044,23 @@ def losses(draw):
 # Sizes ---------------------------------------------------------------------------------------------------------------
 
 SIZES = {
-    "n": lambda n: n, "-n": lambda n: -n, "n - 1": lambda n: n - 1, "n * 2": lambda n: n * 2, "n ** 2": lambda n: n**2,
-    "n // 2": lambda n: n // 2, "(n + 1) // 2": lambda n: (n + 1) // 2, "n % 2": lambda n: n % 2,
-    "n / 2": lambda n: n / 2, "max": lambda n: max(n, 3), "min": lambda n: min(n, 3), "sum": lambda n: sum([n, n, 1]),
-    "round": lambda n: round(n / 2), "int": lambda n: int(n * 0.6), "ceil": lambda n: math.ceil(n / 3),
+    "n": lambda n: n,
+    "-n": lambda n: -n,
+    "n - 1": lambda n: n - 1,
+    "n * 2": lambda n: n * 2,
+    "n ** 2": lambda n: n**2,
+    "n // 2": lambda n: n // 2,
+    "(n + 1) // 2": lambda n: (n + 1) // 2,
+    "n % 2": lambda n: n % 2,
+    "n / 2": lambda n: n / 2,
+    "max": lambda n: max(n, 3),
+    "min": lambda n: min(n, 3),
+    "sum": lambda n: sum([n, n, 1]),
+    "round": lambda n: round(n / 2),
+    "int": lambda n: int(n * 0.6),
+    "ceil": lambda n: math.ceil(n / 3),
     "sqrt": lambda n: int(math.sqrt(n)),
-}  # fmt: skip
+}
 USES = {
     "x[:k]": lambda x, k: x[:k],
     "x[k:]": lambda x, k: x[k:],
@@ -1061,9 +1126,13 @@ def test_equal_or_refused(name, pytestconfig):
     counts = collections.Counter()
 
     @settings(
-        max_examples=pytestconfig.getoption("--examples"), deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck), print_blob=False,
-    )  # fmt: skip
+        max_examples=pytestconfig.getoption("--examples"),
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
     @given(rows)
     def run(row):
         note(f"{row.id}: {row.inputs}")

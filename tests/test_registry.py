@@ -130,10 +130,17 @@ OVERRIDES = torch.overrides.get_testing_overrides()
 IGNORED = {"out", "names", "generator", "layout", "pin_memory", "memory_format"}  # values do not depend on them
 # Arguments that one of the signatures of a name gives to the parameter that another one calls otherwise.
 SHARED = {
-    ("other", "dim"), ("unbiased", "dim"), ("value", "src"), ("end", "start"), ("idx", "index"), ("k", "index"),
-    ("v", "value"), ("self", "A"), ("split_size_or_sections", "split_size"),
+    ("other", "dim"),
+    ("unbiased", "dim"),
+    ("value", "src"),
+    ("end", "start"),
+    ("idx", "index"),
+    ("k", "index"),
+    ("v", "value"),
+    ("self", "A"),
+    ("split_size_or_sections", "split_size"),
     ("self", "tensor"),
-}  # fmt: skip
+}
 # Functions whose parameters are not to be told from torch's signatures, and why.
 UNTOLD = {
     "native_batch_norm_legit": "one of its overloads has no statistics, and goes by name",
@@ -186,14 +193,15 @@ def schemas_of(packet):
     """The schemas of an operator that are of tensors and return new ones."""
     schemas = [getattr(packet, overload)._schema for overload in packet.overloads()] if packet else []
     return [
-        schema for schema in schemas
+        schema
+        for schema in schemas
         if f"{schema.name}.{schema.overload_name}".rstrip(".") not in FOREIGN
         and any("Tensor" in str(value.type) for value in (*schema.arguments, *schema.returns))
         and any("Tensor" in str(value.type) for value in schema.returns)
         and not any("Dimname" in str(argument.type) or argument.is_out for argument in schema.arguments)
         and "Dimname" not in schema.overload_name  # torch 2.11 says str for some
         and not schema.is_mutable
-    ]  # fmt: skip
+    ]
 
 
 def in_python(signature):
@@ -206,8 +214,9 @@ def in_schema(schema):
     absent = inspect.Parameter.empty
     return str(schema), [
         (a.name, a.default_value if a.has_default_value() else absent, a.kwarg_only)
-        for a in schema.arguments if a.name not in IGNORED
-    ]  # fmt: skip
+        for a in schema.arguments
+        if a.name not in IGNORED
+    ]
 
 
 def bound(function, args, kwargs):
@@ -247,9 +256,10 @@ def misfits(function, target, parameters):
     required = [(name, keyword) for name, default, keyword in parameters if default is inspect.Parameter.empty]
     try:
         found = bound(
-            function, tuple(Argument(n) for n, keyword in required if not keyword),
+            function,
+            tuple(Argument(n) for n, keyword in required if not keyword),
             {n: Argument(n) for n, keyword in required if keyword},
-        )  # fmt: skip
+        )
     except TypeError as error:
         yield f"{error} by default"
         return

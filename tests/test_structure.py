@@ -56,10 +56,33 @@ def same(a, b):
 
 
 PLAIN = [
-    A, (A, C), [A, C], (A,), [A, (C, None), {"k": A}], [A, (C, 0), {"k": A}], [A, [C, None], {"k": A}],
-    {"a": A, "b": C}, {"b": C, "a": A}, {1: A}, {True: A}, {"1": A}, (), [], {}, None, torch.Size([2, 1]),
-    (A, 1), (A, 1.0), (A, True), (A, "1"), (A, None), (A, -0.0), (A, 0.0), (A, float("nan")), (A, float("inf")),
-]  # fmt: skip
+    A,
+    (A, C),
+    [A, C],
+    (A,),
+    [A, (C, None), {"k": A}],
+    [A, (C, 0), {"k": A}],
+    [A, [C, None], {"k": A}],
+    {"a": A, "b": C},
+    {"b": C, "a": A},
+    {1: A},
+    {True: A},
+    {"1": A},
+    (),
+    [],
+    {},
+    None,
+    torch.Size([2, 1]),
+    (A, 1),
+    (A, 1.0),
+    (A, True),
+    (A, "1"),
+    (A, None),
+    (A, -0.0),
+    (A, 0.0),
+    (A, float("nan")),
+    (A, float("inf")),
+]
 
 
 def test_what_is_taken_is_what_flatten_finds():

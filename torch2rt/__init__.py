@@ -31,14 +31,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "torch2rt": "convert", "trace": "tracing.trace", "lower": "lowering", "build": "engine.build",
-    "Engine": "engine.engine", "TRTModule": "runtime.module", "converter": "registry",
+    "torch2rt": "convert",
+    "trace": "tracing.trace",
+    "lower": "lowering",
+    "build": "engine.build",
+    "Engine": "engine.engine",
+    "TRTModule": "runtime.module",
+    "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
         + ["InputError", "EngineError"],
         "errors",
     ),
-}  # fmt: skip
+}
 __all__ = [*_HOMES]  # noqa: PLE0604
 
 

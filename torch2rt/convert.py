@@ -1,4 +1,5 @@
 """The one call that most users need."""
+
 from __future__ import annotations
 
 import functools
@@ -87,20 +88,39 @@ def torch2rt(
         module = module.module()
     stage = functools.partial(_stage, on_stage)
     graph = stage(
-        "trace", trace, module, inputs, kwargs=kwargs, input_names=input_names, output_names=output_names,
-        min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size,
+        "trace",
+        trace,
+        module,
+        inputs,
+        kwargs=kwargs,
+        input_names=input_names,
+        output_names=output_names,
+        min_shapes=min_shapes,
+        opt_shapes=opt_shapes,
+        max_shapes=max_shapes,
+        max_batch_size=max_batch_size,
         progress=progress,
-    )  # fmt: skip
+    )
     network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
     options = dict(
-        max_workspace_size=max_workspace_size, compute_capabilities=compute_capabilities,
-        optimization_level=optimization_level, tf32=tf32, log_level=log_level, configure=configure,
-    )  # fmt: skip
+        max_workspace_size=max_workspace_size,
+        compute_capabilities=compute_capabilities,
+        optimization_level=optimization_level,
+        tf32=tf32,
+        log_level=log_level,
+        configure=configure,
+    )
     tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
     verifying = Verifying(
-        module, graph, network, tensors, verify, tf32=tf32, build=functools.partial(build, **options, progress=False),
+        module,
+        graph,
+        network,
+        tensors,
+        verify,
+        tf32=tf32,
+        build=functools.partial(build, **options, progress=False),
         passes=ordered,
-    )  # fmt: skip
+    )
     engine = stage("build", build, network, **options, progress=progress, meanwhile=verifying.while_building)
     model_trt = TRTModule(engine, network)
     verifying.finish(model_trt)
@@ -112,7 +132,7 @@ def torch2rt(
 
 def _stage(
     report: Callable[[str, Any, float], None], name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:  # fmt: skip
+) -> Any:
     """The result of one stage, which is reported with its name and its seconds."""
     start = time.perf_counter()
     result = function(*args, **kwargs)

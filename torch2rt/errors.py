@@ -1,14 +1,15 @@
 """Everything torch2rt raises on purpose.
 
-    Torch2RTError
-    ├── ConversionError      the module cannot become an engine
-    │   ├── TraceError       its Python does something a fixed graph cannot
-    │   ├── UnsupportedError it makes calls that have no converter (all of them are listed)
-    │   ├── BuildError       TensorRT refused the network
-    │   └── AccuracyError    the result does not compute what the module does
-    ├── InputError           arguments that do not fit, of a conversion or of a call (also a ValueError)
-    └── EngineError          an engine or state dict that cannot be used here (also a RuntimeError)
+Torch2RTError
+├── ConversionError      the module cannot become an engine
+│   ├── TraceError       its Python does something a fixed graph cannot
+│   ├── UnsupportedError it makes calls that have no converter (all of them are listed)
+│   ├── BuildError       TensorRT refused the network
+│   └── AccuracyError    the result does not compute what the module does
+├── InputError           arguments that do not fit, of a conversion or of a call (also a ValueError)
+└── EngineError          an engine or state dict that cannot be used here (also a RuntimeError)
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ class AccuracyError(ConversionError):
 
     def __init__(
         self, message: str, differences: Sequence[Any] = (), module: str | None = None, source: str | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(message)
         self.differences, self.module, self.source = list(differences), module, source
 

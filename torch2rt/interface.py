@@ -180,19 +180,29 @@ class Interface:
         """The inverse of `to_json`."""
         inputs = [
             Input(
-                i["name"], getattr(torch, i["dtype"]), tuple(i["min"]), tuple(i["opt"]), tuple(i["max"]),
+                i["name"],
+                getattr(torch, i["dtype"]),
+                tuple(i["min"]),
+                tuple(i["opt"]),
+                tuple(i["max"]),
                 getattr(torch, i.get("memory_format", "contiguous_format")),
             )
             for i in data["inputs"]
-        ]  # fmt: skip
+        ]
         constraints = [(relation, text) for relation, text in data["constraints"]]
         return cls(**{**data, "inputs": inputs, "constraints": constraints})
 
 
 def describe_inputs(
-    leaves: Sequence[torch.Tensor], arguments: Spec, names: Sequence[str], min_shapes: Any, opt_shapes: Any,
-    max_shapes: Any, max_batch_size: int | None, dtypes: Mapping[torch.dtype, Any],
-) -> list[Input]:  # fmt: skip
+    leaves: Sequence[torch.Tensor],
+    arguments: Spec,
+    names: Sequence[str],
+    min_shapes: Any,
+    opt_shapes: Any,
+    max_shapes: Any,
+    max_batch_size: int | None,
+    dtypes: Mapping[torch.dtype, Any],
+) -> list[Input]:
     """Check the tensors of a conversion and give each its name and range."""
     if len(names) != len(leaves):
         raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")

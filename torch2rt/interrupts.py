@@ -24,7 +24,7 @@ _exit_codes: list[int] = []  # the one that Python is to end with at once, if an
 
 def interruptible(
     call: Callable[[], Result], cancel: Callable[[], None], meanwhile: Callable[[], None] = lambda: None
-) -> Result:  # fmt: skip
+) -> Result:
     """The result of a call, or the exception that a signal raises in the meantime: `KeyboardInterrupt` for Ctrl-C.
 
     `cancel` asks the call to end. One that does not end soon is left behind: it goes on in its thread until it ends.

@@ -31,7 +31,7 @@ NAN = ("keep", "ignore")
 
 def lower(
     graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
-) -> Network:  # fmt: skip
+) -> Network:
     """Turn a graph from `torch2rt.trace` into a strongly typed TensorRT network.
 
     Every layer is named after the module and the call it came from and carries `file:line` as metadata.
@@ -57,7 +57,7 @@ def lower(
 @torch.no_grad()  # autograd would keep what weights are computed from
 def lower_with_values(
     graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
-) -> tuple[Network, dict[str, Any]]:  # fmt: skip
+) -> tuple[Network, dict[str, Any]]:
     """`lower`, and the network's tensor for each node of the traced graph that it has one for, by the node's name."""
     if nan not in NAN:
         raise InputError(f"{nan=} is not one of {', '.join(map(repr, NAN))}.")
@@ -66,9 +66,10 @@ def lower_with_values(
     lowering = _Lowering(graph, nan)
     lowering.run()
     return lowering.lowered, {
-        node.meta["origin"]: value for node, value in lowering.values.items()
+        node.meta["origin"]: value
+        for node, value in lowering.values.items()
         if node.graph is graph.graph and "origin" in node.meta and isinstance(value, trt.ITensor)
-    }  # fmt: skip
+    }
 
 
 class _Lowering:
@@ -301,8 +302,7 @@ class _Lowering:
             raise ConversionError(f"the converter returned {kind_of(tensor)}; it must return {hint}")
         shape = tuple(tensor.shape)
         fits = len(shape) == recorded.dim() and all(
-            ours == -1 or self.is_always(theirs, ours)
-            for ours, theirs in zip(shape, recorded.shape, strict=True)
+            ours == -1 or self.is_always(theirs, ours) for ours, theirs in zip(shape, recorded.shape, strict=True)
         )
         dtype = torch.uint8 if id(tensor) in self.ctx.bytes else TORCH_DTYPES.get(tensor.dtype, tensor.dtype)
         if not fits or dtype != recorded.dtype:

@@ -28,7 +28,7 @@ def list_of(failures: Sequence[str]) -> str:
 
 def describe_call(
     registry: Registry, symbols: Symbols, node: torch.fx.Node, args: Any, kwargs: Any, reason: str
-) -> str:  # fmt: skip
+) -> str:
     """One entry of the list of calls that cannot be converted: the line, the call with its types, and the reason."""
     shown = [_show(a) for a in args] + [f"{k}={_show(v)}" for k, v in kwargs.items()]
     call = f"{qualified_name(node.target)}({', '.join(shown)})"  # type: ignore[arg-type]

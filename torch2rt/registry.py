@@ -269,8 +269,6 @@ composite = REGISTRY.composite
 factory = REGISTRY.factory
 fusion = REGISTRY.fusion
 rewrite = REGISTRY.rewrite
-
-
 _OWN = "torch2rt.converters."
 
 
@@ -287,15 +285,22 @@ def load() -> Registry:
     return REGISTRY
 
 
-NOT_WRITES = frozenset({
-    "requires_grad_", "detach_", "share_memory_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_",
-    "unsqueeze_", "resize_", "resize_as_", "set_", "as_strided_", "rename_",
-})  # fmt: skip
+NOT_WRITES = frozenset(
+    """
+        requires_grad_ detach_ share_memory_ t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ resize_
+        resize_as_ set_ as_strided_ rename_
+    """.split()
+)
 OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
 OTHERWISE = {  # names that `torch.ops.prims` has for functions of torch
-    "erf_inv": "erfinv", "bessel_i0": "i0", "bessel_i0e": "special_i0e", "bessel_i1": "special_i1",
-    "bessel_i1e": "special_i1e", "erfcx": "special_erfcx", "ndtri": "special_ndtri",
-}  # fmt: skip
+    "erf_inv": "erfinv",
+    "bessel_i0": "i0",
+    "bessel_i0e": "special_i0e",
+    "bessel_i1": "special_i1",
+    "bessel_i1e": "special_i1e",
+    "erfcx": "special_erfcx",
+    "ndtri": "special_ndtri",
+}
 
 
 def _operator(target: Target) -> Target:
@@ -324,9 +329,13 @@ def _candidates(target: Target) -> Iterable[Target]:
 
 
 _PUBLIC = {
-    "torch.Tensor": torch.Tensor, "torch.nn.functional": torch.nn.functional, "torch": torch, "torch.fft": torch.fft,
-    "torch.linalg": torch.linalg, "torch.special": torch.special,
-}  # fmt: skip
+    "torch.Tensor": torch.Tensor,
+    "torch.nn.functional": torch.nn.functional,
+    "torch": torch,
+    "torch.fft": torch.fft,
+    "torch.linalg": torch.linalg,
+    "torch.special": torch.special,
+}
 
 
 def qualified_name(target: Target) -> str:

@@ -3,6 +3,7 @@
 A symbol stands for one dynamic dimension of one input. `SymInt`s of a trace carry expressions over these symbols; what
 walks them is torch's own `sympy_interp`, which calls a method of an *algebra* for every operation it meets.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -154,17 +155,38 @@ def to_json(expr: sympy.Basic, symbols: Symbols) -> Any:
 
 
 _PYTHON: dict[str, Any] = {
-    "add": operator.add, "mul": operator.mul, "floordiv": operator.floordiv, "mod": operator.mod,
-    "python_mod": operator.mod, "pow_by_natural": operator.pow, "pow": operator.pow, "minimum": min, "maximum": max,
-    "truediv": operator.truediv, "int_truediv": operator.truediv, "eq": operator.eq, "ne": operator.ne,
-    "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge, "not_": operator.not_,
-    "and_": lambda a, b: a and b, "or_": lambda a, b: a or b, "sqrt": math.sqrt, "identity": lambda a: a,
-    "to_dtype": lambda a, dtype: float(a) if "float" in dtype else int(a), "trunc": math.trunc,
-    "trunc_to_int": lambda a, dtype: math.trunc(a), "floor_to_int": lambda a, dtype: math.floor(a),
-    "ceil_to_int": lambda a, dtype: math.ceil(a), "round_to_int": lambda a, dtype: round(a), "abs": abs,
+    "add": operator.add,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "python_mod": operator.mod,
+    "pow_by_natural": operator.pow,
+    "pow": operator.pow,
+    "minimum": min,
+    "maximum": max,
+    "truediv": operator.truediv,
+    "int_truediv": operator.truediv,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "not_": operator.not_,
+    "and_": lambda a, b: a and b,
+    "or_": lambda a, b: a or b,
+    "sqrt": math.sqrt,
+    "identity": lambda a: a,
+    "to_dtype": lambda a, dtype: float(a) if "float" in dtype else int(a),
+    "trunc": math.trunc,
+    "trunc_to_int": lambda a, dtype: math.trunc(a),
+    "floor_to_int": lambda a, dtype: math.floor(a),
+    "ceil_to_int": lambda a, dtype: math.ceil(a),
+    "round_to_int": lambda a, dtype: round(a),
+    "abs": abs,
     "expr_cond_pair": lambda value, condition: (value, condition),
     "piecewise": lambda *pairs: next(value for value, condition in pairs if condition),
-}  # fmt: skip
+}
 
 
 def evaluate_json(tree: Any, shapes: Sequence[Any], operations: Mapping[str, Any] = _PYTHON) -> Any:
@@ -182,16 +204,30 @@ class _Vectors(dict):  # type: ignore[type-arg]
 
     def __init__(self) -> None:
         super().__init__(
-            _PYTHON, add=np.add, mul=self.product, floordiv=self.quotient(np.floor_divide), mod=self.quotient(np.mod),
-            python_mod=self.quotient(np.mod), truediv=self.quotient(np.true_divide), minimum=np.minimum,
-            int_truediv=self.quotient(np.true_divide), pow_by_natural=self.power, pow=self.power, maximum=np.maximum,
-            and_=np.logical_and, or_=np.logical_or, not_=np.logical_not, sqrt=np.sqrt, trunc=np.trunc,
+            _PYTHON,
+            add=np.add,
+            mul=self.product,
+            floordiv=self.quotient(np.floor_divide),
+            mod=self.quotient(np.mod),
+            python_mod=self.quotient(np.mod),
+            truediv=self.quotient(np.true_divide),
+            minimum=np.minimum,
+            int_truediv=self.quotient(np.true_divide),
+            pow_by_natural=self.power,
+            pow=self.power,
+            maximum=np.maximum,
+            and_=np.logical_and,
+            or_=np.logical_or,
+            not_=np.logical_not,
+            sqrt=np.sqrt,
+            trunc=np.trunc,
             to_dtype=lambda a, dtype: np.asarray(a).astype(np.float64 if "float" in dtype else np.int64),
             trunc_to_int=lambda a, dtype: np.trunc(a).astype(np.int64),
             floor_to_int=lambda a, dtype: np.floor(a).astype(np.int64),
             ceil_to_int=lambda a, dtype: np.ceil(a).astype(np.int64),
-            round_to_int=lambda a, dtype: np.rint(a).astype(np.int64), piecewise=self.choice,
-        )  # fmt: skip
+            round_to_int=lambda a, dtype: np.rint(a).astype(np.int64),
+            piecewise=self.choice,
+        )
         self.undefined: Any = False
 
     def product(self, a: Any, b: Any) -> Any:

@@ -75,8 +75,9 @@ def main() -> int:
         with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
             jobs = {
                 (name, batch): pool.submit(building.start, name, batch, arguments, Path(folder))
-                for batch in sorted(batches, reverse=True) for name in reversed(patterns)
-            }  # fmt: skip
+                for batch in sorted(batches, reverse=True)
+                for name in reversed(patterns)
+            }
         print(f"built in {time.perf_counter() - began:.0f} s", flush=True)
         for name, batch in ((n, b) for n in patterns for b in batches):
             if time.perf_counter() - began > arguments.limit and not arguments.build_only:

@@ -31,9 +31,7 @@ def by_onnx(module: nn.Module, inputs: tuple[torch.Tensor, ...], folder: Path) -
     path = folder / "model.onnx"
     names = [f"input_{i}" for i in range(len(inputs))]
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(
-            module, inputs, str(path), dynamo=True, external_data=False, input_names=names, verbose=False
-        )
+        torch.onnx.export(module, inputs, str(path), dynamo=True, external_data=False, input_names=names, verbose=False)
     interface = trace(module, inputs).meta["torch2rt"].interface
     builder = create_builder()
     network = Network(create_network(builder), builder, interface)

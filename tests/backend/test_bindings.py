@@ -76,7 +76,7 @@ BACKEND = "trt = _import()\ndef has_more():\n    return hasattr(trt.INetworkDefi
         ("def f(network):\n  x = getattr(network, 'more', None) or network.add\n  x(1)", [f"{ADD} does not take x(1)"]),
         ("def f():\n  if hasattr(trt.Kind, 'A'):\n    return trt.Kind.A\n  trt.Kind.B", ["there is no Kind.B"]),
     ],
-)  # fmt: skip
+)
 def test_usage_is_seen(code, problems, tmp_path):
     files = {"p.backend": tmp_path / "backend.py", "p.code": tmp_path / "code.py"}
     files["p.backend"].write_text(BACKEND)

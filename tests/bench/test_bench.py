@@ -139,9 +139,17 @@ def test_every_fate_of_a_process_is_a_row(fakes):
     names = fakes("HALF", "REFUSES", "DOUBLED", "SHAPE", "ABORTS", "LATER", "MISSING")
     found, lines = run(names)
     assert list(found) == [
-        "half", "half + graph", "refuses", "refuses + graph", "doubled", "shape", "aborts", "first", "second",
+        "half",
+        "half + graph",
+        "refuses",
+        "refuses + graph",
+        "doubled",
+        "shape",
+        "aborts",
+        "first",
+        "second",
         "missing",
-    ]  # fmt: skip
+    ]
     for way in ("half", "first"):
         m = found[way]
         assert m.failure is None
@@ -234,8 +242,12 @@ def test_the_processes_of_later_jobs_are_begun_early_and_get_ready_late(fakes, m
     assert begun == ["begin 2 GOOD", "begin 2 HALF", "begin 3 GOOD", "begin 3 HALF", "begin 5 GOOD", "begin 5 HALF"]
     assert not {"go 5 GOOD", "go 5 HALF"} & set(events)
     assert len(list(found)) == 2
-    assert all(events.count(f"{what} {n} {way}") == times for n in (2, 3, 5) for way in ("GOOD", "HALF")
-               for what, times in (("begin", 1), ("go", 2)))  # fmt: skip
+    assert all(
+        events.count(f"{what} {n} {way}") == times
+        for n in (2, 3, 5)
+        for way in ("GOOD", "HALF")
+        for what, times in (("begin", 1), ("go", 2))
+    )
 
 
 def test_a_process_has_caches_of_its_own(fakes, monkeypatch):
@@ -277,8 +289,10 @@ def test_a_job_makes_the_same_model_and_inputs_every_time(fakes):
     job = dataclasses.asdict(Job("fakes_of_bench:Net", inputs, "float16"))
     (first, xs), (second, ys) = measuring.make(job), measuring.make(job)
     assert [(x.dtype, tuple(x.shape)) for x in xs] == [
-        (torch.float16, (5, 4)), (torch.int64, (2,)), (torch.float16, ()),
-    ]  # fmt: skip
+        (torch.float16, (5, 4)),
+        (torch.int64, (2,)),
+        (torch.float16, ()),
+    ]
     assert all(torch.equal(x, y) for x, y in zip(xs, ys, strict=True))
     assert first.linear.weight.dtype == torch.float16 and torch.equal(first.linear.weight, second.linear.weight)
 
@@ -311,7 +325,12 @@ def test_ways_on_the_gpu(device, tmp_path, capsys):
     out = capsys.readouterr().out
     found = report.load(file)
     assert [m.way for m in found] == [
-        "eager", "eager + graph", "torch.compile", "torch2rt", "torch2rt + graph", "torch2rt + graph, borrowed",
+        "eager",
+        "eager + graph",
+        "torch.compile",
+        "torch2rt",
+        "torch2rt + graph",
+        "torch2rt + graph, borrowed",
     ]
     for m in found:
         assert m.failure is None and m.way in out
@@ -342,9 +361,7 @@ SOME = [
 
 def test_the_table_has_a_line_for_each_way():
     heading, units, *lines = report.table(SOME).splitlines()
-    assert re.split(r"  +", heading.strip()) == [
-        "latency", "throughput", "host time", "build", "GPU memory", "error",
-    ]  # fmt: skip
+    assert re.split(r"  +", heading.strip()) == ["latency", "throughput", "host time", "build", "GPU memory", "error"]
     assert units.split() == ["ms", "samples/s", "us", "s", "MiB", "relative"]
     assert lines[2].split() == ["torch2rt", "+", "graph", "1.250", "800.0", "12.3", "2.50", "321", "1.2e-03"]
     assert re.fullmatch(r"onnx +failed: RuntimeError: no kernel", lines[3])

@@ -272,13 +272,19 @@ def test_weights_come_from_a_file(models, save, monkeypatch):
         (lambda made, path: path.write_text("hello"), 1, "net.weights cannot be read as weights"),
         (lambda made, path: torch.save(made, path), 1, "net.weights is no file of tensors alone"),
         (lambda made, path: torch.save([1, 2], path), 1, "net.weights holds a list, which is no state dict"),
-        (lambda made, path: torch.save({"linear.weight": made.linear.weight, "head": torch.ones(2)}, path), 1,
-         "net.weights does not fit the model: it has no linear.bias; it has head"),
-        (lambda made, path: torch.save({"linear.weight": torch.ones(3, 5), "linear.bias": torch.ones(3)}, path), 1,
-         r"net.weights does not fit the model: it has other shapes: linear.weight \(3, 5\) for \(3, 4\)"),
+        (
+            lambda made, path: torch.save({"linear.weight": made.linear.weight, "head": torch.ones(2)}, path),
+            1,
+            "net.weights does not fit the model: it has no linear.bias; it has head",
+        ),
+        (
+            lambda made, path: torch.save({"linear.weight": torch.ones(3, 5), "linear.bias": torch.ones(3)}, path),
+            1,
+            r"net.weights does not fit the model: it has other shapes: linear.weight \(3, 5\) for \(3, 4\)",
+        ),
     ],
     ids=["missing", "text", "module", "list", "names", "shapes"],
-)  # fmt: skip
+)
 def test_weights_that_do_not_fit_are_a_line(models, tmp_path, monkeypatch, save, code, message, capsys):
     monkeypatch.syspath_prepend(".")
     if save is not None:
@@ -298,10 +304,13 @@ def test_inspect_says_what_a_file_holds(models, tmp_path, capsys):
     assert main(["inspect", "net.engine"]) == 0
     out = capsys.readouterr().out
     for row in (
-        r"file +net.engine +\d+\.\d MiB engine", rf"built by +{backend.FLAVOUR} {re.escape(backend.VERSION)} +for .+",
-        r"x +float32\[1..5, 4\] +optimized for 3x4", r"output_0 +float32\[\?, 3\]", r"report +verified \(example\).*",
+        r"file +net.engine +\d+\.\d MiB engine",
+        rf"built by +{backend.FLAVOUR} {re.escape(backend.VERSION)} +for .+",
+        r"x +float32\[1..5, 4\] +optimized for 3x4",
+        r"output_0 +float32\[\?, 3\]",
+        r"report +verified \(example\).*",
         r"layers +\d+ +.*\d ACTIVATION.*",
-    ):  # fmt: skip
+    ):
         assert re.search(rf"^{row}$", out, re.M), (row, out)
     assert main(["inspect", "net.engine", "--layers"]) == 0
     assert re.search(r"^  ACTIVATION +relu", capsys.readouterr().out, re.M)
@@ -310,10 +319,11 @@ def test_inspect_says_what_a_file_holds(models, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "code", "message"),
     [
-        (None, 2, "there is no file net.engine"), (b"hello", 1, "net.engine is no engine but a text"),
+        (None, 2, "there is no file net.engine"),
+        (b"hello", 1, "net.engine is no engine but a text"),
         (b"vtrt" + bytes(12) + (28).to_bytes(8, "little") + bytes(4), 1, "net.engine is a plain engine, or no engine"),
     ],
-)  # fmt: skip
+)
 def test_inspect_names_what_it_cannot_read(tmp_path, monkeypatch, content, code, message, capsys):
     monkeypatch.chdir(tmp_path)
     if content is not None:
@@ -347,12 +357,18 @@ sys.exit(code)
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["--help"], 0), (["convert", "--help"], 0), (["--version"], 0), ([], 2), (["convert", "a:b"], 2),
-        (["convert", "a:b", "--input", "2x"], 2), (["convert", "a:b", "--input", "2", "-o", "no/folder/x"], 2),
-        (["convert", "a:b", "--input", "2", "--weights", "no.file"], 2), (["inspect", "no.file"], 2),
+        (["--help"], 0),
+        (["convert", "--help"], 0),
+        (["--version"], 0),
+        ([], 2),
+        (["convert", "a:b"], 2),
+        (["convert", "a:b", "--input", "2x"], 2),
+        (["convert", "a:b", "--input", "2", "-o", "no/folder/x"], 2),
+        (["convert", "a:b", "--input", "2", "--weights", "no.file"], 2),
+        (["inspect", "no.file"], 2),
         (["convert", "a:b", "--input", "2", "--max", "2", "--max", "3"], 2),
     ],
-)  # fmt: skip
+)
 def test_help_and_mistakes_need_no_torch(arguments, code):
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

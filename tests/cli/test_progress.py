@@ -32,10 +32,13 @@ class Slow(torch.nn.Module):
 @pytest.mark.parametrize(
     ("terminal", "asked", "encoding", "shown"),
     [
-        (True, None, "utf-8", "⠋ trace"), (True, None, "ascii", "| trace"), (True, False, "utf-8", ""),
-        (False, None, "utf-8", ""), (False, True, "utf-8", "⠋ trace"),
+        (True, None, "utf-8", "⠋ trace"),
+        (True, None, "ascii", "| trace"),
+        (True, False, "utf-8", ""),
+        (False, None, "utf-8", ""),
+        (False, True, "utf-8", "⠋ trace"),
     ],
-)  # fmt: skip
+)
 def test_a_spinner_names_the_module_that_is_traced(monkeypatch, terminal, asked, encoding, shown):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setattr("sys.stderr", stream := Stream(terminal, encoding))
@@ -73,9 +76,11 @@ def test_the_spinner_ends_with_an_error(monkeypatch):
 def test_each_stage_is_reported():
     stages = []
     model_trt = torch2rt(
-        torch.nn.ReLU(), [torch.randn(2, 3)], verify=False,
+        torch.nn.ReLU(),
+        [torch.randn(2, 3)],
+        verify=False,
         on_stage=lambda name, result, seconds: stages.append((name, result, seconds)),
-    )  # fmt: skip
+    )
     assert [name for name, *_ in stages] == ["trace", "lower", "build"]
     graph, network, engine = (result for _, result, _ in stages)
     assert isinstance(graph, torch.fx.GraphModule) and network.definition is model_trt.network

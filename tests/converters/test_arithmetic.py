@@ -62,7 +62,10 @@ ADD = [
     *[
         case(lambda x, f=f, n=n: f(x, n), [half(B, 9)], id=f"half-{f.__name__}-{n}")
         for f, numbers in (
-            (operator.mul, (1e5, 1e-8)), (operator.add, (1e-8,)), (operator.truediv, (1e5,)), (operator.pow, (1e-6,)),
+            (operator.mul, (1e5, 1e-8)),
+            (operator.add, (1e-8,)),
+            (operator.truediv, (1e5,)),
+            (operator.pow, (1e-6,)),
         )
         for n in numbers
     ],
@@ -71,7 +74,7 @@ ADD = [
     case(aten.add.Tensor, [(B, 3), (3,)], alpha=2, id="aten.add.Tensor"),
     case(aten.mul.Scalar, [(B, 3)], 2.5, id="aten.mul.Scalar"),
     case(aten.rsub.Scalar, [(B, 3)], 2, 3, id="aten.rsub.Scalar"),
-]  # fmt: skip
+]
 
 DIVIDE = [
     case(torch.maximum, [ints(B, 3, low=0, dtype=torch.uint8), ints(low=-9, high=-3, dtype=torch.int8)]),
@@ -106,7 +109,7 @@ DIVIDE = [
     case(lambda x: x % x.shape[0], [ints(S, 2)], id="mod-size"),
     case(lambda x: (x * 1).remainder_(0.7), [(B, 9)], id="remainder_"),
     case(aten.div.Tensor_mode, [ints(B, 9), ints(1, low=2, high=5)], rounding_mode="floor", id="aten.div.Tensor_mode"),
-]  # fmt: skip
+]
 
 POWER = [
     *[case(torch.pow, [floats(B, 3, low=-2, high=2)], n) for n in (0, 1, 2, 3, 4, 5.0, -3)],

@@ -46,6 +46,7 @@ def halves(*inputs):
 QKV = [(B, 3, S, 8), (B, 3, S, 8), (B, 3, S, 8)]
 CROSS = [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 8)]
 
+
 def kernel(name, *args, **kwargs):
     """One of the operators that the attention is on a device."""
     function = getattr(torch.ops.aten, f"_scaled_dot_product_{name}").default
@@ -104,18 +105,20 @@ CASES = [
     case(masked(None, kind="bool"), [(B, 3, S, 8), (B, 3, T, 8), (B, 3, T, 6), bools(B, T)], id="rows-bool-composed"),
     case(
         lambda q, k, v: sdpa(q, k, v, torch.ones(7, 5, dtype=torch.bool, device=q.device).tril(-1)),
-        [(B, 3, 7, 8), (B, 3, 5, 8), (B, 3, 5, 8)], id="mask-constant-with-an-empty-row",
+        [(B, 3, 7, 8), (B, 3, 5, 8), (B, 3, 5, 8)],
+        id="mask-constant-with-an-empty-row",
     ),
     case(
         lambda q, k, v: sdpa(q, k, v, torch.arange(35.0, device=q.device).view(7, 5) / 10),
-        [(B, 3, 7, 8), (B, 3, 5, 8), (B, 3, 5, 8)], id="mask-constant",
+        [(B, 3, 7, 8), (B, 3, 5, 8), (B, 3, 5, 8)],
+        id="mask-constant",
     ),
     case(
         lambda q: sdpa(q, q.new_ones(1, 3, 5, 8) * 2, torch.arange(120.0, device=q.device).view(1, 3, 5, 8)),
-        [(1, 3, S, 8)], id="constant-keys",
+        [(1, 3, S, 8)],
+        id="constant-keys",
     ),
-]  # fmt: skip
-
+]
 
 
 def attention(id, call, *inputs, sizes=(8, 2), **options):
@@ -130,6 +133,7 @@ def causal(x):
 
 SELF, OTHER = (B, S, 8), (B, T, 8)
 
+
 def native(call, mask=None, kind=None):
     """A layer of `nn.Transformer` as the operator that eager torch runs."""
     attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
@@ -137,6 +141,7 @@ def native(call, mask=None, kind=None):
     layer = torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
     parts = (layer.norm1, layer.norm2, layer.linear1, layer.linear2)
     others = [p.detach() + 0.1 for part in parts for p in part.parameters()]
+
     def run(x):
         given = [[t.to(x.device) for t in ts] for ts in (weights, others)]
         return call(x, *given, None if mask is None else mask.to(x.device), kind)
@@ -162,7 +167,7 @@ NATIVE = [
     case(native(encode_natively, PADDING, 1), [(2, 5, 8)], id="encoder-layer-padding"),
     case(lambda x, mask: torch._masked_softmax(x, mask, 1, 2), [(B, 4, S), bools(B, 4, S)], id="masked_softmax"),
     case(lambda x: torch._transform_bias_rescale_qkv(x, x[0, 0] * 2, 2), [(B, S, 24)], id="qkv"),
-]  # fmt: skip
+]
 
 
 @parametrize(NATIVE)
@@ -191,7 +196,8 @@ AUTOCAST = [
     case(under_autocast(None, attend_to_some), [*CROSS, bools(B, 1, S, T)], id="autocast-bool-mask"),
     case(under_autocast(None, lambda m, *qkv: sdpa(*qkv)), [*CROSS, (B, 1, S, T)], id="autocast-float-mask"),
     case(
-        under_autocast(torch.nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x)), [(B, S, 8)],
+        under_autocast(torch.nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x)),
+        [(B, S, 8)],
         id="autocast-MultiheadAttention",
     ),
     *(
@@ -199,16 +205,18 @@ AUTOCAST = [
             under_autocast(
                 torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=first), lambda m, x: m(x)
             ),
-            [(B, S, 8)], id=f"autocast-encoder-layer-{first}",
+            [(B, S, 8)],
+            id=f"autocast-encoder-layer-{first}",
         )
         for first in (False, True)
     ),
     case(
         under_autocast(torch.nn.TransformerDecoderLayer(8, 2, 12, batch_first=True), lambda m, x, y: m(x, y)),
-        [(B, S, 8), (B, T, 8)], id="autocast-decoder-layer",
+        [(B, S, 8), (B, T, 8)],
+        id="autocast-decoder-layer",
     ),
     case(under_autocast(None, lambda m, x, y: torch.cdist(x, y, 3.0)), [(B, 5, 4), (B, S, 4)], id="autocast-cdist"),
-]  # fmt: skip
+]
 for _row in AUTOCAST:
     _row.rtol = _row.atol = 3e-2
 
@@ -249,13 +257,12 @@ MODULES = [
     attention("is-causal", lambda m, x: m(x, x, x, attn_mask=causal(x), is_causal=True, need_weights=False)[0], SELF),
     attention("mask", lambda m, x, y, a: m(x, y, y, attn_mask=a), SELF, OTHER, (S, T)),
     attention("mask-heads", lambda m, x, y, a: m(x, y, y, attn_mask=a), SELF, OTHER, (B * 2, S, T)),
-    attention(
-        "masks", lambda m, x, p: m(x, x, x, p & (p.cumsum(1) > 1), False, causal(x))[0], SELF, bools(B, S)
-    ),
+    attention("masks", lambda m, x, p: m(x, x, x, p & (p.cumsum(1) > 1), False, causal(x))[0], SELF, bools(B, S)),
     case(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), [SELF], id="EncoderLayer"),
     case(
         torch.nn.TransformerEncoderLayer(8, 2, 16, activation="gelu", norm_first=True),
-        [(S, B, 8)], id="EncoderLayer-first",
+        [(S, B, 8)],
+        id="EncoderLayer-first",
     ),
     case(
         With(
@@ -264,14 +271,16 @@ MODULES = [
             ),
             lambda m, x, p: m(x, mask=causal(x), src_key_padding_mask=p & (p.cumsum(1) > 1), is_causal=True),
         ),
-        [SELF, bools(B, S)], id="Encoder",
+        [SELF, bools(B, S)],
+        id="Encoder",
     ),
     case(
         With(
             torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2),
             lambda m, x, memory: m(x, memory, tgt_mask=causal(x), tgt_is_causal=True),
         ),
-        [SELF, OTHER], id="Decoder",
+        [SELF, OTHER],
+        id="Decoder",
     ),
     case(
         With(
@@ -280,10 +289,11 @@ MODULES = [
                 x, y, tgt_mask=m.generate_square_subsequent_mask(y.shape[1], device=y.device), tgt_is_causal=True
             ),
         ),
-        [SELF, OTHER], id="Transformer",
+        [SELF, OTHER],
+        id="Transformer",
     ),
     case(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).half(), [half(B, S, 8)], id="EncoderLayer-half"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES + MODULES)

@@ -35,15 +35,15 @@ CASES = [
     case(lambda x: (x.clamp(0, 1) * 255).byte(), [(B, 3, 5)], id="byte"),
     case(lambda x: x[:, ::2].flip(1).permute(0, 2, 1), [uint8(B, 4, 3)], id="uint8-moved"),
     case(
-        lambda x, y: torch.cat([x, y.expand(x.shape[0], 2)], 1).float(),
-        [uint8(B, 3), uint8(1, 2)], id="uint8-joined",
+        lambda x, y: torch.cat([x, y.expand(x.shape[0], 2)], 1).float(), [uint8(B, 3), uint8(1, 2)], id="uint8-joined"
     ),
     case(lambda x: x.gather(1, x.long() // 128), [uint8(B, 3)], id="uint8-gather"),
     case(lambda x: (x, x.reshape(-1, 3)), [uint8(B, 3, 2)], id="uint8-through"),
     case(lambda x: (x.byte(), x.byte().int(), x.byte() + 0.5), [ints(B, 3, low=-300, high=600)], id="byte-wraps"),
     case(
         lambda x: x[:, torch.tensor([0, 2], dtype=torch.int32, device=x.device)].int() + 300,
-        [uint8(B, 3)], id="uint8-gathered",
+        [uint8(B, 3)],
+        id="uint8-gathered",
     ),
     case(lambda x: torch.where(x > 100, x, torch.zeros_like(x)), [uint8(B, 3)], id="uint8-chosen"),
     case(lambda x: x.float() + torch.arange(3, dtype=torch.uint8, device=x.device), [half(B, 3)], id="uint8-constant"),
@@ -56,14 +56,14 @@ CASES = [
     case(lambda x: x.detach().clone() + x.data, [(B, 3)], id="detach-data"),
     case(
         lambda x: x.mT.contiguous() + x.mT.contiguous(memory_format=torch.contiguous_format),
-        [(B, 3, 4)], id="contiguous",
+        [(B, 3, 4)],
+        id="contiguous",
     ),
     case(lambda x: (x + 1).requires_grad_(False), [(B, 3)], id="requires_grad_"),
     case(lambda x: torch.as_tensor(x, dtype=torch.float16), [(B, 3)], id="as_tensor"),
     case(lambda x: torch.asarray(x, dtype=torch.float16), [(B, 3)], id="asarray"),
     case(
-        lambda x: x.to(torch.float16).to(torch.float32),
-        [Data((B, 3), torch.float32, -1e4, 1e4)], id="there-and-back",
+        lambda x: x.to(torch.float16).to(torch.float32), [Data((B, 3), torch.float32, -1e4, 1e4)], id="there-and-back"
     ),
 ]
 

@@ -88,7 +88,8 @@ CASES = [
     case(torch.ops.aten.bitwise_xor.Tensor, [ints(B, 3, dtype=torch.int32), bools(3)], id="aten.bitwise_xor"),
     case(
         lambda x: torch.bitwise_right_shift(x, torch.tensor([0, 1, 30], device=x.device, dtype=x.dtype)),
-        [int32], id="shifts-tensor",
+        [int32],
+        id="shifts-tensor",
     ),
     # kinds of numbers
     *[
@@ -101,7 +102,7 @@ CASES = [
     ],
     *[case(f, [bools(B, 3)]) for f in (Tensor.isfinite, Tensor.isneginf, Tensor.signbit)],
     case(torch.nan_to_num, [small]),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)
@@ -151,18 +152,25 @@ def test_shifts(function, dtype, device):
 
 NAN, INF = float("nan"), float("inf")
 SPECIAL = [
-    *COMPARISONS, torch.isclose, lambda a, b: torch.isclose(a, b, equal_nan=True),
+    *COMPARISONS,
+    torch.isclose,
+    lambda a, b: torch.isclose(a, b, equal_nan=True),
     *[
         lambda a, b, f=f: f(a)
         for f in (
-            torch.isnan, torch.isinf, torch.isfinite, torch.isposinf, torch.isneginf, torch.nan_to_num,
+            torch.isnan,
+            torch.isinf,
+            torch.isfinite,
+            torch.isposinf,
+            torch.isneginf,
+            torch.nan_to_num,
             torch.logical_not,
         )
     ],
     lambda a, b: torch.nan_to_num(a, 1.5, 7.0, -8.0),
     lambda a, b: torch.nan_to_num(a, nan=NAN, neginf=2.0),
     lambda a, b: torch.signbit(torch.where(a == a, a, 1.0)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -114,7 +114,8 @@ PLACES = [
     one(lambda a: a.index_put((torch.tensor([0, 0], device=a.device),), a[:1] * 2j, True), id="index_put-accumulate"),
     one(lambda a: torch.linspace(a[0, 0, 0], 4.5 - 1j, 5, device=a.device), id="linspace"),
     case(
-        lambda x: view_as_real(torch.linspace(x[0, 0], 4.5, 5, dtype=torch.complex64, device=x.device)), [(B, 4)],
+        lambda x: view_as_real(torch.linspace(x[0, 0], 4.5, 5, dtype=torch.complex64, device=x.device)),
+        [(B, 4)],
         id="linspace-to-complex",
     ),
     one(lambda a: torch.mv(a[0], a[0, 0]), id="mv"),
@@ -122,7 +123,7 @@ PLACES = [
     one(lambda a: torch.cat([a, waves(1, 3, 4, like=a)]), id="join-constant"),
     one(lambda a: [torch.fft.fftshift(a, 1), torch.fft.ifftshift(a)], id="shift"),
     case(lambda x: pairs(x).real.half() + pairs(x).to(torch.float16), [(B, 4)], id="to-half"),
-]  # fmt: skip
+]
 
 
 @parametrize(PLACES)

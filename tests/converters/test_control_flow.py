@@ -10,8 +10,6 @@ cond = torch.cond
 W = torch.arange(12.0).view(3, 4)
 
 
-
-
 def under_autocast(x):
     with torch.autocast(x.device.type, torch.bfloat16):
         return cond(x.sum() > 0, lambda x: x @ (x * 2).mT, lambda x: (x + 1) @ (x * 3).mT, (x,))
@@ -25,13 +23,15 @@ CASES = [
     case(lambda x: cond(x.shape[0] > 2, lambda x: x + 1, lambda x: x * 2, (x,)), [(B, 3)], id="a-size"),
     case(
         lambda x: cond(x.sum() > 0, lambda x, w: x @ w, lambda x, w: x @ w.exp(), (x, W.to(x))),
-        [(B, 3)], id="constant-operand",
+        [(B, 3)],
+        id="constant-operand",
     ),
     case(lambda x, y: cond(x.sum() > 0, lambda x: x + y, lambda x: x - y, (x,)), [(B, 3), (B, 3)], id="closure"),
     case(lambda x, y: cond(x.sum() > 0, lambda: x + y, lambda: x - y, ()), [(B, 3), (B, 3)], id="no-operands"),
     case(
         lambda x, y: cond(x.sum() > 0, lambda x, y: (x + 1, y * 2), lambda x, y: (y.sin(), x.cos()), (x, y)),
-        [(B, 3), (B, 3)], id="two-results",
+        [(B, 3), (B, 3)],
+        id="two-results",
     ),
     case(lambda x: cond(x.sum() > 0, torch.ones_like, lambda x: x.clone(), (x,)), [(B, 3)], id="passed-on"),
     case(lambda x: cond(x.sum() > 0, lambda x: x.clone().add_(1), torch.exp, (x,)), [(B, 3)], id="in-place"),
@@ -40,19 +40,22 @@ CASES = [
         lambda x: cond(
             x.sum() > 0, lambda x: cond(x.amax() > 1, torch.sin, lambda x: x * 3, (x,)), lambda x: x.neg(), (x,)
         ),
-        [(B, 3)], id="nested",
+        [(B, 3)],
+        id="nested",
     ),
     case(lambda x: torch.ops.higher_order.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), [(B, 3)], id="operator"),
     case(
         lambda x: while_loop(lambda i: i < 3, lambda i: (i + 1,), (x.new_zeros(()),))[0] + x,
-        [(B, 3)], id="constant-loop",
+        [(B, 3)],
+        id="constant-loop",
     ),
     case(torch.compile(lambda x: (x + 1).relu()), [(B, 3)], id="compiled"),
-]  # fmt: skip
+]
 
 
 def newton(x, steps):
     """Square roots, by as many steps as an input says."""
+
     def step(i, y):
         return i + 1, (y + x / y) / 2
 
@@ -66,6 +69,7 @@ def doubling(x):
 
 def collatz(n):
     """A loop in a loop, of several numbers at once, and a choice in it."""
+
     def step(n, count):
         n = torch.where(n % 2 == 0, n // 2, 3 * n + 1)
         start = (n, torch.zeros_like(count))
@@ -80,7 +84,7 @@ def pairs(x, y):
         x = state["x"] * y
         x = x + cond(x.sum() > 0, lambda: x.cos(), lambda: x.sin())
         x[:, 0] += 1
-        return {"x": x, "n": state["n"] + x.shape[0]},
+        return ({"x": x, "n": state["n"] + x.shape[0]},)
 
     return while_loop(lambda state: state["n"] < 9, body, ({"x": x, "n": torch.zeros_like(y[0, 0]).long()},))
 
@@ -92,13 +96,15 @@ LOOPS = [
     case(pairs, [(B, 3), (B, 3)], id="pairs"),
     case(
         lambda x: while_loop(lambda i: i < 3, lambda i: (i + x.exp().sum(),), (x.new_zeros(()),)),
-        [(B, 3)], id="closure",
+        [(B, 3)],
+        id="closure",
     ),
     case(
         lambda x: while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 2), (x.new_zeros(()), x)),
-        [(B, 3)], id="constant-state",
+        [(B, 3)],
+        id="constant-state",
     ),
-]  # fmt: skip
+]
 
 
 @parametrize(LOOPS)

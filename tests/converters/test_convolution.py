@@ -15,12 +15,31 @@ def bf16(*shape):
 
 CASES = [
     case(
-        aten._convolution.default, [(B, 4, S, 5), (6, 2, 3, 2), (6,)], [2, 1], [1, 0], [1, 2], False, [0, 0], 2, False,
-        False, True, True,
+        aten._convolution.default,
+        [(B, 4, S, 5), (6, 2, 3, 2), (6,)],
+        [2, 1],
+        [1, 0],
+        [1, 2],
+        False,
+        [0, 0],
+        2,
+        False,
+        False,
+        True,
+        True,
     ),
     case(
-        aten._convolution.deprecated, [(B, 4, S, 5), (4, 6, 3, 2), (6,)], [2, 1], [1, 0], [1, 1], True, [1, 0], 1,
-        False, False, True,
+        aten._convolution.deprecated,
+        [(B, 4, S, 5), (4, 6, 3, 2), (6,)],
+        [2, 1],
+        [1, 0],
+        [1, 1],
+        True,
+        [1, 0],
+        1,
+        False,
+        False,
+        True,
     ),
     case(aten._convolution_mode.default, [(B, 4, S), (6, 4, 3), (6,)], [1], "same", [2], 1),
     # 1-d, 2-d, 3-d; every argument by position and by keyword
@@ -67,11 +86,12 @@ CASES = [
     case(F.conv2d, [(B, 4, S, 9), (6, 2, 3, 2), (6,)], 2, (1, 2), (1, 2), 2),
     case(torch.conv3d, [(B, 2, 4, 5, S), (3, 2, 1, 2, 3)], padding=1),
     case(
-        lambda x, b: F.conv2d(x, torch.ones(2, 3, 2, 2, device=x.device), b * 2), [(B, 3, S, 5), (2,)],
-        id="conv2d-bias",
+        lambda x, b: F.conv2d(x, torch.ones(2, 3, 2, 2, device=x.device), b * 2), [(B, 3, S, 5), (2,)], id="conv2d-bias"
     ),
     case(
-        lambda w: F.conv2d(torch.ones(1, 3, 6, 5, device=w.device), w), [(2, 3, 2, 2)], id="conv2d-constant-input",
+        lambda w: F.conv2d(torch.ones(1, 3, 6, 5, device=w.device), w),
+        [(2, 3, 2, 2)],
+        id="conv2d-constant-input",
         modes=("static",),
     ),
     case(F.conv2d, [half(B, 4, S, 9), half(6, 4, 3, 2), half(6)]),
@@ -80,14 +100,17 @@ CASES = [
     # ATen
     case(
         lambda x, w: torch.convolution(x, w, None, [2, 1], [1, 0], [1, 2], False, [0, 0], 1),
-        [(B, 3, S, 9), (5, 3, 3, 2)], id="convolution",
+        [(B, 3, S, 9), (5, 3, 3, 2)],
+        id="convolution",
     ),
     case(
-        lambda x, w: aten.convolution(x, w, None, [2], [1], [1], True, [1], 2), [(B, 4, S), (4, 3, 3)],
+        lambda x, w: aten.convolution(x, w, None, [2], [1], [1], True, [1], 2),
+        [(B, 4, S), (4, 3, 3)],
         id="aten.convolution-transposed",
     ),
     case(
-        lambda x, w: aten.conv2d.padding(x, w, None, [1, 1], "same", [2, 1]), [(B, 3, S, 9), (5, 3, 3, 2)],
+        lambda x, w: aten.conv2d.padding(x, w, None, [1, 1], "same", [2, 1]),
+        [(B, 3, S, 9), (5, 3, 3, 2)],
         id="aten.conv2d.padding",
     ),
 ]
@@ -96,28 +119,33 @@ TRANSPOSED = [
     case(nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, groups=2), [(B, 4, S)], id="ConvTranspose1d"),
     case(nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 0), (0, 2), 2), [(B, 4, S, 5)], id="ConvTranspose2d"),
     case(
-        nn.ConvTranspose2d(4, 6, (3, 2), dilation=(2, 3), padding=(1, 2), bias=False), [(B, 4, S, 5)],
+        nn.ConvTranspose2d(4, 6, (3, 2), dilation=(2, 3), padding=(1, 2), bias=False),
+        [(B, 4, S, 5)],
         id="ConvTranspose2d-dilation",
     ),
     case(
-        nn.ConvTranspose2d(4, 6, (3, 2), (2, 1), 1, (1, 2), 2, dilation=(1, 3)), [(B, 4, S, 5)],
+        nn.ConvTranspose2d(4, 6, (3, 2), (2, 1), 1, (1, 2), 2, dilation=(1, 3)),
+        [(B, 4, S, 5)],
         id="ConvTranspose2d-stride-dilation",
     ),
     case(nn.ConvTranspose2d(4, 6, 2, 4, output_padding=(3, 1)), [(B, 4, S, 5)], id="ConvTranspose2d-beyond"),
     case(
-        nn.ConvTranspose2d(4, 6, 2, 1, 0, output_padding=(3, 1), dilation=4), [(B, 4, S, 5)],
+        nn.ConvTranspose2d(4, 6, 2, 1, 0, output_padding=(3, 1), dilation=4),
+        [(B, 4, S, 5)],
         id="ConvTranspose2d-beyond-dilation",
     ),
     case(nn.ConvTranspose3d(2, 4, (1, 3, 2), (1, 2, 2), (0, 1, 0), (0, 1, 1)), [(B, 2, 3, S, 4)], id="ConvTranspose3d"),
     case(nn.ConvTranspose1d(4, 6, 3, 2), [(4, S)], id="ConvTranspose1d-unbatched"),
     case(nn.ConvTranspose2d(4, 6, 3, 2), [(4, S, 5)], id="ConvTranspose2d-unbatched"),
     case(
-        nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1).half(), [half(B, 4, S, 5)],
+        nn.ConvTranspose2d(4, 6, 3, 2, padding=1, output_padding=1).half(),
+        [half(B, 4, S, 5)],
         id="ConvTranspose2d-half",
     ),
     case(nn.ConvTranspose2d(4, 6, 3, 2, padding=1).bfloat16(), [bf16(B, 4, S, 5)], id="ConvTranspose2d-bfloat16"),
     case(
-        lambda x: nn.functional.conv_transpose2d(x, x.new_ones(3, 2, 2, 2)), [bf16(B, 3, S, 5)],
+        lambda x: nn.functional.conv_transpose2d(x, x.new_ones(3, 2, 2, 2)),
+        [bf16(B, 3, S, 5)],
         id="conv_transpose2d-bfloat16",
     ),
     case(F.conv_transpose2d, [(B, 4, S, 5), (4, 3, 2, 3), (6,)], 3, 0, 1, 2),
@@ -161,10 +189,8 @@ class DynamicKernel(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "shapes", "max_shapes", "message"),
-    [
-        (DynamicKernel(), [(2, 3, 9), (4, 3, 2)], [(2, 3, 9), (4, 3, 5)], "kernel and padding must be static"),
-    ],
-)  # fmt: skip
+    [(DynamicKernel(), [(2, 3, 9), (4, 3, 2)], [(2, 3, 9), (4, 3, 5)], "kernel and padding must be static")],
+)
 def test_refused(module, shapes, max_shapes, message):
     ranges = {} if max_shapes is None else {"min_shapes": shapes, "opt_shapes": shapes, "max_shapes": max_shapes}
     with pytest.raises(UnsupportedError, match=message):

@@ -33,7 +33,8 @@ AMONG = [
     case(torch.isin, [few, ints(4, low=0, high=6)]),
     case(torch.isin, [few, ints(2, S, low=0, high=6)], invert=True),
     case(
-        lambda x: torch.isin(x.argsort(-1)[0], torch.tensor([3, 0], device=x.device), assume_unique=True), [(B, S)],
+        lambda x: torch.isin(x.argsort(-1)[0], torch.tensor([3, 0], device=x.device), assume_unique=True),
+        [(B, S)],
         id="isin-unique",
     ),
     case(torch.isin, [few, ints(3, low=0, high=6, dtype=torch.int32)]),

@@ -13,7 +13,8 @@ FILLED = [
     made(lambda x, b: x + torch.zeros(b, 1, 3, device=x.device), (B, 2, 3), id="zeros"),
     made(
         lambda x, b: x + torch.ones((b, 3), dtype=torch.int32, device=x.device),
-        ints(B, 3, dtype=torch.int32), id="ones",
+        ints(B, 3, dtype=torch.int32),
+        id="ones",
     ),
     made(lambda x, b: torch.full((b, 2), 2.5, device=x.device) * x, half(B, 2), id="full"),
     made(lambda x, b: torch.full(size=(b, 2), fill_value=7, device=x.device) + x, ints(B, 2), id="full-keywords"),
@@ -55,7 +56,8 @@ PROGRESSIONS = [
     made(lambda x, b: torch.arange(b, dtype=torch.float16, device=x.device) + x, half(S), id="arange-half"),
     made(
         lambda x, b: torch.ops.prims.iota(b, start=1, step=2, dtype=torch.int64, device=x.device, requires_grad=False),
-        (B,), id="prims.iota",
+        (B,),
+        id="prims.iota",
     ),
     case(lambda x: x + torch.arange(x.shape[1], device=x.device)[None, :, None], [(B, S, 2)], id="positions"),
     made(lambda x, b: torch.linspace(-1, 1, b, device=x.device), (B,), id="linspace"),
@@ -64,7 +66,8 @@ PROGRESSIONS = [
     made(lambda x, b: torch.linspace(-6, 6, b, dtype=torch.int64, device=x.device), (S,), id="linspace-integers"),
     made(lambda x, b: torch.linspace(0, b * 10 - 1, 6, dtype=torch.int32, device=x.device), (B,), id="linspace-int32"),
     case(
-        lambda i: torch.linspace(i[0], i[1], 9, dtype=torch.int64, device=i.device), [ints(2)],
+        lambda i: torch.linspace(i[0], i[1], 9, dtype=torch.int64, device=i.device),
+        [ints(2)],
         id="linspace-integers-of-computed",
     ),
     made(lambda x, b: torch.logspace(0, 2, b, base=2.0, device=x.device), (B,), id="logspace"),

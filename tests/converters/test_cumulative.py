@@ -43,7 +43,8 @@ SCANS = [
     case(torch.logaddexp2, [(B, 9), (9,)]),
     case(
         lambda x: [x.sum().cumsum(0), x.sum().cumprod(-1), *x.sum().cummax(0), x.sum().logcumsumexp(0)],
-        [(B, 3)], id="0d",
+        [(B, 3)],
+        id="0d",
     ),
 ]
 DIFFERENCES = [

@@ -20,10 +20,11 @@ CASES = [
     case(lambda x: F.dropout(x * 2, 0.3, False, True) + 1, [(B, 3)], id="dropout-inplace"),
     case(
         torch.nn.Sequential(torch.nn.Dropout(0.3), torch.nn.AlphaDropout(0.3), torch.nn.Dropout1d(), torch.nn.ReLU()),
-        [(B, 3)], id="modules",
+        [(B, 3)],
+        id="modules",
     ),
     case(lambda x: torch.ops.aten.native_dropout(x, 0.3, False)[0], [(B, 3)], id="aten.native_dropout"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)
@@ -32,8 +33,7 @@ def test_dropout(row, mode, device):
 
 
 @pytest.mark.parametrize(
-    "function",
-    [F.dropout, F.dropout1d, lambda x: torch.dropout(x, 0.1, True), lambda x: F.alpha_dropout(x, 0.1, True)],
+    "function", [F.dropout, F.dropout1d, lambda x: torch.dropout(x, 0.1, True), lambda x: F.alpha_dropout(x, 0.1, True)]
 )
 def test_training_is_refused(function):
     with pytest.raises(UnsupportedError, match=r"call \.eval\(\) on the module"):

@@ -80,7 +80,7 @@ CASES = [
     case(torch.tensordot, [(4, B, 1), (3, 5, 4)], dims=([0, 2], [2, 0]), id="tensordot-1"),
     case(torch.tensordot, [ints(B, 3, 4), ints(4, 5)], dims=1),
     case(torch.tensordot, [(3, 4), (3, 4)], dims=2),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

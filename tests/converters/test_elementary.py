@@ -10,9 +10,25 @@ POSITIVE = {"low": 0.1, "high": 5}
 NEAR_ZERO = {"low": -1e-3, "high": 1e-3}
 
 ANYWHERE = [
-    torch.exp, torch.exp2, torch.expm1, torch.sin, torch.cos, torch.tan, torch.sinh, torch.cosh, torch.atan,
-    torch.asinh, torch.erf, torch.erfc, torch.sinc, torch.deg2rad, torch.rad2deg, torch.abs, torch.neg, torch.sign,
-]  # fmt: skip
+    torch.exp,
+    torch.exp2,
+    torch.expm1,
+    torch.sin,
+    torch.cos,
+    torch.tan,
+    torch.sinh,
+    torch.cosh,
+    torch.atan,
+    torch.asinh,
+    torch.erf,
+    torch.erfc,
+    torch.sinc,
+    torch.deg2rad,
+    torch.rad2deg,
+    torch.abs,
+    torch.neg,
+    torch.sign,
+]
 WITHIN = [torch.asin, torch.acos, torch.atanh, torch.log1p]
 ABOVE = [torch.log, torch.log2, torch.log10, torch.sqrt, torch.rsqrt, torch.reciprocal, torch.log1p]
 
@@ -91,7 +107,7 @@ CASES = [
     case(torch.copysign, [ints(B, 9), ints(9)]),
     case(Tensor.copysign, [half(B, 9)], -0.0),
     case(torch.copysign, [(B, 9)], 2),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)
@@ -101,9 +117,17 @@ def test_elementary(row, mode, device):
 
 NAN, INF = float("nan"), float("inf")
 ONE = [
-    torch.expm1, torch.log1p, torch.exp2, torch.log2, torch.erfc, torch.rsqrt, torch.logit, torch.exp, torch.sqrt,
+    torch.expm1,
+    torch.log1p,
+    torch.exp2,
+    torch.log2,
+    torch.erfc,
+    torch.rsqrt,
+    torch.logit,
+    torch.exp,
+    torch.sqrt,
     torch.sinc,
-]  # fmt: skip
+]
 TWO = [torch.xlogy, special.xlog1py, torch.copysign, lambda a, b: torch.heaviside(b, a)]
 
 

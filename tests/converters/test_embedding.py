@@ -45,19 +45,14 @@ CASES = [
     case(torch.nn.Embedding(6, 3).half(), [index(B, 4, dtype=torch.int32)], id="Embedding-half"),
     case(torch.nn.Embedding(6, 3).bfloat16(), [index(B)], id="Embedding-bfloat16"),
     case(with_offsets([0, 2], mode="sum"), [index(S), (6, 3), (S,)], id="offsets-weights"),
-    case(
-        lambda i, w: bag(i, w / 0.0, i.new_tensor([0, 2]), mode="sum"),
-        [index(S), floats(6, 3)], id="infinite",
-    ),
-    case(
-        lambda i, w, s: bag(i, w, mode="sum", per_sample_weights=s),
-        [index(B, S), (6, 3), (B, S)], id="weights",
-    ),
+    case(lambda i, w: bag(i, w / 0.0, i.new_tensor([0, 2]), mode="sum"), [index(S), floats(6, 3)], id="infinite"),
+    case(lambda i, w, s: bag(i, w, mode="sum", per_sample_weights=s), [index(B, S), (6, 3), (B, S)], id="weights"),
     case(
         lambda i, w, s: bag(i, w, mode="sum", per_sample_weights=s, padding_idx=2),
-        [index(B, 5), half(6, 3), half(B, 5)], id="weights-half",
+        [index(B, 5), half(6, 3), half(B, 5)],
+        id="weights-half",
     ),
-]  # fmt: skip
+]
 
 MODES = ("sum", "mean", "max")
 for mode in MODES:
@@ -76,15 +71,18 @@ for mode in MODES:
         ),
         case(
             first_of(aten.embedding_bag.padding_idx, [0, 2, 2], False, MODES.index(mode), False, None, False, -2),
-            [(6, 3), index(S)], id=f"aten-{mode}",
+            [(6, 3), index(S)],
+            id=f"aten-{mode}",
         ),
         case(
             first_of(aten._embedding_bag.default, [0, 2, 2, 4], False, MODES.index(mode), include_last_offset=True),
-            [half(6, 3), index(4)], id=f"aten-last-{mode}",
+            [half(6, 3), index(4)],
+            id=f"aten-last-{mode}",
         ),
         case(
             first_of(aten._embedding_bag_forward_only.default, [0, 1], False, MODES.index(mode), padding_idx=2),
-            [(6, 3), index(S)], id=f"aten-forward-{mode}",
+            [(6, 3), index(S)],
+            id=f"aten-forward-{mode}",
         ),
     ]
 

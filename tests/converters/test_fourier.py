@@ -43,7 +43,7 @@ TRANSFORMS = [
     case(lambda x: fft.rfft(x).abs() * fft.rfftfreq(x.shape[-1], 0.5, device=x.device), [(B, S)], id="rfftfreq"),
     case(lambda x: fft.fft(x).abs() * fft.fftfreq(x.shape[-1], device=x.device), [(B, S)], id="fftfreq"),
     case(lambda x: fft.irfft(fft.rfft(x, n=2 * x.shape[-1]) ** 2)[..., : x.shape[-1]], [(B, S)], id="convolved"),
-]  # fmt: skip
+]
 
 
 @parametrize(TRANSFORMS)
@@ -87,15 +87,18 @@ SHORT_TIME = [
     case(lambda x: spectrogram(x, window=16, return_complex=True).abs() ** 2, [(B, T)], id="power"),
     case(
         lambda x: view_as_real(spectrogram(x, window=12, win_length=12, hop_length=5, return_complex=True)),
-        [(B, T)], id="window",
+        [(B, T)],
+        id="window",
     ),
     case(
         lambda x: spectrogram(x, window=16, center=False, normalized=True, return_complex=True).abs(),
-        [(B, T)], id="normalized",
+        [(B, T)],
+        id="normalized",
     ),
     case(
         lambda x: spectrogram(x, pad_mode="constant", onesided=False, return_complex=True).angle().cos(),
-        [(B, T)], id="onesided",
+        [(B, T)],
+        id="onesided",
     ),
     case(lambda x: spectrogram(x, win_length=9, return_complex=False), [(T,)], id="real"),
     case(lambda x: view_as_real(spectrogram(torch.complex(x, -x), return_complex=True)), [(B, T)], id="of-complex"),
@@ -106,12 +109,18 @@ SHORT_TIME = [
     case(there_and_back, [(B, T)], window=16, onesided=False, length=60),
     case(there_and_back, [(B, T)], hop_length=5, length=30),
     case(
-        lambda x: view_as_real(torch.istft(
-            spectrogram(torch.complex(x, x * x), window=16, return_complex=True), 16,
-            window=torch.hann_window(16, device=x.device), return_complex=True,
-        )), [(B, T)], id="istft-of-complex",
+        lambda x: view_as_real(
+            torch.istft(
+                spectrogram(torch.complex(x, x * x), window=16, return_complex=True),
+                16,
+                window=torch.hann_window(16, device=x.device),
+                return_complex=True,
+            )
+        ),
+        [(B, T)],
+        id="istft-of-complex",
     ),
-]  # fmt: skip
+]
 
 
 @parametrize(SHORT_TIME)

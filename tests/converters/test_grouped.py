@@ -23,7 +23,8 @@ CASES = [
     case(lambda a, b: torch._grouped_mm(a, b, ENDS.to(a.device))[:5], [(R, 8), (3, 8, 4)], id="torch._grouped_mm"),
     case(lambda a, b: aten._grouped_mm(a, b, ENDS.to(a.device))[:5], [(R, 8), (3, 8, 4)], id="aten"),
     case(
-        lambda a, b: F.grouped_mm(a, b.transpose(1, 2), offs=ENDS.to(a.device))[:5], [(R, 8), (3, 12, 8)],
+        lambda a, b: F.grouped_mm(a, b.transpose(1, 2), offs=ENDS.to(a.device))[:5],
+        [(R, 8), (3, 12, 8)],
         id="transposed",
     ),
     case(F.grouped_mm, [(B, 6, 8), (B, 8, 4)], id="a batch"),
@@ -32,7 +33,7 @@ CASES = [
     case(rows, [(R, 8), (6, 8, 4), bools(6)], id="traced ends"),
     case(lambda a, b: rows(a.half(), b.half(), b[:, 0, 0] > 0), [(R, 8), (6, 8, 8)], id="half"),
     case(lambda a, b: rows(a.bfloat16(), b.bfloat16(), b[:, 0, 0] > 0), [(R, 8), (6, 8, 8)], id="bfloat16"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

@@ -10,6 +10,7 @@ P = Size("P", 2, 3, 5)
 at = lambda index, *shapes, id, **kwargs: case(lambda x: x[index], shapes, id=id, **kwargs)  # noqa: E731
 index = lambda *shape, low=-3, high=3, **kwargs: ints(*shape, low=low, high=high, **kwargs)  # noqa: E731
 
+
 def written(x, index):
     """The first two columns, written to as rows."""
     x = x[0, :2].clone()
@@ -87,7 +88,8 @@ FANCY = [
     case(lambda x, i: x[:, i], [(B, S), index(4)], id="computed-of-dynamic"),
     case(
         lambda x, i, j: x[i, j],
-        [(3, 4, S), index(B, dtype=torch.int32), index(B, dtype=torch.int32)], id="computed-pair",
+        [(3, 4, S), index(B, dtype=torch.int32), index(B, dtype=torch.int32)],
+        id="computed-pair",
     ),
     case(lambda x, i: x[i, :, [0, 1]], [(3, S, 4), index(2)], id="computed-and-list-apart"),
     case(lambda x, i: x[torch.arange(x.shape[0], device=x.device), i], [(B, 4, 2), index(B)], id="one-per-row"),
@@ -134,7 +136,8 @@ UNDER_MASK = [
     case(lambda x, v: x.index_put((chosen(x, True, False),), v), [(B, 2), (B,)], id="index_put"),
     case(lambda x, v: x.index_put((chosen(x, True, False),), v, accumulate=True), [(B, 2), (B,)], id="index_put-add"),
     case(
-        lambda x, v: torch.ops.aten.index_put(x, [None, chosen(x[0], False, True, True)], v), [(B, 3), (B, 2)],
+        lambda x, v: torch.ops.aten.index_put(x, [None, chosen(x[0], False, True, True)], v),
+        [(B, 3), (B, 2)],
         id="aten.index_put",
     ),
 ]
@@ -185,7 +188,7 @@ COMPUTED_NUMBERS = [
     ],
     case(lambda x, i, k: x[i, k] + x[k, i], [(4, 4, B), NUMBER, PLACES], id="computed-number-and-places"),
     case(lambda x, i, k: x[k, :, i], [(4, 5, 4), NUMBER, PLACES], id="computed-number-apart-from-places"),
-]  # fmt: skip
+]
 
 
 class Experts(torch.nn.Module):
@@ -240,12 +243,11 @@ def selecting(write):
 SELECTED = [
     *map(selecting, (doubled, added, columns, by_places)),
     case(
-        lambda x: [x[x > 0].sum(), ((x[x > -9] - 1) ** 2).mean(), x[x[:, 0] > -9].mean(0)],
-        [(B, S)], id="selected-all",
+        lambda x: [x[x > 0].sum(), ((x[x > -9] - 1) ** 2).mean(), x[x[:, 0] > -9].mean(0)], [(B, S)], id="selected-all"
     ),
     case(lambda x: x[x > -9].mean(), [half(B, S)], id="selected-mean-half"),
     case(Experts(), [(B, S, 4), ints(B, S, low=0, high=3)], id="selected-experts"),
-]  # fmt: skip
+]
 
 
 @parametrize(SELECTED)

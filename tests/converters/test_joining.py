@@ -16,7 +16,8 @@ JOINED = [
     case(lambda x: torch.cat([x.new_empty(0), x], 1), [(B, 3)], id="cat-legacy-empty"),
     case(
         lambda x: torch.cat([x, torch.ones(2, 3, dtype=torch.float64, device=x.device).float()]),
-        [(S, 3)], id="cat-constant",
+        [(S, 3)],
+        id="cat-constant",
     ),
     case(lambda x: torch.cat([x]), [(B, 3)], id="cat-one"),
     case(lambda x: torch.cat([x, x[:0]]), [(B, 3)], id="cat-empty"),

@@ -16,7 +16,8 @@ CASES = [
     case(aten._addmm_activation.default, [(3,), (B, 4), (4, 3)]),
     case(
         lambda x: aten._int_mm(x, torch.arange(-16, 16, dtype=torch.int8, device=x.device).reshape(8, 4)),
-        [ints(B, 8, dtype=torch.int8)], id="int_mm",
+        [ints(B, 8, dtype=torch.int8)],
+        id="int_mm",
     ),
     case(aten._add_relu.Tensor, [(B, 5), (B, 5)], alpha=2),
     case(lambda x: aten._is_any_true(x > 1.5), [(B, 5)], id="any"),
@@ -27,9 +28,10 @@ CASES = [
     case(aten._logcumsumexp.default, [(B, S)], 1),
     case(
         lambda x, grid: aten._grid_sampler_2d_cpu_fallback(x, grid.tanh(), 0, 1, False),
-        [(B, 2, 4, 5), (B, S, 3, 2)], id="grid_sampler",
+        [(B, 2, 4, 5), (B, S, 3, 2)],
+        id="grid_sampler",
     ),
-]  # fmt: skip
+]
 
 
 ON_A_CPU = ("mkldnn", "grid_sampler", "int_mm")  # a GPU has no such kernel, or not for so few rows

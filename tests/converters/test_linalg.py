@@ -55,8 +55,13 @@ CASES = [
     *[case(f, [(4, 4)], **FAR, modes=("static",)) for f in (torch.det, Tensor.det, Tensor.slogdet)],
     *[case(regular(f), [(2, B, 3, 3)], rtol=1e-3) for f in (linalg.inv_ex, Tensor.logdet)],
     *[case(regular(f), [(3, 3)], rtol=1e-3) for f in (torch.inverse, Tensor.inverse)],
-    case(lambda x: [linalg.det(A=x), torch.det(input=x), linalg.inv(A=well(x)), torch.inverse(input=well(x))],
-         [(3, 3)], **FAR, modes=("static",), id="by-name"),
+    case(
+        lambda x: [linalg.det(A=x), torch.det(input=x), linalg.inv(A=well(x)), torch.inverse(input=well(x))],
+        [(3, 3)],
+        **FAR,
+        modes=("static",),
+        id="by-name",
+    ),
     case(lambda x: torch.logdet(x), [(64, 2, 2)], **FAR, id="logdet-of-any-sign"),
     case(regular(linalg.slogdet), [(16, 16)], modes=("static",)),
     case(lambda x: linalg.slogdet(x).logabsdet, [(B, 3, 3)], **FAR, id="logabsdet"),
@@ -75,40 +80,60 @@ CASES = [
     case(definite(lambda x: linalg.cholesky(x.tril()), id="cholesky-lower"), [(B, 3, 3)]),
     case(definite(lambda x: linalg.cholesky(x.triu(), upper=True), id="cholesky-upper"), [(B, 3, 3)]),
     *[
-        case(regular(linalg.solve_triangular, upper=upper, left=left, unitriangular=unit),
-             [(B, 3, 3), (B, 3, S) if left else (B, S, 3)], rtol=1e-3, modes=("dynamic",) if unit else ("static",))
-        for upper in (False, True) for left in (False, True) for unit in (False, True)
+        case(
+            regular(linalg.solve_triangular, upper=upper, left=left, unitriangular=unit),
+            [(B, 3, 3), (B, 3, S) if left else (B, S, 3)],
+            rtol=1e-3,
+            modes=("dynamic",) if unit else ("static",),
+        )
+        for upper in (False, True)
+        for left in (False, True)
+        for unit in (False, True)
     ],
     case(regular(linalg.solve_triangular, upper=True), [(3, 3), (B, 3, 2)], rtol=1e-3),
     *[
-        case(lambda b, a, t=t, **kwargs: torch.triangular_solve(b, 3 + a.cos(), transpose=t, **kwargs),
-             [(B, 3, 2), (B, 3, 3)], id=f"triangular_solve-{t}{kwargs}", rtol=1e-3,
-             modes=("static",) if t else ("dynamic",), **kwargs)
-        for t in (False, True) for kwargs in ({}, {"upper": False}, {"unitriangular": True})
+        case(
+            lambda b, a, t=t, **kwargs: torch.triangular_solve(b, 3 + a.cos(), transpose=t, **kwargs),
+            [(B, 3, 2), (B, 3, 3)],
+            id=f"triangular_solve-{t}{kwargs}",
+            rtol=1e-3,
+            modes=("static",) if t else ("dynamic",),
+            **kwargs,
+        )
+        for t in (False, True)
+        for kwargs in ({}, {"upper": False}, {"unitriangular": True})
     ],
     *[
-        case(lambda b, a, upper=upper: torch.cholesky_solve(b, 3 + a.cos(), upper=upper), [(B, 3, 2), (B, 3, 3)],
-             id=f"cholesky_solve-{upper}", rtol=1e-3)
+        case(
+            lambda b, a, upper=upper: torch.cholesky_solve(b, 3 + a.cos(), upper=upper),
+            [(B, 3, 2), (B, 3, 3)],
+            id=f"cholesky_solve-{upper}",
+            rtol=1e-3,
+        )
         for upper in (False, True)
     ],
     case(lambda a: torch.cholesky_inverse(3 + a.cos(), True), [(B, 3, 3)], id="cholesky_inverse", rtol=1e-3),
+    case(lambda x: linalg.tensorinv(well(x.mean(0)).reshape(6, 3, 2), 1), [(B, 6, 6)], id="tensorinv", rtol=1e-3),
     case(
-        lambda x: linalg.tensorinv(well(x.mean(0)).reshape(6, 3, 2), 1), [(B, 6, 6)], id="tensorinv", rtol=1e-3,
-    ),
-    case(
-        lambda x, y: linalg.tensorsolve(well(x.mean(0)).reshape(2, 3, 6), y), [(B, 6, 6), (2, 3)], id="tensorsolve",
+        lambda x, y: linalg.tensorsolve(well(x.mean(0)).reshape(2, 3, 6), y),
+        [(B, 6, 6), (2, 3)],
+        id="tensorsolve",
         rtol=1e-3,
     ),
     case(
-        lambda x, y: linalg.tensorsolve(well(x).reshape(2, 6, 3), y, (0, 2)), [(6, 6), (6,)], id="tensorsolve-dims",
+        lambda x, y: linalg.tensorsolve(well(x).reshape(2, 6, 3), y, (0, 2)),
+        [(6, 6), (6,)],
+        id="tensorsolve-dims",
         rtol=1e-3,
     ),
     # what models do with them
     case(
         lambda points, pose: points @ linalg.inv(torch.eye(4, device=pose.device) * 2 + pose.tanh() / 4).mT,
-        [(B, S, 4), (B, 4, 4)], id="into-camera", rtol=1e-3,
+        [(B, S, 4), (B, 4, 4)],
+        id="into-camera",
+        rtol=1e-3,
     ),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

@@ -100,7 +100,8 @@ CASES = [
     case(torch.baddbmm, [half(1), half(B, 3, 64), half(B, 64, 5)], beta=0, alpha=0.125),
     case(
         lambda x, a, b: torch.baddbmm(x, a, b, alpha=a.shape[1] * 0.125, beta=b.shape[0]),
-        [(B, 1, 5), (B, S, 4), (B, 4, 5)], id="baddbmm-symbolic",
+        [(B, 1, 5), (B, S, 4), (B, 4, 5)],
+        id="baddbmm-symbolic",
     ),
     case(torch.Tensor.baddbmm, [(5,), (B, 3, S), (B, S, 5)]),
     case(torch.addbmm, [(3, 5), (B, 3, S), (B, S, 5)], beta=0.5, alpha=2),
@@ -152,7 +153,7 @@ CASES = [
     case(lambda x: torch.cdist(x, x), [(B, S, 3)], id="cdist-self"),
     case(torch.cdist, [(B, 1, Size("few", 3, 7, 40), 3), (4, Size("many", 2, 5, 33), 3)], rtol=1e-3, atol=1e-3),
     case(lambda x: torch.cdist(x, x.new_ones(30, 3)), [(Size("few", 3, 7, 40), 3)], id="cdist-const", rtol=1e-3),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)
@@ -172,7 +173,7 @@ SCALES = {"mul": lambda q: q * 0.01, "div": lambda q: q / 100, "rmul": lambda q:
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 def test_a_factor_stays_before_the_product(scale, device):
     """300 * 300 * 64 / 100 fits in half precision, 300 * 300 * 64 does not."""
-    row = case(lambda q, k: (scale(q * 0 + 300) @ (k * 0 + 300).mT), [half(B, 3, 64), half(B, 5, 64)], rtol=1e-2)
+    row = case(lambda q, k: scale(q * 0 + 300) @ (k * 0 + 300).mT, [half(B, 3, 64), half(B, 5, 64)], rtol=1e-2)
     check_case(row, "dynamic", device)
 
 
@@ -192,7 +193,7 @@ def test_no_layer_too_many():
 
 
 REFUSED = [
-    (torch.mm, [torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 2).to(torch.int8)], "torch.int8 are not multiplied"),
+    (torch.mm, [torch.ones(2, 3, dtype=torch.int8), torch.ones(3, 2).to(torch.int8)], "torch.int8 are not multiplied")
 ]
 
 

@@ -35,24 +35,32 @@ BATCH = [
     case(trained(nn.BatchNorm1d(6)).half(), [half(B, 6)], id="BatchNorm1d-half"),
     case(nn.BatchNorm2d(6, track_running_stats=False), [(B * 2, 6, S, 5)], id="BatchNorm2d-batch-statistics"),
     case(
-        lambda x: F.batch_norm(x, x.new_tensor([1e3, 2e3]), x.new_tensor([1e-9, 1e-6]), eps=1e-15), [(B, 2, 3, S)],
-        id="small-variance", rtol=1e-3,
+        lambda x: F.batch_norm(x, x.new_tensor([1e3, 2e3]), x.new_tensor([1e-9, 1e-6]), eps=1e-15),
+        [(B, 2, 3, S)],
+        id="small-variance",
+        rtol=1e-3,
     ),
     case(
-        lambda x: F.batch_norm(x, x.new_tensor([1.0, 2.0]), x.new_tensor([0.0, 0.0]), eps=1e-12), [half(B, 2, 3, S)],
-        id="beyond-half", rtol=1e-2, modes=("dynamic",),
+        lambda x: F.batch_norm(x, x.new_tensor([1.0, 2.0]), x.new_tensor([0.0, 0.0]), eps=1e-12),
+        [half(B, 2, 3, S)],
+        id="beyond-half",
+        rtol=1e-2,
+        modes=("dynamic",),
     ),
     case(
         lambda x: torch.batch_norm(x, None, x.new_ones(3), x.new_ones(3), x.new_ones(3) * 4, False, 0.1, 0.5, True),
-        [(B, 3, S)], id="torch.batch_norm",
+        [(B, 3, S)],
+        id="torch.batch_norm",
     ),
     case(
-        lambda x: torch.native_batch_norm(x, None, None, x.new_ones(3), x.new_ones(3), False, 0.1, 0.5)[0], [(B, 3, S)],
+        lambda x: torch.native_batch_norm(x, None, None, x.new_ones(3), x.new_ones(3), False, 0.1, 0.5)[0],
+        [(B, 3, S)],
         id="native_batch_norm",
     ),
     case(
         lambda x: aten._native_batch_norm_legit_no_training(x, None, None, x.new_ones(3), x.new_ones(3), 0.1, 0.5)[0],
-        [(B, 3, S)], id="native_batch_norm_legit_no_training",
+        [(B, 3, S)],
+        id="native_batch_norm_legit_no_training",
     ),
 ]
 
@@ -77,7 +85,8 @@ LAYER = [
     case(lambda x: F.layer_norm(x, x.shape[1:]), [(B, S, 5)], id="layer_norm-dynamic-sizes"),
     case(lambda x, w, b: F.layer_norm(x, (5,), w, b), [(B, S, 5), (5,), (5,)], id="layer_norm-given-weight"),
     case(
-        lambda x: torch.layer_norm(x, (3, 5), x.new_ones(3, 5) * 2, None, 1e-3, False), [(B, 3, 5)],
+        lambda x: torch.layer_norm(x, (3, 5), x.new_ones(3, 5) * 2, None, 1e-3, False),
+        [(B, 3, 5)],
         id="torch.layer_norm",
     ),
     case(lambda x: torch.native_layer_norm(x, (5,), None, None, 1e-3)[0], [(B, S, 5)], id="native_layer_norm"),
@@ -97,21 +106,25 @@ GROUP = [
     case(lambda x, w, b: F.group_norm(x, 2, w, b), [(B, 6, S), (6,), (6,)], id="group_norm-given-weight"),
     case(
         lambda x, w: torch.native_group_norm(x, w, None, x.shape[0], 6, x.shape[2] * 5, 3, 1e-3),
-        [(B, 6, S, 5), (6,)], id="native_group_norm-all",
+        [(B, 6, S, 5), (6,)],
+        id="native_group_norm-all",
     ),
     case(
-        lambda x, w: aten.native_group_norm(x, w, w, 2, 6, 5, 1, 1e-3), [half(2, 6, 5), half(6)],
+        lambda x, w: aten.native_group_norm(x, w, w, 2, 6, 5, 1, 1e-3),
+        [half(2, 6, 5), half(6)],
         id="aten.native_group_norm-all",
     ),
     case(
-        lambda x: torch.native_group_norm(x, None, None, x.shape[0], 6, x.shape[2] * 5, 3, 1e-5)[0], [(B, 6, S, 5)],
+        lambda x: torch.native_group_norm(x, None, None, x.shape[0], 6, x.shape[2] * 5, 3, 1e-5)[0],
+        [(B, 6, S, 5)],
         id="native_group_norm",
     ),
     case(nn.InstanceNorm1d(4), [(B, 4, S)], id="InstanceNorm1d"),
     case(nn.InstanceNorm1d(4), [(4, S)], id="InstanceNorm1d-unbatched"),
     case(trained(nn.InstanceNorm2d(4, eps=0.1, affine=True)), [(B, 4, S, 5)], id="InstanceNorm2d"),
     case(
-        trained(nn.InstanceNorm2d(4, affine=True, track_running_stats=True)), [(B, 4, S, 5)],
+        trained(nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
+        [(B, 4, S, 5)],
         id="InstanceNorm2d-running",
     ),
     case(trained(nn.InstanceNorm3d(4, affine=True)).half(), [half(B, 4, 2, S, 5)], id="InstanceNorm3d-half"),
@@ -151,11 +164,13 @@ OTHER = [
     case(F.normalize, [half(B, 7, S)], 3.0, -1, 1e-6),
     case(lambda x, m, v: F.batch_norm(x, m, v.abs(), eps=1e-2), [(B, 3, S, 4), (3,), (3,)], id="batch_norm-statistics"),
     case(
-        lambda x, m, v, w, b: F.batch_norm(x, m, v.abs(), w, b, eps=1e-2), [(B, 3), (3,), (3,), (3,), (3,)],
+        lambda x, m, v, w, b: F.batch_norm(x, m, v.abs(), w, b, eps=1e-2),
+        [(B, 3), (3,), (3,), (3,), (3,)],
         id="batch_norm-all-computed",
     ),
     case(
-        lambda x, w: F.batch_norm(x, w.new_zeros(3), w.new_ones(3) * 2, w), [half(B, 3, S), half(3)],
+        lambda x, w: F.batch_norm(x, w.new_zeros(3), w.new_ones(3) * 2, w),
+        [half(B, 3, S), half(3)],
         id="batch_norm-weight",
     ),
 ]

@@ -65,7 +65,13 @@ AVERAGE = [
     case(F.avg_pool2d, [bf16(B, 3, S, 9)], 3, 2, 1, count_include_pad=False),
     *(
         case(
-            F.avg_pool2d, [make(B, 3, *sizes)], (3, 2), (2, 3), (1, 1), ceil_mode=True, count_include_pad=count,
+            F.avg_pool2d,
+            [make(B, 3, *sizes)],
+            (3, 2),
+            (2, 3),
+            (1, 1),
+            ceil_mode=True,
+            count_include_pad=count,
             divisor_override=divisor,
         )
         for make, sizes in ((lambda *s: Data(s), (S, 9)), (lambda *s: Data(s), (8, 6)), (half, (S, 6)))
@@ -116,15 +122,17 @@ ADAPTIVE = [
 UNPOOL = [
     case(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2), [(B, 3, 6, 8)], id="max_unpool2d"),
     case(
-        lambda x: F.max_unpool1d(*F.max_pool1d(x, 3, return_indices=True), 3, output_size=(11,)), [(3, 10)],
+        lambda x: F.max_unpool1d(*F.max_pool1d(x, 3, return_indices=True), 3, output_size=(11,)),
+        [(3, 10)],
         id="max_unpool1d",
     ),
     case(
-        lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2), [half(B, 2, 4, 6, 2)], id="max_unpool3d",
+        lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), 2), [half(B, 2, 4, 6, 2)], id="max_unpool3d"
     ),
     case(
         lambda x, i: F.max_unpool2d(x, i + torch.arange(0, 20, 5, device=i.device).view(2, 2), 2, output_size=(4, 5)),
-        [(B, 3, 2, 2), ints(B, 3, 2, 2, low=0, high=5)], id="max_unpool2d-given",
+        [(B, 3, 2, 2), ints(B, 3, 2, 2, low=0, high=5)],
+        id="max_unpool2d-given",
     ),
 ]
 

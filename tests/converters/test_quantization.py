@@ -19,11 +19,12 @@ CASES = [
         lambda x: torch.fake_quantize_per_tensor_affine(
             x, torch.tensor(0.07, device=x.device), torch.tensor(5, dtype=torch.int32, device=x.device), -10, 20
         ),
-        [(B, 3, S)], id="scale-tensor",
+        [(B, 3, S)],
+        id="scale-tensor",
     ),
     case(torch.ops.aten.fake_quantize_per_tensor_affine.default, [(B, 3)], 0.07, 5, -10, 20),
     case(per_channel, [(B, 3, S)], id="per-channel"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

@@ -49,9 +49,7 @@ def one_direction(reverse):
     weights = [p.detach() for p in module.parameters()]
 
     def call(x, hidden, cell):
-        return torch.mkldnn_rnn_layer(
-            x, *weights, hidden, cell, reverse, [], 2, 4, 1, True, False, False, False
-        )[:3]  # fmt: skip
+        return torch.mkldnn_rnn_layer(x, *weights, hidden, cell, reverse, [], 2, 4, 1, True, False, False, False)[:3]
 
     return call
 
@@ -94,7 +92,8 @@ CASES = [
     case(With(LSTM(4, 4), lambda m, x: m(*m(x))[0]), [(S, B, 4)], id="LSTM-twice"),
     case(
         With(LSTM(3, 4), lambda m, x: m(x.flip(0), (x[:1, :, :1].repeat(1, 1, 4),) * 2)),
-        [(S, B, 3)], id="LSTM-computed-state",
+        [(S, B, 3)],
+        id="LSTM-computed-state",
     ),
     case(LSTMCell(3, 4), [(B, 3)], id="LSTMCell"),
     case(With(LSTMCell(3, 4), lambda m, x, h, c: m(x, (h, c))), [(B, 3), (B, 4), (B, 4)], id="LSTMCell-started"),
@@ -107,7 +106,7 @@ CASES = [
     case(one_direction(True), [(S, B, 3), (1, B, 4), (1, B, 4)], id="mkldnn_rnn_layer-reverse"),
     unrolled(LSTMCell(3, 4), lambda state: state[0]),
     unrolled(GRUCell(3, 4)),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

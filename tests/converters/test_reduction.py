@@ -80,7 +80,8 @@ EXTREMES = [
     case(lambda x: x.max(dim=1)[1] * 2 + x.min(1).indices, [(B, 3)], id="named"),
     case(
         lambda x: [x.sum().max(0), x.sum().argmin(), x.sum().amax(-1), x.sum().argmax(0, keepdim=True)],
-        [(B, 3)], id="0d",
+        [(B, 3)],
+        id="0d",
     ),
     case(torch.argmax, [(4096,)]),
     case(aten.max.dim, [(B, 3)], 1, id="aten.max.dim"),

@@ -77,15 +77,16 @@ LINEAR = [
     case(F.interpolate, [half(B, 3, 7, 9)], scale_factor=0.7, mode="bicubic"),
     case(F.interpolate, [bf16(B, 3, S, 5)], None, 2, "bilinear", True),
     case(
-        lambda x, y: F.interpolate(x, size=y.shape[-2:], mode="bilinear"), [(B, 3, 5, 6), (S, 11)],
-        id="to-another-size",
+        lambda x, y: F.interpolate(x, size=y.shape[-2:], mode="bilinear"), [(B, 3, 5, 6), (S, 11)], id="to-another-size"
     ),
     case(
-        lambda x, y: F.interpolate(x, y.shape[-2:], mode="bilinear", align_corners=True), [(B, 3, 5, 6), (S, 11)],
+        lambda x, y: F.interpolate(x, y.shape[-2:], mode="bilinear", align_corners=True),
+        [(B, 3, 5, 6), (S, 11)],
         id="to-another-size-aligned",
     ),
     case(
-        lambda x, y: F.interpolate(x, y.shape[0], mode="linear", align_corners=True), [(3, 2, S), (B,)],
+        lambda x, y: F.interpolate(x, y.shape[0], mode="linear", align_corners=True),
+        [(3, 2, S), (B,)],
         id="to-maybe-one-aligned",
     ),
     case(nn.Upsample(scale_factor=2, mode="bilinear"), [(B, 3, S, 6)], id="Upsample"),
@@ -181,7 +182,8 @@ DYNAMIC = [
     factors(0.0, mode="bicubic"),
     *[
         case(F.interpolate, [(B, 3, H, W, S)[: 2 + n]], mode="nearest", scale_factor=scale, id=f"nearest-{n}-{scale}")
-        for n in (1, 2, 3) for scale in (1.02, 2.05)  # sizes stay, or double
+        for n in (1, 2, 3)
+        for scale in (1.02, 2.05)  # sizes stay, or double
     ],
     factors(mode="bilinear", recompute_scale_factor=True),
     *[
@@ -194,11 +196,15 @@ DYNAMIC = [
             dict(scale_factor=(0.7, 1.5), antialias=True),
         )
     ],
-    case(lambda x, y: F.interpolate(x, y.shape[2:], mode="bicubic", antialias=True),
-         [(B, 3, H, 9), (1, 1, S, 4)], id="antialias-to-another", modes=("dynamic",)),
+    case(
+        lambda x, y: F.interpolate(x, y.shape[2:], mode="bicubic", antialias=True),
+        [(B, 3, H, 9), (1, 1, S, 4)],
+        id="antialias-to-another",
+        modes=("dynamic",),
+    ),
     case(nn.Upsample(scale_factor=1.5, mode="bicubic"), [(B, 3, H, W)], id="Upsample-bicubic", modes=("dynamic",)),
     case(lambda x: F.interpolate(x, scale_factor=5 / x.shape[2], mode="linear"), [(B, 3, S)], id="to-5"),
-]  # fmt: skip
+]
 
 
 @parametrize(DYNAMIC)
@@ -207,10 +213,13 @@ def test_dynamic(row, mode, device):
 
 
 ROUNDED = {
-    "up to a part": lambda n: torch.sym_int(n / 49 * 49), "smaller": lambda n: torch.sym_int(n * 0.7),
-    "falling": lambda n: 4000 - torch.sym_int(n * 0.37), "with an offset": lambda n: torch.sym_int((n + 1) / 3 * 2) + 1,
-    "square": lambda n: torch.sym_int(n * n / 7.3) // 900 + 1, "root": lambda n: torch.sym_int(torch.sym_sqrt(n)),
-}  # fmt: skip
+    "up to a part": lambda n: torch.sym_int(n / 49 * 49),
+    "smaller": lambda n: torch.sym_int(n * 0.7),
+    "falling": lambda n: 4000 - torch.sym_int(n * 0.37),
+    "with an offset": lambda n: torch.sym_int((n + 1) / 3 * 2) + 1,
+    "square": lambda n: torch.sym_int(n * n / 7.3) // 900 + 1,
+    "root": lambda n: torch.sym_int(torch.sym_sqrt(n)),
+}
 
 
 @pytest.mark.parametrize("last", [64, 65, 3000, 7000])
@@ -250,9 +259,7 @@ def test_twice_as_large_is_one_layer(mode, align_corners):
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [
-        (lambda x: F.interpolate(x.to(torch.uint8), (5, 5), mode="bilinear"), "only by 'nearest'"),
-    ],
+    [(lambda x: F.interpolate(x.to(torch.uint8), (5, 5), mode="bilinear"), "only by 'nearest'")],
 )
 def test_refused(function, message):
     with pytest.raises(UnsupportedError, match=message):

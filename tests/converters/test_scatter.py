@@ -38,34 +38,35 @@ WRITTEN = [
     case(lambda x, i: x.scatter(1, i, 2.5), [(B, 3), index(B, 1)], id="scatter-value-position", modes=("static",)),
     case(lambda x, i: x.scatter(1, i[: x.shape[0]], True), [bools(B, 3), index(4, 1)], id="scatter-bool"),
     case(
-        lambda x, y: x.scatter(0, torch.tensor([[2, 0]], device=x.device), y),
-        [(3, 4), (1, 2)], id="scatter-constant",
+        lambda x, y: x.scatter(0, torch.tensor([[2, 0]], device=x.device), y), [(3, 4), (1, 2)], id="scatter-constant"
     ),
     case(lambda x, y: x.scatter(0, torch.tensor(0, device=x.device), y), [(), ()], id="scatter-0d"),
     case(lambda x, y: (x * 2).scatter_(1, order(x, 1), x + y), [(B, 4), (4,)], id="scatter_"),
     case(
-        lambda x, y: torch.index_copy(x, 1, torch.tensor([2, 0], device=x.device), y),
-        [(B, 4), (B, 2)], id="index_copy",
+        lambda x, y: torch.index_copy(x, 1, torch.tensor([2, 0], device=x.device), y), [(B, 4), (B, 2)], id="index_copy"
     ),
     case(
-        lambda x, y, i: x.index_copy(-1, i.argsort(), y),
-        [half(2, 3, 4), half(2, 3, 4), (4,)], id="index_copy-computed",
+        lambda x, y, i: x.index_copy(-1, i.argsort(), y), [half(2, 3, 4), half(2, 3, 4), (4,)], id="index_copy-computed"
     ),
     case(
         lambda x, y: x.index_copy(0, torch.tensor([1], device=x.device), y),
-        [ints(3, S), ints(1, S)], id="index_copy-rows",
+        [ints(3, S), ints(1, S)],
+        id="index_copy-rows",
     ),
     case(lambda x: torch.index_fill(x, 1, torch.tensor([0, -1], device=x.device), 2.5), [(B, 4)], id="index_fill"),
     case(lambda x, i: x.index_fill(0, i, -1), [ints(S, 3), index(2, low=-3)], id="index_fill-computed"),
     case(
         lambda x, v: x.index_fill(1, torch.tensor([1], device=x.device), v),
-        [half(B, 3, 2), half()], id="index_fill-tensor",
+        [half(B, 3, 2), half()],
+        id="index_fill-tensor",
     ),
     case(lambda x: x.diagonal_scatter(x.new_tensor([1, 2, 3]), 1), [(3, 5)], id="diagonal_scatter"),
     case(lambda x, y: torch.diagonal_scatter(x, y, -1, 2, 0), [(4, B, 3), (B, 2)], id="diagonal_scatter-batched"),
     case(
         lambda x, y: x.diagonal_scatter(y, offset=0, dim1=1, dim2=2),
-        [(B, S, S), (B, S)], id="diagonal_scatter-dynamic", modes=("static",),
+        [(B, S, S), (B, S)],
+        id="diagonal_scatter-dynamic",
+        modes=("static",),
     ),
     case(lambda x, y: torch.select_scatter(x, y, 1, -2), [(B, S, 3), (B, 3)], id="select_scatter"),
     case(lambda x, y: x.select_scatter(y, dim=0, index=0), [ints(3, S), ints(S)], id="select_scatter-first"),
@@ -74,12 +75,12 @@ WRITTEN = [
     case(lambda x, y: x.slice_scatter(y, 1, 1, None, 2), [half(B, 6), half(B, 3)], id="slice_scatter-step"),
     case(lambda x: x.slice_scatter(x[::2] * 2, 0, 0, 99, 2), [(S, 3)], id="slice_scatter-step-dynamic"),
     case(
-        lambda x, y: torch.index_put(x, (torch.tensor([2, 0], device=x.device),), y),
-        [(3, S), (2, S)], id="index_put",
+        lambda x, y: torch.index_put(x, (torch.tensor([2, 0], device=x.device),), y), [(3, S), (2, S)], id="index_put"
     ),
     case(
         lambda x, y: x.index_put((x.new_tensor([[0], [1]]).long(), x.new_tensor([2, -1, 0]).long()), y),
-        [(2, 4, S), (2, 3, S)], id="index_put-pair",
+        [(2, 4, S), (2, 3, S)],
+        id="index_put-pair",
     ),
     case(lambda x: x.index_put((x > 0,), torch.tensor(0.5, device=x.device)), [(B, 3)], id="index_put-mask"),
     case(lambda x, y: x.index_put((y > 0,), x[0, :1], accumulate=True), [(B, 3), (B, 3)], id="index_put-mask-adding"),
@@ -93,25 +94,30 @@ ADDED = [
     case(lambda x, i, y: torch.scatter_add(x, 1, i[: x.shape[0]], y), [(B, 3), index(4, 5), (4, 5)], id="scatter_add"),
     case(
         lambda x, i, y: x.scatter_add(dim=0, index=i, src=y),
-        [half(3, 4), index(5, 4), half(6, 7)], id="scatter_add-larger",
+        [half(3, 4), index(5, 4), half(6, 7)],
+        id="scatter_add-larger",
     ),
     case(lambda x, i, y: x.scatter_add(-1, i, y), [ints(3, 4), index(2, 5), ints(2, 5)], id="scatter_add-fewer-rows"),
     case(
         lambda x, y: x.scatter_add(0, torch.tensor([[0, 1], [0, 1]], device=x.device), y),
-        [(2, 2), (2, 2)], id="scatter_add-constant",
+        [(2, 2), (2, 2)],
+        id="scatter_add-constant",
     ),
     case(lambda x, i, y: (x + 1).scatter_add_(0, i, y), [(3, 2), index(4, 2), (4, 2)], id="scatter_add_"),
     *[
         case(
             lambda x, i, y, r=r, s=s: x.scatter_reduce(1, i, y, r, include_self=s),
-            [(3, 4), index(3, 5), (3, 5)], id=f"scatter_reduce-{r}-{s}",
+            [(3, 4), index(3, 5), (3, 5)],
+            id=f"scatter_reduce-{r}-{s}",
         )
-        for r in ("sum", "prod", "mean", "amax", "amin") for s in (True, False)
+        for r in ("sum", "prod", "mean", "amax", "amin")
+        for s in (True, False)
     ],
     *[
         case(
             lambda x, i, y, r=r: torch.scatter_reduce(x, 1, i, y, reduce=r),
-            [ints(3, 4), index(3, 5), ints(3, 5)], id=f"scatter_reduce-int-{r}",
+            [ints(3, 4), index(3, 5), ints(3, 5)],
+            id=f"scatter_reduce-int-{r}",
         )
         for r in ("sum", "prod", "mean", "amax", "amin")
     ],
@@ -120,23 +126,27 @@ ADDED = [
     case(lambda x, i, y: torch.index_add(x, 1, i, y), [(B, 3, 2), index(5), (B, 5, 2)], id="index_add"),
     case(
         lambda x, i, y: x.index_add(dim=0, index=i, source=y, alpha=2),
-        [half(3, S), index(4), half(4, S)], id="index_add-alpha",
+        [half(3, S), index(4), half(4, S)],
+        id="index_add-alpha",
     ),
     case(
         lambda x, y: x.index_add(-1, torch.tensor([1, 1, 0], device=x.device), y),
-        [ints(B, 2), ints(B, 3)], id="index_add-constant",
+        [ints(B, 2), ints(B, 3)],
+        id="index_add-constant",
     ),
     case(lambda x, i, y: (x * 1).index_add_(0, i, y), [(3,), index(4), (4,)], id="index_add_"),
     *[
         case(
             lambda x, i, y, r=r: x.index_reduce(1, i, y, r, include_self=False),
-            [(2, 4), index(5), (2, 5)], id=f"index_reduce-{r}",
+            [(2, 4), index(5), (2, 5)],
+            id=f"index_reduce-{r}",
         )
         for r in ("prod", "mean", "amax", "amin")
     ],
     case(
         lambda x, i, y: x.index_put((i, torch.tensor([0, -1, 0, 1], device=x.device)), y, accumulate=True),
-        [(3, 4, S), index(4, low=-3), (4, S)], id="index_put-adding",
+        [(3, 4, S), index(4, low=-3), (4, S)],
+        id="index_put-adding",
     ),
     case(lambda x, i, y: x.put(i, y, accumulate=True), [(2, 3), index(2, 2, low=-3), (2, 2)], id="put-adding"),
     case(lambda x, i, y: x.scatter_add(0, i, y.log()), [(3, 2), index(3, 2), (3, 2)], id="scatter_add-infinities"),
@@ -151,14 +161,17 @@ MASKED = [
     case(lambda x, y: (x * 1).masked_scatter_(x > 0, y), [half(B, S), half(B, S)], id="masked_scatter_"),
     case(
         lambda x, i, y: x.masked_scatter((i == 0).unsqueeze(-1).expand_as(x), y),
-        [(B, S, 4), index(B, S), (B, S, 4)], id="masked_scatter-rows",
+        [(B, S, 4), index(B, S), (B, S, 4)],
+        id="masked_scatter-rows",
     ),
     case(
-        lambda x, i, y: x.masked_scatter((i == 0).unsqueeze(-1), y), [half(2, 5, 4), index(2, 5), half(5, 8)],
+        lambda x, i, y: x.masked_scatter((i == 0).unsqueeze(-1), y),
+        [half(2, 5, 4), index(2, 5), half(5, 8)],
         id="masked_scatter-rows-of-other-sizes",
     ),
     case(
-        lambda x, y: x.masked_scatter(torch.tensor([True, False, True], device=x.device), y), [(B, 3), (B * 2,)],
+        lambda x, y: x.masked_scatter(torch.tensor([True, False, True], device=x.device), y),
+        [(B, 3), (B * 2,)],
         id="masked_scatter-constant",
     ),
     case(lambda x, y: x.masked_scatter(x.isnan(), y), [(B, 3), (0,)], id="masked_scatter-nothing"),

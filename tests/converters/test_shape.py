@@ -118,7 +118,8 @@ AGAIN = [
     case(lambda x: x.exp().as_strided((x.shape[0] * 2 - 1, 6), (3, 1)), [(B, 6)], id="as_strided-windows"),
     case(torch.as_strided_scatter, [(3, 4), (2, 3)], (2, 3), (5, 1), 2),
     case(
-        lambda x, y: x.as_strided_scatter(y, (x.shape[0], 2), (x.shape[1], 1), 1), [ints(B, S), ints(B, 2)],
+        lambda x, y: x.as_strided_scatter(y, (x.shape[0], 2), (x.shape[1], 1), 1),
+        [ints(B, S), ints(B, 2)],
         id="as_strided_scatter-dynamic",
     ),
     case(lambda x: torch.atleast_3d(x)[..., 0].numel() + x.stride(0) + x.dim() + x, [(3, 4)], id="metadata"),
@@ -210,7 +211,9 @@ DYNAMIC_WINDOWS = [
     *[
         case(
             lambda x, options=options: F.fold(F.unfold(x, **options), x.shape[-2:], **options),
-            [shape], modes=("dynamic",), id=f"fold-{name}",
+            [shape],
+            modes=("dynamic",),
+            id=f"fold-{name}",
         )
         for name, shape, options in (
             ("even", (B, 3, H, W), dict(kernel_size=3, padding=1)),
@@ -219,11 +222,14 @@ DYNAMIC_WINDOWS = [
         )
     ],
     case(
-        lambda x, y: torch.cat([x, y], 1).as_strided((x.shape[0], 2, x.shape[1] + y.shape[1] - 1),
-                                                     (x.shape[1] + y.shape[1], 1, 1)),
-        [(B, H), (B, Size("P", 1, 2, 3))], modes=("dynamic",), id="as_strided-sum",
+        lambda x, y: torch.cat([x, y], 1).as_strided(
+            (x.shape[0], 2, x.shape[1] + y.shape[1] - 1), (x.shape[1] + y.shape[1], 1, 1)
+        ),
+        [(B, H), (B, Size("P", 1, 2, 3))],
+        modes=("dynamic",),
+        id="as_strided-sum",
     ),
-]  # fmt: skip
+]
 
 
 @parametrize(DYNAMIC_WINDOWS)

@@ -38,7 +38,7 @@ CASES = [
     case(Tensor.logsumexp, [ints(B, 3)], dim=1),
     case(special.logsumexp, [(B, 3, S)], dim=[1, 2], keepdim=True),
     case(F.cross_entropy, [(B, 5), floats(B, 5)], modes=("static",)),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

@@ -60,15 +60,19 @@ CASES = [
     case(values(torch.median), [ints(B, 9)], 1),
     case(
         lambda x: [*x.sum().sort(), *x.sum().topk(1), *x.sum().kthvalue(1), x.sum().median(), x.sum().argsort(0)],
-        [(B, 3)], id="0d",
+        [(B, 3)],
+        id="0d",
     ),
     case(lambda x: x.sort(1).values + x.sort(1)[1], [(B, 3)], id="named"),
     case(aten.topk.default, [(B, 9)], 2, id="aten.topk"),
     case(aten.sort.default, [(B, 9)], -1, True, id="aten.sort"),
     case(aten.sort.stable, [(B, 9)], stable=False, dim=1, id="aten.sort.stable"),
     # equal elements in order
-    *[case(torch.sort, [ints(B, 9, S, low=0, high=4)], dim=d, descending=down, stable=True)
-      for d in (1, -1) for down in (False, True)],
+    *[
+        case(torch.sort, [ints(B, 9, S, low=0, high=4)], dim=d, descending=down, stable=True)
+        for d in (1, -1)
+        for down in (False, True)
+    ],
     *[case(Tensor.sort, [ints(B, 9, low=0, high=4, dtype=d)], stable=True) for d in (torch.int32, torch.uint8)],
     case(torch.sort, [bools(B, 9)], stable=True, descending=True),
     case(lambda x: x.round().sort(stable=True), [(B, S)], id="sort-stable-float"),
@@ -79,7 +83,7 @@ CASES = [
     case(aten.argsort.stable, [ints(B, 9, low=0, high=4)], stable=True, dim=1, id="aten.argsort.stable"),
     case(torch.msort, [(39, B)]),
     case(lambda x: [*x.sum().sort(stable=True), *x[:1].sort(dim=0, stable=True)], [(B, 3)], id="stable-of-one"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

@@ -48,8 +48,17 @@ CASES = [
     *[
         case(f, [floats(B, 3)], modes=("static",))
         for f in (
-            Tensor.lgamma, special.gammaln, Tensor.digamma, special.digamma, special.psi, Tensor.i0, special.i0,
-            aten.lgamma.default, aten.digamma.default, aten.special_i1e.default, aten.special_erfcx.default,
+            Tensor.lgamma,
+            special.gammaln,
+            Tensor.digamma,
+            special.digamma,
+            special.psi,
+            Tensor.i0,
+            special.i0,
+            aten.lgamma.default,
+            aten.digamma.default,
+            aten.special_i1e.default,
+            aten.special_erfcx.default,
         )
     ],
     *[
@@ -71,17 +80,20 @@ CASES = [
     # distributions
     case(
         lambda x: torch.distributions.Normal(x.new_zeros(()), x.new_ones(()), validate_args=False).icdf(x),
-        [floats(B, 9, low=0.01, high=0.99)], id="Normal.icdf",
+        [floats(B, 9, low=0.01, high=0.99)],
+        id="Normal.icdf",
     ),
     case(
         lambda a, x: torch.distributions.Beta(a, a + 1, validate_args=False).log_prob(x),
-        [floats(B, 9), floats(B, 9, low=0.1, high=0.9)], id="Beta.log_prob",
+        [floats(B, 9), floats(B, 9, low=0.1, high=0.9)],
+        id="Beta.log_prob",
     ),
     case(
-        lambda a: torch.distributions.Dirichlet(a, validate_args=False).entropy(), [floats(B, 9)],
+        lambda a: torch.distributions.Dirichlet(a, validate_args=False).entropy(),
+        [floats(B, 9)],
         id="Dirichlet.entropy",
     ),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)
@@ -117,8 +129,6 @@ def test_frexp_of_special_values(device):
 def test_higher_derivatives_are_refused():
     with pytest.raises(TraceError, match=r"polygamma: n=2: digamma \(0\) and its first derivative \(1\)"):
         torch2rt(Call(Tensor.polygamma, (2,)), [torch.rand(3)])
-
-
 
 
 CHEBYSHEV = [

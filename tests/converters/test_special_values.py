@@ -186,9 +186,21 @@ PLANES = [
     row(lambda x: F.softmin(x, -1), "softmin"),
 ]
 SIGNED = {
-    "neg", "abs", "atan2", "copysign", "copysign-number", "floor", "ceil", "trunc", "round", "mul", "div", "reciprocal",
-    *(f"fmod-{n}" for n in (1.3, -2.5, 1, INF)), "fmod",
-}  # fmt: skip
+    "neg",
+    "abs",
+    "atan2",
+    "copysign",
+    "copysign-number",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "mul",
+    "div",
+    "reciprocal",
+    *(f"fmod-{n}" for n in (1.3, -2.5, 1, INF)),
+    "fmod",
+}
 
 
 def numbers(dtype, short=False):
@@ -223,16 +235,19 @@ def inputs_planes(dtype):
     return (x.to(dtype),)
 
 
-SMOOTH = {
-    "softmax", "log_softmax", "logsumexp", "logaddexp", "logcumsumexp", "avg_pool2d", "adaptive_avg_pool2d", "lerp",
-    "gelu", "gelu-tanh", "silu", "mish", "tanhshrink", "sin", "cos", "tan", "elu", "elu-0.5", "celu-2", "selu", "erfc",
-    "logsigmoid", "softplus", "softplus-2.5", "exp", "sigmoid", "hardswish", "hardsigmoid", "hardtanh-sum", "softmin",
-    "hardsigmoid-gate", "layer_norm", "glu", "log1p", "expm1", "logit", "log", "log2", "log10", "acosh", "acos", "sinc",
-}  # fmt: skip
+SMOOTH = """
+    softmax log_softmax logsumexp logaddexp logcumsumexp avg_pool2d adaptive_avg_pool2d lerp gelu gelu-tanh silu
+    mish tanhshrink sin cos tan elu elu-0.5 celu-2 selu erfc logsigmoid softplus softplus-2.5 exp sigmoid
+    hardswish hardsigmoid hardtanh-sum softmin hardsigmoid-gate layer_norm glu log1p expm1 logit log log2 log10
+    acosh acos sinc
+""".split()
 
 TABLES = {
-    "one": (ONE, inputs_one), "two": (TWO, inputs_two), "rows": (ROWS, inputs_rows), "planes": (PLANES, inputs_planes)
-}  # fmt: skip
+    "one": (ONE, inputs_one),
+    "two": (TWO, inputs_two),
+    "rows": (ROWS, inputs_rows),
+    "planes": (PLANES, inputs_planes),
+}
 
 
 class Together(torch.nn.Module):
@@ -286,8 +301,9 @@ def test_nan_may_be_ignored(device):
     for function, expected in (
         (F.relu6, [[0, 1, 2, 6], [0.5, 0, 6, 0]]),
         (lambda x: x.clamp_min(0.75), [[0.75, 1, 2, 7], [0.75, 0.75, 7, 0.75]]),
-        (lambda x: F.max_pool2d(x, 2), [[1.0, 7.0]]), (lambda x: x.amax(2), [0.5, 1, 7, 7]),
-    ):  # fmt: skip
+        (lambda x: F.max_pool2d(x, 2), [[1.0, 7.0]]),
+        (lambda x: x.amax(2), [0.5, 1, 7, 7]),
+    ):
         ignoring, keeping = (torch2rt(Call(function), [x], nan=nan, verify=False) for nan in ("ignore", "keep"))
         assert ignoring.network.num_layers < keeping.network.num_layers
         lost = ignoring.reference()(x)

@@ -43,8 +43,12 @@ def chosen(function):
 
 QUANTILES = [
     *[
-        case(lambda x, q=Q, **kwargs: torch.quantile(x, x.new_tensor(q), -1, **kwargs), [(B, 3, S)], interpolation=i,
-             id=f"quantile-{i}")
+        case(
+            lambda x, q=Q, **kwargs: torch.quantile(x, x.new_tensor(q), -1, **kwargs),
+            [(B, 3, S)],
+            interpolation=i,
+            id=f"quantile-{i}",
+        )
         for i in INTERPOLATIONS
     ],
     case(torch.quantile, [(B, 3, S)], 0.3, 1),
@@ -63,7 +67,7 @@ QUANTILES = [
     holes(torch.nanquantile, 0.7, 1, bound=9, id="nanquantile-nothing"),
     case(lambda x: x.nanquantile(x.new_tensor(Q), 1, interpolation="higher"), [(B, 5, 2)], id="nanquantile-several"),
     *[holes(torch.quantile, 0.7, dim, shape=(B, 3, 2)) for dim in (1, None)],
-]  # fmt: skip
+]
 
 MEDIANS = [
     case(torch.nanmedian, [(B, 3, S)], -1),
@@ -82,7 +86,7 @@ MEDIANS = [
     holes(lambda x: torch.nanmedian(x, -1)[0], bound=9, id="nanmedian-nothing"),
     case(lambda x: torch.masked.median(x, 1, mask=x > -1), [(B, 9)], id="masked.median"),
     case(lambda x: torch.masked.median(x, -1, keepdim=True, mask=x < 9), [(B, S)], id="masked.median-all"),
-]  # fmt: skip
+]
 
 
 MODES = [
@@ -94,7 +98,7 @@ MODES = [
     case(chosen(lambda x, *args: torch.mode(x.round(), *args)), [Data((B, S))], id="mode-float"),
     case(lambda x: [*x.sum().mode()], [(B, 3)], id="mode-0d"),
     case(lambda x: Tensor.mode(x, dim=0, keepdim=True).values, [ints(S, 3, low=0, high=3)], id="Tensor.mode"),
-]  # fmt: skip
+]
 
 
 @parametrize(MODES)

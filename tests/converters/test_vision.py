@@ -43,28 +43,42 @@ PROPER = [CORNERS[0], CORNERS[1], CORNERS[4]]
 BILINEAR = [
     case(on_rois(ops.roi_align), [(B, 3, 9, S), uniform(K, 5)], 2, 1.0, 2),
     case(on_rois(ops.roi_align), [(B, 3, S, 10), uniform(K, 5)], (3, 2), 0.7, 3, True),
-    case(on_rois(ops.roi_align), [(2, 5, 9, 10), uniform(7, 5)], output_size=[2, 4], spatial_scale=0.5,
-         sampling_ratio=1, aligned=False),
+    case(
+        on_rois(ops.roi_align),
+        [(2, 5, 9, 10), uniform(7, 5)],
+        output_size=[2, 4],
+        spatial_scale=0.5,
+        sampling_ratio=1,
+        aligned=False,
+    ),
     case(on_rois(ops.roi_align), [(B, 3, 1, S), uniform(K, 5)], 2, 0.8, 2, id="roi_align-one-row"),
     case(on_rois(ops.RoIAlign((3, 2), 0.6, 2, aligned=True).forward), [(B, 3, 7, S), uniform(K, 5)], id="RoIAlign"),
     case(
-        lambda x, a, b: ops.roi_align(x, [a, b * 4], (1, 3), 0.9, 2), [(2, 3, S, 7), (K, 4), (3, 4)],
+        lambda x, a, b: ops.roi_align(x, [a, b * 4], (1, 3), 0.9, 2),
+        [(2, 3, S, 7), (K, 4), (3, 4)],
         id="roi_align-list",
     ),
     case(
         lambda x, b: torch.ops.torchvision.roi_align.default(x, b * 5, 1.0, 2, 3, 2, True),
-        [(1, 3, 7, S), floats(K, 5, low=0.0, high=0.19)], id="roi_align-default",
+        [(1, 3, 7, S), floats(K, 5, low=0.0, high=0.19)],
+        id="roi_align-default",
     ),
     *[
         case(
-            lambda x, *rest: ops.roi_align(x, x.new_tensor(CORNERS), *rest), [(2, 3, S, 9)],
-            (3, 2), 0.7, ratio, aligned,
+            lambda x, *rest: ops.roi_align(x, x.new_tensor(CORNERS), *rest),
+            [(2, 3, S, 9)],
+            (3, 2),
+            0.7,
+            ratio,
+            aligned,
             id=f"roi_align-constant-{ratio}-{aligned}",
         )
-        for ratio in (-1, 0, 2) for aligned in (False, True)
+        for ratio in (-1, 0, 2)
+        for aligned in (False, True)
     ],
     case(
-        lambda x: ops.roi_align(x, [x.new_tensor([[0.0, 1, 5, 6]]), x.new_zeros(0, 4)], 2), [(2, 3, S, 9)],
+        lambda x: ops.roi_align(x, [x.new_tensor([[0.0, 1, 5, 6]]), x.new_zeros(0, 4)], 2),
+        [(2, 3, S, 9)],
         id="roi_align-constant-list",
     ),
     case(on_rois(ops.ps_roi_align), [(B, 12, S, 9), uniform(K, 5)], (3, 2), 0.7, 2),
@@ -73,9 +87,10 @@ BILINEAR = [
     case(lambda x: ops.ps_roi_align(x, x.new_tensor(PROPER), (3, 2)), [(2, 6, S, 9)], id="ps_roi_align-constant"),
     case(
         lambda x, b: torch.ops.torchvision.ps_roi_align(x, b * 5, 1.0, 2, 3, 2),
-        [(1, 12, 7, S), floats(K, 5, low=0.0, high=0.19)], id="ps_roi_align-both-results",
+        [(1, 12, 7, S), floats(K, 5, low=0.0, high=0.19)],
+        id="ps_roi_align-both-results",
     ),
-]  # fmt: skip
+]
 
 # torchvision computes positions in half precision where it is given half precision
 HALF = [
@@ -125,13 +140,12 @@ DEFORM = [
     case(deform, [(B, 4, 9, 12), (B, 48, 8, 4), (6, 4, 2, 3)], stride=(1, 3), id="deform-channel-offsets"),
     case(deform, [(B, 6, 9, 10), (B, 36, 9, 10), (4, 3, 1, 3)], padding=(0, 1), id="deform-groups-apart"),
     case(
-        lambda x, o, w, b: deform(x, o, w, bias=b), [(B, 4, 9, 10), (B, 12, 8, 8), (6, 4, 2, 3), (6,)],
-        id="deform-bias",
+        lambda x, o, w, b: deform(x, o, w, bias=b), [(B, 4, 9, 10), (B, 12, 8, 8), (6, 4, 2, 3), (6,)], id="deform-bias"
     ),
     case(Modulated(1), [(B, 4, 9, Size("W", 5, 7, 12))]),
     case(Modulated(2), [(B, 4, S, 11)]),
     case(ops.DeformConv2d(4, 5, 1, bias=False), [(B, 4, 3, S), (B, 2, 3, S)], id="DeformConv2d"),
-]  # fmt: skip
+]
 
 
 def box(*shape):
@@ -171,7 +185,7 @@ BOXES = [
         case(ops.sigmoid_focal_loss, [(B, S), floats(B, S, low=0, high=1)], alpha, gamma, reduction)
         for alpha, gamma, reduction in ((0.25, 2, "none"), (-1, 1.5, "mean"), (0.7, 3, "sum"))
     ],
-]  # fmt: skip
+]
 
 
 def randomized(module):
@@ -205,9 +219,10 @@ MODULES = [
     case(pyramid(extra_blocks=ops.feature_pyramid_network.LastLevelP6P7(6, 6)), MAPS, id="FPN-LastLevelP6P7"),
     case(
         lambda x, b: ops.MultiScaleRoIAlign(["x"], 3, 2)({"x": x}, [b * 8, b * 3], [(64, 48), (60, 48)]),
-        [(2, 3, 16, 12), uniform(K, 4)], id="MultiScaleRoIAlign",
+        [(2, 3, 16, 12), uniform(K, 4)],
+        id="MultiScaleRoIAlign",
     ),
-]  # fmt: skip
+]
 
 
 @parametrize([*BILINEAR, *HALF, *WINDOWS])
@@ -238,7 +253,7 @@ def test_modules(row, mode, device):
         (lambda x, o, w: ops.deform_conv2d(x, o * 9, w * 4), [(2, 4, 8, 9), (2, 12, 7, 7), (3, 4, 2, 3)]),
     ],
     ids=["roi_align", "ps_roi_align", "deform_conv2d"],
-)  # fmt: skip
+)
 def test_positions_of_half_precision_images_are_exact(function, shapes, device):
     """What is sampled in half precision is what float32 samples, where torchvision itself is off by far more."""
     inputs = [Data(shape, torch.float16, 0.0, 0.11).make("opt").to(device) for shape in shapes]
@@ -275,7 +290,7 @@ ERRORS = [
         lambda x, b: ops.MultiScaleRoIAlign(["x", "y"], 2, 2)({"x": x, "y": x[..., ::2, ::2]}, [b[:, 1:]], [(32, 36)]),
         COUNTED,
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("function", "message"), ERRORS)

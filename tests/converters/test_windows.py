@@ -19,8 +19,12 @@ CASES = [
     *[
         row(f"{function.__name__}-whole", lambda x, f=function: f(x, x.shape[2:]), [shape])
         for function, shape in (
-            (F.avg_pool1d, (B, 3, S)), (F.avg_pool2d, (B, 3, H, W)), (F.avg_pool3d, (B, 2, 3, H, W)),
-            (F.max_pool1d, (B, 3, S)), (F.max_pool2d, (B, 3, H, W)), (F.max_pool3d, (B, 2, 3, H, W)),
+            (F.avg_pool1d, (B, 3, S)),
+            (F.avg_pool2d, (B, 3, H, W)),
+            (F.avg_pool3d, (B, 2, 3, H, W)),
+            (F.max_pool1d, (B, 3, S)),
+            (F.max_pool2d, (B, 3, H, W)),
+            (F.max_pool3d, (B, 2, 3, H, W)),
         )
     ],
     row("avg-half", lambda x: F.avg_pool2d(x, x.shape[2:]), [half(B, 3, H, W)]),
@@ -44,14 +48,17 @@ CASES = [
     row("adaptive-max", lambda x: F.adaptive_max_pool2d(x, (x.shape[2] // 2, 3))),
     row("adaptive-max-1d", lambda x: F.adaptive_max_pool1d(x, x.shape[2] // 3 + 1), [(B, 3, S)]),
     *[
-        row(f"adaptive-3d-{indices}", lambda x, i=indices: F.adaptive_max_pool3d(x, (2, x.shape[3] // 2, 3), i),
-            [(B, 2, 3, H, W)])
+        row(
+            f"adaptive-3d-{indices}",
+            lambda x, i=indices: F.adaptive_max_pool3d(x, (2, x.shape[3] // 2, 3), i),
+            [(B, 2, 3, H, W)],
+        )
         for indices in (False, True)
     ],
     row("adaptive-indices", lambda x: F.adaptive_max_pool2d(x, (2, 3), return_indices=True)),
     row("adaptive-indices-one", lambda x: F.adaptive_max_pool1d(x, 1, True), [(B, 3, S)]),
     row("adaptive-indices-some", lambda x: F.adaptive_max_pool2d(x, (x.shape[2] // 2, None), True)),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

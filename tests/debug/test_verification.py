@@ -88,11 +88,16 @@ FAULTS = {  # a model, an example, the call that is wrong, how, which of them, a
     "convolutions": (convolutions(), torch.randn(2, 3, 7, 9), F.relu, plus(1e-4), 1, "1.2"),
     "a fused norm": (convolutions(), torch.randn(2, 3, 7, 9), torch.conv2d, times(0.999), 2, "2.1"),
     "attention": (
-        encoder(), torch.randn(2, 5, 8), F.scaled_dot_product_attention, times(1.001), 1, "layers.1.self_attn"
+        encoder(),
+        torch.randn(2, 5, 8),
+        F.scaled_dot_product_attention,
+        times(1.001),
+        1,
+        "layers.1.self_attn",
     ),
     "float16": (network().half(), torch.randn(3, 6).half(), F.gelu, times(1.5), 1, "2"),
     "bfloat16": (network().bfloat16(), torch.randn(3, 6).bfloat16(), F.gelu, times(3.0), 1, "2"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -206,9 +211,13 @@ def test_nested_results_and_arguments():
         return {"a": (x + more["y"], [more["y"] * 2, None]), "n": 3, "same": x + more["y"], "size": x.shape[0]}
 
     model_trt = torch2rt(
-        module(forward), [torch.randn(2, 3)], kwargs={"more": {"y": torch.randn(3)}},
-        min_shapes=[(1, 3), (3,)], max_shapes=[(4, 3), (3,)], verify="range",
-    )  # fmt: skip
+        module(forward),
+        [torch.randn(2, 3)],
+        kwargs={"more": {"y": torch.randn(3)}},
+        min_shapes=[(1, 3), (3,)],
+        max_shapes=[(4, 3), (3,)],
+        verify="range",
+    )
     verified = model_trt.report.verified
     assert {d.shapes[0][0] for d in verified.differences} >= {1, 2, 4}
     assert all(d.shapes[1] == [3] for d in verified.differences)
@@ -241,9 +250,10 @@ def times_rows(ctx, y):
     rows = ctx.network.add_slice(rows, (0,), (1,), (1,)).get_output(0)
     rows = ctx.network.add_cast(rows, trt.DataType.FLOAT).get_output(0)
     clipped = ctx.network.add_elementwise(
-        rows, ctx.network.add_constant((1,), trt.Weights(np.array([3.0], np.float32))).get_output(0),
+        rows,
+        ctx.network.add_constant((1,), trt.Weights(np.array([3.0], np.float32))).get_output(0),
         trt.ElementWiseOperation.MIN,
-    ).get_output(0)  # fmt: skip
+    ).get_output(0)
     share = ctx.network.add_elementwise(clipped, rows, trt.ElementWiseOperation.DIV).get_output(0)
     shuffle = ctx.network.add_shuffle(share)
     shuffle.reshape_dims = (1, 1)
@@ -280,9 +290,12 @@ def test_values_that_the_module_refuses_are_no_fault_of_sizes():
     """Lengths drawn for other sizes are too large for the smallest."""
     made = module(lambda self, x, at: x.index_select(1, at))
     model_trt = torch2rt(
-        made, [torch.randn(2, 9), torch.tensor([8, 7])], min_shapes=[(1, 3), (2,)], max_shapes=[(4, 9), (2,)],
+        made,
+        [torch.randn(2, 9), torch.tensor([8, 7])],
+        min_shapes=[(1, 3), (2,)],
+        max_shapes=[(4, 9), (2,)],
         verify="range",
-    )  # fmt: skip
+    )
     assert any("the module raises" in note for note in model_trt.report.verified.notes)
 
 
@@ -449,12 +462,14 @@ def test_values_of_an_engine_are_looked_at(device):
 
 
 PRODUCTS = [
-    (nn.Linear(512, 64), (32, 512)), (nn.Conv2d(64, 64, 3, padding=1), (2, 64, 16, 16)),
-    (nn.Conv1d(3, 8, 3), (2, 3, 9)), (nn.ConvTranspose2d(32, 8, 3, 2), (2, 32, 5, 7)),
+    (nn.Linear(512, 64), (32, 512)),
+    (nn.Conv2d(64, 64, 3, padding=1), (2, 64, 16, 16)),
+    (nn.Conv1d(3, 8, 3), (2, 3, 9)),
+    (nn.ConvTranspose2d(32, 8, 3, 2), (2, 32, 5, 7)),
     (With(nn.Identity(), lambda m, x: x @ x.mT), (2, 64, 96)),
     (With(nn.Identity(), lambda m, x: F.scaled_dot_product_attention(x, x, x)), (2, 4, 64, 32)),
     (nn.LSTM(16, 16), (5, 2, 16)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("made", "shape"), PRODUCTS, ids=lambda v: getattr(v, "_get_name", lambda: "")())

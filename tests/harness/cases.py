@@ -105,9 +105,15 @@ class Case:
 
 
 def case(
-    function: Callable[..., Any], inputs: Sequence[Any], *args: Any, id: str | None = None, rtol: float | None = None,
-    atol: float | None = None, modes: tuple[str, ...] | None = None, **kwargs: Any,
-) -> Case:  # fmt: skip
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    *args: Any,
+    id: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    modes: tuple[str, ...] | None = None,
+    **kwargs: Any,
+) -> Case:
     """A row. `inputs` are shapes (float32) or `Data`; the rest is passed on. `modes` narrows how it runs."""
     data = [i if isinstance(i, Data) else Data(tuple(i)) for i in inputs]
     name = id or _name(function, data, args, kwargs)
@@ -196,9 +202,13 @@ def compare(actual: Any, expected: Any, rtol: float | None = None, atol: float |
         assert actual.dtype == expected.dtype, f"{actual.dtype} for {expected.dtype}"
         default = TOLERANCES.get(expected.dtype, (0.0, 0.0))
         torch.testing.assert_close(
-            actual, expected, rtol=default[0] if rtol is None else rtol, atol=default[1] if atol is None else atol,
-            equal_nan=True, check_stride=False,
-        )  # fmt: skip
+            actual,
+            expected,
+            rtol=default[0] if rtol is None else rtol,
+            atol=default[1] if atol is None else atol,
+            equal_nan=True,
+            check_stride=False,
+        )
     elif isinstance(expected, dict):
         assert list(actual) == list(expected)
         for key in expected:

@@ -121,7 +121,8 @@ CASES = [
         "shifted_chebyshev_polynomial_t shifted_chebyshev_polynomial_u shifted_chebyshev_polynomial_v "
         "shifted_chebyshev_polynomial_w hermite_polynomial_h hermite_polynomial_he laguerre_polynomial_l "
         "legendre_polynomial_p",
-        [floats(2, 3, low=0.1, high=0.9)], 3,
+        [floats(2, 3, low=0.1, high=0.9)],
+        3,
     ),
     # Spectra
     *of(fft, "fftshift ifftshift", [(2, 4, 6)]),
@@ -178,18 +179,17 @@ CASES = [
     case(F.ctc_loss, [(6, 2, 4), ints(2, 3, low=1, high=4)], (6, 6), (3, 3)),
     case(torch.ctc_loss, [(6, 2, 4), ints(2, 3, low=1, high=4)], (6, 6), (3, 3)),
     # Quantization
-]  # fmt: skip
+]
 
 # Public, but not what a module computes with: sparse, nested and quantized tensors, kernels of other backends, the
 # inner parts of training, gradients, memory, and questions that Python asks while it is traced.
-LEFT_OUT = (
-    "quantize", "q_", "fbgemm", "miopen", "batch_norm_", "sym_", "_sym_", "is_", "int_repr", "dequantize",
-    "choose_qparams", "fused_moving", "qscheme", "hsmm", "hspmm", "saddmm", "smm", "sspaddmm", "ccol_", "crow_", "col_",
-    "row_ind", "indices", "values", "coalesce", "sparse_", "dense_", "slice_inverse", "native_norm", "binomial",
-    "autocast", "get_device", "numel", "nelement", "dim", "ndim", "size", "element_size", "storage", "untyped_",
-    "data_ptr", "const_data_ptr", "backward", "register_", "retain_", "record_", "module_load", "index", "item",
-    "numpy", "tolist", "to_mkldnn", "ipu", "mtia", "xpu", "resize", "indices_copy", "values_copy", "dim_order",
-)  # fmt: skip
+LEFT_OUT = """
+    quantize q_ fbgemm miopen batch_norm_ sym_ _sym_ is_ int_repr dequantize choose_qparams fused_moving qscheme
+    hsmm hspmm saddmm smm sspaddmm ccol_ crow_ col_ row_ind indices values coalesce sparse_ dense_ slice_inverse
+    native_norm binomial autocast get_device numel nelement dim ndim size element_size storage untyped_ data_ptr
+    const_data_ptr backward register_ retain_ record_ module_load index item numpy tolist to_mkldnn ipu mtia xpu
+    resize indices_copy values_copy dim_order
+""".split()
 EXACTLY = ("index", "item", "numpy", "dim", "size", "indices", "values")  # of these, no longer names
 
 
@@ -244,6 +244,9 @@ if __name__ == "__main__":
     lines = ['"""How torch functions without a converter are converted: by `tests/harness/plain_functions.py`."""']
     lines += ["", f'TORCH = "{version}"', "", "MEASURED = {"]
     for name, names in measure().items():
-        lines += [f'    "{name}": """', *textwrap.wrap(" ".join(names), 112, initial_indent=" " * 8,
-                  subsequent_indent=" " * 8), '    """,']  # fmt: skip
+        lines += [
+            f'    "{name}": """',
+            *textwrap.wrap(" ".join(names), 112, initial_indent=" " * 8, subsequent_indent=" " * 8),
+            '    """,',
+        ]
     (root / "torch2rt" / "cli" / "levels.py").write_text("\n".join([*lines, "}", ""]))

@@ -29,19 +29,11 @@ def dropped(self, x):
 X = torch.randn(2, 3)
 
 CONVERSIONS = [
-    (
-        dict(inputs=[X.to(torch.complex64)]),
-        InputError,
-        r"'x' is torch.complex64.*no complex numbers.*view_as_real",
-    ),
+    (dict(inputs=[X.to(torch.complex64)]), InputError, r"'x' is torch.complex64.*no complex numbers.*view_as_real"),
     (dict(inputs=[X.double()]), InputError, r"'x' is torch.float64, TensorRT takes float32"),
     (dict(inputs=[X.to_sparse()]), InputError, r"'x' is not a dense tensor"),
     (dict(inputs=[X, object()]), InputError, r"inputs\[0\]\[1\]: a object is not a tensor"),
-    (
-        dict(inputs=[X], min_shapes=[(3, 3)], max_shapes=[(1, 3)]),
-        InputError,
-        r"'x', dimension 0: min 3.*max 1.*order",
-    ),
+    (dict(inputs=[X], min_shapes=[(3, 3)], max_shapes=[(1, 3)]), InputError, r"'x', dimension 0: min 3.*max 1.*order"),
     (
         dict(inputs=[X], min_shapes=[(1, 3)], opt_shapes=[(9, 3)], max_shapes=[(4, 3)]),
         InputError,

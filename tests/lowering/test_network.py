@@ -57,8 +57,11 @@ def test_parameters_that_share_memory():
     origins.record(first, Origin("first"))
     origins.record(second, Origin("second"))
     assert [origins.of(x).parameter for x in (first.detach(), second.t(), first[2:], memory)] == [
-        "first", "second", "first", None
-    ]  # fmt: skip
+        "first",
+        "second",
+        "first",
+        None,
+    ]
 
 
 def test_every_weight_is_that_of_a_layer():
@@ -86,9 +89,12 @@ def test_views_are_told_from_copies():
     origins, weight = Origins(), torch.randn(3, 4)
     origins.record(weight, Origin("weight"))
     changes = {
-        None: (weight, weight.detach()), "transposed": (weight.t(),), "reshaped": (weight.reshape(2, 6), weight[None]),
-        "sliced": (weight[1:], weight[:, 0]), "expanded": (weight.expand(2, 3, 4),),
-    }  # fmt: skip
+        None: (weight, weight.detach()),
+        "transposed": (weight.t(),),
+        "reshaped": (weight.reshape(2, 6), weight[None]),
+        "sliced": (weight[1:], weight[:, 0]),
+        "expanded": (weight.expand(2, 3, 4),),
+    }
     for change, views in changes.items():
         for view in views:
             assert origins.of(view) == Origin("weight", (change,) if change else ())

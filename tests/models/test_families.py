@@ -37,15 +37,20 @@ def ranges(example, *fixed):
 # Ultralytics ---------------------------------------------------------------------------------------------------------
 
 TASKS = {
-    "-cls": "ClassificationModel", "-seg": "SegmentationModel", "-pose": "PoseModel", "-obb": "OBBModel",
-    "rtdetr": "RTDETRDetectionModel", "-world": "WorldModel", "yoloe": "YOLOEModel",
-}  # fmt: skip
-YOLO = [
-    "yolov3-tiny", "yolov5n", "yolov6n", "yolov8n", "yolov8n-cls", "yolov8n-ghost", "yolov8n-obb", "yolov8n-p2",
-    "yolov8n-pose", "yolov8n-rtdetr", "yolov8n-seg", "yolov8n-world", "yolov8n-worldv2", "yolov9t", "yolov10n",
-    "yolo11n", "yolo11n-cls", "yolo11n-obb", "yolo11n-pose", "yolo11n-seg", "yolo12n", "yolo12n-obb", "yolo12n-pose",
-    "yolo12n-seg", "yolo26n", "yolo26n-obb", "yolo26n-pose", "yolo26n-seg",
-]  # fmt: skip
+    "-cls": "ClassificationModel",
+    "-seg": "SegmentationModel",
+    "-pose": "PoseModel",
+    "-obb": "OBBModel",
+    "rtdetr": "RTDETRDetectionModel",
+    "-world": "WorldModel",
+    "yoloe": "YOLOEModel",
+}
+YOLO = """
+    yolov3-tiny yolov5n yolov6n yolov8n yolov8n-cls yolov8n-ghost yolov8n-obb yolov8n-p2 yolov8n-pose
+    yolov8n-rtdetr yolov8n-seg yolov8n-world yolov8n-worldv2 yolov9t yolov10n yolo11n yolo11n-cls yolo11n-obb
+    yolo11n-pose yolo11n-seg yolo12n yolo12n-obb yolo12n-pose yolo12n-seg yolo26n yolo26n-obb yolo26n-pose
+    yolo26n-seg
+""".split()
 
 
 def yolo(name):
@@ -73,28 +78,66 @@ def rt_detr_resnet(transformers):
 
 def swin(transformers):
     return transformers.SwinConfig(
-        image_size=64, embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 2], window_size=4,
+        image_size=64,
+        embed_dim=12,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 2],
+        window_size=4,
         out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    )
 
 
 DETR = dict(
-    backbone_config=resnet, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-    decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=5, **OWN_BACKBONE,
-)  # fmt: skip
+    backbone_config=resnet,
+    d_model=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=32,
+    decoder_ffn_dim=32,
+    num_queries=5,
+    **OWN_BACKBONE,
+)
 RT_DETR = dict(
-    backbone_config=rt_detr_resnet, encoder_hidden_dim=16, encoder_in_channels=[12, 16, 24], encoder_ffn_dim=32,
-    encoder_attention_heads=2, d_model=16, decoder_in_channels=[16, 16, 16], decoder_layers=2, decoder_ffn_dim=32,
-    decoder_attention_heads=2, num_queries=8, hidden_expansion=1.0, num_labels=7, **OWN_BACKBONE,
-)  # fmt: skip
+    backbone_config=rt_detr_resnet,
+    encoder_hidden_dim=16,
+    encoder_in_channels=[12, 16, 24],
+    encoder_ffn_dim=32,
+    encoder_attention_heads=2,
+    d_model=16,
+    decoder_in_channels=[16, 16, 16],
+    decoder_layers=2,
+    decoder_ffn_dim=32,
+    decoder_attention_heads=2,
+    num_queries=8,
+    hidden_expansion=1.0,
+    num_labels=7,
+    **OWN_BACKBONE,
+)
 MASK2FORMER = dict(
-    backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=32,
-    encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32, num_queries=5, **OWN_BACKBONE,
-)  # fmt: skip
+    backbone_config=swin,
+    feature_size=32,
+    mask_feature_size=32,
+    hidden_dim=32,
+    encoder_feedforward_dim=32,
+    encoder_layers=1,
+    decoder_layers=2,
+    num_attention_heads=2,
+    dim_feedforward=32,
+    num_queries=5,
+    **OWN_BACKBONE,
+)
 DECODER = dict(
-    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-    vocab_size=99, max_position_embeddings=64, use_cache=False,
-)  # fmt: skip
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=64,
+    vocab_size=99,
+    max_position_embeddings=64,
+    use_cache=False,
+)
 QWEN3_MOE = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8, **DECODER)
 
 
@@ -114,13 +157,27 @@ def diffuser(name, **options):
 
 
 DIT = dict(
-    num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=2, sample_size=8, patch_size=2,
-    num_embeds_ada_norm=10, norm_num_groups=2,
-)  # fmt: skip
+    num_attention_heads=2,
+    attention_head_dim=8,
+    in_channels=4,
+    num_layers=2,
+    sample_size=8,
+    patch_size=2,
+    num_embeds_ada_norm=10,
+    norm_num_groups=2,
+)
 FLUX = dict(
-    patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-    joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8], guidance_embeds=True,
-)  # fmt: skip
+    patch_size=1,
+    in_channels=4,
+    num_layers=1,
+    num_single_layers=1,
+    attention_head_dim=16,
+    num_attention_heads=2,
+    joint_attention_dim=32,
+    pooled_projection_dim=32,
+    axes_dims_rope=[4, 4, 8],
+    guidance_embeds=True,
+)
 
 
 def noisy_image(batch):
@@ -130,11 +187,15 @@ def noisy_image(batch):
 
 def noisy_tokens(batch):
     return [], {
-        "hidden_states": torch.randn(batch, 16, 4), "encoder_hidden_states": torch.randn(batch, 6, 32),
-        "pooled_projections": torch.randn(batch, 32), "timestep": torch.rand(batch), "guidance": torch.rand(batch) * 3,
+        "hidden_states": torch.randn(batch, 16, 4),
+        "encoder_hidden_states": torch.randn(batch, 6, 32),
+        "pooled_projections": torch.randn(batch, 32),
+        "timestep": torch.rand(batch),
+        "guidance": torch.rand(batch) * 3,
         "img_ids": torch.cartesian_prod(torch.zeros(1), torch.arange(4.0), torch.arange(4.0)),
-        "txt_ids": torch.zeros(6, 3), "return_dict": False,
-    }  # fmt: skip
+        "txt_ids": torch.zeros(6, 3),
+        "return_dict": False,
+    }
 
 
 def row(title, make, example, shapes=BATCH, quick=False, ranked=False, **options):
@@ -149,24 +210,37 @@ ROWS = [
     ),
     row("DETR", hugging_face, IMAGE, model="DetrForObjectDetection", config="DetrConfig", **DETR),
     row(
-        "Mask2Former", hugging_face, IMAGE, model="Mask2FormerForUniversalSegmentation", config="Mask2FormerConfig",
+        "Mask2Former",
+        hugging_face,
+        IMAGE,
+        model="Mask2FormerForUniversalSegmentation",
+        config="Mask2FormerConfig",
         **MASK2FORMER,
     ),
     row("RT-DETR", hugging_face, IMAGE, model="RTDetrForObjectDetection", config="RTDetrConfig", **RT_DETR),
     row("RT-DETR v2", hugging_face, IMAGE, model="RTDetrV2ForObjectDetection", config="RTDetrV2Config", **RT_DETR),
     row(
-        "Mixtral", hugging_face, text, TEXT, model="MixtralModel", config="MixtralConfig", num_local_experts=4,
+        "Mixtral",
+        hugging_face,
+        text,
+        TEXT,
+        model="MixtralModel",
+        config="MixtralConfig",
+        num_local_experts=4,
         **DECODER,
     ),
-    row(
-        "Qwen3-MoE", hugging_face, text, TEXT, quick=True, model="Qwen3MoeModel", config="Qwen3MoeConfig", **QWEN3_MOE
-    ),
+    row("Qwen3-MoE", hugging_face, text, TEXT, quick=True, model="Qwen3MoeModel", config="Qwen3MoeConfig", **QWEN3_MOE),
     row("DiT", diffuser, noisy_image, name="DiTTransformer2DModel", **DIT),
     row(
-        "FLUX", diffuser, noisy_tokens, ranges(noisy_tokens, "img_ids", "txt_ids"), quick=True,
-        name="FluxTransformer2DModel", **FLUX,
+        "FLUX",
+        diffuser,
+        noisy_tokens,
+        ranges(noisy_tokens, "img_ids", "txt_ids"),
+        quick=True,
+        name="FluxTransformer2DModel",
+        **FLUX,
     ),
-]  # fmt: skip
+]
 
 
 def pytest_generate_tests(metafunc):

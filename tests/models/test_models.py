@@ -10,17 +10,18 @@ from torchvision.models import optical_flow, segmentation, video
 
 from torch2rt import torch2rt
 
-SMALLEST = [
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
-    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18",
-    "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_0", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11",
-    "vgg11_bn", "vit_b_16", "wide_resnet50_2",
-]  # fmt: skip
+SMALLEST = """
+    alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+    mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d shufflenet_v2_x0_5
+    squeezenet1_0 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn vit_b_16 wide_resnet50_2
+""".split()
 ROWS = [
     *(
         zoo.Row(
-            name, lambda name=name: segmentation.__dict__[name](weights=None, weights_backbone=None),
-            zoo.images(3, 64, 64), quick=name.startswith("lraspp"),
+            name,
+            lambda name=name: segmentation.__dict__[name](weights=None, weights_backbone=None),
+            zoo.images(3, 64, 64),
+            quick=name.startswith("lraspp"),
         )
         for name in ("deeplabv3_mobilenet_v3_large", "fcn_resnet50", "lraspp_mobilenet_v3_large")
     ),
@@ -29,10 +30,11 @@ ROWS = [
     zoo.Row("s3d", video.s3d, zoo.images(3, 16, 224, 224)),
     zoo.Row("swin3d_t", video.swin3d_t, zoo.images(3, 4, 32, 32)),
     zoo.Row(
-        "raft_small", optical_flow.raft_small,
+        "raft_small",
+        optical_flow.raft_small,
         lambda batch: ([torch.randn(batch, 3, 128, 128) for _ in range(2)], {"num_flow_updates": 2}),
     ),
-]  # fmt: skip
+]
 SIZES = {"vit": 224, "maxvit": 224, "inception": 96, "swin": 96}
 
 

@@ -95,9 +95,13 @@ APART = {
     "of an input": lambda self, x: norm(self, x[:, [0, 1, 2, 0]]),
 }
 VALUES = dict(
-    weight=torch.randn(4, 3, 1, 1), flat=torch.randn(4, 15), mean=torch.randn(4), var=torch.rand(4) + 0.5,
-    scale=torch.randn(4), shift=torch.randn(4),
-)  # fmt: skip
+    weight=torch.randn(4, 3, 1, 1),
+    flat=torch.randn(4, 15),
+    mean=torch.randn(4),
+    var=torch.rand(4) + 0.5,
+    scale=torch.randn(4),
+    shift=torch.randn(4),
+)
 
 
 @parametrize([case(module(function, **VALUES), [(B, 3, 3, 5)], id=name) for name, function in APART.items()])
@@ -114,10 +118,13 @@ def test_not_without_a_batch_where_the_channels_are_those_of_nothing_else(device
 @pytest.mark.parametrize(
     ("dtype", "variance", "apart"),
     [
-        (torch.float16, 1e-12, True), (torch.float16, 1e12, True), (torch.float16, 1e-4, False),
-        (torch.bfloat16, 1e12, False), (torch.float32, 1e-12, False),
+        (torch.float16, 1e-12, True),
+        (torch.float16, 1e12, True),
+        (torch.float16, 1e-4, False),
+        (torch.bfloat16, 1e12, False),
+        (torch.float32, 1e-12, False),
     ],
-)  # fmt: skip
+)
 def test_not_where_the_type_cannot_hold_the_weights(dtype, variance, apart):
     """What the product's type would lose, or not hold at all, stays in a layer of its own."""
     conv, norm = normed(nn.Conv2d(3, 4, 1), 4, nn.BatchNorm2d, eps=1e-30)
@@ -153,7 +160,8 @@ class Attention(nn.Module):
 ATTENTIONS = {  # and how many products with weights there are
     "view and transpose": (Attention(), 1),
     "reshape and permute": (
-        Attention(split=lambda x, h: torch.reshape(x, (*x.shape[:2], h, 3)).permute(0, -2, 1, 3)), 1
+        Attention(split=lambda x, h: torch.reshape(x, (*x.shape[:2], h, 3)).permute(0, -2, 1, 3)),
+        1,
     ),
     "unflatten": (Attention(split=lambda x, h: x.unflatten(-1, (h, 3)).transpose(-2, -3)), 1),
     "fewer keys": (Attention(heads=4), 2),
@@ -161,7 +169,7 @@ ATTENTIONS = {  # and how many products with weights there are
     "another order": (Attention(split=lambda x, h: x.view(*x.shape[:-1], -1, h).transpose(1, 2)), 1),
     "tokens and heads not exchanged": (Attention(split=lambda x, h: x.view(*x.shape[:-1], h, -1).transpose(1, 3)), 3),
     "tokens and heads mixed": (Attention(split=lambda x, h: x.view(x.shape[0], h, -1, 3)), 3),
-}  # fmt: skip
+}
 
 
 @parametrize([case(model, [(B, S, 6)], id=name) for name, (model, _) in ATTENTIONS.items()])
@@ -175,9 +183,10 @@ def test_products_with_one_input_are_one(name):
     definition = lower(trace(copy.deepcopy(model).cpu(), [torch.randn(2, 5, 6)], max_batch_size=3)).definition
     layers = [definition.get_layer(i) for i in range(definition.num_layers)]
     weighted = [
-        layer for layer in layers
+        layer
+        for layer in layers
         if layer.type == trt.LayerType.MATRIX_MULTIPLY and tuple(layer.get_input(1).shape)[-1] == 6
-    ]  # fmt: skip
+    ]
     assert len(weighted) == count
 
 

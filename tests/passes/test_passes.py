@@ -45,11 +45,12 @@ MODULES = {
     "a loop": (Call(looped), [torch.randn(2, 3)]),
     **{
         f"float64: {row.id}": (
-            row.function if isinstance(row.function, nn.Module) else Call(row.function), [torch.randn(2, 3)]
+            row.function if isinstance(row.function, nn.Module) else Call(row.function),
+            [torch.randn(2, 3)],
         )
         for row in CASES
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -33,7 +33,8 @@ CASES = [
     case(lambda x: (x.to(torch.float64) + 1).type_as(x), [(B, 3)], id="to and type_as"),
     case(lambda x: (x.type(f"torch.{'cuda.' * x.is_cuda}DoubleTensor") - 1).to(x), [(B, 3)], id="type by name"),
     case(
-        lambda x: (torch.arange(x.shape[0], dtype=torch.double, device=x.device)[:, None] + x).bfloat16(), [(B, 3)],
+        lambda x: (torch.arange(x.shape[0], dtype=torch.double, device=x.device)[:, None] + x).bfloat16(),
+        [(B, 3)],
         id="arange",
     ),
     case(lambda x: x.sum(1, dtype=torch.float64).float(), [(B, 3)], id="dtype of a sum"),
@@ -43,7 +44,8 @@ CASES = [
     case(lambda x: x * x.double().shape[0], [(B, 3)], id="a size"),
     case(lambda x: x * x.double().sum(), [(B, 3)], id="a 0-d factor"),
     case(
-        lambda x: F.layer_norm(x.double(), (3,), T64.to(x.device), T64.to(x.device), 1e-5).float(), [(B, 3)],
+        lambda x: F.layer_norm(x.double(), (3,), T64.to(x.device), T64.to(x.device), 1e-5).float(),
+        [(B, 3)],
         id="layer_norm",
     ),
     case(lambda x: x.double().clamp(min=T64[0].to(x.device)).float(), [(B, 3)], id="a 0-d bound"),
@@ -51,7 +53,7 @@ CASES = [
     case(written, [(B, 3)], id="writes"),
     case(lambda x: aten._to_copy(aten._to_copy(x, dtype=torch.float64), dtype=torch.float32), [(B, 3)], id="aten"),
     case(With(torch.nn.Linear(3, 5).double(), lambda m, x: m(x.double()).float()), [(B, 3)], id="Linear"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

@@ -1,4 +1,5 @@
 """The reference against torch, plain loops and numbers worked out by hand; with `--device cuda` engines as well."""
+
 import gc
 import itertools
 import math
@@ -161,15 +162,28 @@ INSIDE, ANY = torch.linspace(0.1, 0.9, 7), torch.linspace(-3.4, 3.1, 9)
 
 
 @rows(
-    (Unary.EXP, ANY, np.exp), (Unary.LOG, INSIDE, np.log), (Unary.SQRT, INSIDE, np.sqrt),
-    (Unary.RECIP, ANY, np.reciprocal), (Unary.ABS, ANY, np.abs), (Unary.NEG, ANY, np.negative),
-    (Unary.SIN, ANY, np.sin), (Unary.COS, ANY, np.cos), (Unary.TAN, ANY, np.tan),
-    (Unary.SINH, ANY, np.sinh), (Unary.COSH, ANY, np.cosh), (Unary.ASIN, INSIDE, np.arcsin),
-    (Unary.ACOS, INSIDE, np.arccos), (Unary.ATAN, ANY, np.arctan), (Unary.ASINH, ANY, np.arcsinh),
-    (Unary.ACOSH, INSIDE + 1, np.arccosh), (Unary.ATANH, INSIDE, np.arctanh), (Unary.CEIL, ANY, np.ceil),
-    (Unary.FLOOR, ANY, np.floor), (Unary.SIGN, ANY, np.sign),
+    (Unary.EXP, ANY, np.exp),
+    (Unary.LOG, INSIDE, np.log),
+    (Unary.SQRT, INSIDE, np.sqrt),
+    (Unary.RECIP, ANY, np.reciprocal),
+    (Unary.ABS, ANY, np.abs),
+    (Unary.NEG, ANY, np.negative),
+    (Unary.SIN, ANY, np.sin),
+    (Unary.COS, ANY, np.cos),
+    (Unary.TAN, ANY, np.tan),
+    (Unary.SINH, ANY, np.sinh),
+    (Unary.COSH, ANY, np.cosh),
+    (Unary.ASIN, INSIDE, np.arcsin),
+    (Unary.ACOS, INSIDE, np.arccos),
+    (Unary.ATAN, ANY, np.arctan),
+    (Unary.ASINH, ANY, np.arcsinh),
+    (Unary.ACOSH, INSIDE + 1, np.arccosh),
+    (Unary.ATANH, INSIDE, np.arctanh),
+    (Unary.CEIL, ANY, np.ceil),
+    (Unary.FLOOR, ANY, np.floor),
+    (Unary.SIGN, ANY, np.sign),
     (Unary.ERF, ANY, np.vectorize(math.erf, otypes=[np.float32])),
-)  # fmt: skip
+)
 def unary(n, op, x, expected):
     return n.trt.add_unary(n.input(x), op), torch.from_numpy(expected(x.numpy()))
 
@@ -188,9 +202,17 @@ def unary_others(n):
 
 
 @rows(
-    (Op.SUM, np.add), (Op.PROD, np.multiply), (Op.MAX, np.maximum), (Op.MIN, np.minimum), (Op.SUB, np.subtract),
-    (Op.DIV, np.divide), (Op.POW, np.power), (Op.EQUAL, np.equal), (Op.GREATER, np.greater), (Op.LESS, np.less),
-)  # fmt: skip
+    (Op.SUM, np.add),
+    (Op.PROD, np.multiply),
+    (Op.MAX, np.maximum),
+    (Op.MIN, np.minimum),
+    (Op.SUB, np.subtract),
+    (Op.DIV, np.divide),
+    (Op.POW, np.power),
+    (Op.EQUAL, np.equal),
+    (Op.GREATER, np.greater),
+    (Op.LESS, np.less),
+)
 def elementwise(n, op, expected):
     a, b = data(2, 1, 3).abs() + 0.5, data(1, 4, 3, seed=1)
     b[0, 1] = a[1, 0]
@@ -233,9 +255,11 @@ def parametric_relu(n):
 
 
 @rows(
-    (Scale.UNIFORM, None, (1,), (2, 3, 4, 5)), (Scale.CHANNEL, None, (3, 1, 1), (2, 3, 4, 5)),
-    (Scale.CHANNEL, 2, (4, 1), (2, 3, 4, 5)), (Scale.ELEMENTWISE, 1, (3, 4, 5), (2, 3, 4, 5)),
-)  # fmt: skip
+    (Scale.UNIFORM, None, (1,), (2, 3, 4, 5)),
+    (Scale.CHANNEL, None, (3, 1, 1), (2, 3, 4, 5)),
+    (Scale.CHANNEL, 2, (4, 1), (2, 3, 4, 5)),
+    (Scale.ELEMENTWISE, 1, (3, 4, 5), (2, 3, 4, 5)),
+)
 def scale(n, mode, axis, weights, shape):
     x = data(*shape).abs() + 1
     parts = [data(*weights, seed=i).abs() + 0.1 for i in range(3)]
@@ -263,10 +287,14 @@ def empty_constant(n):
 
 
 @rows(
-    ([1.9, -1.9, 2.5, -0.5], torch.int64, [1, -1, 2, 0]), ([0.0, -0.3, 2.0], torch.bool, [False, True, True]),
-    ([2**33 + 5, -1], torch.int32, [5, -1]), ([2049.0, 70000.0], HALF, [2048.0, math.inf]),
-    ([True, False], BF16, [1.0, 0.0]), ([3, -4], torch.float32, [3.0, -4.0]), ([300, 2], torch.uint8, [44, 2]),
-)  # fmt: skip
+    ([1.9, -1.9, 2.5, -0.5], torch.int64, [1, -1, 2, 0]),
+    ([0.0, -0.3, 2.0], torch.bool, [False, True, True]),
+    ([2**33 + 5, -1], torch.int32, [5, -1]),
+    ([2049.0, 70000.0], HALF, [2048.0, math.inf]),
+    ([True, False], BF16, [1.0, 0.0]),
+    ([3, -4], torch.float32, [3.0, -4.0]),
+    ([300, 2], torch.uint8, [44, 2]),
+)
 def cast(n, values, dtype, expected):
     made = n.trt.add_cast(n.input(torch.tensor(values)), DTYPES[dtype])
     return made, torch.tensor(expected, dtype=dtype)
@@ -362,9 +390,7 @@ def int4_weights(n):
 # ---- reductions and normalization
 
 
-@rows(*itertools.product(
-    (Reduce.SUM, Reduce.PROD, Reduce.MAX, Reduce.MIN, Reduce.AVG), ((1,), (0, 2)), (True, False),
-))  # fmt: skip
+@rows(*itertools.product((Reduce.SUM, Reduce.PROD, Reduce.MAX, Reduce.MIN, Reduce.AVG), ((1,), (0, 2)), (True, False)))
 def reduce(n, op, axes, keep):
     x, numbers = data(2, 3, 4), whole(2, 3, 4, dtype=torch.int32)
     mask = sum(1 << a for a in axes)
@@ -377,9 +403,12 @@ def reduce(n, op, axes, keep):
 
 
 @rows(
-    (Reduce.SUM, 0.0, 0), (Reduce.PROD, 1.0, 1), (Reduce.MAX, -math.inf, -(2**31)), (Reduce.MIN, math.inf, 2**31 - 1),
+    (Reduce.SUM, 0.0, 0),
+    (Reduce.PROD, 1.0, 1),
+    (Reduce.MAX, -math.inf, -(2**31)),
+    (Reduce.MIN, math.inf, 2**31 - 1),
     (Reduce.AVG, math.nan, 0),
-)  # fmt: skip
+)
 def reduce_nothing(n, op, real, number):
     made = n.trt.add_reduce(n.input(torch.empty(2, 0)), op, 2, False)
     kept = n.trt.add_reduce(n.input(torch.empty(2, 0, 3, dtype=torch.int32)), op, 2, True)
@@ -398,9 +427,11 @@ def cumulative(n, exclusive, reverse):
     x, axis = whole(2, 4), n.constant(torch.tensor(-1))
     layer = n.trt.add_cumulative(n.input(x), axis, trt.CumulativeOperation.SUM, exclusive, reverse)
     chosen = {
-        (False, False): lambda j: range(j + 1), (False, True): lambda j: range(j, 4),
-        (True, False): range, (True, True): lambda j: range(j + 1, 4),
-    }[exclusive, reverse]  # fmt: skip
+        (False, False): lambda j: range(j + 1),
+        (False, True): lambda j: range(j, 4),
+        (True, False): range,
+        (True, True): lambda j: range(j + 1, 4),
+    }[exclusive, reverse]
     return layer, [[sum(row[i] for i in chosen(j)) for j in range(4)] for row in x.tolist()]
 
 
@@ -491,9 +522,12 @@ def matrix_multiply_half_in_float(n):
 
 
 @rows(
-    ("ij,jk->ik", (2, 3), (3, 4)), ("ba,bc", (2, 3), (2, 4)), ("i,j->ji", (2,), (3,)),
-    ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)), ("ab,b->", (2, 3), (3,)),
-)  # fmt: skip
+    ("ij,jk->ik", (2, 3), (3, 4)),
+    ("ba,bc", (2, 3), (2, 4)),
+    ("i,j->ji", (2,), (3,)),
+    ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),
+    ("ab,b->", (2, 3), (3,)),
+)
 def einsum(n, equation, shape0, shape1):
     a, b = data(*shape0), data(*shape1, seed=1)
     return n.trt.add_einsum([n.input(a), n.input(b)], equation), torch.from_numpy(np.asarray(np.einsum(equation, a, b)))
@@ -736,10 +770,15 @@ def _reads(i, n, mode):
 
 
 SLICES = [
-    ("STRICT_BOUNDS", (0, 3), (2, 2), (1, -2)), ("STRICT_BOUNDS", (1, 2), (3, 2), (0, 1)),
-    ("STRICT_BOUNDS", (0, 0), (2, 0), (1, 1)), ("WRAP", (-3, 2), (5, 9), (1, 2)), ("CLAMP", (-1, 7), (4, 9), (1, -1)),
-    ("FILL", (-1, -2), (4, 8), (1, 1)), ("REFLECT", (-1, -9), (4, 13), (1, 2)), ("REFLECT", (3, 6), (3, 5), (-2, 1)),
-]  # fmt: skip
+    ("STRICT_BOUNDS", (0, 3), (2, 2), (1, -2)),
+    ("STRICT_BOUNDS", (1, 2), (3, 2), (0, 1)),
+    ("STRICT_BOUNDS", (0, 0), (2, 0), (1, 1)),
+    ("WRAP", (-3, 2), (5, 9), (1, 2)),
+    ("CLAMP", (-1, 7), (4, 9), (1, -1)),
+    ("FILL", (-1, -2), (4, 8), (1, 1)),
+    ("REFLECT", (-1, -9), (4, 13), (1, 2)),
+    ("REFLECT", (3, 6), (3, 5), (-2, 1)),
+]
 
 
 @rows(*SLICES)
@@ -1008,10 +1047,15 @@ def _grid_sample(x, grid, nearest, outside, align):
 
     for b, i, j in np.ndindex(n, *grid.shape[1:3]):
         w, h = (place(float(g), length) for g, length in zip(grid[b, i, j], size[::-1]))
-        taps = [(round(h), round(w), 1.0)] if nearest else [
-            (p, q, (1 - abs(h - p)) * (1 - abs(w - q)))
-            for p in (math.floor(h), math.floor(h) + 1) for q in (math.floor(w), math.floor(w) + 1)
-        ]  # fmt: skip
+        taps = (
+            [(round(h), round(w), 1.0)]
+            if nearest
+            else [
+                (p, q, (1 - abs(h - p)) * (1 - abs(w - q)))
+                for p in (math.floor(h), math.floor(h) + 1)
+                for q in (math.floor(w), math.floor(w) + 1)
+            ]
+        )
         for p, q, weight in taps:
             if 0 <= p < size[0] and 0 <= q < size[1]:
                 y[b, :, i, j] += weight * x[b, :, p, q]

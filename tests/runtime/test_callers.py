@@ -50,9 +50,11 @@ def tensors(count, space, seed, device):
     generator = torch.Generator().manual_seed(seed)
     image = (count, 3, *space)
     made = [
-        torch.randn(image, generator=generator), torch.randn(image, generator=generator),
-        torch.randn(count, 5, generator=generator).half(), torch.randint(0, 11, (count, 3), generator=generator),
-    ]  # fmt: skip
+        torch.randn(image, generator=generator),
+        torch.randn(image, generator=generator),
+        torch.randn(count, 5, generator=generator).half(),
+        torch.randint(0, 11, (count, 3), generator=generator),
+    ]
     return [t.to(device) for t in made]
 
 
@@ -177,8 +179,16 @@ def freed(t):
 REFUSED = {
     **{
         f"as {dtype}".replace("torch.", ""): lambda t, dtype=dtype: t.to(torch.int32 if t.dtype is dtype else dtype)
-        for dtype in (torch.float32, torch.float16, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool,
-                      torch.complex64)
+        for dtype in (
+            torch.float32,
+            torch.float16,
+            torch.float64,
+            torch.bfloat16,
+            torch.int64,
+            torch.uint8,
+            torch.bool,
+            torch.complex64,
+        )
     },
     "a view of other bits": lambda t: t.view({2: torch.int16, 4: torch.int32, 8: torch.float64}[t.element_size()]),
     "one rank more": lambda t: t[None],
@@ -203,7 +213,7 @@ REFUSED = {
     "a pair": lambda t: (t, t),
     "a dict": lambda t: {"x": t},
     "an array": lambda t: t.cpu().numpy(),
-}  # fmt: skip
+}
 # The same where only an engine sees it: the reference computes wherever torch does.
 REFUSED_BY_ENGINES = {
     "on the CPU": lambda t: t.cpu(),
@@ -297,11 +307,19 @@ def plan_of(pick, faults, share=2):
     sharing = pick(["nothing", "nothing", *SHARING]) if fault is None else "nothing"
     plain = fault is not None  # so that the fault is what is refused
     return Plan(
-        size=pick(SIZES), seed=pick(range(5)), layouts=["plain" if plain else pick(list(LAYOUTS)) for _ in NAMES],
-        sharing=sharing, form=pick(["positional", "positional", "mixed", "keywords"]), mode=pick(list(MODES)),
-        fault=fault, place=pick(range(4)), warm=pick([True, False]), after=pick(AFTER),
-        stream=pick(["default", "side"]), borrow=pick([False, False, True]),
-    )  # fmt: skip
+        size=pick(SIZES),
+        seed=pick(range(5)),
+        layouts=["plain" if plain else pick(list(LAYOUTS)) for _ in NAMES],
+        sharing=sharing,
+        form=pick(["positional", "positional", "mixed", "keywords"]),
+        mode=pick(list(MODES)),
+        fault=fault,
+        place=pick(range(4)),
+        warm=pick([True, False]),
+        after=pick(AFTER),
+        stream=pick(["default", "side"]),
+        borrow=pick([False, False, True]),
+    )
 
 
 def plans(faults):
@@ -373,9 +391,13 @@ def check_drawn(count, faults, carry):
     counts = collections.Counter()
 
     @settings(
-        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
         print_blob=False,
-    )  # fmt: skip
+    )
     @given(plans(faults))
     def run(plan):
         note(str(plan))
@@ -392,10 +414,7 @@ def check_drawn(count, faults, carry):
 
 def test_drawn_calls_of_the_reference(several, several_trt, pytestconfig, device):
     reference = several_trt.reference()
-    check_drawn(
-        pytestconfig.getoption("--examples"), FAULTS,
-        lambda plan: carry_out(plan, reference, several, device),
-    )  # fmt: skip
+    check_drawn(pytestconfig.getoption("--examples"), FAULTS, lambda plan: carry_out(plan, reference, several, device))
 
 
 @pytest.mark.parametrize("form", ["positional", "mixed", "keywords"])
@@ -485,8 +504,9 @@ def test_each_fault_is_refused(on_a_gpu, carry, fault, graph):
 @GRAPHS
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout(on_a_gpu, carry, layout, graph):
-    base = Plan((2, (9, 16)), 0, [layout] * 4, "nothing", "positional", "grad", None, 0, False,
-                "nothing", "default", False)  # fmt: skip
+    base = Plan(
+        (2, (9, 16)), 0, [layout] * 4, "nothing", "positional", "grad", None, 0, False, "nothing", "default", False
+    )
     for after, mode, stream in itertools.product(AFTER, MODES, ["default", "side"]):
         carry(dataclasses.replace(base, after=after, mode=mode, stream=stream), graph)
 
@@ -494,8 +514,9 @@ def test_each_layout(on_a_gpu, carry, layout, graph):
 @GRAPHS
 @pytest.mark.parametrize("sharing", SHARING)
 def test_inputs_that_share_memory(on_a_gpu, carry, sharing, graph):
-    base = Plan((2, (9, 16)), 0, ["plain"] * 4, sharing, "positional", "no grad", None, 0, False,
-                "nothing", "default", False)  # fmt: skip
+    base = Plan(
+        (2, (9, 16)), 0, ["plain"] * 4, sharing, "positional", "no grad", None, 0, False, "nothing", "default", False
+    )
     for after in AFTER:
         carry(dataclasses.replace(base, after=after), graph)
 

@@ -275,8 +275,10 @@ def test_a_capture_is_cudas_and_of_one_thread(driver):
         driver.told.append(("work",))
     assert driver.told == [
         ("cuStreamBeginCapture_v2", 5, 1),  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        ("work",), ("cuStreamEndCapture", 5), ("cuGraphInstantiateWithFlags", 11),
-    ]  # fmt: skip
+        ("work",),
+        ("cuStreamEndCapture", 5),
+        ("cuGraphInstantiateWithFlags", 11),
+    ]
     assert graph.replay_on(6)() == 0 and driver.names()[-1] == "cuGraphLaunch"
     del graph
     assert driver.names()[-2:] == ["cuGraphExecDestroy", "cuGraphDestroy"]

@@ -51,8 +51,13 @@ def test_nested_inputs_and_results_keep_their_structure(batch, device):
     made = module(nested)
     options = [torch.randn(5, device=device), 4.0]
     mask = torch.rand(2, 5, device=device) > 0.5
-    model_trt = torch2rt(made, [batch, mask], kwargs={"options": options}, min_shapes=[(1, 5), (1, 5), (1, 5), (5,)],
-                         max_shapes=[(4, 5), (4, 5), (4, 5), (5,)])  # fmt: skip
+    model_trt = torch2rt(
+        made,
+        [batch, mask],
+        kwargs={"options": options},
+        min_shapes=[(1, 5), (1, 5), (1, 5), (5,)],
+        max_shapes=[(4, 5), (4, 5), (4, 5), (5,)],
+    )
     assert [i.dtype for i in model_trt.interface.inputs] == [torch.int64, torch.float32, torch.bool, torch.float32]
     grown = {"ids": batch["ids"].repeat(2, 1)[:3], "extra": ("ignored", torch.randn(3, 5, device=device))}
     mask = torch.rand(3, 5, device=device) > 0.5
@@ -327,11 +332,13 @@ def test_threads_may_share_a_module(gpu):
 @pytest.mark.parametrize(
     ("flavour", "version", "override", "capability", "expected"),
     [
-        ("tensorrt_rtx", "1.4.0.76", "0", (9, 0), True), ("tensorrt_rtx", "1.6.1.120", "0", (9, 0), False),
-        ("tensorrt_rtx", "1.4.0.76", None, (9, 0), False), ("tensorrt_rtx", "1.4.0.76", "0", (8, 9), False),
+        ("tensorrt_rtx", "1.4.0.76", "0", (9, 0), True),
+        ("tensorrt_rtx", "1.6.1.120", "0", (9, 0), False),
+        ("tensorrt_rtx", "1.4.0.76", None, (9, 0), False),
+        ("tensorrt_rtx", "1.4.0.76", "0", (8, 9), False),
         ("tensorrt", "10.3.0", "0", (9, 0), False),
     ],
-)  # fmt: skip
+)
 def test_engines_that_would_compute_wrong_are_refused(monkeypatch, flavour, version, override, capability, expected):
     monkeypatch.setattr(quirks, "VERSION", version)
     monkeypatch.setattr(quirks, "IS_RTX", flavour == "tensorrt_rtx")

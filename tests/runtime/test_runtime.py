@@ -134,9 +134,7 @@ def test_outputs_are_the_callers_whether_it_holds_them_or_not(net, device):
 
 
 def test_more_shapes_than_graphs_are_kept(net, device):
-    fast = torch2rt(
-        net, [torch.randn(1, 3, 8, 8, device=device)], max_shapes=[(1, 3, 8, 40)], cuda_graph=True
-    )
+    fast = torch2rt(net, [torch.randn(1, 3, 8, 8, device=device)], max_shapes=[(1, 3, 8, 40)], cuda_graph=True)
     with torch.no_grad():
         for width in [*range(8, 40), *range(39, 7, -1)]:
             x = torch.randn(1, 3, 8, width, device=device)
@@ -211,7 +209,7 @@ def test_captures_touch_nothing_of_other_threads(net, device):
         lambda turn: torch.empty((turn % 50 + 1) << 20, dtype=torch.uint8, device="cuda").fill_(1),
         lambda turn: (torch.empty(30 << 20, dtype=torch.uint8, device="cuda"), torch.cuda.empty_cache()),
         lambda turn: torch.ones(1000).pin_memory().to("cuda", non_blocking=True),
-    ]  # fmt: skip
+    ]
     at_once([captures, *[lambda deed=deed: lives(deed) for deed in deeds]])
     assert len(done) == len(deeds) and fast.cuda_graph_refused is None
 
@@ -437,8 +435,15 @@ if how == "interpreter":  # a cycle, so that the garbage collector of a dying in
 def ends(tmp_path, model_trt, how, graph):
     model_trt.save_engine(tmp_path / "model.engine")
     (tmp_path / "ending.py").write_text(ENDING)
-    command = [sys.executable, "-X", "faulthandler", str(tmp_path / "ending.py"), str(tmp_path / "model.engine"), how,
-               "graph" if graph else "plain"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        str(tmp_path / "ending.py"),
+        str(tmp_path / "model.engine"),
+        how,
+        "graph" if graph else "plain",
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     return done.returncode, done.stderr
@@ -521,8 +526,13 @@ def large(device):
     if device.type != "cuda":
         return None
     torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3, padding=1),
-              torch.nn.ReLU(), torch.nn.Conv2d(64, 3, 3, padding=1)]  # fmt: skip
+    layers = [
+        torch.nn.Conv2d(3, 64, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 64, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 3, 3, padding=1),
+    ]
     net = torch.nn.Sequential(*layers).eval().to(device)
     x = torch.randn(4, 3, 256, 256, device=device)
     with torch.no_grad():

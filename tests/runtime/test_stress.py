@@ -232,8 +232,9 @@ def test_callers_with_new_streams_all_the_time(on_a_gpu, net, net_trt, graph, de
     """More streams than contexts and graphs are kept, so that some are thrown away while others run."""
     pool = [torch.cuda.Stream() for _ in range(32)]
     with as_told(net_trt, graph):
-        storm = Storm(net_trt, net, device, pytestconfig.getoption("--stress") // (250 if graph else 25),
-                      seed=2, captures=graph)  # fmt: skip
+        storm = Storm(
+            net_trt, net, device, pytestconfig.getoption("--stress") // (250 if graph else 25), seed=2, captures=graph
+        )
         storm.run(lambda thread: pool)
     assert storm.made == storm.calls
 
@@ -314,8 +315,13 @@ def settled():
 # Of 100,000 calls, 64 bytes each are 6.1 MiB: a call that leaves one Python object behind leaves more. The driver
 # takes device memory in pieces of 2 MiB, and other processes may use the same GPU.
 GROWTH = {
-    "allocated": 0, "reserved": 0, "on the device": 8 << 20, "on the host": 6 << 20, "in use": 6 << 20, "objects": 500,
-}  # fmt: skip
+    "allocated": 0,
+    "reserved": 0,
+    "on the device": 8 << 20,
+    "on the host": 6 << 20,
+    "in use": 6 << 20,
+    "objects": 500,
+}
 
 
 def tensorrt_alone(net_trt, inputs):

@@ -81,12 +81,15 @@ MIXED = [
     (module(lambda self, x: torch.addmm(self.b, x, self.w), w=torch.randn(3, 5), b=torch.randn(5)), [(2, 3)], half),
     (module(lambda self, x: torch.bmm(x, self.w.expand(len(x), 3, 5)), w=torch.randn(1, 3, 5)), [(2, 4, 3)], bfloat16),
     (module(lambda self, x: torch.einsum("bi,oi->bo", x, self.w), w=torch.randn(5, 3)), [(2, 3)], half),
-    (module(lambda self, x: F.scaled_dot_product_attention(x, self.w, self.w), w=torch.randn(2, 3, 4)), [(2, 3, 4)],
-     half),
+    (
+        module(lambda self, x: F.scaled_dot_product_attention(x, self.w, self.w), w=torch.randn(2, 3, 4)),
+        [(2, 3, 4)],
+        half,
+    ),
     (module(lambda self, x: aten.linear.default(x, self.w), w=torch.randn(5, 3)), [(2, 3)], half),
     (module(lambda self, x: torch.index_copy(self.w, 0, torch.tensor([1]), x), w=torch.randn(5, 3)), [(1, 3)], half),
     (module(lambda self, x: self.w.scatter(0, torch.tensor([[1, 2, 0]]), x), w=torch.randn(5, 3)), [(1, 3)], half),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("max_batch_size", [None, 8], ids=["static", "dynamic"])
@@ -158,8 +161,10 @@ def test_arguments_that_eager_refuses(forward):
 
 def test_the_generator_is_left_as_it_was():
     before = torch.get_rng_state()
-    trace(module(lambda self, x: F.dropout(x, 0.5, self.training) + F.avg_pool1d(x, 2, 1, 1)[..., 1:]),
-          [torch.randn(2, 3)[None]])  # fmt: skip
+    trace(
+        module(lambda self, x: F.dropout(x, 0.5, self.training) + F.avg_pool1d(x, 2, 1, 1)[..., 1:]),
+        [torch.randn(2, 3)[None]],
+    )
     torch.set_rng_state(before)
     state = torch.get_rng_state()
     trace(module(lambda self, x: F.rrelu(x, training=self.training)), [torch.ones(2, 3)])

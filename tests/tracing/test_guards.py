@@ -130,9 +130,7 @@ def test_tied_dimensions_are_checked_at_every_call():
     run = model_trt.reference()
     x, y = torch.randn(3, 3), torch.randn(3, 3)
     compare(run(x, y), x + y)
-    with pytest.raises(
-        InputError, match=r"needs [xy].shape\[0\] == [xy].shape\[0\], got x \(3, 3\), y \(2, 3\)"
-    ):
+    with pytest.raises(InputError, match=r"needs [xy].shape\[0\] == [xy].shape\[0\], got x \(3, 3\), y \(2, 3\)"):
         run(x, y[:2])
 
 
@@ -152,13 +150,34 @@ def _flat(self, x, table):
 
 
 RELATIONS = [  # what the module raises an error without
-    (_first_rows, [(1, 3), (1, 3)], [(2, 3), (5, 3)], [(8, 3), (9, 3)], "x.shape[0] <= table.shape[0]",
-     [(4, 3), (4, 3)], [(5, 3), (4, 3)]),
-    (_wide, [(2, 3), (2, 3)], [(2, 5), (2, 4)], [(2, 9), (2, 9)], "2*x.shape[1] >= table.shape[1] + 1",
-     [(2, 3), (2, 5)], [(2, 4), (2, 8)]),
-    (_flat, [(2, 4), (4, 2)], [(2, 6), (4, 3)], [(2, 16), (4, 8)], "2*x.shape[1] == 4*table.shape[1]",
-     [(2, 10), (4, 5)], [(2, 10), (4, 6)]),
-]  # fmt: skip
+    (
+        _first_rows,
+        [(1, 3), (1, 3)],
+        [(2, 3), (5, 3)],
+        [(8, 3), (9, 3)],
+        "x.shape[0] <= table.shape[0]",
+        [(4, 3), (4, 3)],
+        [(5, 3), (4, 3)],
+    ),
+    (
+        _wide,
+        [(2, 3), (2, 3)],
+        [(2, 5), (2, 4)],
+        [(2, 9), (2, 9)],
+        "2*x.shape[1] >= table.shape[1] + 1",
+        [(2, 3), (2, 5)],
+        [(2, 4), (2, 8)],
+    ),
+    (
+        _flat,
+        [(2, 4), (4, 2)],
+        [(2, 6), (4, 3)],
+        [(2, 16), (4, 8)],
+        "2*x.shape[1] == 4*table.shape[1]",
+        [(2, 10), (4, 5)],
+        [(2, 10), (4, 6)],
+    ),
+]
 
 
 @pytest.mark.parametrize(("forward", "low", "opt", "high", "text", "met", "unmet"), RELATIONS, ids=lambda v: "")

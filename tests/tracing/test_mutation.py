@@ -1,4 +1,5 @@
 """Writes: to a tensor, to a view, to what is viewed. The result equals eager's, or the conversion is refused."""
+
 import pytest
 import torch
 import torch.nn.functional as F

@@ -49,10 +49,12 @@ CASES = [
     case(With(encoder(), lambda m, x: m(x, added(causal(x)), added(at_the_ends(x)))), [SELF], id="padded-causal"),
     case(
         With(encoder(), lambda m, x: m(x, src_key_padding_mask=torch.tensor([[False, True, True]], device=x.device))),
-        [(1, 3, 8)], id="padded-constant",
+        [(1, 3, 8)],
+        id="padded-constant",
     ),
     case(
-        With(encoder(), lambda m, x, p: m(x, src_key_padding_mask=p & (p.cumsum(1) > 1))), [SELF, bools(B, S)],
+        With(encoder(), lambda m, x, p: m(x, src_key_padding_mask=p & (p.cumsum(1) > 1))),
+        [SELF, bools(B, S)],
         id="padded-anywhere",
     ),
     case(With(encoder(), lambda m, x: m(x, causal(x))), [SELF], id="causal"),
@@ -63,20 +65,23 @@ CASES = [
             nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), 2),
             lambda m, x, memory: m(x, memory, tgt_mask=added(causal(x))),
         ),
-        [SELF, OTHER], id="decoder-causal",
+        [SELF, OTHER],
+        id="decoder-causal",
     ),
     case(
         With(
             nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
             lambda m, x, y: m(x, y, src_key_padding_mask=at_the_ends(x)),
         ),
-        [SELF, OTHER], id="transformer-padded",
+        [SELF, OTHER],
+        id="transformer-padded",
     ),
     case(
-        With(nn.Transformer(8, 2, 1, 1, 16, batch_first=True), padded_and_causal), [SELF, OTHER],
+        With(nn.Transformer(8, 2, 1, 1, 16, batch_first=True), padded_and_causal),
+        [SELF, OTHER],
         id="transformer-padded-causal",
     ),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)

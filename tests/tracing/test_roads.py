@@ -95,25 +95,59 @@ class Indices(nn.Module):
 class Rearranged(nn.Module):
     def forward(self, x):
         return (
-            x.roll(2), x.roll([1, 2], [0, 1]), x.flip(0), x.t(), x.tril(1), x.repeat(2, 1), x[:, None].expand(3, 4, 5),
-            torch.cat([x, x * 2], 1), torch.stack([x, x]), x.chunk(2, 1)[1], x.as_strided([2, 2], [1, 3], 2),
-        )  # fmt: skip
+            x.roll(2),
+            x.roll([1, 2], [0, 1]),
+            x.flip(0),
+            x.t(),
+            x.tril(1),
+            x.repeat(2, 1),
+            x[:, None].expand(3, 4, 5),
+            torch.cat([x, x * 2], 1),
+            torch.stack([x, x]),
+            x.chunk(2, 1)[1],
+            x.as_strided([2, 2], [1, 3], 2),
+        )
 
 
 class Reduced(nn.Module):
     def forward(self, x):
         return (
-            x.sum(1), x.mean(0), x.amax(1), x.std(1), x.var(0), x.prod(1), x.max(1)[0], x.argmin(1), x.norm(2, 1),
-            x.logsumexp(1), x.cumsum(0), x.any(0), x.median(1)[0], torch.topk(x, 2, 1)[0], x.sort(1)[1],
-        )  # fmt: skip
+            x.sum(1),
+            x.mean(0),
+            x.amax(1),
+            x.std(1),
+            x.var(0),
+            x.prod(1),
+            x.max(1)[0],
+            x.argmin(1),
+            x.norm(2, 1),
+            x.logsumexp(1),
+            x.cumsum(0),
+            x.any(0),
+            x.median(1)[0],
+            torch.topk(x, 2, 1)[0],
+            x.sort(1)[1],
+        )
 
 
 class Compared(nn.Module):
     def forward(self, x):
         return (
-            x > 0.5, x.clamp(-1.0, 0.5), torch.maximum(x, x * x), x.round(), x.floor(), x / 2.0, x // 0.7, x % 0.7,
-            x.pow(2.0), torch.fmod(x, 0.3), x.sign(), x.abs().rsqrt(), torch.hypot(x, x + 1), torch.atan2(x, x + 2),
-        )  # fmt: skip
+            x > 0.5,
+            x.clamp(-1.0, 0.5),
+            torch.maximum(x, x * x),
+            x.round(),
+            x.floor(),
+            x / 2.0,
+            x // 0.7,
+            x % 0.7,
+            x.pow(2.0),
+            torch.fmod(x, 0.3),
+            x.sign(),
+            x.abs().rsqrt(),
+            torch.hypot(x, x + 1),
+            torch.atan2(x, x + 2),
+        )
 
 
 class Bags(nn.Module):
@@ -155,9 +189,12 @@ class Products(nn.Module):
     def forward(self, x):
         y = x @ x.transpose(1, 2)
         return (
-            y, torch.einsum("abc,abd->acd", x, x), torch.baddbmm(y, x, x.transpose(1, 2)),
-            F.cosine_similarity(x, x + 1, 2), torch.outer(x[0, 0], x[0, 1]),
-        )  # fmt: skip
+            y,
+            torch.einsum("abc,abd->acd", x, x),
+            torch.baddbmm(y, x, x.transpose(1, 2)),
+            F.cosine_similarity(x, x + 1, 2),
+            torch.outer(x[0, 0], x[0, 1]),
+        )
 
 
 class Two(nn.Module):
@@ -170,35 +207,57 @@ class Two(nn.Module):
 
 
 MODULES = {
-    "layers": (Layers(), IMAGE), "conv1d": (nn.Conv1d(5, 4, 3, stride=2), TOKENS),
+    "layers": (Layers(), IMAGE),
+    "conv1d": (nn.Conv1d(5, 4, 3, stride=2), TOKENS),
     "conv2d-same": (nn.Conv2d(4, 6, 3, padding="same", groups=2), IMAGE),
-    "conv3d": (nn.Conv3d(2, 3, 2), (1, 2, 4, 5, 6)), "transposed": (nn.ConvTranspose2d(4, 3, 3, stride=2), IMAGE),
-    "linear": (nn.Linear(8, 3), TOKENS), "bilinear": (Two(nn.Bilinear(8, 6, 3)), TOKENS),
-    "batch-norm-1d": (nn.BatchNorm1d(5), ROWS), "batch-norm": (nn.BatchNorm2d(4), IMAGE),
-    "instance-norm": (nn.InstanceNorm2d(4, affine=True), IMAGE), "group-norm": (nn.GroupNorm(2, 4), IMAGE),
-    "layer-norm": (nn.LayerNorm(8), TOKENS), "rms-norm": (nn.RMSNorm(8), TOKENS),
+    "conv3d": (nn.Conv3d(2, 3, 2), (1, 2, 4, 5, 6)),
+    "transposed": (nn.ConvTranspose2d(4, 3, 3, stride=2), IMAGE),
+    "linear": (nn.Linear(8, 3), TOKENS),
+    "bilinear": (Two(nn.Bilinear(8, 6, 3)), TOKENS),
+    "batch-norm-1d": (nn.BatchNorm1d(5), ROWS),
+    "batch-norm": (nn.BatchNorm2d(4), IMAGE),
+    "instance-norm": (nn.InstanceNorm2d(4, affine=True), IMAGE),
+    "group-norm": (nn.GroupNorm(2, 4), IMAGE),
+    "layer-norm": (nn.LayerNorm(8), TOKENS),
+    "rms-norm": (nn.RMSNorm(8), TOKENS),
     "local-response-norm": (nn.LocalResponseNorm(2), IMAGE),
-    "max-pool": (nn.MaxPool2d(3, 2, 1), IMAGE), "max-pool-1d": (nn.MaxPool1d(2), TOKENS),
+    "max-pool": (nn.MaxPool2d(3, 2, 1), IMAGE),
+    "max-pool-1d": (nn.MaxPool1d(2), TOKENS),
     "average-pool": (nn.AvgPool2d(3, 2, ceil_mode=True, count_include_pad=False), IMAGE),
-    "adaptive-average": (nn.AdaptiveAvgPool2d((3, 2)), IMAGE), "adaptive-max": (nn.AdaptiveMaxPool2d(2), IMAGE),
-    "gelu": (nn.GELU("tanh"), ROWS), "prelu": (nn.PReLU(4), IMAGE), "elu": (nn.ELU(0.5), ROWS),
-    "silu": (nn.SiLU(), ROWS), "hardswish": (nn.Hardswish(), ROWS), "softplus": (nn.Softplus(2.0), ROWS),
-    "glu": (nn.GLU(), TOKENS), "rrelu": (nn.RReLU(), ROWS), "log-softmax": (nn.LogSoftmax(1), ROWS),
+    "adaptive-average": (nn.AdaptiveAvgPool2d((3, 2)), IMAGE),
+    "adaptive-max": (nn.AdaptiveMaxPool2d(2), IMAGE),
+    "gelu": (nn.GELU("tanh"), ROWS),
+    "prelu": (nn.PReLU(4), IMAGE),
+    "elu": (nn.ELU(0.5), ROWS),
+    "silu": (nn.SiLU(), ROWS),
+    "hardswish": (nn.Hardswish(), ROWS),
+    "softplus": (nn.Softplus(2.0), ROWS),
+    "glu": (nn.GLU(), TOKENS),
+    "rrelu": (nn.RReLU(), ROWS),
+    "log-softmax": (nn.LogSoftmax(1), ROWS),
     "dropout": (nn.Dropout(0.3), ROWS),
     "embedding": (nn.Embedding(9, 4, padding_idx=2), torch.int64),
     **{f"bag-{mode}": (Bags(mode), torch.int64) for mode in ("sum", "mean", "max")},
     **{f"resize-{mode}": (Resized(mode), IMAGE) for mode in ("nearest", "bilinear", "bicubic")},
-    "distances": (Distances(), ((2, 4, 3), (2, 5, 3))), "attention": (Attention(), TOKENS),
+    "distances": (Distances(), ((2, 4, 3), (2, 5, 3))),
+    "attention": (Attention(), TOKENS),
     "self-attention": (SelfAttention(), TOKENS),
     "encoder-layer": (nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), TOKENS),
     "encoder": (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2), TOKENS),
     "decoder-layer": (nn.TransformerDecoderLayer(8, 2, 12, batch_first=True), (TOKENS, (2, 3, 8))),
-    **{kind: (Recurrent(kind), TOKENS) for kind in ("LSTM", "GRU", "RNN")}, "GRUCell": (Cell(), TOKENS),
-    "writes": (Writes(), ROWS), "masks": (Masks(), ROWS), "indices": (Indices(), ROWS),
-    "rearranged": (Rearranged(), ROWS), "reduced": (Reduced(), ROWS), "compared": (Compared(), ROWS),
-    "windows": (Windows(), IMAGE), "sampled": (Sampled(), IMAGE), "solved": (Solved(), ROWS),
+    **{kind: (Recurrent(kind), TOKENS) for kind in ("LSTM", "GRU", "RNN")},
+    "GRUCell": (Cell(), TOKENS),
+    "writes": (Writes(), ROWS),
+    "masks": (Masks(), ROWS),
+    "indices": (Indices(), ROWS),
+    "rearranged": (Rearranged(), ROWS),
+    "reduced": (Reduced(), ROWS),
+    "compared": (Compared(), ROWS),
+    "windows": (Windows(), IMAGE),
+    "sampled": (Sampled(), IMAGE),
+    "solved": (Solved(), ROWS),
     "products": (Products(), TOKENS),
-}  # fmt: skip
+}
 ROADS = {
     "module": lambda module, inputs: module,
     "export": lambda module, inputs: torch.export.export(module, inputs, strict=False),

@@ -18,9 +18,21 @@ aten = torch.ops.aten
 CASES = [
     case(lambda x: x.new_full((4, 1), STRIDES[1]), [(B, 3, 6, 4)], id="new_full static"),
     case(lambda x: x.new_full((x.shape[0], 2), STRIDES[1]) + x[:, 0, :2, 0], [(B, 3, 6, 4)], id="new_full"),
-    case(lambda x: torch.full((x.shape[0], 3), HALF, dtype=torch.float32) * x[:, :, 0, 0], [(B, 3, 6, 4)], id="full"),
-    case(lambda x: torch.full((x.shape[0], 3), YES) & (x[:, :, 0, 0] > 0), [(B, 3, 6, 4)], id="full of bools"),
-    case(lambda x: torch.full((x.shape[0], 3), TWO) + x[:, :, 0, 0].int(), [(B, 3, 6, 4)], id="full of ints"),
+    case(
+        lambda x: torch.full((x.shape[0], 3), HALF, dtype=torch.float32, device=x.device) * x[:, :, 0, 0],
+        [(B, 3, 6, 4)],
+        id="full",
+    ),
+    case(
+        lambda x: torch.full((x.shape[0], 3), YES, device=x.device) & (x[:, :, 0, 0] > 0),
+        [(B, 3, 6, 4)],
+        id="full of bools",
+    ),
+    case(
+        lambda x: torch.full((x.shape[0], 3), TWO, device=x.device) + x[:, :, 0, 0].int(),
+        [(B, 3, 6, 4)],
+        id="full of ints",
+    ),
     case(lambda x: torch.full_like(x, ONE), [(B, 3, 6, 4)], id="full_like"),
     case(lambda x: torch.full_like(x, YES, dtype=torch.int32), [(B, 3, 6, 4)], id="full_like of a bool"),
     case(lambda x: torch.add(x, x.flip(1), alpha=HALF), [(B, 3, 6, 4)], id="add alpha"),
@@ -36,7 +48,11 @@ CASES = [
     case(F.interpolate, [(B, 3, 6, 4)], scale_factor=[1.5, HALF], id="interpolate scale factors"),
     case(aten.upsample_nearest2d.vec, [(B, 3, 6, 4)], None, [HALF, 1.5], id="aten.upsample_nearest2d"),
     case(
-        F.interpolate, [(B, 3, 6, 4)], scale_factor=HALF, recompute_scale_factor=True, mode="bilinear",
+        F.interpolate,
+        [(B, 3, 6, 4)],
+        scale_factor=HALF,
+        recompute_scale_factor=True,
+        mode="bilinear",
         id="interpolate recomputed",
     ),
     case(F.interpolate, [(B, 3, 6, 4)], size=[TWO, 3], id="interpolate size"),
@@ -46,7 +62,7 @@ CASES = [
     case(lambda x: x[TWO - 1 :, torch.tensor(1)], [(3, 3, 6, B)], id="slice and index"),
     case(lambda x: x.select(TWO, TWO), [(B, 3, 6, 4)], id="select"),
     case(lambda x: torch.where(x > 0, x, HALF), [(B, 3, 6, 4)], id="where"),
-]  # fmt: skip
+]
 
 
 @parametrize(CASES)
@@ -77,11 +93,14 @@ def test_a_constant_that_is_overwritten_is_read_before():
     graph_equals_eager(module(forward), torch.randn(2, 3), max_batch_size=4)
 
 
-@pytest.mark.parametrize("forward", [
-    lambda self, x: x.new_full((x.shape[0], 2), torch.rand(())),
-    lambda self, x: torch.ops.aten.celu(x, torch.rand(())),
-    lambda self, x: torch.native_channel_shuffle(x, torch.randint(1, 3, ())),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x.new_full((x.shape[0], 2), torch.rand(())),
+        lambda self, x: torch.ops.aten.celu(x, torch.rand(())),
+        lambda self, x: torch.native_channel_shuffle(x, torch.randint(1, 3, ())),
+    ],
+)
 def test_random_numbers_are_refused(forward):
     with pytest.raises(TraceError, match=r"test_scalars.py:\d+.*draws? random numbers"):
         trace(module(forward), [torch.randn(2, 4, 6)], max_batch_size=4)

@@ -27,8 +27,12 @@ def total(*values):
 NAMES = [
     # forward, inputs, kwargs, names
     (lambda self, x, y: x + y, [A, B], {}, ["x", "y"]),
-    (lambda self, input_ids, attention_mask=None: input_ids * attention_mask, [A], {"attention_mask": B},
-     ["input_ids", "attention_mask"]),
+    (
+        lambda self, input_ids, attention_mask=None: input_ids * attention_mask,
+        [A],
+        {"attention_mask": B},
+        ["input_ids", "attention_mask"],
+    ),
     (lambda self, x, y: x - y, [], {"y": B, "x": A}, ["y", "x"]),
     (lambda self, x, /, y: x - y, [A, B], {}, ["x", "y"]),
     (lambda self, x, n, y: x * n - y, [A, 3, B], {}, ["x", "y"]),
@@ -40,7 +44,7 @@ NAMES = [
     (lambda self, batch: total(batch), [Batch(A, 2.0, B)], {}, ["batch_tokens", "batch_mask"]),
     (lambda self, x_0, x: x_0 - x[0] + x[1], [A, [B, C]], {}, ["x_0", "x_0_0", "x_1"]),
     (lambda self, input, output_0: input - output_0, [A, B], {}, ["input", "output_0"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("forward", "inputs", "kwargs", "names"), NAMES, ids=[",".join(row[-1]) for row in NAMES])
@@ -59,9 +63,7 @@ def test_compiled_modules_keep_their_parameters_names(compiled):
         def forward(self, pixels, mask):
             return pixels - mask
 
-    compilers = {
-        "script": torch.jit.script, "trace": lambda m: torch.jit.trace(m, (A, B)), "compile": torch.compile,
-    }  # fmt: skip
+    compilers = {"script": torch.jit.script, "trace": lambda m: torch.jit.trace(m, (A, B)), "compile": torch.compile}
     interface = trace(compilers[compiled](Net().eval()), [A, B]).meta["torch2rt"].interface
     assert [spec.name for spec in interface.inputs] == ["pixels", "mask"]
     assert interface.parameters == ["pixels", "mask"]

@@ -27,9 +27,11 @@ class Anchors(torch.nn.Module):
 
 
 KEYS = {
-    "shape": lambda x: x.shape, "tuple": lambda x: tuple(x.shape), "list": lambda x: [*x.shape],
+    "shape": lambda x: x.shape,
+    "tuple": lambda x: tuple(x.shape),
+    "list": lambda x: [*x.shape],
     "number": lambda x: x.shape[1],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)

@@ -108,7 +108,7 @@ def test_the_length_of_a_tensor_is_its_size():
         compare(model_trt.reference()(x, y), forward(x, y))
 
 
-@pytest.mark.parametrize("forward", [lambda x: x * len(x.sum()), lambda x: [x][:len(x)] and x * len(range(len(x)))])
+@pytest.mark.parametrize("forward", [lambda x: x * len(x.sum()), lambda x: [x][: len(x)] and x * len(range(len(x)))])
 def test_a_length_that_python_cannot_take(forward):
     with pytest.raises((TraceError, TypeError), match=r"len\(\) of a 0-d tensor|does the same for every size"):
         trace(Call(forward).eval(), [torch.randn(2, 3)], max_batch_size=4)

@@ -290,10 +290,13 @@ def test_modules_in_other_wrappers():
     x = torch.randn(2, 3)
     with torch.no_grad():
         for wrapped in (
-            torch.compile(LINEAR), torch.jit.trace(LINEAR, x), torch.jit.script(LINEAR),
-            torch.fx.symbolic_trace(LINEAR), torch.export.export(LINEAR, (x,)).module(),
+            torch.compile(LINEAR),
+            torch.jit.trace(LINEAR, x),
+            torch.jit.script(LINEAR),
+            torch.fx.symbolic_trace(LINEAR),
+            torch.export.export(LINEAR, (x,)).module(),
             *([] if torch.cuda.is_available() else [torch.nn.DataParallel(LINEAR)]),  # which moves it to the GPU
-        ):  # fmt: skip
+        ):
             compare(trace(wrapped, [x])(x)[0], LINEAR(x), 1e-6, 1e-6)
 
 
@@ -429,21 +432,24 @@ def test_random_numbers_that_nothing_depends_on():
     graph_equals_eager(module(layer_drop), torch.randn(2, 3))
 
 
-@pytest.mark.parametrize("use", [
-    lambda self, x: x + torch.rand(3) * 2,
-    lambda self, x: x if torch.rand([]) < 0.5 else x + 1,
-    lambda self, x: x * torch.rand(3)[0].item(),
-    lambda self, x: x + torch.empty(3).normal_()[None],
-    lambda self, x: x[torch.randperm(2)],
-    lambda self, x: torch.zeros(2, 3).index_put_((torch.randint(2, (1,)),), x[:1]),
-    lambda self, x: torch.normal(x, x.abs()),
-    lambda self, x: torch.normal(torch.zeros(3), x.abs() + 1),
-    lambda self, x: torch.normal(x, 2.0, generator=GENERATOR),
-    lambda self, x: x + torch.rand(3, generator=GENERATOR),
-    lambda self, x: torch.empty_like(x).geometric_(0.5),
-    lambda self, x: torch.svd_lowrank(x, 1)[1],
-    lambda self, x: torch.vmap(lambda row: row + torch.rand(3), randomness="different")(x),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda self, x: x + torch.rand(3) * 2,
+        lambda self, x: x if torch.rand([]) < 0.5 else x + 1,
+        lambda self, x: x * torch.rand(3)[0].item(),
+        lambda self, x: x + torch.empty(3).normal_()[None],
+        lambda self, x: x[torch.randperm(2)],
+        lambda self, x: torch.zeros(2, 3).index_put_((torch.randint(2, (1,)),), x[:1]),
+        lambda self, x: torch.normal(x, x.abs()),
+        lambda self, x: torch.normal(torch.zeros(3), x.abs() + 1),
+        lambda self, x: torch.normal(x, 2.0, generator=GENERATOR),
+        lambda self, x: x + torch.rand(3, generator=GENERATOR),
+        lambda self, x: torch.empty_like(x).geometric_(0.5),
+        lambda self, x: torch.svd_lowrank(x, 1)[1],
+        lambda self, x: torch.vmap(lambda row: row + torch.rand(3), randomness="different")(x),
+    ],
+)
 def test_random_numbers_are_refused(use):
     with pytest.raises(TraceError, match=r"test_tracing.py:\d+.*draws? random numbers"):
         trace(module(use), [torch.randn(2, 3)])
@@ -455,11 +461,14 @@ def test_a_generator_is_refused_with_dynamic_shapes():
         trace(made, [torch.randn(2, 3)], max_batch_size=4)
 
 
-@pytest.mark.parametrize("use", [
-    lambda self, x: x * random.random(),
-    lambda self, x: x + torch.tensor(np.random.rand(3), dtype=torch.float32),
-    lambda self, x: torch.cond(x.sum() > 0, lambda x: x + random.random(), lambda x: x, (x,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda self, x: x * random.random(),
+        lambda self, x: x + torch.tensor(np.random.rand(3), dtype=torch.float32),
+        lambda self, x: torch.cond(x.sum() > 0, lambda x: x + random.random(), lambda x: x, (x,)),
+    ],
+)
 def test_random_numbers_from_elsewhere_are_refused(use):
     with pytest.raises(TraceError, match=r"Python's random or numpy.random"):
         trace(module(use), [torch.randn(2, 3)])
@@ -479,6 +488,7 @@ def test_random_numbers_from_elsewhere_that_nothing_depends_on():
 @pytest.mark.parametrize("norm", [torch.nn.LayerNorm, torch.nn.BatchNorm1d])
 def test_layers_alike_are_worked_out_once(norm):
     """torch's fake mode knows a call again by the types of its tensors if all of them are fake, the weights too."""
+
     def worked_out(layers):
         alike = [torch.nn.Sequential(torch.nn.Linear(5, 5), norm(5)) for _ in range(layers)]
         FakeTensorMode.cache_clear()

@@ -85,8 +85,6 @@ def synchronize(stream: int) -> bool:
     return True
 
 
-
-
 class Copy:
     """A copy within a captured graph, whose addresses may be others at each replay.
 
@@ -232,12 +230,19 @@ def _driver(alone: bool = False) -> Any:
     pointer = ctypes.c_void_p
     for name, arguments in {
         "cuMemcpyDtoDAsync_v2": [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t, pointer],
-        "cuStreamDestroy_v2": [pointer], "cuStreamSynchronize": [pointer], "cuStreamIsCapturing": [pointer, pointer],
-        "cuStreamBeginCapture_v2": [pointer, ctypes.c_int], "cuStreamEndCapture": [pointer] * 2,
-        "cuGraphInstantiateWithFlags": [pointer, pointer, ctypes.c_ulonglong], "cuGraphLaunch": [pointer] * 2,
-        "cuGraphExecDestroy": [pointer], "cuGraphDestroy": [pointer], "cuCtxSetCurrent": [pointer],
-        "cuGraphGetNodes": [pointer] * 3, "cuGraphMemcpyNodeGetParams": [pointer] * 2,
+        "cuStreamDestroy_v2": [pointer],
+        "cuStreamSynchronize": [pointer],
+        "cuStreamIsCapturing": [pointer, pointer],
+        "cuStreamBeginCapture_v2": [pointer, ctypes.c_int],
+        "cuStreamEndCapture": [pointer] * 2,
+        "cuGraphInstantiateWithFlags": [pointer, pointer, ctypes.c_ulonglong],
+        "cuGraphLaunch": [pointer] * 2,
+        "cuGraphExecDestroy": [pointer],
+        "cuGraphDestroy": [pointer],
+        "cuCtxSetCurrent": [pointer],
+        "cuGraphGetNodes": [pointer] * 3,
+        "cuGraphMemcpyNodeGetParams": [pointer] * 2,
         "cuGraphExecMemcpyNodeSetParams": [pointer] * 4,
-    }.items():  # fmt: skip
+    }.items():
         getattr(library, name).argtypes = arguments
     return library

@@ -126,9 +126,7 @@ def benchmarks(
 
 def installed() -> list[str]:
     """The ways whose packages can be imported here."""
-    return [
-        name for name, way in WAYS.items() if all(importlib.util.find_spec(p) is not None for p in way.needs)
-    ]  # fmt: skip
+    return [name for name, way in WAYS.items() if all(importlib.util.find_spec(p) is not None for p in way.needs)]
 
 
 def _find(name: str) -> Way:
@@ -175,9 +173,13 @@ class Worker:
         self.errors = folder / "errors"
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "torch2rt.bench.worker"], env=environment, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            )  # fmt: skip
+                [sys.executable, "-m", "torch2rt.bench.worker"],
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
         self.messages: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
         self._send(json.dumps(job))

@@ -12,10 +12,10 @@ from torch2rt.bench.models import Failure, Table, by, check_inputs, example, loa
 from torch2rt.cli.weights import load_weights
 from torch2rt.errors import Torch2RTError
 
-OPTIONS = (
-    "max_batch_size", "input_names", "output_names", "nan", "float64", "verify", "max_workspace_size",
-    "compute_capabilities", "optimization_level", "tf32", "log_level",
-)  # fmt: skip
+OPTIONS = """
+    max_batch_size input_names output_names nan float64 verify max_workspace_size compute_capabilities
+    optimization_level tf32 log_level
+""".split()
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -60,9 +60,7 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
         _show_stage(name, result, seconds, show)
 
     try:
-        model_trt = torch2rt(
-            module, inputs, **options, progress=False if arguments.quiet else None, on_stage=on_stage
-        )
+        model_trt = torch2rt(module, inputs, **options, progress=False if arguments.quiet else None, on_stage=on_stage)
     except Torch2RTError:
         raise
     except Exception:

@@ -64,14 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(convert)
     for which, text in (("min", "smallest"), ("opt", "most common"), ("max", "largest")):
         convert.add_argument(
-            f"--{which}", action="append", type=usage.shape, metavar="SHAPE",
+            f"--{which}",
+            action="append",
+            type=usage.shape,
+            metavar="SHAPE",
             help=f"the {text} shape to serve, once for each --input and in their order",
-        )  # fmt: skip
+        )
     verify = convert.add_mutually_exclusive_group()
     verify.add_argument(
-        "--verify", action="store_const", const="range", default=True,
+        "--verify",
+        action="store_const",
+        const="range",
+        default=True,
         help="compare with eager PyTorch at min, max and some sizes between, too (default: with the inputs' shapes)",
-    )  # fmt: skip
+    )
     verify.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with eager PyTorch")
     convert.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
     convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
@@ -102,16 +108,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model(bench)
     bench.add_argument(
-        "--ways", type=usage.several, metavar="A,B,...",
+        "--ways",
+        type=usage.several,
+        metavar="A,B,...",
         help="some of eager, torch.compile, torch2rt, onnx, torch-tensorrt (default: all that are installed); a way "
         "that can replay a CUDA graph is measured without and with one",
-    )  # fmt: skip
+    )
     bench.add_argument("--json", metavar="FILE", help="write the numbers, the machine and the versions to a file")
     bench.add_argument("--picture", metavar="FILE", help="draw the latencies (.png, .svg; needs matplotlib)")
     bench.add_argument(
-        "--timeout", type=float, default=300.0, metavar="SECONDS",
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
         help="give up a way that takes longer to get ready, or to build and run (default: 300)",
-    )  # fmt: skip
+    )
     bench.set_defaults(command=_bench)
 
     ops = commands.add_parser("ops", help="list the torch calls that have a converter")
@@ -128,13 +139,19 @@ def _parser() -> argparse.ArgumentParser:
 def _add_model(command: argparse.ArgumentParser) -> None:
     """The arguments that say what to convert, and with which inputs."""
     command.add_argument(
-        "model", metavar="MODEL",
+        "model",
+        metavar="MODEL",
         help="torchvision:NAME, timm:NAME, or package.module:NAME of an nn.Module, or of a callable that makes one",
-    )  # fmt: skip
+    )
     command.add_argument(
-        "--input", dest="inputs", action="append", required=True, type=usage.shape_and_dtype, metavar="SHAPE[:DTYPE]",
+        "--input",
+        dest="inputs",
+        action="append",
+        required=True,
+        type=usage.shape_and_dtype,
+        metavar="SHAPE[:DTYPE]",
         help=f"an input, once for each; DTYPE is one of {', '.join(DTYPES)}, by default the model's",
-    )  # fmt: skip
+    )
     command.add_argument(
         "--dtype", choices=DTYPES[:3], default="float32", help="the model's parameters (default: float32)"
     )
@@ -145,16 +162,19 @@ def _add_builder(command: argparse.ArgumentParser) -> None:
     builder = command.add_argument_group("TensorRT's builder")
     builder.add_argument("--max-workspace-size", type=usage.number, metavar="BYTES", help="scratch memory of a layer")
     builder.add_argument(
-        "--compute-capabilities", type=usage.several, metavar="A,B,...",
+        "--compute-capabilities",
+        type=usage.several,
+        metavar="A,B,...",
         help="for TensorRT for RTX: the GPUs to build for, such as 8.6,8.9 or current",
-    )  # fmt: skip
+    )
     builder.add_argument(
         "--optimization-level", type=usage.number, metavar="N", help="0 (quick to build) to 5 (thorough)"
     )
     builder.add_argument(
-        "--tf32", action=argparse.BooleanOptionalAction, help="whether float32 products may round to TF32 (default: "
-        "as torch is set)",
-    )  # fmt: skip
+        "--tf32",
+        action=argparse.BooleanOptionalAction,
+        help="whether float32 products may round to TF32 (default: as torch is set)",
+    )
     builder.add_argument(
         "--log-level", choices=usage.SEVERITIES, default=None, help="print TensorRT's messages from here on"
     )

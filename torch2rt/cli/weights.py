@@ -22,9 +22,10 @@ def load_weights(module: torch.nn.Module, path: str) -> None:
         state = {name.removeprefix(WRAPPER): value for name, value in state.items()}
     missing, unknown = own - state.keys(), state.keys() - own
     other = [
-        f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}" for name, value in module.state_dict().items()
+        f"{name} {tuple(state[name].shape)} for {tuple(value.shape)}"
+        for name, value in module.state_dict().items()
         if name in state and state[name].shape != value.shape
-    ]  # fmt: skip
+    ]
     problems = {"has no": sorted(missing), "has": sorted(unknown), "has other shapes:": other}
     told = [f"{what} {_some(names)}" for what, names in problems.items() if names]
     if told:

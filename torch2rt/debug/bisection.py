@@ -42,9 +42,13 @@ class Place:
 
 
 def first_difference(
-    graph: torch.fx.GraphModule, tensors: Tensors, evaluate: Callable[[Sequence[str]], Values], names: Sequence[str],
-    at_once: int, disturb: Disturb,
-) -> Place | None:  # fmt: skip
+    graph: torch.fx.GraphModule,
+    tensors: Tensors,
+    evaluate: Callable[[Sequence[str]], Values],
+    names: Sequence[str],
+    at_once: int,
+    disturb: Disturb,
+) -> Place | None:
     """The first of the named nodes whose value is wrong while those before it are right, by bisection.
 
     `evaluate` gives the values of some of these nodes that are to be looked at.
@@ -131,7 +135,7 @@ class OfReference:
 
     def __init__(
         self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, passes: Sequence[Pass] | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.lowered, self.values = lower_with_values(graph, nan=nan, passes=passes)
         self.tensors = tensors
         self.names = list(self.values)
@@ -152,9 +156,13 @@ class OfEngine:
     at_once = OUTPUTS_AT_ONCE
 
     def __init__(
-        self, graph: torch.fx.GraphModule, tensors: Tensors, nan: str, build: Callable[[Network], Engine],
+        self,
+        graph: torch.fx.GraphModule,
+        tensors: Tensors,
+        nan: str,
+        build: Callable[[Network], Engine],
         passes: Sequence[Pass] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.graph, self.tensors, self.nan, self.build, self.passes = graph, tensors, nan, build, passes
         self.names = list(lower_with_values(graph, nan=nan, passes=passes)[1])
 
@@ -186,7 +194,7 @@ class OfEngine:
 
 def first_module(
     module: torch.nn.Module, call: Callable[[], Any], tensors: Tensors, graph: torch.fx.GraphModule, disturb: Disturb
-) -> Place | None:  # fmt: skip
+) -> Place | None:
     """The first submodule that returns a tensor which no node of the traced graph has, as the module itself runs."""
     results: list[tuple[str, torch.Tensor]] = []
 
@@ -197,9 +205,10 @@ def first_module(
         return hook
 
     hooks = [
-        m.register_forward_hook(keep(path)) for path, m in module.named_modules()
+        m.register_forward_hook(keep(path))
+        for path, m in module.named_modules()
         if not isinstance(m, torch.jit.ScriptModule)
-    ]  # fmt: skip
+    ]
     try:
         call()
     finally:

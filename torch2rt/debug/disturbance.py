@@ -21,23 +21,25 @@ TF32_ROUNDING = 2.0**-11  # of a number's 10 bits after the point
 # 0.03 units of 2 ** -24 of the largest result for each term; torch's own kernels are up to 18 times better.
 TERM = 1 / 16
 RECURRENT = 2.0**-18  # cuDNN's recurrent layers in float32 are off by so much, which is more than the engine's
-PRODUCTS = frozenset({
-    "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "addmv", "dot",
-    "vdot", "inner", "einsum", "tensordot", "bilinear", "chain_matmul", "grouped_mm", "_grouped_mm", "cdist",
-    "_cdist_forward",
-})  # fmt: skip
+PRODUCTS = frozenset(
+    """
+        linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv addmv dot vdot inner einsum
+        tensordot bilinear chain_matmul grouped_mm _grouped_mm cdist _cdist_forward
+    """.split()
+)
 NARROW = 4  # one of so many numbers of a narrow dtype is disturbed
 # Calls whose results hold numbers of their arguments, or exact ones: disturbed already, and left alone to save time.
-EXACT = frozenset({
-    "view", "reshape", "permute", "transpose", "t", "mT", "T", "flatten", "unflatten", "squeeze", "unsqueeze",
-    "expand", "expand_as", "repeat", "contiguous", "clone", "detach", "to", "type", "type_as", "float", "half",
-    "bfloat16", "__getitem__", "getitem", "select", "narrow", "chunk", "split", "unbind", "index_select", "gather",
-    "cat", "concat", "stack", "hstack", "vstack", "flip", "roll", "pad", "movedim", "swapaxes", "unfold", "view_as",
-    "reshape_as", "as_strided", "tile", "relu", "relu6", "hardtanh", "threshold", "max_pool1d", "max_pool2d",
-    "max_pool3d", "adaptive_max_pool2d", "max", "min", "amax", "amin", "maximum", "minimum", "clamp", "where",
-    "masked_fill", "neg", "__neg__", "abs", "dropout", "sort", "topk", "pixel_shuffle", "channel_shuffle", "copy",
-    "copy_", "new_zeros", "zeros_like", "ones_like", "full_like", "meshgrid", "tril", "triu", "scatter", "index_put",
-})  # fmt: skip
+EXACT = frozenset(
+    """
+        view reshape permute transpose t mT T flatten unflatten squeeze unsqueeze expand expand_as repeat
+        contiguous clone detach to type type_as float half bfloat16 __getitem__ getitem select narrow chunk
+        split unbind index_select gather cat concat stack hstack vstack flip roll pad movedim swapaxes unfold
+        view_as reshape_as as_strided tile relu relu6 hardtanh threshold max_pool1d max_pool2d max_pool3d
+        adaptive_max_pool2d max min amax amin maximum minimum clamp where masked_fill neg __neg__ abs dropout
+        sort topk pixel_shuffle channel_shuffle copy copy_ new_zeros zeros_like ones_like full_like meshgrid
+        tril triu scatter index_put
+    """.split()
+)
 
 
 class Disturbed(torch.fx.Interpreter):
@@ -54,9 +56,15 @@ class Disturbed(torch.fx.Interpreter):
     """
 
     def __init__(
-        self, graph: torch.fx.GraphModule, roundings: float, seed: int = 0, tf32: bool = False,
-        keep: Collection[str] = (), within: AbstractContextManager[Any] | None = None, on_gpu: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        graph: torch.fx.GraphModule,
+        roundings: float,
+        seed: int = 0,
+        tf32: bool = False,
+        keep: Collection[str] = (),
+        within: AbstractContextManager[Any] | None = None,
+        on_gpu: bool = False,
+    ) -> None:
         super().__init__(graph)
         self.within = within or nullcontext()
         self.roundings, self.tf32, self.keep, self.on_gpu = roundings, tf32, frozenset(keep), on_gpu
@@ -119,10 +127,12 @@ class WideProducts(TorchDispatchMode):
     """
 
     supports_higher_order_operators = True
-    products = frozenset({
-        "convolution", "_convolution", "addmm", "mm", "bmm", "baddbmm", "addmv", "mv", "dot", "linear",
-        "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math",
-    })  # fmt: skip
+    products = frozenset(
+        """
+            convolution _convolution addmm mm bmm baddbmm addmv mv dot linear
+            _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math
+        """.split()
+    )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -148,9 +158,10 @@ def _rounded(graph: torch.fx.Graph) -> frozenset[torch.fx.Node]:
         ):
             valued.add(node)
     return frozenset(
-        node for node in valued
+        node
+        for node in valued
         if node.op == "placeholder" or node.op == "call_function" and _name(node.target) not in EXACT
-    )  # fmt: skip
+    )
 
 
 def _within(name: str, args: Sequence[Any]) -> float:

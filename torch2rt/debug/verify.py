@@ -46,9 +46,16 @@ def check_mode(mode: Any) -> None:
 
 
 def verify(
-    module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, model_trt: Any, tensors: Tensors,
-    mode: bool | str = True, *, tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
-) -> Verification:  # fmt: skip
+    module: torch.nn.Module,
+    graph: torch.fx.GraphModule,
+    network: Network,
+    model_trt: Any,
+    tensors: Tensors,
+    mode: bool | str = True,
+    *,
+    tf32: bool | None = None,
+    build: Callable[[Network], Engine] | None = None,
+) -> Verification:
     """Compare a conversion with its module, which stays as it is; raises `AccuracyError` where they differ.
 
     - `graph`, `network`, `model_trt`: what `trace`, `lower` and `TRTModule` have made of the module.
@@ -70,10 +77,17 @@ class Verifying:
     """
 
     def __init__(
-        self, module: torch.nn.Module, graph: torch.fx.GraphModule, network: Network, tensors: Tensors,
-        mode: bool | str, *, tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
+        self,
+        module: torch.nn.Module,
+        graph: torch.fx.GraphModule,
+        network: Network,
+        tensors: Tensors,
+        mode: bool | str,
+        *,
+        tf32: bool | None = None,
+        build: Callable[[Network], Engine] | None = None,
         passes: Sequence[Pass] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.mode, self.tensors = mode, tensors
         self.found: Verification | Unverifiable | None = None
         self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build, passes=passes)
@@ -108,10 +122,15 @@ class _Verifier:
     """Compares the engine, or the reference where no engine runs here, with the module: `run` gives their outputs."""
 
     def __init__(
-        self, module: torch.nn.Module, graph: torch.fx.GraphModule, lowered: Network, model_trt: Any,
-        tf32: bool | None = None, build: Callable[[Network], Engine] | None = None,
+        self,
+        module: torch.nn.Module,
+        graph: torch.fx.GraphModule,
+        lowered: Network,
+        model_trt: Any,
+        tf32: bool | None = None,
+        build: Callable[[Network], Engine] | None = None,
         passes: Sequence[Pass] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.module = getattr(module, "_orig_mod", module)  # what torch.compile has wrapped
         self.graph, self.lowered, self.model_trt, self.build = graph, lowered, model_trt, build
         self.passes = passes  # that had run when the graph was lowered
@@ -260,8 +279,9 @@ class _Verifier:
                 self._fail(call, wrong, expected)
         self.notes += [
             f"{name} {comparison.doubt} {call}, so this says little about it"
-            for name, comparison in compared.items() if comparison.doubt
-        ]  # fmt: skip
+            for name, comparison in compared.items()
+            if comparison.doubt
+        ]
         return list(found.values())
 
     def _learn_roundings(self, compared: Mapping[str, Comparison], expected: Tensors, call: Call) -> None:

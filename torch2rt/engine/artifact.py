@@ -97,9 +97,13 @@ def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
 def header(engine: Engine, digest: str) -> bytes:
     """All of an engine but its plan, whose digest this is, as JSON."""
     data = {
-        "format": FORMAT, "engine": dict(engine.made_by), "interface": engine.interface.to_json(), "digest": digest,
-        "report": engine.report.to_json(), "network": dict(engine.facts),
-    }  # fmt: skip
+        "format": FORMAT,
+        "engine": dict(engine.made_by),
+        "interface": engine.interface.to_json(),
+        "digest": digest,
+        "report": engine.report.to_json(),
+        "network": dict(engine.facts),
+    }
     return json.dumps(data).encode()
 
 
@@ -111,9 +115,12 @@ def parse(data: bytes, header: bytes) -> Engine:
             known = f"this torch2rt reads 1 to {FORMAT}"
             raise EngineError(f"The engine was saved in format {read['format']}, {known}.")
         engine = Engine(
-            data, Interface.from_json(read["interface"]), dict(read["engine"]),
-            Report.from_json(read.get("report", {})), dict(read.get("network", {})),
-        )  # fmt: skip
+            data,
+            Interface.from_json(read["interface"]),
+            dict(read["engine"]),
+            Report.from_json(read.get("report", {})),
+            dict(read.get("network", {})),
+        )
         stated = read["digest"]
     except EngineError:
         raise

@@ -180,7 +180,7 @@ def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
 
 def _serialize(
     network: Network, config: Any, progress: bool | None, log_level: Any, meanwhile: Callable[[], None]
-) -> tuple[Any, list[str]]:  # fmt: skip
+) -> tuple[Any, list[str]]:
     """The plan that TensorRT builds, or `None`, and its errors. Ctrl-C ends it."""
     monitor = None
     if hasattr(trt, "IProgressMonitor") and config.progress_monitor is None:  # `configure` may have set its own

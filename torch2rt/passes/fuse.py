@@ -85,7 +85,7 @@ class Fuser:
 
     def call(
         self, before: torch.fx.Node, like: torch.fx.Node, shape: Sequence[Any], target: Target, *args: Any
-    ) -> torch.fx.Node:  # fmt: skip
+    ) -> torch.fx.Node:
         """A new call in front of a node, of this shape, with the dtype, module and source of another call.
 
         A tensor among the arguments becomes a constant of the graph.

@@ -53,7 +53,7 @@ class Evaluator:
 
     def __init__(
         self, network: Any, weights: Mapping[tuple[int, str], Tensor] | None = None, also: Sequence[str] = ()
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network = network
         self.inputs = [Declared.of(network.get_input(i)) for i in range(network.num_inputs)]
         self.outputs = [*(network.get_output(i).name for i in range(network.num_outputs)), *also]

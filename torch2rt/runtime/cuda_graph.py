@@ -36,9 +36,13 @@ class CudaGraph:
     """
 
     def __init__(
-        self, execution: Execution, tensors: Sequence[torch.Tensor], capture_stream: int, borrow: bool,
+        self,
+        execution: Execution,
+        tensors: Sequence[torch.Tensor],
+        capture_stream: int,
+        borrow: bool,
         copies_inputs: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.lock, self.gone, self.execution, self.inputs = threading.Lock(), False, execution, execution.inputs
         self.scratch: list[torch.Tensor] = []
         callers = torch.cuda.current_stream()
@@ -58,15 +62,11 @@ class CudaGraph:
         self.replay = self.graph.replay_on(callers.cuda_stream)
         self.sources = [_found(found, x, y) if self.copies_inputs else None for x, y in zip(self.read, usable)]
         self.addresses = [x.data_ptr() for x in self.read]
-        self.results = [
-            (tuple(x.shape), x.stride(), x.dtype, _found(found, x, y)) for x, y in zip(fresh, self.outputs)
-        ]
+        self.results = [(tuple(x.shape), x.stride(), x.dtype, _found(found, x, y)) for x, y in zip(fresh, self.outputs)]
         self.ready: list[torch.Tensor] | None = None
         self.last: Any = lambda: None  # a weak reference to an output of the last call
 
-    def _capture(
-        self, stream: int, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]
-    ) -> CapturedGraph:  # fmt: skip
+    def _capture(self, stream: int, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> CapturedGraph:
         """The last call of the execution context, recorded with the copies before and after it."""
         if not self.execution.can_be_captured(stream):
             raise CaptureError(UNCAPTURABLE)
@@ -87,9 +87,12 @@ class CudaGraph:
         dtypes, dense, index, place = inputs.dtypes, inputs.dense, inputs.index, 0
         for tensor in tensors:
             if (
-                tensor.dtype is not dtypes[place] or tensor.get_device() != index or not dense[place](tensor)
-                or tensor.is_neg() or (address := tensor.data_ptr()) < LOWEST_ADDRESS
-            ):  # fmt: skip
+                tensor.dtype is not dtypes[place]
+                or tensor.get_device() != index
+                or not dense[place](tensor)
+                or tensor.is_neg()
+                or (address := tensor.data_ptr()) < LOWEST_ADDRESS
+            ):
                 tensor = inputs.usable(place, tensor)
                 held = held, tensor
                 address = tensor.data_ptr()

@@ -43,7 +43,7 @@ class Execution:
 
     def run(
         self, tensors: Sequence[torch.Tensor], stream: int, keep_scratch: list[torch.Tensor] | None = None
-    ) -> list[torch.Tensor]:  # fmt: skip
+    ) -> list[torch.Tensor]:
         """Enqueue one call on a stream, and return the outputs, whose memory belongs to torch's current stream.
 
         So does the scratch memory. Torch may give it to others after the call, unless `keep_scratch` takes it.
@@ -56,9 +56,13 @@ class Execution:
             addresses, dtypes, dense, index, place = self.addresses, inputs.dtypes, inputs.dense, inputs.index, 0
             for tensor in tensors:
                 if (
-                    tensor.dtype is not dtypes[place] or tensor.get_device() != index or not dense[place](tensor)
-                    or tensor.is_neg() or (address := tensor.data_ptr()) < LOWEST_ADDRESS or address % ALIGNMENT
-                ):  # fmt: skip
+                    tensor.dtype is not dtypes[place]
+                    or tensor.get_device() != index
+                    or not dense[place](tensor)
+                    or tensor.is_neg()
+                    or (address := tensor.data_ptr()) < LOWEST_ADDRESS
+                    or address % ALIGNMENT
+                ):
                     tensor = inputs.usable(place, tensor)
                     held = held, tensor
                     address = tensor.data_ptr() or self.loaded.placeholder.data_ptr()

@@ -224,9 +224,15 @@ class TRTModule(_Converted):
         destination[prefix + "header"] = to_tensor(artifact.header(engine, artifact.digest(engine.data)))
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
-        unexpected_keys: list[str], error_msgs: list[str],
-    ) -> None:  # fmt: skip
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         keys = {name: prefix + name for name in ("engine", "header")}
         missing = [key for key in keys.values() if key not in state_dict]
         missing_keys.extend(missing)

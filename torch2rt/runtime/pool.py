@@ -156,7 +156,7 @@ class ContextPool:
 
     def replay(
         self, tensors: Sequence[torch.Tensor], stream: int, idle: IdleContexts, borrow: bool
-    ) -> list[torch.Tensor] | None:  # fmt: skip
+    ) -> list[torch.Tensor] | None:
         """The engine's outputs by replaying the CUDA graph of this stream and these shapes, captured at the first call.
 
         `None` if the call could not be captured, and is to be made without a graph.
@@ -179,9 +179,7 @@ class ContextPool:
             pass  # another thread has dropped it meanwhile
         return outputs
 
-    def capture(
-        self, key: Any, tensors: Sequence[torch.Tensor], idle: IdleContexts, before: CudaGraph | None
-    ) -> bool:  # fmt: skip
+    def capture(self, key: Any, tensors: Sequence[torch.Tensor], idle: IdleContexts, before: CudaGraph | None) -> bool:
         """Capture a call in a graph, in place of the graph `before`; the graph keeps an execution context for good.
 
         `False` if the capture fails. That may happen now and then: CUDA breaks a capture off if another thread waits
@@ -212,7 +210,7 @@ class ContextPool:
                     self.uncapturable = str(error)
                 return False
             self.graphs[key] = graph
-            for oldest in list(self.graphs)[: -GRAPHS]:
+            for oldest in list(self.graphs)[:-GRAPHS]:
                 self.drop_graph(oldest)
             return True
 

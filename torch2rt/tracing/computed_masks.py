@@ -115,10 +115,12 @@ def is_selected(value: Any) -> bool:
 
 _ROWS = frozenset({"linear", "layer_norm", "rms_norm", "dropout"})  # work on the last dimensions
 _ALONG = frozenset({"softmax", "log_softmax"})
-_KEEPS = frozenset({
-    "to", "float", "half", "bfloat16", "int", "long", "bool", "type", "type_as", "clone", "detach", "contiguous",
-    "relu", "gelu", "silu", "elu", "leaky_relu", "mish", "softplus", "hardswish", "hardsigmoid", "relu6", "where",
-})  # fmt: skip
+_KEEPS = frozenset(
+    """
+        to float half bfloat16 int long bool type type_as clone detach contiguous relu gelu silu elu
+        leaky_relu mish softplus hardswish hardsigmoid relu6 where
+    """.split()
+)
 
 
 def selected(func: Target, *args: Any, **kwargs: Any) -> Any:

@@ -192,7 +192,7 @@ class Decisions:
 
 def hold(
     decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
-) -> Interface:  # fmt: skip
+) -> Interface:
     """Raise `TraceError` for the first claim that is false inside the ranges.
 
     Returns the interface that checks every call for the claims that no range can express. `is_refused` says whether the
@@ -313,10 +313,18 @@ def _or_equal(claim: sympy.Basic) -> sympy.Basic:
 
 
 # Modules between the code that asks about a size and the answer.
-_TRANSPARENT = frozenset({
-    __name__, "torch", "contextlib", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.sym_node",
-    "torch.fx.experimental.recording", "torch._guards", "torch.utils._contextlib",
-})  # fmt: skip
+_TRANSPARENT = frozenset(
+    {
+        __name__,
+        "torch",
+        "contextlib",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch.fx.experimental.sym_node",
+        "torch.fx.experimental.recording",
+        "torch._guards",
+        "torch.utils._contextlib",
+    }
+)
 _CHOICES = {  # module and function
     ("torch._subclasses.fake_impls", "conv"),
     ("torch._prims_common", "are_strides_like_channels_last"),

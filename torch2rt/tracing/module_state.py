@@ -111,8 +111,8 @@ def _refuse(self: EarlierValue, *args: Any, **kwargs: Any) -> Any:
     raise _refusal(self)
 
 
-for _name in (
-    "getattribute", "getitem", "setitem", "len", "iter", "contains", "bool", "call", "eq", "ne", "lt", "le", "gt", "ge",
-    "add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "rmatmul", "pow", "neg", "invert",
-):  # fmt: skip
+for _name in """
+    getattribute getitem setitem len iter contains bool call eq ne lt le gt ge add radd sub rsub mul rmul truediv
+    rtruediv matmul rmatmul pow neg invert
+""".split():
     setattr(EarlierValue, f"__{_name}__", _refuse)

@@ -86,9 +86,7 @@ def trace(
     names = given_names("input_names", input_names)
     names = tensor_names(module.forward, arguments) if names is None else names
     max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
-    specs = describe_inputs(
-        leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
-    )  # fmt: skip
+    specs = describe_inputs(leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES)
     parameters = keyword_names(module.forward)
     spinner = Spinner("trace", progress)
 
@@ -164,17 +162,22 @@ def _shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> li
     opt = [spec.opt for spec in specs]
     example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
     fit = [
-        shapes for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
+        shapes
+        for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
         if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
-    ]  # fmt: skip
+    ]
     raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
     return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
 
 
 def _run(
-    module: torch.nn.Module, tracer: Tracer, leaves: Sequence[torch.Tensor], shapes: Sequence[Shape],
-    output_names: str | Sequence[str] | None, accepts: Accepts,
-) -> torch.fx.GraphModule:  # fmt: skip
+    module: torch.nn.Module,
+    tracer: Tracer,
+    leaves: Sequence[torch.Tensor],
+    shapes: Sequence[Shape],
+    output_names: str | Sequence[str] | None,
+    accepts: Accepts,
+) -> torch.fx.GraphModule:
     """Trace with these sizes standing for the dynamic ones.
 
     A module that keeps something between calls runs twice. The second run must not use values that the first has kept.
@@ -294,9 +297,7 @@ class _Result:
         return ours == theirs
 
 
-def _output(
-    interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None
-) -> Interface:  # fmt: skip
+def _output(interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None) -> Interface:
     """End the graph with the result's tensors; returns the interface with its outputs."""
     nodes: list[torch.fx.Node] = []
     leaves: list[dict[str, Any]] = []

@@ -63,9 +63,14 @@ def expand(ctx: Context, x: Value, sizes: Sequence[Any]) -> Any:
 
 @moves
 def slice_nd(
-    ctx: Context, x: Value, start: Sequence[Any], size: Sequence[Any], stride: Sequence[Any], mode: Any = None,
+    ctx: Context,
+    x: Value,
+    start: Sequence[Any],
+    size: Sequence[Any],
+    stride: Sequence[Any],
+    mode: Any = None,
     fill: Value | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """One slice layer: `size` elements from `start` in steps of `stride`, per dimension, ints or symbolic.
 
     A stride may be negative, or zero to repeat one element. With `mode` (a `trt.SampleMode`) the slice may reach over
@@ -74,9 +79,10 @@ def slice_nd(
     x = materialize(ctx, x)
     old = dims(ctx, x)
     changed = [
-        i for i in range(len(old))
+        i
+        for i in range(len(old))
         if not (same_size(start[i], 0) and same_size(size[i], old[i]) and same_size(stride[i], 1))
-    ]  # fmt: skip
+    ]
     if not changed:
         return x
     used = (

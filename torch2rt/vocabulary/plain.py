@@ -73,9 +73,12 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 _WIDE = {
-    torch.float16: torch.float32, torch.bfloat16: torch.float32,
-    torch.int8: torch.int32, torch.uint8: torch.int32, torch.bool: torch.int32,
-}  # fmt: skip
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.int8: torch.int32,
+    torch.uint8: torch.int32,
+    torch.bool: torch.int32,
+}
 
 
 def is_integral(dtype: torch.dtype) -> bool:

@@ -8,17 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch2rt.reference.layers.common import (
-    Run,
-    Stored,
-    along,
-    dims,
-    ints,
-    require,
-    same_type,
-    torch_type,
-    values,
-)
+from torch2rt.reference.layers.common import Run, Stored, along, dims, ints, require, same_type, torch_type, values
 
 
 def constant(layer: Any, stored: Stored) -> Run:

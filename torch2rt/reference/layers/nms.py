@@ -28,11 +28,7 @@ def nms(layer: Any, stored: Stored) -> Run:
         return torch.cat([torch.minimum(a, b), torch.maximum(a, b)], -1)
 
     def run(
-        boxes: Tensor,
-        scores: Tensor,
-        most: Tensor,
-        overlap: Tensor | None = None,
-        threshold: Tensor | None = None,
+        boxes: Tensor, scores: Tensor, most: Tensor, overlap: Tensor | None = None, threshold: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         same_type(boxes, scores)
         highest = 0.0 if overlap is None else float(overlap)

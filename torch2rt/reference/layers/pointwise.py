@@ -9,17 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch2rt.reference.layers.common import (
-    Run,
-    Stored,
-    floats,
-    pick,
-    require,
-    same_type,
-    torch_type,
-    values,
-    wide,
-)
+from torch2rt.reference.layers.common import Run, Stored, floats, pick, require, same_type, torch_type, values, wide
 
 
 def identity(layer: Any, stored: Stored) -> Run:
@@ -50,30 +40,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{
         name: getattr(torch, name.lower())
-        for name in (
-            "EXP",
-            "LOG",
-            "SQRT",
-            "ABS",
-            "NEG",
-            "SIN",
-            "COS",
-            "TAN",
-            "SINH",
-            "COSH",
-            "ASIN",
-            "ACOS",
-            "ATAN",
-            "ASINH",
-            "ACOSH",
-            "ATANH",
-            "CEIL",
-            "FLOOR",
-            "ERF",
-            "ROUND",
-            "ISINF",
-            "ISNAN",
-        )
+        for name in """
+            EXP LOG SQRT ABS NEG SIN COS TAN SINH COSH ASIN ACOS ATAN ASINH ACOSH ATANH CEIL FLOOR ERF
+            ROUND ISINF ISNAN
+        """.split()
     },
     "RECIP": torch.reciprocal,
     "SIGN": lambda x: torch.where(x == x, x.sign(), x),  # NaN stays NaN, where torch makes it 0

@@ -8,16 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch2rt.reference.layers.common import (
-    Run,
-    Stored,
-    bits,
-    limit_of,
-    require,
-    torch_type,
-    wide,
-    without_nan,
-)
+from torch2rt.reference.layers.common import Run, Stored, bits, limit_of, require, torch_type, wide, without_nan
 
 
 def reduce(layer: Any, stored: Stored) -> Run:

@@ -18,9 +18,10 @@ from torch2rt.tracing.recorder import Recorder
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 READS = frozenset(
-    {"__bool__", "__int__", "__float__", "__index__", "item", "__contains__", "equal", "allclose", "is_nonzero",
-     "_assert", "_assert_async"}
-)  # fmt: skip
+    """
+        __bool__ __int__ __float__ __index__ item __contains__ equal allclose is_nonzero _assert _assert_async
+    """.split()
+)
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 _NEED_VALUES = READS | LEAVES_TORCH
 

@@ -124,9 +124,18 @@ INVERSES: dict[Any, Callable[[View], tuple[Any, tuple[Any, ...]]]] = {
     _ATEN._conj.default: lambda v: (_ATEN._conj.default, ()),
     _ATEN._neg_view.default: lambda v: (_ATEN._neg_view.default, ()),
     **dict.fromkeys(
-        [_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default, _ATEN._reshape_alias.default,
-         _ATEN.unsqueeze.default, _ATEN.squeeze.default, _ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.alias.default,
-         _ATEN.detach.default],
+        [
+            _ATEN.view.default,
+            _ATEN._unsafe_view.default,
+            _ATEN.reshape.default,
+            _ATEN._reshape_alias.default,
+            _ATEN.unsqueeze.default,
+            _ATEN.squeeze.default,
+            _ATEN.squeeze.dim,
+            _ATEN.squeeze.dims,
+            _ATEN.alias.default,
+            _ATEN.detach.default,
+        ],
         _reshape_back,
     ),
-}  # fmt: skip
+}

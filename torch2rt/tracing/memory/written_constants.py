@@ -62,9 +62,11 @@ class WrittenConstants:
         if isinstance(out, torch.Tensor):
             arguments = tensors_in(call[1:])
             if (
-                not isinstance(out, FakeTensor) and id(out) not in self._views
-                and all(t is not out for t in arguments) and any(memory_of(t) == memory_of(out) for t in arguments)
-            ):  # fmt: skip
+                not isinstance(out, FakeTensor)
+                and id(out) not in self._views
+                and all(t is not out for t in arguments)
+                and any(memory_of(t) == memory_of(out) for t in arguments)
+            ):
                 self._views[id(out)] = (out, call, path)
         elif isinstance(out, (tuple, list)):
             for index, item in enumerate(out):

@@ -66,9 +66,12 @@ def _detect_is_causal_mask(mask: Any, is_causal: bool | None = None, size: int |
 
 
 def _forward(
-    self: torch.nn.TransformerEncoder, src: torch.Tensor, mask: torch.Tensor | None = None,
-    src_key_padding_mask: torch.Tensor | None = None, is_causal: bool | None = None,
-) -> torch.Tensor:  # fmt: skip
+    self: torch.nn.TransformerEncoder,
+    src: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    src_key_padding_mask: torch.Tensor | None = None,
+    is_causal: bool | None = None,
+) -> torch.Tensor:
     padding = src_key_padding_mask
     is_tracing = _is_traced_here() is not None
     if not is_tracing or padding is None or mask is not None or src.dim() != 3 or not _may_leave_out(self):
@@ -89,9 +92,12 @@ def _forward(
 
 
 def _layer(
-    self: torch.nn.TransformerEncoderLayer, src: torch.Tensor, src_mask: torch.Tensor | None = None,
-    src_key_padding_mask: torch.Tensor | None = None, is_causal: bool = False,
-) -> torch.Tensor:  # fmt: skip
+    self: torch.nn.TransformerEncoderLayer,
+    src: torch.Tensor,
+    src_mask: torch.Tensor | None = None,
+    src_key_padding_mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
     """A layer that torch may run as one operator, of which it has a result of another dtype under autocast.
 
     On a GPU that operator has the approximate gelu. A token of zeros on the device tells.
@@ -141,6 +147,8 @@ class _ApproximateGelu(TorchFunctionMode):
 def _may_leave_out(encoder: torch.nn.TransformerEncoder) -> bool:
     """Whether torch leaves padded places out, if they are all at the ends."""
     return (
-        torch.backends.mha.get_fastpath_enabled() and getattr(encoder, "use_nested_tensor", False)
-        and not encoder.layers[0].training and not torch.is_autocast_enabled()
-    )  # fmt: skip
+        torch.backends.mha.get_fastpath_enabled()
+        and getattr(encoder, "use_nested_tensor", False)
+        and not encoder.layers[0].training
+        and not torch.is_autocast_enabled()
+    )
