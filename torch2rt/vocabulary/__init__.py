@@ -60,7 +60,8 @@ from torch2rt.vocabulary.pointwise import (
     sub,
     unary,
 )
-from torch2rt.vocabulary.reduction import matmul, reduce, weighted_gather
+from torch2rt.vocabulary.products import matmul
+from torch2rt.vocabulary.reduction import reduce, weighted_gather
 from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
