@@ -16,7 +16,7 @@ from torch2rt.backend.tensorrt import (
     scales_groups_by_channel,
     trt,
 )
-from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, rewrite
+from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, named, rewrite
 from torch2rt.sizes import expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
@@ -119,6 +119,7 @@ __all__ = [
     "maximum",
     "minimum",
     "mul",
+    "named",
     "narrow",
     "ntuple",
     "operands",
