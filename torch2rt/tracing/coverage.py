@@ -1,0 +1,223 @@
+"""Cover a range of sizes with traces, where one trace is right for only a part of it.
+
+A trace is one path through a module's Python. Its claims about sizes say for which sizes the module takes that path:
+these are the path's region. `cover` traces again at sizes that no region has, until none are left but such as the
+module itself refuses. Paths that compute the same become one variant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import sympy
+import torch
+
+from torch2rt.errors import TraceError
+from torch2rt.graph import graph_meta
+from torch2rt.interface import Input, Shape
+from torch2rt.tracing.regions import IsSame, Region, Space, Symbol, Variant, claims_of, region_of, with_ties
+from torch2rt.tracing.served_sizes import restrict
+
+MAX_VARIANTS = 8
+
+
+class Traces(Protocol):
+    """What traces the module: `torch2rt.tracing.trace.Traces`."""
+
+    specs: list[Input]
+
+    def at(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule: ...
+
+    def accepts(self, shapes: Sequence[Shape]) -> bool: ...
+
+
+# Covering -------------------------------------------------------------------------------------------------------------
+
+
+def cover(
+    traces: Traces,
+    first: Sequence[torch.fx.GraphModule],
+    max_variants: int = MAX_VARIANTS,
+    same: Sequence[IsSame] = (),
+    listed: Sequence[Sequence[Shape]] | None = None,
+) -> list[Variant]:
+    """The variants that serve a range together; `first` are graphs of the whole range that are right for parts of it.
+
+    `same` says how one region's graph is known to be right in another region, in words; `None` if it is not. Raises
+    `TraceError` where there are more than `max_variants`.
+    """
+    space = Space(traces.specs, listed)
+    regions = _cover(traces, space, first, max_variants)
+    space.look_at([claim for region in regions for claim in region.all_claims()])
+    sizes = {id(region): int(space.where(region.all_claims()).sum()) for region in regions}
+    variants: list[Variant] = []
+    for region in sorted(regions, key=lambda region: -sizes[id(region)]):
+        for variant in variants:
+            how = next((how for is_same in same if (how := is_same(variant.regions[0], region, space))), None)
+            if how is not None:
+                variant.regions.append(region)
+                variant.notes.append(how)
+                break
+        else:
+            variants.append(Variant(region.graph, [region]))
+    for variant in variants:
+        variant.text = " or ".join(space.text(region.all_claims()) for region in variant.regions)
+        variant.line = next((line for region in (*variant.regions, *regions) for line in region.lines), "")
+        restrict(variant, space)
+        _trace_fixed(traces, space, variant)
+    return variants
+
+
+def _trace_fixed(traces: Traces, space: Space, variant: Variant) -> None:
+    """Trace again where a region turns out to have only one size of a dimension: what computes with it is folded."""
+    inputs = graph_meta(variant.graph).interface.inputs
+    if len(variant.regions) > 1 or not any(
+        inputs[dim.input].min[dim.axis] == inputs[dim.input].max[dim.axis] and symbol not in variant.regions[0].fixed
+        for symbol, dim in space.symbols.items()
+    ):
+        return
+    graph = traces.at(inputs, [spec.opt for spec in inputs])
+    if not graph_meta(graph).splits:
+        constraints = graph_meta(variant.graph).interface.constraints
+        meta = graph_meta(graph)
+        graph.meta["torch2rt"] = dataclasses.replace(
+            meta, interface=dataclasses.replace(meta.interface, constraints=constraints)
+        )
+        variant.graph = graph
+
+
+def _cover(traces: Traces, space: Space, first: Sequence[torch.fx.GraphModule], max_variants: int) -> list[Region]:
+    """Regions that cover the space but for sizes at which the module itself raises errors."""
+    candidates = [region_of(graph, space.specs, space.specs) for graph in first]
+    space.look_at([claim for region in candidates for claim in region.all_claims()])
+    regions = sorted(candidates, key=lambda region: int(space.where(region.all_claims()).sum()))[-1:]
+    refused: list[list[sympy.Basic]] = []  # by the module: each the claims that are true there
+    while True:
+        claims = list(dict.fromkeys(claim for region in regions for claim in region.all_claims()))
+        space.look_at(claims)
+        left = ~space.where_any([*claims_of(regions), *refused])
+        if not left.any():
+            _check_ends(space, regions, space.where_any(refused))
+            return regions
+        if len(regions) == max_variants:
+            raise _too_many(regions, space)
+        cell, points = _cell(space, claims, left)
+        region = _trace_in(traces, space, points, [tie for region in regions for tie in region.ties])
+        if region is None:
+            refused.append(cell)
+            continue
+        regions.append(region)
+        space.look_at([*claims, *region.all_claims()])
+        before, here = (space.where_any(claims_of(part)) for part in (regions[:-1], regions[-1:]))
+        if not (here & ~before).any():
+            raise TraceError(f"The module takes another path at each of two traces for {space.text(cell)}.")
+
+
+def _check_ends(space: Space, regions: Sequence[Region], refused: np.ndarray) -> None:
+    """Raise `TraceError` where the module raises errors at an end of a range, whatever the other sizes are."""
+    for symbol, sizes in space.sizes.items():
+        dim = space.symbols[symbol]
+        for end in (dim.min, dim.max):
+            if np.all(refused[sizes == end]):
+                splits = [split for region in regions for split in graph_meta(region.graph).splits]
+                raise next(
+                    (split.error for split in splits if str(dim) in str(split.error)),
+                    TraceError(f"The module raises an error for {dim} = {end}. Narrow the range."),
+                )
+
+
+def _cell(space: Space, claims: Sequence[sympy.Basic], left: np.ndarray) -> tuple[list[sympy.Basic], np.ndarray]:
+    """Points that are left and at which the same claims are true: as claims, and their places.
+
+    It is the cell of the sizes to tune for, if that is left, or else the largest.
+    """
+    places = np.flatnonzero(left)
+    if not claims:  # no trace of the whole range: take one of the listed shapes
+        return [sympy.Eq(s, int(sizes[places[0]]), evaluate=False) for s, sizes in space.sizes.items()], places[:1]
+    bits = np.stack([space.where([claim]) for claim in claims])
+    _, which, counts = np.unique(
+        np.packbits(bits[:, places], axis=0).T, axis=0, return_inverse=True, return_counts=True
+    )
+    which = which.reshape(-1)
+    at_opt = np.flatnonzero(
+        functools.reduce(operator.and_, [space.sizes[s][places] == space.opt[s] for s in space.sizes])
+    )
+    points = places[which == (which[at_opt[0]] if len(at_opt) else counts.argmax())]
+    return [claim if bits[i, points[0]] else sympy.Not(claim) for i, claim in enumerate(claims)], points
+
+
+def _trace_in(traces: Traces, space: Space, points: np.ndarray, ties: Sequence[tuple[Symbol, Symbol]]) -> Region | None:
+    """The region of a trace at one of some points; `None` where the module raises errors at all that were tried."""
+    single = {s: int(v[points[0]]) for s, v in space.sizes.items() if (v[points] == v[points[0]]).all()}
+    failure: Exception | None = None
+    for point in _candidates(space, points):
+        sizes = {symbol: int(values[point]) for symbol, values in space.sizes.items()}
+        fixed = {s: size for s, size in sizes.items() if s in single or size < 2}  # torch specialises 0 and 1
+        specs = _with_sizes(space, with_ties(sizes, ties), with_ties(fixed, ties))
+        shapes = [spec.opt for spec in specs]
+        try:
+            return region_of(traces.at(specs, shapes), specs, space.specs)
+        except Exception as error:
+            if traces.accepts(shapes):
+                failure = failure or error
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _candidates(space: Space, points: np.ndarray) -> Iterator[int]:
+    """Points to trace at, the most generic first: sizes of at least 2, in the middle, unlike each other."""
+    values = np.stack([sizes[points] for sizes in space.sizes.values()])
+    small = (values < 2).sum(0)
+    alike = len(values) - np.array([len(set(column)) for column in values.T])
+    middle = np.abs(values - np.median(values, axis=1, keepdims=True)).sum(0)
+    best = np.lexsort((middle, alike, small))[0]
+    yield from dict.fromkeys(int(points[place]) for place in (best, 0, len(points) // 2, len(points) - 1))
+
+
+def _with_sizes(space: Space, sizes: Mapping[Symbol, int], fixed: Mapping[Symbol, int]) -> list[Input]:
+    """The inputs with these sizes to tune for, of which some have no other."""
+    ends = {which: [list(getattr(spec, which)) for spec in space.specs] for which in ("min", "opt", "max")}
+    for symbol, dim in space.symbols.items():
+        size = sizes.get(symbol, max(2, ends["opt"][dim.input][dim.axis]))
+        size = min(max(size, dim.min), dim.max)
+        for which in ("min", "opt", "max") if symbol in fixed else ("opt",):
+            ends[which][dim.input][dim.axis] = size
+    return [
+        dataclasses.replace(spec, **{which: tuple(shapes[i]) for which, shapes in ends.items()})
+        for i, spec in enumerate(space.specs)
+    ]
+
+
+def _too_many(regions: Sequence[Region], space: Space) -> TraceError:
+    """The error where a range needs too many variants."""
+    lines = [
+        f"  {space.text(region.all_claims())}" + (f" ({', '.join(region.lines[:2])})" if region.lines else "")
+        for region in regions
+    ]
+    pinned = {symbol for r in regions for c in r.all_claims() for symbol in _pinned_by(c)}
+    text = (
+        f"The module does something else for more than {len(regions)} parts of the range. The first are:\n"
+        + "\n".join(lines)
+    )
+    if pinned:
+        dims = ", ".join(str(space.symbols[symbol]) for symbol in sorted(pinned, key=str))
+        text += (
+            f"\nThe module turns {dims} into a plain number, so that each size is a part of its own: int(size * 0.5) "
+            "does, and size // 2, math.floor(size * 0.5) and torch.sym_int(size * 0.5) do not."
+        )
+    return TraceError(
+        f"{text}\nNarrow the range, raise max_variants, or list the sizes: torch2rt(model, inputs, "
+        'shapes=[{"x": (1, 3, 224, 224)}, {"x": (1, 3, 384, 384)}]).'
+    )
+
+
+def _pinned_by(claim: sympy.Basic) -> list[Symbol]:
+    if isinstance(claim, sympy.Eq) and claim.args[0].is_Symbol and claim.args[1].is_number:
+        return [claim.args[0]]
+    return []
