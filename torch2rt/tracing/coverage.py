@@ -67,6 +67,8 @@ def cover(
             variants.append(Variant(region.graph, [region]))
     for variant in variants:
         variant.text = " or ".join(space.text(region.all_claims()) for region in variant.regions)
+        if space.listed is None and space.are_all and space.where_any(claims_of(variant.regions)).all():
+            variant.text = "every size of the range"
         variant.line = next((line for region in (*variant.regions, *regions) for line in region.lines), "")
         restrict(variant, space)
         _trace_fixed(traces, space, variant)
@@ -189,7 +191,7 @@ def _with_sizes(space: Space, sizes: Mapping[Symbol, int], fixed: Mapping[Symbol
         for which in ("min", "opt", "max") if symbol in fixed else ("opt",):
             ends[which][dim.input][dim.axis] = size
     return [
-        dataclasses.replace(spec, **{which: tuple(shapes[i]) for which, shapes in ends.items()})
+        dataclasses.replace(spec, **{which: tuple(shapes[i]) for which, shapes in ends.items()})  # type: ignore[arg-type]
         for i, spec in enumerate(space.specs)
     ]
 

@@ -34,7 +34,7 @@ def restrict(variant: Variant, space: Space) -> None:
         for which, size in ends.items():
             shapes[which][dim.input][dim.axis] = size
     inputs = [
-        dataclasses.replace(spec, **{which: tuple(sizes[i]) for which, sizes in shapes.items()})
+        dataclasses.replace(spec, **{which: tuple(sizes[i]) for which, sizes in shapes.items()})  # type: ignore[arg-type]
         for i, spec in enumerate(meta.interface.inputs)
     ]
     symbols = {

@@ -5,24 +5,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch.overrides import _pop_mode_temporarily
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split, graph_meta
-from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
-from torch2rt.passes.value_numbers import value_numbers
+from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs, listed_shapes
 from torch2rt.progress import Spinner
-from torch2rt.sizes import expression, in_words, is_symbolic, to_json
-from torch2rt.structure import Spec, flatten, unflatten
+from torch2rt.sizes import in_words
+from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
@@ -38,8 +35,9 @@ from torch2rt.tracing.patches.process_switches import (
 )
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
-from torch2rt.tracing.recorder import Recorder, UnseenTensorError
-from torch2rt.tracing.signature import distinct, keyword_names, tensor_names
+from torch2rt.tracing.recorder import UnseenTensorError
+from torch2rt.tracing.result import Result, end_graph
+from torch2rt.tracing.signature import keyword_names, tensor_names
 from torch2rt.tracing.tracer import Tracer
 
 LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
@@ -83,21 +81,27 @@ def trace(
         return graph
 
 
-def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, same: Sequence[IsSame] = ()) -> list[Variant]:
+def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: IsSame | None = None) -> list[Variant]:
     """The graphs that serve the range of a module together; one if one is right for the whole range.
 
-    `same` is what says that two paths compute the same, as for `torch2rt.tracing.coverage.cover`.
+    `by_values` says whether two paths that make other calls compute the same, as for `coverage.cover`.
     """
-    graphs = traces.over_range()
-    if not graph_meta(graphs[0]).splits:
+    try:
+        graphs = traces.over_range()
+    except TraceError:
+        if traces.listed is None:
+            raise
+        graphs = []  # no graph takes symbolic sizes
+    if traces.listed is None and not graph_meta(graphs[0]).splits:
         return [Variant(graphs[0], [])]
-    return cover(traces, graphs, max_variants, same)
+    return cover(traces, graphs, max_variants, [by_values] if by_values else [], traces.listed)
 
 
 class Traces:
     """The traces of one module, at any sizes; a context, in which a trace may have changed something for the next one.
 
     - `specs`: the inputs with the ranges that are to be served.
+    - `listed`: the choices of shapes that are to be served, where only some are.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class Traces:
         max_shapes: Any = None,
         max_batch_size: int | None = None,
         progress: bool | None = None,
+        shapes: Any = None,
     ) -> None:
         from torch2rt.backend.tensorrt import DTYPES
 
@@ -126,6 +131,15 @@ class Traces:
         names = given_names("input_names", input_names)
         names = tensor_names(self.module.forward, self.arguments) if names is None else names
         max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
+        self.listed: list[list[Shape]] | None = None
+        if shapes is not None:
+            given = min_shapes, opt_shapes, max_shapes, max_batch_size
+            self.listed = listed_shapes(shapes, self.leaves, self.arguments, names, given)
+            min_shapes, max_shapes = (
+                [tuple(map(end, *each)) if len(each) > 1 else each[0] for each in zip(*self.listed)]
+                for end in (min, max)
+            )
+            opt_shapes = self.listed[0]
         self.specs: list[Input] = describe_inputs(
             self.leaves, self.arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
         )
@@ -199,12 +213,16 @@ class Traces:
         """
         failure: Exception | None = None
         parts: list[torch.fx.GraphModule] = []
+        claims: list[set[Any]] = []
         for shapes in _shapes_to_try(self.specs, self.leaves):
             try:
                 graph = self.at(self.specs, shapes)
-                if not graph_meta(graph).splits:
+                if not (splits := graph_meta(graph).splits):
                     return [graph]
                 parts.append(graph)
+                if {split.decision.claim for split in splits} in claims:
+                    break  # other sizes take the same path
+                claims.append({split.decision.claim for split in splits})
             except TooNestedError:
                 raise
             except Exception as error:  # perhaps only for these sizes
@@ -270,7 +288,7 @@ def _run(
             switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
             for context in (*switches, operators, tracer):
                 stack.enter_context(context)
-            result = _Result.of(tracer, module(*args, **kwargs))
+            result = Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()
             if remembered or claims and state.has_changed():
@@ -300,7 +318,7 @@ def _run(
     finally:
         state.restore()
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
-    interface = _output(interface, recorder, result, output_names)
+    interface = end_graph(interface, recorder, result, output_names)
     splits: list[Split] = []
     interface = recorder.decisions.check(interface, accepts, splits)
     _check_eager(tracer, shapes if splits else None)
@@ -316,11 +334,11 @@ def _run(
     return graph_module
 
 
-def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _Result | None:
+def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> Result | None:
     """The result of a module's second run, or `None` where an optional one fails."""
     refused = tracer.refused
     try:
-        return _Result.of(tracer, run())
+        return Result.of(tracer, run())
     except Exception:
         if not is_optional:
             raise
@@ -345,55 +363,3 @@ def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
         at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
         message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
     raise RefusedError(message, of_types=call.mixes_types) from error
-
-
-@dataclass
-class _Result:
-    """What a module returned: the nodes of its tensors and its symbolic sizes, and how they nest."""
-
-    leaves: list[Any]
-    structure: Spec
-
-    @classmethod
-    def of(cls, tracer: Tracer, value: Any) -> _Result:
-        leaves, structure = flatten(value, lambda v: isinstance(v, torch.Tensor) or is_symbolic(v), "result")
-        with _pop_mode_temporarily():  # the tracer's: a view is looked up again by calls that are not the module's
-            return cls([leaf if is_symbolic(leaf) else tracer.values.argument(leaf) for leaf in leaves], structure)
-
-    def is_same(self, other: _Result, recorder: Recorder) -> bool:
-        """Whether another result is the same computation."""
-        if json.dumps(self.structure) != json.dumps(other.structure):
-            return False
-        numbers = value_numbers(recorder.graph, recorder.constants.held.__getitem__)
-        ours, theirs = (
-            [expression(leaf) if is_symbolic(leaf) else numbers[leaf] for leaf in result.leaves]
-            for result in (self, other)
-        )
-        return ours == theirs
-
-
-def _output(interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None) -> Interface:
-    """End the graph with the result's tensors; returns the interface with its outputs."""
-    nodes: list[torch.fx.Node] = []
-    leaves: list[dict[str, Any]] = []
-    for leaf in result.leaves:
-        if is_symbolic(leaf):
-            leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
-            continue
-        if leaf not in nodes:
-            nodes.append(leaf)
-        leaves.append({"output": nodes.index(leaf)})
-    if not nodes:
-        raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
-    taken = {spec.name for spec in interface.inputs}
-    names = given_names("output_names", names)
-    if names is None:
-        names = distinct((f"output_{i}" for i in range(len(nodes))), taken)
-    if len(names) != len(nodes):
-        raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
-    if len({*names, *taken}) != len(names) + len(taken) or not all(names):
-        raise InputError(
-            f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
-        )
-    recorder.graph.output(tuple(nodes))
-    return replace(interface, outputs=names, result=result.structure, leaves=leaves)
