@@ -112,11 +112,15 @@ def torch2rt(
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     ranges = dict(min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size)
+
+    def lowered(graph: torch.fx.GraphModule) -> Network:
+        return lower(run(graph, ordered), nan=nan, passes=[])
+
     start = time.perf_counter()
     with Traces(
         module, inputs, kwargs, input_names, output_names, **ranges, shapes=shapes, progress=progress
     ) as traces:
-        by_values = SameValues(traces.module, traces.leaves)
+        by_values = SameValues(traces.module, traces.leaves, lowered)
         variants = trace_variants(traces, most, by_values=by_values if merge == "values" else None)
     seconds = (time.perf_counter() - start) / len(variants)
     options = dict(
@@ -132,7 +136,7 @@ def torch2rt(
     for variant in variants:
         on_stage("trace", variant.graph, seconds)
         also = [shapes for region, shapes in by_values.compared if any(region is r for r in variant.regions)]
-        network = _stage(on_stage, "lower", lambda graph=variant.graph: lower(run(graph, ordered), nan=nan, passes=[]))
+        network = _stage(on_stage, "lower", lowered, variant.graph)
         verifying = Verifying(
             module,
             variant.graph,

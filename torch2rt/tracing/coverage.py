@@ -20,10 +20,21 @@ import torch
 from torch2rt.errors import TraceError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Input, Shape
-from torch2rt.tracing.regions import IsSame, Region, Space, Symbol, Variant, claims_of, region_of, with_ties
+from torch2rt.tracing.regions import (
+    IsSame,
+    Region,
+    Space,
+    Symbol,
+    Variant,
+    claims_of,
+    distinct_claims,
+    region_of,
+    with_ties,
+)
 from torch2rt.tracing.served_sizes import restrict
 
 MAX_VARIANTS = 8
+MOST_TRACES = 4  # for each variant that may be, as several paths may compute the same
 
 
 class Traces(Protocol):
@@ -49,30 +60,69 @@ def cover(
     """The variants that serve a range together; `first` are graphs of the whole range that are right for parts of it.
 
     `same` says how one region's graph is known to be right in another region, in words; `None` if it is not. Raises
-    `TraceError` where there are more than `max_variants`.
+    `TraceError` where there are more than `max_variants`, and where the module raises errors at an end of the range.
     """
     space = Space(traces.specs, listed)
-    regions = _cover(traces, space, first, max_variants)
-    space.look_at([claim for region in regions for claim in region.all_claims()])
-    sizes = {id(region): int(space.where(region.all_claims()).sum()) for region in regions}
-    variants: list[Variant] = []
-    for region in sorted(regions, key=lambda region: -sizes[id(region)]):
-        for variant in variants:
-            how = next((how for is_same in same if (how := is_same(variant.regions[0], region, space))), None)
-            if how is not None:
-                variant.regions.append(region)
-                variant.notes.append(how)
-                break
-        else:
-            variants.append(Variant(region.graph, [region]))
+    regions = [region_of(graph, space.specs, space.specs) for graph in first]
+    space.look_at(distinct_claims(regions))
+    regions = sorted(regions, key=lambda region: int(space.where(region.all_claims()).sum()))[-1:]
+    variants = [Variant(region.graph, [region]) for region in regions]
+    refused: list[list[sympy.Basic]] = []  # by the module: each the claims that are true there
+    while True:
+        claims = distinct_claims(regions)
+        space.look_at(claims)
+        left = ~space.where_any([*claims_of(regions), *refused])
+        if not left.any():
+            break
+        cell, points = _cell(space, claims, left)
+        region = _trace_in(traces, space, points, [tie for region in regions for tie in region.ties])
+        if region is None:
+            refused.append(cell)
+            continue
+        space.look_at([*claims, *region.all_claims()])
+        before, here = (space.where_any(claims_of(part)) for part in (regions, [region]))
+        if not (here & ~before).any():
+            raise TraceError(f"The module takes another path at each of two traces for {space.text(cell)}.")
+        regions.append(region)
+        _add(variants, region, space, same)
+        if len(variants) > max_variants or len(regions) > MOST_TRACES * max_variants:
+            raise _too_many(variants, space)
+    _check_ends(space, regions, space.where_any(refused))
     for variant in variants:
-        variant.text = " or ".join(space.text(region.all_claims()) for region in variant.regions)
-        if space.listed is None and space.are_all and space.where_any(claims_of(variant.regions)).all():
-            variant.text = "every size of the range"
-        variant.line = next((line for region in (*variant.regions, *regions) for line in region.lines), "")
-        restrict(variant, space)
-        _trace_fixed(traces, space, variant)
+        _finish(traces, space, variant, regions)
     return variants
+
+
+def _add(variants: list[Variant], region: Region, space: Space, same: Sequence[IsSame]) -> None:
+    """Add a region to a variant that is right there, or as a variant of its own, which may be right for others."""
+    for variant in variants:
+        if (how := _how(variant.regions[0], region, space, same)) is not None:
+            variant.regions.append(region)
+            variant.notes.append(how)
+            return
+    added = Variant(region.graph, [region])
+    for variant in list(variants):
+        found = [_how(region, other, space, same) for other in variant.regions]
+        if all(how is not None for how in found):
+            variants.remove(variant)
+            added.regions += variant.regions
+            added.notes += [how for how in found if how is not None]
+    variants.append(added)
+
+
+def _how(ours: Region, theirs: Region, space: Space, same: Sequence[IsSame]) -> str | None:
+    return next((how for is_same in same if (how := is_same(ours, theirs, space)) is not None), None)
+
+
+def _finish(traces: Traces, space: Space, variant: Variant, regions: Sequence[Region]) -> None:
+    """Give a variant its interface and its words."""
+    variant.text = " or ".join(space.text(region.all_claims()) for region in variant.regions)
+    if space.listed is None and space.are_all and space.where_any(claims_of(variant.regions)).all():
+        variant.text = "every size of the range"
+    variant.line = next((line for region in (*variant.regions, *regions) for line in region.lines), "")
+    variant.notes = list(dict.fromkeys(variant.notes))
+    restrict(variant, space)
+    _trace_fixed(traces, space, variant)
 
 
 def _trace_fixed(traces: Traces, space: Space, variant: Variant) -> None:
@@ -91,33 +141,6 @@ def _trace_fixed(traces: Traces, space: Space, variant: Variant) -> None:
             meta, interface=dataclasses.replace(meta.interface, constraints=constraints)
         )
         variant.graph = graph
-
-
-def _cover(traces: Traces, space: Space, first: Sequence[torch.fx.GraphModule], max_variants: int) -> list[Region]:
-    """Regions that cover the space but for sizes at which the module itself raises errors."""
-    candidates = [region_of(graph, space.specs, space.specs) for graph in first]
-    space.look_at([claim for region in candidates for claim in region.all_claims()])
-    regions = sorted(candidates, key=lambda region: int(space.where(region.all_claims()).sum()))[-1:]
-    refused: list[list[sympy.Basic]] = []  # by the module: each the claims that are true there
-    while True:
-        claims = list(dict.fromkeys(claim for region in regions for claim in region.all_claims()))
-        space.look_at(claims)
-        left = ~space.where_any([*claims_of(regions), *refused])
-        if not left.any():
-            _check_ends(space, regions, space.where_any(refused))
-            return regions
-        if len(regions) == max_variants:
-            raise _too_many(regions, space)
-        cell, points = _cell(space, claims, left)
-        region = _trace_in(traces, space, points, [tie for region in regions for tie in region.ties])
-        if region is None:
-            refused.append(cell)
-            continue
-        regions.append(region)
-        space.look_at([*claims, *region.all_claims()])
-        before, here = (space.where_any(claims_of(part)) for part in (regions[:-1], regions[-1:]))
-        if not (here & ~before).any():
-            raise TraceError(f"The module takes another path at each of two traces for {space.text(cell)}.")
 
 
 def _check_ends(space: Space, regions: Sequence[Region], refused: np.ndarray) -> None:
@@ -160,7 +183,8 @@ def _trace_in(traces: Traces, space: Space, points: np.ndarray, ties: Sequence[t
     for point in _candidates(space, points):
         sizes = {symbol: int(values[point]) for symbol, values in space.sizes.items()}
         fixed = {s: size for s, size in sizes.items() if s in single or size < 2}  # torch specialises 0 and 1
-        specs = _with_sizes(space, with_ties(sizes, ties), with_ties(fixed, ties))
+        tied = {s: size for s, size in with_ties(fixed, ties).items() if s in fixed or s not in sizes}
+        specs = _with_sizes(space, with_ties(sizes, ties), tied)
         shapes = [spec.opt for spec in specs]
         try:
             return region_of(traces.at(specs, shapes), specs, space.specs)
@@ -196,30 +220,23 @@ def _with_sizes(space: Space, sizes: Mapping[Symbol, int], fixed: Mapping[Symbol
     ]
 
 
-def _too_many(regions: Sequence[Region], space: Space) -> TraceError:
+def _too_many(variants: Sequence[Variant], space: Space) -> TraceError:
     """The error where a range needs too many variants."""
-    lines = [
-        f"  {space.text(region.all_claims())}" + (f" ({', '.join(region.lines[:2])})" if region.lines else "")
-        for region in regions
-    ]
-    pinned = {symbol for r in regions for c in r.all_claims() for symbol in _pinned_by(c)}
-    text = (
-        f"The module does something else for more than {len(regions)} parts of the range. The first are:\n"
-        + "\n".join(lines)
-    )
-    if pinned:
-        dims = ", ".join(str(space.symbols[symbol]) for symbol in sorted(pinned, key=str))
+    lines: list[str] = []
+    pinned: dict[Symbol, set[int]] = {}
+    for region in (variant.regions[0] for variant in variants):
+        line = f" ({', '.join(region.lines[:2])})" if region.lines else ""
+        lines.append(f"  {space.text(region.all_claims())}{line}")
+        for claim in region.claims:
+            if isinstance(claim, sympy.Eq) and claim.args[0].is_Symbol and claim.args[1].is_number:
+                pinned.setdefault(claim.args[0], set()).add(int(claim.args[1]))
+    text = "\n".join([f"The module needs more than {len(variants) - 1} engines for the range, for such sizes:", *lines])
+    if dims := [str(space.symbols[symbol]) for symbol, sizes in pinned.items() if len(sizes) > 1]:
         text += (
-            f"\nThe module turns {dims} into a plain number, so that each size is a part of its own: int(size * 0.5) "
-            "does, and size // 2, math.floor(size * 0.5) and torch.sym_int(size * 0.5) do not."
+            f"\nThe module turns {', '.join(dims)} into a plain number, so that each size needs an engine of its own: "
+            "int(size * 0.5) does so, and size // 2, math.floor(size * 0.5) and torch.sym_int(size * 0.5) do not."
         )
     return TraceError(
         f"{text}\nNarrow the range, raise max_variants, or list the sizes: torch2rt(model, inputs, "
         'shapes=[{"x": (1, 3, 224, 224)}, {"x": (1, 3, 384, 384)}]).'
     )
-
-
-def _pinned_by(claim: sympy.Basic) -> list[Symbol]:
-    if isinstance(claim, sympy.Eq) and claim.args[0].is_Symbol and claim.args[1].is_number:
-        return [claim.args[0]]
-    return []

@@ -150,3 +150,8 @@ def with_ties(sizes: Mapping[Symbol, int], ties: Sequence[tuple[Symbol, Symbol]]
 
 def claims_of(regions: Sequence[Region]) -> list[list[sympy.Basic]]:
     return [region.all_claims() for region in regions]
+
+
+def distinct_claims(regions: Sequence[Region]) -> list[sympy.Basic]:
+    """The claims of some regions, each once."""
+    return list(dict.fromkeys(claim for region in regions for claim in region.all_claims()))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torch2rt.graph import Assumed, graph_meta
+from torch2rt.graph import Assumed, GraphMeta, graph_meta
 from torch2rt.interface import Interface
 from torch2rt.sizes import counterexample, holds, to_json
 from torch2rt.tracing.regions import SHOWN, Space, Symbol, Variant, claims_of, symbol_of, with_ties
@@ -41,15 +41,24 @@ def restrict(variant: Variant, space: Space) -> None:
         symbol: dataclasses.replace(dim, min=box[symbol_of(dim)][0], max=box[symbol_of(dim)][1])
         for symbol, dim in meta.symbols.items()
     }
-    # a claim of torch's that is false somewhere in the range is one of the region's
-    assumed = [d for d in meta.assumed.decisions if not isinstance(counterexample(d.claim, meta.assumed.ranges), dict)]
+    interface = _constrained(dataclasses.replace(meta.interface, inputs=inputs), variant, space, box)
+    assumed = without_claims(meta).assumed.decisions
     graph.meta["torch2rt"] = dataclasses.replace(
         meta,
-        interface=_constrained(dataclasses.replace(meta.interface, inputs=inputs), variant, space, box),
+        interface=interface,
         symbols=symbols,
         assumed=Assumed(assumed, {symbol: symbols[symbol] for symbol in meta.assumed.ranges}),
         splits=(),
     )
+
+
+def without_claims(meta: GraphMeta) -> GraphMeta:
+    """What is known of a graph, without the claims of its region, of which no call is checked for any."""
+    # a claim of torch's that is false somewhere in the range is one of the region's
+    ranges = meta.assumed.ranges
+    assumed = [d for d in meta.assumed.decisions if not isinstance(counterexample(d.claim, ranges), dict)]
+    interface = dataclasses.replace(meta.interface, constraints=[])
+    return dataclasses.replace(meta, interface=interface, assumed=Assumed(assumed, ranges), splits=())
 
 
 def _inside(variant: Variant, space: Space) -> np.ndarray:
