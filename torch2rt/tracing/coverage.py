@@ -20,6 +20,7 @@ import torch
 from torch2rt.errors import TraceError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Input, Shape
+from torch2rt.sizes import describe
 from torch2rt.tracing.regions import (
     IsSame,
     Region,
@@ -65,7 +66,7 @@ def cover(
     space = Space(traces.specs, listed)
     regions = [region_of(graph, space.specs, space.specs) for graph in first]
     space.look_at(distinct_claims(regions))
-    regions = sorted(regions, key=lambda region: int(space.where(region.all_claims()).sum()))[-1:]
+    regions = sorted(regions, key=lambda region: -int(space.where(region.all_claims()).sum()))[:1]
     variants = [Variant(region.graph, [region]) for region in regions]
     refused: list[list[sympy.Basic]] = []  # by the module: each the claims that are true there
     while True:
@@ -116,7 +117,8 @@ def _how(ours: Region, theirs: Region, space: Space, same: Sequence[IsSame]) -> 
 
 def _finish(traces: Traces, space: Space, variant: Variant, regions: Sequence[Region]) -> None:
     """Give a variant its interface and its words."""
-    variant.text = " or ".join(space.text(region.all_claims()) for region in variant.regions)
+    texts = [space.text(region.all_claims()) for region in variant.regions]
+    variant.text = texts[0] if len(texts) == 1 else " or ".join(f"({text})" for text in texts)
     if space.listed is None and space.are_all and space.where_any(claims_of(variant.regions)).all():
         variant.text = "every size of the range"
     variant.line = next((line for region in (*variant.regions, *regions) for line in region.lines), "")
@@ -223,17 +225,17 @@ def _with_sizes(space: Space, sizes: Mapping[Symbol, int], fixed: Mapping[Symbol
 def _too_many(variants: Sequence[Variant], space: Space) -> TraceError:
     """The error where a range needs too many variants."""
     lines: list[str] = []
-    pinned: dict[Symbol, set[int]] = {}
+    pinned: dict[sympy.Basic, set[int]] = {}
     for region in (variant.regions[0] for variant in variants):
         line = f" ({', '.join(region.lines[:2])})" if region.lines else ""
         lines.append(f"  {space.text(region.all_claims())}{line}")
         for claim in region.claims:
-            if isinstance(claim, sympy.Eq) and claim.args[0].is_Symbol and claim.args[1].is_number:
+            if isinstance(claim, sympy.Eq) and claim.args[1].is_number:
                 pinned.setdefault(claim.args[0], set()).add(int(claim.args[1]))
     text = "\n".join([f"The module needs more than {len(variants) - 1} engines for the range, for such sizes:", *lines])
-    if dims := [str(space.symbols[symbol]) for symbol, sizes in pinned.items() if len(sizes) > 1]:
+    if numbers := [describe(size, space.symbols) for size, values in pinned.items() if len(values) > 1]:
         text += (
-            f"\nThe module turns {', '.join(dims)} into a plain number, so that each size needs an engine of its own: "
+            f"\nThe module makes {', '.join(numbers)} a plain number, so that each needs an engine of its own: "
             "int(size * 0.5) does so, and size // 2, math.floor(size * 0.5) and torch.sym_int(size * 0.5) do not."
         )
     return TraceError(
