@@ -41,4 +41,4 @@ class EngineVariant:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> EngineVariant:
         """The inverse of `to_json`."""
-        return cls(**{**data, "interface": Interface.from_json(data["interface"])})
+        return cls(**{**data, "interface": Interface.from_json(data["interface"]), "notes": tuple(data["notes"])})
