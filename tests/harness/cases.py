@@ -205,8 +205,7 @@ def check_case(row: Case, mode: str, device: torch.device) -> Network:
     else:
         verify = mode == "static"  # it is compared below in any case
         model_trt = torch2rt(module, example, verify=verify, **TARGET, **shapes)
-        assert model_trt._network is not None
-        network, run = model_trt._network, model_trt if device.type == "cuda" else ReferenceModule(model_trt._network)
+        network, run = model_trt._networks[0], model_trt if device.type == "cuda" else model_trt.reference()
     for which in ("opt", "min", "max") if mode == "dynamic" else ("opt",):
         inputs = [d.make(which).to(device) for d in row.inputs]
         expected = eager(module, inputs)
