@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from harness import compare
 from test_tracing import module
 
-from torch2rt import InputError, TraceError, torch2rt
+from torch2rt import InputError, TraceError, torch2rt, trace
 from torch2rt.graph import check_graph, graph_meta
 from torch2rt.tracing.trace import Traces, trace_variants
 
@@ -274,3 +274,50 @@ def test_listed_sizes_are_served_and_no_others(forward, count):
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         torch2rt(module(lambda self, x: x + 1), [torch.randn(2, 3)], **arguments)
+
+
+# Merging by proof -----------------------------------------------------------------------------------------------------
+
+
+def _warns(self, x):
+    if x.shape[1] % 4 or x.shape[0] > 3:
+        self.seen = "not a multiple of 4"
+    return x @ x.t() * x.shape[1]
+
+
+def _pads_by_nothing(self, x):
+    rows = -x.shape[0] % 4
+    if rows:
+        x = F.pad(x, (0, 0, 0, rows))
+    return x.cumsum(0) + self.weight
+
+
+def _slices_what_is_longer(self, x):
+    return x[:, : self.table.shape[0]].sum(1) if x.shape[1] > self.table.shape[0] else x.sum(1)
+
+
+MADE_OF_FIVE = [module(_pads_by_nothing, weight=torch.randn(5)), module(_expands_table, table=torch.randn(1, 5))]
+
+
+@pytest.mark.parametrize(
+    ("made", "count"),
+    [
+        (module(_warns), 1),
+        (MADE_OF_FIVE[0], 1),
+        (MADE_OF_FIVE[1], 1),
+        (module(_slices_what_is_longer, table=torch.randn(3)), 2),
+        (module(_parity), 2),
+        (module(_differs_at_one), 2),
+    ],
+    ids=["warns", "pads", "expands", "slices", "parity", "differs"],
+)
+def test_paths_with_the_same_calls_are_one_graph(made, count):
+    check_coverage(made, (1, 1) if made not in MADE_OF_FIVE else (1, 5), (7, 5), count)
+
+
+def test_trace_gives_one_graph_where_the_calls_are_the_same():
+    made = module(_expands_table, table=torch.randn(1, 5))
+    graph = trace(made, [torch.randn(2, 5)], max_batch_size=4)
+    for rows in (1, 2, 4):
+        x = torch.randn(rows, 5)
+        compare(graph(x)[0], made(x))

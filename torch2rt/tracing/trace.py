@@ -37,6 +37,7 @@ from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.recorder import UnseenTensorError
 from torch2rt.tracing.result import Result, end_graph
+from torch2rt.tracing.same_calls import same_calls
 from torch2rt.tracing.signature import keyword_names, tensor_names
 from torch2rt.tracing.tracer import Tracer
 
@@ -75,10 +76,14 @@ def trace(
     with Traces(
         module, inputs, kwargs, input_names, output_names, min_shapes, opt_shapes, max_shapes, max_batch_size, progress
     ) as traces:
-        graph = traces.over_range()[0]
-        if splits := graph_meta(graph).splits:
-            raise splits[0].error
-        return graph
+        graphs = traces.over_range()
+        if splits := graph_meta(graphs[0]).splits:
+            try:
+                (variant,) = cover(traces, graphs, 1, [same_calls])
+            except Exception:
+                raise splits[0].error from None
+            return variant.graph
+        return graphs[0]
 
 
 def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: IsSame | None = None) -> list[Variant]:
@@ -94,7 +99,7 @@ def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: 
         graphs = []  # no graph takes symbolic sizes
     if traces.listed is None and not graph_meta(graphs[0]).splits:
         return [Variant(graphs[0], [])]
-    return cover(traces, graphs, max_variants, [by_values] if by_values else [], traces.listed)
+    return cover(traces, graphs, max_variants, [same_calls, *([by_values] if by_values else [])], traces.listed)
 
 
 class Traces:
