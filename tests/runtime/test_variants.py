@@ -1,4 +1,4 @@
-"""Several engines behind one TRTModule: each call goes to the one that serves its shapes, and all else is as with one."""
+"""Several engines behind one TRTModule: each call goes to the one that serves its shapes; all else is as with one."""
 
 import copy
 import itertools
@@ -174,7 +174,7 @@ def test_calls_that_do_not_fit_are_refused_by_name(pools):
         pools.run([torch.randn(2, 10)])
     with pytest.raises(InputError, match="has 1 dimensions"):
         pools.run([torch.randn(5)])
-    with pytest.raises(InputError, match="torch.float64"):
+    with pytest.raises(InputError, match=r"torch\.float64"):
         pools.run([torch.randn(2, 5).double()])
     for name in ("loaded", "context"):
         with pytest.raises(EngineError, match="several engines"):

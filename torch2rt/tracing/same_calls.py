@@ -2,8 +2,7 @@
 
 Calls are the same if their targets and arguments are: constants by their values, sizes if they are equal everywhere in
 the region. What does nothing there is left out, such as an `expand` to the shape that a value has, and calls on
-constants alone are made. Only such shapes of values are believed as the graph has recorded that was traced in the
-region.
+constants alone are made. Lowering believes the shapes that a trace has recorded, so these must be the same, too.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def same_calls(ours: Region, theirs: Region, space: Space) -> str | None:
         return None  # it was traced for other sizes
     table = _Table(theirs, space)
     expected, given = table.results(theirs.graph, is_traced_here=True), table.results(ours.graph)
-    if expected != given:
+    if expected != given or not table.has_right_shapes:
         return None
     return f"the calls are the same where {space.text(theirs.all_claims())}"
 
@@ -48,6 +47,7 @@ class _Table:
             self.vectors[space.symbols[symbol].input][space.symbols[symbol].axis] = sizes[inside]
         self.known = {(dim.input, dim.axis) for symbol, dim in space.symbols.items() if symbol in space.sizes}
         self.sizes: dict[sympy.Basic, Any] = {}
+        self.has_right_shapes = True  # which the other graph has recorded, and lowering believes
         self.numbers: dict[Any, int] = {}
         self.shapes: dict[int, list[Any]] = {}  # of values of the region's own graph
         self.constants: dict[int, torch.Tensor] = {}
@@ -75,9 +75,19 @@ class _Table:
                 of[node] = self.constant(graph, node)
             elif value is not None:
                 of[node] = self.call(node, of)
-            if is_traced_here and isinstance(value, torch.Tensor) and isinstance(of.get(node), int):
-                self.shapes[of[node]] = [self.size(expression(size).xreplace(names)) for size in value.shape]
+            if isinstance(value, torch.Tensor) and isinstance(number := of.get(node), int):
+                shape = [self.size(expression(size).xreplace(names)) for size in value.shape]
+                if is_traced_here:
+                    self.shapes[number] = shape
+                elif shape != self.known_shape(number):
+                    self.has_right_shapes = False
         raise AssertionError("a graph ends with its output")
+
+    def known_shape(self, number: int) -> list[Any] | None:
+        """The shape that a value has in the region, if the region's own graph has the value, or it is a constant."""
+        if (constant := self.constants.get(number)) is not None:
+            return [("size", size) for size in constant.shape]
+        return self.shapes.get(number)
 
     def size(self, expr: sympy.Basic) -> Any:
         """A size, the same for two expressions that are equal everywhere in the region."""
@@ -142,7 +152,7 @@ class _Table:
             return None
         if name in _NOTHING and len(node.args) == 1:
             return operand
-        if (shape := self.shapes.get(operand)) is None:
+        if (shape := self.known_shape(operand)) is None:
             return None
         if name in ("expand", "view", "reshape"):
             rest: Any = node.args[1:]
