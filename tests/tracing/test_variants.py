@@ -335,3 +335,24 @@ def test_trace_gives_one_graph_where_the_calls_are_the_same():
     for rows in (1, 2, 4):
         x = torch.randn(rows, 5)
         compare(graph(x)[0], made(x))
+
+
+# Empty sizes ----------------------------------------------------------------------------------------------------------
+
+
+def _with_cache(self, x, past):
+    keys = torch.cat([past, x], 1)
+    return F.scaled_dot_product_attention(x[:, None], keys[:, None], keys[:, None])[:, 0], keys
+
+
+def test_an_empty_cache_has_an_engine_of_its_own():
+    made = module(_with_cache)
+    ranges = {"min_shapes": [(1, 1, 8), (1, 0, 8)], "max_shapes": [(3, 4, 8), (3, 9, 8)]}
+    model_trt = torch2rt(made, [torch.randn(2, 3, 8), torch.randn(2, 5, 8)], **ranges, verify=False)
+    assert [variant.region for variant in model_trt.built.variants] == ["past.shape[1] >= 1", "past.shape[1] == 0"]
+    run = model_trt.reference()
+    for batch, new, before in ((1, 1, 0), (3, 4, 9), (2, 3, 0), (2, 2, 1), (1, 1, 1)):
+        x, past = torch.randn(batch, new, 8), torch.randn(batch, before, 8)
+        torch.testing.assert_close(run(x, past), made(x, past), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="starts at 1"):
+        trace(made, [torch.randn(2, 3, 8), torch.randn(2, 5, 8)], **ranges)
