@@ -61,7 +61,7 @@ def test_variants_may_return_values_of_several_forms(device):
 def test_the_report_lists_the_variants(by_parity):
     _, model_trt = by_parity
     text = str(model_trt.report)
-    assert text.count("test_variants.py:") == 4
+    assert text.count("test_dispatch.py:") == 4
     assert "variant 3: x.shape[1] " in text
     assert text in str(model_trt.report)
     assert "in 4 engines" in repr(model_trt)
