@@ -95,7 +95,7 @@ def torch2rt(
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
-      `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`.
+      `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
     Returns a `TRTModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
     it does not compute what the module does; see `torch2rt.errors`.

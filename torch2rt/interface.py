@@ -255,8 +255,6 @@ def describe_inputs(
                 raise InputError(
                     f"Input '{name}', dimension {axis}: min {first}, opt {middle}, max {last} are not in order."
                 )
-            if first == 0 < last:  # torch's tracing takes every dynamic size for larger than 0
-                raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
         result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf)))
     return result
 

@@ -269,6 +269,16 @@ def truths(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, np.ndarray]) -> np.n
         return np.array([holds(claim, dict(zip(order, each))) for each in zip(*values)], bool)
 
 
+def values_at(tree: Any, shapes: Sequence[Sequence[Any]], count: int) -> np.ndarray | None:
+    """A stored expression's values for shapes whose sizes are vectors of `count`; `None` where some are no integers."""
+    operations = _Vectors()
+    try:
+        found = np.broadcast_to(np.asarray(evaluate_json(tree, shapes, operations)), (count,))
+    except (OverflowError, ValueError, TypeError):
+        return None
+    return found if found.dtype.kind == "i" and not np.any(operations.undefined) else None
+
+
 ENUMERATE = 1 << 16  # choices of sizes that are all looked at; of more, so many
 
 

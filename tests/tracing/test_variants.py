@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from harness import compare
 from test_tracing import module
 
-from torch2rt import InputError, TraceError, torch2rt
+from torch2rt import InputError, TraceError, torch2rt, trace
 from torch2rt.graph import check_graph, graph_meta
 from torch2rt.tracing.trace import Traces, trace_variants
 
@@ -198,20 +198,34 @@ def _resized_table(self, x):
 
 
 MERGED = [
-    (module(_expands_table, table=torch.randn(1, 5)), (2, 5), (1, 5), (4, 5), 1),
-    (module(_flattens_one, weight=torch.randn(5, 7)), (2, 5), (1, 5), (4, 5), 1),
-    (module(_differs_at_one), (2, 5), (1, 5), (4, 5), 2),
-    (module(_resized_table, weight=torch.randn(4, 6)), (2, 3, 5, 5), (1, 3, 3, 3), (2, 3, 7, 8), 1),
+    (
+        module(_expands_table, table=torch.randn(1, 5)),
+        (2, 5),
+        (1, 5),
+        (4, 5),
+        1,
+        "the calls are the same where x.shape[0] == 1",
+    ),
+    (
+        module(_flattens_one, weight=torch.randn(5, 7)),
+        (2, 5),
+        (1, 5),
+        (4, 5),
+        1,
+        "verified by values at x.shape[0] == 1",
+    ),
+    (module(_differs_at_one), (2, 5), (1, 5), (4, 5), 2, "variant 1: x.shape[0] == 1"),
+    (module(_resized_table, weight=torch.randn(4, 6)), (2, 3, 5, 5), (1, 3, 3, 3), (2, 3, 5, 7), 1, "x.shape[2] == 4"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("made", "example", "low", "high", "count"), MERGED, ids=["expand", "flatten", "differs", "table"]
+    ("made", "example", "low", "high", "count", "how"), MERGED, ids=["expand", "flatten", "differs", "table"]
 )
-def test_paths_with_the_same_values_are_one_engine(made, example, low, high, count):
+def test_paths_with_the_same_values_are_one_engine(made, example, low, high, count, how):
     model_trt = torch2rt(made, [torch.randn(example)], min_shapes=[low], max_shapes=[high], verify=False)
     assert len(model_trt.built.each()) == count
-    assert ("verified by values at x.shape" in str(model_trt.report)) == (count == 1)
+    assert how in str(model_trt.report)
     run = model_trt.reference()
     for shape in all_shapes(low, high):
         x = torch.randn(shape)
@@ -274,3 +288,71 @@ def test_listed_sizes_are_served_and_no_others(forward, count):
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         torch2rt(module(lambda self, x: x + 1), [torch.randn(2, 3)], **arguments)
+
+
+# Merging by proof -----------------------------------------------------------------------------------------------------
+
+
+def _warns(self, x):
+    if x.shape[1] % 4 or x.shape[0] > 3:
+        self.seen = "not a multiple of 4"
+    return x @ x.t() * x.shape[1]
+
+
+def _pads_by_nothing(self, x):
+    rows = -x.shape[0] % 4
+    if rows:
+        x = F.pad(x, (0, 0, 0, rows))
+    return x.cumsum(0) + self.weight
+
+
+def _slices_what_is_longer(self, x):
+    return x[:, : self.table.shape[0]].sum(1) if x.shape[1] > self.table.shape[0] else x.sum(1)
+
+
+MADE_OF_FIVE = [module(_pads_by_nothing, weight=torch.randn(5)), module(_expands_table, table=torch.randn(1, 5))]
+
+
+@pytest.mark.parametrize(
+    ("made", "count"),
+    [
+        (module(_warns), 1),
+        (MADE_OF_FIVE[0], 1),
+        (MADE_OF_FIVE[1], 1),
+        (module(_slices_what_is_longer, table=torch.randn(3)), 2),
+        (module(_parity), 2),
+        (module(_differs_at_one), 2),
+    ],
+    ids=["warns", "pads", "expands", "slices", "parity", "differs"],
+)
+def test_paths_with_the_same_calls_are_one_graph(made, count):
+    check_coverage(made, (1, 1) if made not in MADE_OF_FIVE else (1, 5), (7, 5), count)
+
+
+def test_trace_gives_one_graph_where_the_calls_are_the_same():
+    made = module(_expands_table, table=torch.randn(1, 5))
+    graph = trace(made, [torch.randn(2, 5)], max_batch_size=4)
+    for rows in (1, 2, 4):
+        x = torch.randn(rows, 5)
+        compare(graph(x)[0], made(x))
+
+
+# Empty sizes ----------------------------------------------------------------------------------------------------------
+
+
+def _with_cache(self, x, past):
+    keys = torch.cat([past, x], 1)
+    return F.scaled_dot_product_attention(x[:, None], keys[:, None], keys[:, None])[:, 0], keys
+
+
+def test_an_empty_cache_has_an_engine_of_its_own():
+    made = module(_with_cache)
+    ranges = {"min_shapes": [(1, 1, 8), (1, 0, 8)], "max_shapes": [(3, 4, 8), (3, 9, 8)]}
+    model_trt = torch2rt(made, [torch.randn(2, 3, 8), torch.randn(2, 5, 8)], **ranges, verify=False)
+    assert [variant.region for variant in model_trt.built.variants] == ["past.shape[1] >= 1", "past.shape[1] == 0"]
+    run = model_trt.reference()
+    for batch, new, before in ((1, 1, 0), (3, 4, 9), (2, 3, 0), (2, 2, 1), (1, 1, 1)):
+        x, past = torch.randn(batch, new, 8), torch.randn(batch, before, 8)
+        torch.testing.assert_close(run(x, past), made(x, past), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="starts at 1"):
+        trace(made, [torch.randn(2, 3, 8), torch.randn(2, 5, 8)], **ranges)

@@ -9,10 +9,13 @@ which the reference evaluates: where a graph's slice reads beyond the end, torch
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import sympy
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt.debug.comparison import MULTIPLE, Comparison
 from torch2rt.debug.disturbance import Disturbed
@@ -22,7 +25,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.runtime.module import ReferenceModule
-from torch2rt.sizes import holds
+from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.structure import flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
@@ -32,6 +35,7 @@ from torch2rt.tracing.served_sizes import without_claims
 
 FEW = 4  # sizes of a dimension, of which a region may have so many to be compared by values
 DRAWN = 2  # inputs that are drawn for each choice of shapes
+SHAPES_AT = 8  # choices of sizes at which the shapes of all values are looked at
 ATTEMPTS = 4  # runs with roundings that come out otherwise, before a difference counts
 
 
@@ -57,6 +61,8 @@ class SameValues:
         if of_ours.outputs != of_theirs.outputs or not is_same(of_ours.result, of_theirs.result):
             return None
         chosen = list(_shapes(theirs, space, of_theirs))
+        if not _has_right_shapes(ours, theirs, space):
+            return None
         generator = torch.Generator().manual_seed(0)
         for shapes in chosen:
             for _ in range(DRAWN):
@@ -119,6 +125,51 @@ class SameValues:
             state.restore()
 
 
+def _has_right_shapes(ours: Region, theirs: Region, space: Space) -> bool:
+    """Whether the shapes that a graph's trace has recorded are right in another region: lowering believes them."""
+    inside = np.flatnonzero(space.where(theirs.all_claims()))
+    symbols = graph_meta(ours.graph).symbols
+    for place in inside[:: max(1, len(inside) // SHAPES_AT)][:SHAPES_AT]:
+        shapes = _shapes_at(theirs, space, int(place), "opt")
+        sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in symbols.items()}
+        if not _Shapes(ours.graph, sizes).are_right(shapes):
+            return False
+    return True
+
+
+class _Shapes(torch.fx.Interpreter):
+    """Runs a graph on tensors without values, and compares their shapes with the recorded ones."""
+
+    def __init__(self, graph: torch.fx.GraphModule, sizes: Mapping[sympy.Symbol, int]) -> None:
+        super().__init__(graph)
+        self.known: dict[Any, Any] = {}
+        self.sizes, self.right = sizes, True
+
+    def are_right(self, shapes: Sequence[Shape]) -> bool:
+        placeholders = [node.meta["val"] for node in self.module.graph.nodes if node.op == "placeholder"]
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            inputs = [torch.empty(s, dtype=x.dtype, device=x.device) for x, s in zip(placeholders, shapes, strict=True)]
+            try:
+                self.run(*inputs)
+            except Exception:  # the graph does not run there
+                return False
+        return self.right
+
+    def run_node(self, node: torch.fx.Node) -> Any:
+        result, value = super().run_node(node), node.meta.get("val")
+        if isinstance(value, torch.Tensor) and isinstance(result, torch.Tensor):
+            self.right = self.right and tuple(result.shape) == tuple(map(self.size, value.shape))
+        return result
+
+    def size(self, size: Any) -> Any:
+        if not is_symbolic(size):
+            return size
+        expr = expression(size)
+        if expr not in self.known:
+            self.known[expr] = evaluate(expr, self.sizes)
+        return self.known[expr]
+
+
 def _kind(x: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
     return x.dtype, tuple(x.shape)
 
@@ -138,20 +189,21 @@ def _few_sizes(region: Region, space: Space) -> str | None:
     return " and ".join(words) or None
 
 
+def _shapes_at(region: Region, space: Space, point: int, which: str) -> tuple[Shape, ...]:
+    """The shapes at a point of a region, and at an end of the ranges of the dimensions that no claim is about."""
+    sizes = with_ties({symbol: int(values[point]) for symbol, values in space.sizes.items()}, region.ties)
+    shapes = [list(spec.opt) for spec in space.specs]
+    for symbol, dim in space.symbols.items():
+        shapes[dim.input][dim.axis] = sizes.get(symbol, getattr(space.specs[dim.input], which)[dim.axis])
+    return tuple(tuple(shape) for shape in shapes)
+
+
 def _shapes(region: Region, space: Space, interface: Interface) -> Iterator[list[Shape]]:
     """Shapes of a region: small, large and between; no large ones where they take long to run."""
     inside = np.flatnonzero(space.where(region.all_claims()))
-    found: dict[tuple[Shape, ...], None] = {}
-    for place, which in ((0, "min"), (len(inside) // 2, "opt"), (len(inside) - 1, "max"), (len(inside) // 3, "opt")):
-        ends = {s: getattr(space.specs[dim.input], which)[dim.axis] for s, dim in space.symbols.items()}
-        sizes = with_ties({s: int(v[inside[place]]) for s, v in space.sizes.items()}, region.ties)
-        sizes = {**ends, **sizes}
-        shapes = [list(spec.opt) for spec in space.specs]
-        for symbol, dim in space.symbols.items():
-            shapes[dim.input][dim.axis] = sizes[symbol]
-        tuples = tuple(tuple(shape) for shape in shapes)
-        is_small = sum(int(np.prod(shape)) for shape in tuples) <= LARGE or which == "min"
-        if is_small and interface.unmet(list(tuples)) is None and all(holds(c, sizes) for c in region.all_claims()):
-            found[tuples] = None
-    for shapes_ in found:
-        yield list(shapes_)
+    last = len(inside) - 1
+    chosen = [(0, "min"), (last // 2, "opt"), (last, "max"), (last // 3, "opt"), (last * 2 // 3, "min")]
+    for shapes in dict.fromkeys(_shapes_at(region, space, int(inside[place]), which) for place, which in chosen):
+        is_small = sum(int(np.prod(shape)) for shape in shapes) <= LARGE
+        if (is_small or shapes == _shapes_at(region, space, int(inside[0]), "min")) and interface.serves(shapes):
+            yield list(shapes)

@@ -7,6 +7,7 @@ up once and remembered, so that a call costs one look into a dict beyond what it
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch2rt.interface import Interface, Shape
 from torch2rt.runtime.loaded_engine import LoadedEngine
 from torch2rt.runtime.pool import ContextPool
 
+_SHAPE = operator.attrgetter("shape")
 REMEMBERED = 4096  # shapes, of which the table is emptied when it is full
 
 
@@ -72,7 +74,7 @@ class VariantPools:
     def run(self, tensors: Sequence[torch.Tensor], graph: bool = False, borrow: bool = False) -> list[torch.Tensor]:
         """The outputs of the engine that serves the shapes of these tensors."""
         try:
-            pool = self.table[tuple([tensor.shape for tensor in tensors])]
+            pool = self.table[tuple(map(_SHAPE, tensors))]
         except KeyError:
             pool = self._find(tensors)
         except AttributeError:  # some are no tensors

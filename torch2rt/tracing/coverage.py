@@ -29,6 +29,7 @@ from torch2rt.tracing.regions import (
     Variant,
     claims_of,
     distinct_claims,
+    not_empty,
     region_of,
     with_ties,
 )
@@ -112,6 +113,8 @@ def _add(variants: list[Variant], region: Region, space: Space, same: Sequence[I
 
 
 def _how(ours: Region, theirs: Region, space: Space, same: Sequence[IsSame]) -> str | None:
+    if 0 in [*ours.fixed.values(), *theirs.fixed.values()]:
+        return None  # an engine of its own: converters take sizes for larger than 0
     return next((how for is_same in same if (how := is_same(ours, theirs, space)) is not None), None)
 
 
@@ -186,7 +189,7 @@ def _trace_in(traces: Traces, space: Space, points: np.ndarray, ties: Sequence[t
         sizes = {symbol: int(values[point]) for symbol, values in space.sizes.items()}
         fixed = {s: size for s, size in sizes.items() if s in single or size < 2}  # torch specialises 0 and 1
         tied = {s: size for s, size in with_ties(fixed, ties).items() if s in fixed or s not in sizes}
-        specs = _with_sizes(space, with_ties(sizes, ties), tied)
+        specs = not_empty(_with_sizes(space, with_ties(sizes, ties), tied))
         shapes = [spec.opt for spec in specs]
         try:
             return region_of(traces.at(specs, shapes), specs, space.specs)

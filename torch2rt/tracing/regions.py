@@ -108,7 +108,13 @@ class Space:
 
 def symbol_of(dim: Dim) -> Symbol:
     """The symbol of a dimension in claims of several traces."""
-    return Symbol(f"d{dim.input}_{dim.axis}", integer=True, positive=True)
+    return Symbol(f"d{dim.input}_{dim.axis}", integer=True)
+
+
+def not_empty(specs: Sequence[Input]) -> list[Input]:
+    """The inputs without the sizes of 0 among others: a trace for these has a static size."""
+    ends = [[tuple(max(1, x) if a in s.dynamic else x for a, x in enumerate(e)) for e in (s.min, s.opt)] for s in specs]
+    return [dataclasses.replace(spec, min=low, opt=opt) for spec, (low, opt) in zip(specs, ends, strict=True)]
 
 
 def region_of(graph: torch.fx.GraphModule, specs: Sequence[Input], whole: Sequence[Input]) -> Region:
@@ -124,6 +130,11 @@ def region_of(graph: torch.fx.GraphModule, specs: Sequence[Input], whole: Sequen
         for axis in whole[i].dynamic
         if axis not in spec.dynamic
     }
+    for i, spec in enumerate(whole):  # torch takes every dynamic size for larger than 0
+        for axis in spec.dynamic:
+            symbol = symbol_of(Dim(i, spec.name, axis, 0, 0))
+            if not spec.min[axis] and symbol not in fixed:
+                claims[sympy.Ge(symbol, 1)] = ""
     lines = list(dict.fromkeys(place for place in claims.values() if ":" in place))
     return Region(graph, list(claims), fixed, lines, _ties(meta, list(claims)))
 

@@ -23,7 +23,7 @@ from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
-from torch2rt.tracing.coverage import MAX_VARIANTS, IsSame, Variant, cover
+from torch2rt.tracing.coverage import MAX_VARIANTS, cover
 from torch2rt.tracing.guards import Accepts, TooNestedError
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared, uncached
@@ -36,7 +36,9 @@ from torch2rt.tracing.patches.process_switches import (
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.recorder import UnseenTensorError
+from torch2rt.tracing.regions import IsSame, Variant, not_empty
 from torch2rt.tracing.result import Result, end_graph
+from torch2rt.tracing.same_calls import same_calls
 from torch2rt.tracing.signature import keyword_names, tensor_names
 from torch2rt.tracing.tracer import Tracer
 
@@ -75,10 +77,16 @@ def trace(
     with Traces(
         module, inputs, kwargs, input_names, output_names, min_shapes, opt_shapes, max_shapes, max_batch_size, progress
     ) as traces:
-        graph = traces.over_range()[0]
-        if splits := graph_meta(graph).splits:
-            raise splits[0].error
-        return graph
+        graphs = traces.over_range()
+        if traces.may_be_empty:
+            raise InputError("In one graph a dynamic size starts at 1, not at 0: torch2rt() makes an engine for 0.")
+        if splits := graph_meta(graphs[0]).splits:
+            try:
+                (variant,) = cover(traces, graphs, 1, [same_calls])
+            except Exception:
+                raise splits[0].error from None
+            return variant.graph
+        return graphs[0]
 
 
 def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: IsSame | None = None) -> list[Variant]:
@@ -92,9 +100,9 @@ def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: 
         if traces.listed is None:
             raise
         graphs = []  # no graph takes symbolic sizes
-    if traces.listed is None and not graph_meta(graphs[0]).splits:
+    if traces.listed is None and not graph_meta(graphs[0]).splits and not traces.may_be_empty:
         return [Variant(graphs[0], [])]
-    return cover(traces, graphs, max_variants, [by_values] if by_values else [], traces.listed)
+    return cover(traces, graphs, max_variants, [same_calls, *([by_values] if by_values else [])], traces.listed)
 
 
 class Traces:
@@ -149,6 +157,11 @@ class Traces:
         self.record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in self.module.modules())
         self.past_caches = False
         self.stack = ExitStack()
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a dynamic size may be 0."""
+        return not_empty(self.specs) != self.specs
 
     def __enter__(self) -> Traces:
         self.stack.enter_context(unfused(self.module))
@@ -211,12 +224,13 @@ class Traces:
 
         Raises the error of the first sizes where none leads to a graph.
         """
+        specs = not_empty(self.specs)
         failure: Exception | None = None
         parts: list[torch.fx.GraphModule] = []
         claims: list[set[Any]] = []
-        for shapes in _shapes_to_try(self.specs, self.leaves):
+        for shapes in _shapes_to_try(specs, self.leaves):
             try:
-                graph = self.at(self.specs, shapes)
+                graph = self.at(specs, shapes)
                 if not (splits := graph_meta(graph).splits):
                     return [graph]
                 parts.append(graph)
