@@ -292,7 +292,7 @@ def test_steps_of_tied_dimensions_are_those_of_both():
 @pytest.mark.parametrize(
     ("forward", "ranges", "message"),
     [
-        (_even, [(2, 3), (4, 3), (6, 3)], r"false for x.shape\[0\] = 3"),  # odd sizes mean something else
+        (_even, [(2, 3), (4, 3), (6, 3)], r"false for x.shape\[0\] = [23]"),  # odd sizes mean something else
         (_divisible, [(2, 3), (4, 3), (7, 3)], r"false for x.shape\[0\] = 3"),  # a range ends in one
         (_divisible, [(3, 3), (4, 3), (8, 3)], r"false for x.shape\[0\] = 3"),
     ],

@@ -102,6 +102,8 @@ class Decisions:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
+        if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.Or):
+            claim = sympy.And(*map(sympy.Not, claim.args[0].args))
         if internal and not guarded and not isinstance(claim, sympy.core.relational.Relational):
             return
         if internal and isinstance(
@@ -111,6 +113,11 @@ class Decisions:
                 if self.shape_env.evaluate_expr(part) and isinstance(claim, sympy.Or):
                     break
             return
+        for part in claim.args if isinstance(claim, sympy.And) else (claim,):  # each may be of another kind
+            self._add(part, guarded, internal)
+
+    def _add(self, claim: sympy.Basic, guarded: bool, internal: bool) -> None:
+        """Take down one claim, the first place that makes it, and the user's rather than torch's."""
         known = self.claims.get(claim)
         if known is None or (known.internal and not internal):
             if internal and (_is_difference(claim) or _is_kernel_choice()):

@@ -18,7 +18,7 @@ from torch.overrides import _pop_mode_temporarily
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta
-from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
+from torch2rt.interface import Interface, Shape, describe_inputs
 from torch2rt.passes.value_numbers import value_numbers
 from torch2rt.progress import Spinner
 from torch2rt.sizes import expression, in_words, is_symbolic, to_json
@@ -27,6 +27,7 @@ from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.guards import Accepts, TooNestedError
+from torch2rt.tracing.hints import most_telling, shapes_to_try
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared, uncached
 from torch2rt.tracing.patches.process_switches import (
@@ -111,12 +112,12 @@ def trace(
     def accepts(shapes: Sequence[Shape]) -> bool:
         return refusal(shapes) is None
 
-    failure: Exception | None = None
+    failures: list[Exception] = []
     record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
-    past_caches = first_was_tried_again = False
+    past_caches = False
     with ExitStack() as stack:
         stack.enter_context(unfused(module))
-        for shapes in (to_try := _shapes_to_try(specs, leaves)):
+        for shapes in (to_try := shapes_to_try(specs, leaves)):
             try:
                 before = states_elsewhere()
                 graph = run(shapes)
@@ -138,9 +139,9 @@ def trace(
                     past_caches = again = True
                 if again:
                     to_try.append(shapes)
-                if failure is None or first_was_tried_again:
-                    failure, first_was_tried_again = error, again
-        assert failure is not None
+                else:
+                    failures.append(error)
+        failure = most_telling(failures)
         if isinstance(failure, RefusedError) and not failure.of_types:
             if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
                 raise own  # whatever the sizes
@@ -150,24 +151,6 @@ def trace(
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
-
-
-def _shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
-    """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
-
-    torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
-    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
-    not.
-    """
-    opt = [spec.opt for spec in specs]
-    example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
-    fit = [
-        shapes
-        for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
-        if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
-    ]
-    raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
-    return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
 
 
 def _run(
