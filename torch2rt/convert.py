@@ -28,6 +28,8 @@ def torch2rt(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    multiple_of: Any = None,
+    dynamic_shapes: Any = None,
     max_workspace_size: int | None = None,
     compute_capabilities: Any = None,
     optimization_level: int | None = None,
@@ -56,6 +58,11 @@ def torch2rt(
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
+    - `multiple_of`: what dynamic sizes are multiples of, such as `{"x": (1, 1, 32, 32)}`, in the form of `min_shapes`: the
+      module's Python is then right for those sizes only, and calls with others raise `InputError`.
+    - `dynamic_shapes`: the same as `torch.export.export` takes it, by the names of forward's parameters or nested like
+      the arguments: `{"x": {0: Dim("b", max=8), 2: 32 * Dim("h", min=1, max=16)}}`. Sizes of one `Dim` are equal, or
+      derived from each other, at every call. What has no largest size there takes it from `max_shapes`.
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
       `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.
@@ -99,6 +106,8 @@ def torch2rt(
         opt_shapes=opt_shapes,
         max_shapes=max_shapes,
         max_batch_size=max_batch_size,
+        multiple_of=multiple_of,
+        dynamic_shapes=dynamic_shapes,
         progress=progress,
     )
     network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import Mod
 
 from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision
@@ -163,8 +164,12 @@ class Decisions:
         interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused)
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
         inputs = list(interface.inputs)
-        for dim in tied.values():
+        for symbol, dim in tied.items():
             inputs[dim.input] = _narrowed(inputs[dim.input], dim)
+            if dim.step > 1:
+                rest = f"{dim.min % dim.step} plus " if dim.min % dim.step else ""
+                claim = sympy.Eq(Mod(symbol - dim.min % dim.step, dim.step), 0)
+                interface = interface.constrained(claim, tied, f"{dim} to be {rest}a multiple of {dim.step}")
         return dataclasses.replace(interface, inputs=inputs)
 
     def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
@@ -193,7 +198,7 @@ class Decisions:
                         f"{right.min} to {right.max} have nothing in common."
                     )
                 for arg in tie.claim.args:
-                    ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
+                    ranges[arg] = ranges[arg].between(low, high)
         return ranges
 
 
@@ -282,6 +287,10 @@ class _ShapeEnv(ShapeEnv):
         if expr.args and expr not in self._terms:
             self._terms[expr] = 1 + sum(map(self._count, expr.args))
         return self._terms.get(expr, 1)
+
+    def answer(self, claim: sympy.Basic) -> sympy.Basic | None:
+        """The answer to a question that has but one for all sizes that are served; `torch2rt.sizes.answer` asks."""
+        return claim if isinstance(claim, sympy.logic.boolalg.BooleanAtom) else self._decisions.answer(claim)
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:

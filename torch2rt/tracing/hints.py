@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -21,13 +22,32 @@ _FARTHEST = 64  # from the opt size; and not far smaller, as small sizes meet li
 
 @dataclasses.dataclass(frozen=True)
 class _Dim:
-    """A dynamic dimension of one input, and the sizes that a trace may stand for it with."""
+    """A dynamic dimension of one input, whose size is `factor * n + offset` for an n from `min` to `max`.
+
+    Dimensions with one `root` have their n in common.
+    """
 
     input: int
     axis: int
     min: int
     opt: int
     max: int
+    root: str = ""
+    factor: int = 1
+    offset: int = 0
+
+    @classmethod
+    def of(cls, index: int, spec: Input, axis: int) -> _Dim:
+        low, opt, high = max(spec.min[axis], 2), spec.opt[axis], spec.max[axis]
+        for promise in spec.promises:
+            if promise.axis == axis:
+                factor, offset = promise.factor, promise.offset
+                ends = (-((offset - low) // factor), (opt - offset) // factor, (high - offset) // factor)
+                return cls(index, axis, *ends, promise.root, factor, offset)
+        return cls(index, axis, low, opt, high)
+
+    def size(self, n: int) -> int:
+        return self.factor * n + self.offset
 
 
 def shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
@@ -63,7 +83,7 @@ def _are_traceable(specs: Sequence[Input], shapes: Sequence[Shape]) -> bool:
 def _generic(specs: Sequence[Input]) -> Iterator[list[Shape]]:
     """Generic shapes, those with fewer equal sizes first."""
     dims = [
-        _Dim(i, axis, max(spec.min[axis], 2), spec.opt[axis], spec.max[axis])
+        _Dim.of(i, spec, axis)
         for i, spec in enumerate(specs)
         for axis in spec.dynamic
     ]
@@ -79,8 +99,11 @@ def _generic(specs: Sequence[Input]) -> Iterator[list[Shape]]:
 
 def _by_range(dims: Sequence[_Dim]) -> list[list[_Dim]]:
     """Dimensions with the same range: the first such ones of all inputs, the second ones, and so on."""
-    groups: dict[tuple[int, ...], list[_Dim]] = {}
+    groups: dict[Any, list[_Dim]] = {}
     for dim in dims:
+        if dim.root:
+            groups.setdefault(dim.root, []).append(dim)
+            continue
         range_ = (dim.min, dim.opt, dim.max)
         before = sum((d.input, d.min, d.opt, d.max) == (dim.input, *range_) for g in groups.values() for d in g)
         groups.setdefault((*range_, before), []).append(dim)
@@ -88,14 +111,14 @@ def _by_range(dims: Sequence[_Dim]) -> list[list[_Dim]]:
 
 
 def _by_opt(dims: Sequence[_Dim]) -> list[list[_Dim]]:
-    groups: dict[int, list[_Dim]] = {}
+    groups: dict[Any, list[_Dim]] = {}
     for dim in dims:
-        groups.setdefault(dim.opt, []).append(dim)
+        groups.setdefault(dim.root or dim.opt, []).append(dim)
     return list(groups.values())
 
 
 def _chosen(groups: Sequence[Sequence[_Dim]], taken: set[int]) -> dict[_Dim, int]:
-    """One size for each group, unlike those of the other groups and those that are `taken`."""
+    """One n for each group, unlike those of the other groups and the sizes that are `taken`."""
     sizes: dict[_Dim, int] = {}
     for group in sorted(groups, key=lambda group: group[0].max - group[0].min):
         low, high = max(d.min for d in group), min(d.max for d in group)
@@ -132,7 +155,7 @@ def _likeness(size: int, other: int) -> int:
 
 def _with_sums(sizes: dict[_Dim, int]) -> dict[_Dim, int]:
     """Make a size the sum of two others, or of one and a small number, where the opt sizes are: `past + new == all`."""
-    by_opt = {dim.opt: size for dim, size in sizes.items()}
+    by_opt = {dim.opt: size for dim, size in sizes.items() if not dim.root}
     for total in sorted(by_opt):
         smaller = sorted((opt for opt in by_opt if opt < total), reverse=True)
         pairs = itertools.combinations_with_replacement(smaller, 2)
@@ -141,11 +164,11 @@ def _with_sums(sizes: dict[_Dim, int]) -> dict[_Dim, int]:
             by_opt[total] = by_opt[found[0]] + by_opt[found[1]]
         elif smaller and total - smaller[0] <= 2:
             by_opt[total] = by_opt[smaller[0]] + total - smaller[0]
-    return {dim: max(dim.min, min(by_opt[dim.opt], dim.max)) for dim in sizes}
+    return {d: n if d.root else max(d.min, min(by_opt[d.opt], d.max)) for d, n in sizes.items()}
 
 
 def _with_sizes(specs: Sequence[Input], sizes: dict[_Dim, int]) -> list[Shape]:
     shapes = [list(spec.opt) for spec in specs]
     for dim, size in sizes.items():
-        shapes[dim.input][dim.axis] = size
+        shapes[dim.input][dim.axis] = dim.size(size)
     return [tuple(shape) for shape in shapes]

@@ -21,6 +21,7 @@ from torch2rt.graph import GraphMeta
 from torch2rt.interface import Interface, Shape, describe_inputs
 from torch2rt.passes.value_numbers import value_numbers
 from torch2rt.progress import Spinner
+from torch2rt.promises import asked
 from torch2rt.sizes import expression, in_words, is_symbolic, to_json
 from torch2rt.structure import Spec, flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
@@ -36,6 +37,7 @@ from torch2rt.tracing.patches.process_switches import (
     without_compiler,
     without_logs,
 )
+from torch2rt.tracing.patches.size_functions import SIZE_FUNCTIONS
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.recorder import Recorder, UnseenTensorError
@@ -57,6 +59,8 @@ def trace(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    multiple_of: Any = None,
+    dynamic_shapes: Any = None,
     progress: bool | None = None,
 ) -> torch.fx.GraphModule:
     """Record the torch calls that `module(*inputs, **kwargs)` makes.
@@ -87,7 +91,9 @@ def trace(
     names = given_names("input_names", input_names)
     names = tensor_names(module.forward, arguments) if names is None else names
     max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
-    specs = describe_inputs(leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES)
+    promised = None if dynamic_shapes is None else asked(dynamic_shapes, module.forward, *as_arguments(inputs, kwargs))
+    ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
+    specs = describe_inputs(leaves, arguments, names, *ranges, DTYPES, multiple_of, promised)
     parameters = keyword_names(module.forward)
     spinner = Spinner("trace", progress)
 
@@ -179,9 +185,10 @@ def _run(
         with ExitStack() as stack:
             without = (without_compiler, without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.values.is_traced)
-            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
+            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, *SIZE_FUNCTIONS, masks, enable_python_dispatcher())
             for context in (*switches, operators, tracer):
                 stack.enter_context(context)
+            tracer.keep_promises(fakes)
             result = _Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.interface import Input, Interface, Shape
+from torch2rt.promises import Promise
 from torch2rt.registry import Call, Target, by_schema, overload_of, qualified_name
 from torch2rt.sizes import Dim, is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
@@ -84,11 +85,23 @@ class Tracer(RecordingMode):
         node.meta.update(val=fake, module="", source="", input=index)
         self.values.storages.bind(fake, node)
         for axis in spec.dynamic:
-            dim = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
+            steps = [promise.factor for promise in spec.promises if promise.axis == axis]
+            dim = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis], *steps)
             size = recorder.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
             size.meta.update(val=fake.shape[axis], module="", source="")
             recorder.add_symbol(fake.shape[axis].node.expr, dim, shape[axis], size)
         return fake
+
+    def keep_promises(self, fakes: Sequence[torch.Tensor]) -> None:
+        """Tell torch how sizes with a common root depend on each other: such claims are checked at every call."""
+        first: dict[str, tuple[Any, Promise]] = {}
+        for spec, fake in zip(self.interface.inputs, fakes, strict=True):
+            for promise in spec.promises:
+                size = fake.shape[promise.axis]
+                other, one = first.setdefault(promise.root, (size, promise))
+                if other is not size and is_symbolic(size) and is_symbolic(other):
+                    with self.recorder.decisions.in_torch():
+                        bool((size - promise.offset) * one.factor == (other - one.offset) * promise.factor)
 
     # Calls -----------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from torch2rt.backend.tensorrt import (
     trt,
 )
 from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, rewrite
-from torch2rt.sizes import expression, is_symbolic
+from torch2rt.sizes import answer, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
 from torch2rt.vocabulary.context import Complex, Context
@@ -65,6 +65,7 @@ from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
 __all__ = [
+    "answer",
     "COUNTED",
     "Complex",
     "Context",

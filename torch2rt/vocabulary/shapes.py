@@ -9,7 +9,13 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
+from torch.utils._sympy.functions import (
+    FloatTrueDiv,
+    IntTrueDiv,
+    OpaqueUnaryFn_log2,
+    OpaqueUnaryFn_sqrt,
+    ToFloat,
+)
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend.tensorrt import trt
@@ -46,6 +52,7 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
 # Tables of sizes -----------------------------------------------------------------------------------------------------
 
 
+_OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2)
 _TABLE = 2**16  # sizes; TensorRT computes with the rest as it can
 
 
@@ -55,13 +62,19 @@ def _table(ctx: Context, expr: sympy.Basic) -> Any:
     `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes, one less.
     """
     free = sorted(expr.free_symbols & set(ctx.symbols), key=str)
-    if len(free) != 1 or not expr.is_integer or not expr.has(FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float):
+    opaque = expr.has(*_OPAQUE)
+    if not expr.is_integer or not (opaque or expr.has(FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float)):
+        return None
+    if opaque and len(free) != 1:
+        refuse("TensorRT rounds the root or the logarithm of a product of dynamic sizes otherwise than Python does")
+    if len(free) != 1:
         return None
     sizes = ctx.symbols[free[0]].sizes
     if len(sizes) > _TABLE or expr.free_symbols != {free[0]}:
         return None
     values = [int(evaluate(expr, {free[0]: size})) for size in sizes]
     place = _binary(ctx, EW.SUB, _SymbolLayers(ctx).get(free[0]), sizes[0])
+    place = place if sizes.step == 1 else _binary(ctx, EW.FLOOR_DIV, place, sizes.step)
     return _looked_up(ctx, values, place)
 
 
@@ -213,6 +226,10 @@ class _ShapeLayers:
 
     def sqrt(self, a: Any) -> Any:
         return layers.unary(self.ctx, trt.UnaryOperation.SQRT, layers.cast(self.ctx, a, torch.float32))
+
+    def log2(self, a: Any) -> Any:
+        log = layers.unary(self.ctx, trt.UnaryOperation.LOG, layers.cast(self.ctx, a, torch.float32))
+        return _binary(self.ctx, EW.PROD, log, 1 / math.log(2))
 
     def trunc_to_int(self, a: Any, dtype: torch.dtype) -> Any:
         return layers.cast(self.ctx, a, torch.int64)
