@@ -58,8 +58,8 @@ def torch2rt(
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
-    - `multiple_of`: what dynamic sizes are multiples of, such as `{"x": (1, 1, 32, 32)}`, in the form of `min_shapes`: the
-      module's Python is then right for those sizes only, and calls with others raise `InputError`.
+    - `multiple_of`: what dynamic sizes are multiples of, such as `{"x": (1, 1, 32, 32)}`, in the form of `min_shapes`.
+      The module's Python need not be right for other sizes, and calls with them raise `InputError`.
     - `dynamic_shapes`: the same as `torch.export.export` takes it, by the names of forward's parameters or nested like
       the arguments: `{"x": {0: Dim("b", max=8), 2: 32 * Dim("h", min=1, max=16)}}`. Sizes of one `Dim` are equal, or
       derived from each other, at every call. What has no largest size there takes it from `max_shapes`.

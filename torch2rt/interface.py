@@ -244,8 +244,8 @@ def describe_inputs(
         low, opt, high = lows[name], opts[name], highs[name]
         promises = multiples(name, factors[name], low, high)
         if asked is not None:
-            has_ranges = min_shapes is not None or max_shapes is not None
-            low, high, promises = with_asked(asked[id(leaf)], name, low, high, has_ranges)
+            given = min_shapes is not None, max_shapes is not None
+            low, high, promises = with_asked(asked[id(leaf)], name, low, high, *given)
             opt = opt if opt_shapes is not None else clipped(tuple(leaf.shape), low, high)
         for promise in promises:
             where, axis = f"Input '{name}', dimension {promise.axis}", promise.axis

@@ -129,8 +129,8 @@ def _of_dim(dim: Any, size: int, path: str) -> Asked:
     offset = 0 if fn is None else int(fn(0))
     factor = 1 if fn is None else int(fn(1)) - offset
     low, high = _bound(root.min), _bound(root.max)
-    made = [None if end is None else factor * end + offset for end in (low, high)]
-    return Asked(*made, True, root.__name__, factor, offset)  # type: ignore[misc]
+    low, high = (None if end is None else factor * end + offset for end in (low, high))
+    return Asked(low, high, True, root.__name__, factor, offset)
 
 
 def _bound(value: Any) -> int | None:
@@ -157,7 +157,7 @@ def _check_roots(found: Mapping[int, Mapping[int, Asked]]) -> None:
 
 
 def with_asked(
-    given: Mapping[int, Asked], name: str, low: Sequence[int], high: Sequence[int], has_ranges: bool
+    given: Mapping[int, Asked], name: str, low: Sequence[int], high: Sequence[int], has_low: bool, has_high: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[Promise, ...]]:
     """The range of an input and what is promised of it; `low` and `high` are what `min_shapes` and `max_shapes` say."""
     lows, highs, promises = list(low), list(high), []
@@ -168,15 +168,18 @@ def with_asked(
                 raise InputError(f"{where}: static in dynamic_shapes, but {low[axis]} to {high[axis]} in the others.")
             continue
         ends = []
-        for end, other, which in ((one.low, low[axis], "min"), (one.high, high[axis], "max")):
-            if end is None and not has_ranges and which == "max":
+        for end, other, which, is_given in (
+            (one.low, low[axis], "min", has_low),
+            (one.high, high[axis], "max", has_high),
+        ):
+            if end is None and not is_given and which == "max":
                 raise InputError(
                     f"{where}: TensorRT needs a largest size. Give Dim({one.root or 'h'!r}, max=...), "
                     "Dim.AUTO(max=...), or min_shapes and max_shapes."
                 )
-            if end is not None and has_ranges and low[axis] != high[axis] and end != other:
+            if end is not None and is_given and end != other:
                 raise InputError(f"{where}: {which} {end} in dynamic_shapes contradicts {which}_shapes, {other}.")
-            ends.append(end if end is not None else other if has_ranges else max(one.factor + one.offset, 1))
+            ends.append(end if end is not None else other if is_given else max(one.factor + one.offset, 1))
         lows[axis], highs[axis] = ends
         if one.root is not None:
             promises.append(Promise(axis, one.root, one.factor, one.offset))

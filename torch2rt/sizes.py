@@ -147,10 +147,13 @@ class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
 
 
 def answer(claim: Any) -> bool | None:
-    """The truth of a claim about sizes of a trace for all that are served; `None` if it differs, or cannot be told."""
+    """The truth of a claim about sizes of a trace for all that are served; `None` if it differs, or cannot be told.
+
+    What the module itself has asked before is known: the trace is only right for sizes with the same answer.
+    """
     if not is_symbolic(claim):
         return bool(claim)
-    found = claim.node.shape_env.answer(claim.node.expr)
+    found = claim.node.shape_env.known(claim.node.expr)
     return None if found is None else bool(found)
 
 

@@ -288,9 +288,14 @@ class _ShapeEnv(ShapeEnv):
             self._terms[expr] = 1 + sum(map(self._count, expr.args))
         return self._terms.get(expr, 1)
 
-    def answer(self, claim: sympy.Basic) -> sympy.Basic | None:
-        """The answer to a question that has but one for all sizes that are served; `torch2rt.sizes.answer` asks."""
-        return claim if isinstance(claim, sympy.logic.boolalg.BooleanAtom) else self._decisions.answer(claim)
+    def known(self, claim: sympy.Basic) -> sympy.Basic | None:
+        """The answer to a question that has but one for all sizes that this trace serves: see `sizes.answer`."""
+        if isinstance(claim, sympy.logic.boolalg.BooleanAtom):
+            return claim
+        for answer, same in ((sympy.true, claim), (sympy.false, sympy.Not(claim))):
+            if same in self._decisions.claims:
+                return answer
+        return self._decisions.answer(claim)
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
@@ -303,6 +308,8 @@ class _ShapeEnv(ShapeEnv):
             return answer
         before = len(self.guards)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        if self._decisions.is_in_torch and self._suppress_guards_tls():
+            return answer  # torch copies what it knows of another tensor
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
             self._decisions.note(orig_expr, answer, len(self.guards) > before)
         return answer

@@ -82,11 +82,7 @@ def _are_traceable(specs: Sequence[Input], shapes: Sequence[Shape]) -> bool:
 
 def _generic(specs: Sequence[Input]) -> Iterator[list[Shape]]:
     """Generic shapes, those with fewer equal sizes first."""
-    dims = [
-        _Dim.of(i, spec, axis)
-        for i, spec in enumerate(specs)
-        for axis in spec.dynamic
-    ]
+    dims = [_Dim.of(i, spec, axis) for i, spec in enumerate(specs) for axis in spec.dynamic]
     if not dims:
         return
     taken = {size for spec in specs for axis, size in enumerate(spec.opt) if axis not in spec.dynamic}

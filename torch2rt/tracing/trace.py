@@ -185,7 +185,15 @@ def _run(
         with ExitStack() as stack:
             without = (without_compiler, without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.values.is_traced)
-            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, *SIZE_FUNCTIONS, masks, enable_python_dispatcher())
+            switches = (
+                torch.no_grad(),
+                *without,
+                cleared(),
+                *FOR_THIS_THREAD,
+                *SIZE_FUNCTIONS,
+                masks,
+                enable_python_dispatcher(),
+            )
             for context in (*switches, operators, tracer):
                 stack.enter_context(context)
             tracer.keep_promises(fakes)

@@ -65,7 +65,6 @@ from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
 __all__ = [
-    "answer",
     "COUNTED",
     "Complex",
     "Context",
@@ -75,6 +74,7 @@ __all__ = [
     "add",
     "add_attention",
     "add_normalization",
+    "answer",
     "assign",
     "axes",
     "broadcast",

@@ -10,10 +10,15 @@ from typing import Any
 import sympy
 import torch
 from torch.utils._sympy.functions import (
+    CeilToInt,
     FloatTrueDiv,
+    FloorDiv,
+    FloorToInt,
     IntTrueDiv,
+    Mod,
     OpaqueUnaryFn_log2,
     OpaqueUnaryFn_sqrt,
+    PythonMod,
     ToFloat,
 )
 from torch.utils._sympy.interp import sympy_interp
@@ -33,10 +38,10 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
         return ctx.memo[key]
     if not any(map(is_symbolic, sizes)):
         result = constant(ctx, torch.tensor([int(s) for s in sizes], dtype=torch.int64))
-    elif len(sizes) == 1 and (table := _table(ctx, expression(sizes[0]))) is not None:
+    elif len(sizes) == 1 and (table := _table(ctx, expr := _whole_arithmetic(expression(sizes[0])))) is not None:
         result = table
     elif len(sizes) == 1:
-        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expression(sizes[0]))  # type: ignore[arg-type]
+        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expr)  # type: ignore[arg-type]
     else:
         parts: list[Any] = []
         for size in sizes:
@@ -47,6 +52,24 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
         result = layers.concat(ctx, [shape_tensor(ctx, part) for part in parts], 0)
     ctx.memo[key] = result
     return result
+
+
+def _whole_arithmetic(expr: sympy.Basic) -> sympy.Basic:
+    """A size with as little as possible that TensorRT cannot bound: it refuses to resize to what it takes for negative.
+
+    `x + -x % 32` becomes `-32 * (-x // 32)`. A quotient that Python rounds is the same in whole numbers below 2 ** 53.
+    """
+    expr = expr.replace(lambda e: isinstance(e, (Mod, PythonMod)), lambda e: e.args[0] - e.args[1] * FloorDiv(*e.args))
+    expr = expr.replace(functools.partial(_rounds_quotient, FloorToInt), lambda e: FloorDiv(*e.args[0].args))
+    return expr.replace(functools.partial(_rounds_quotient, CeilToInt), lambda e: _up(*e.args[0].args))
+
+
+def _up(a: sympy.Basic, b: sympy.Basic) -> sympy.Basic:
+    return -FloorDiv(-a, b)
+
+
+def _rounds_quotient(kind: type[sympy.Function], expr: sympy.Basic) -> bool:
+    return isinstance(expr, kind) and isinstance(expr.args[0], IntTrueDiv)
 
 
 # Tables of sizes -----------------------------------------------------------------------------------------------------
