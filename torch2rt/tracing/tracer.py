@@ -39,6 +39,7 @@ from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
 from torch2rt.tracing.memory.tensors import is_wrapped
 from torch2rt.tracing.recorder import Recorder
+from torch2rt.tracing.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
 
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
@@ -58,6 +59,7 @@ class Tracer(RecordingMode):
         self.interface = interface
         self.records_operators = records_operators
         self.eager = EagerCalls(self.recorder, self.values.storages)
+        self.size_tensors = SizeTensors()
         self.refused: TraceError | None = None
         self._failed: tuple[Exception, RecordedCall | None] | None = None  # the last error of a torch call, the call
         self._has_selections = False  # whether a computed mask has selected elements
@@ -109,7 +111,12 @@ class Tracer(RecordingMode):
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         try:
-            return self._function(overload_of(func, args, kwargs or {}), args, kwargs or {})
+            if (value := self.size_tensors.value(func, args, self.recorder.location.here)) is not NotImplemented:
+                return value
+            args, kwargs = self.size_tensors.replaced(func, args, kwargs or {})
+            out = self._function(overload_of(func, args, kwargs), args, kwargs)
+            self.size_tensors.note(func, args, kwargs, out)
+            return out
         except TraceError as error:
             self.refused = self.refused or error
             raise
