@@ -166,7 +166,7 @@ class SizeTensors:
                     return
                 moved = func(places(args[0]), *index, **kwargs)
                 yield from ((one, sizes) for one in (moved if isinstance(moved, (tuple, list)) else (moved,)))
-            elif (of_two := _ARITHMETIC.get(name.strip("_").removeprefix("r"))) and len(args) == 2 and not kwargs:
+            elif (of_two := _ARITHMETIC.get(name.removeprefix("__r").strip("_"))) and len(args) == 2 and not kwargs:
                 a, b = (places(x) if isinstance(x, torch.Tensor) else places(torch.tensor(0)) * 0 - 1 for x in args)
                 a, b = torch.broadcast_tensors(a, b)
                 if name.startswith("__r"):
