@@ -5,16 +5,27 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from torch2rt.arguments import whole_number
+from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
+from torch2rt.engine.joined import joined
+from torch2rt.engine.variant import EngineVariant
+from torch2rt.errors import InputError
 from torch2rt.lowering import lower
+from torch2rt.network import Network
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.runtime.module import TRTModule
-from torch2rt.tracing.trace import as_arguments, trace
+from torch2rt.tracing.coverage import MAX_VARIANTS
+from torch2rt.tracing.regions import Variant
+from torch2rt.tracing.trace import Traces, as_arguments, trace_variants
+
+MERGE = ("values", "proof")
 
 
 def torch2rt(
@@ -30,6 +41,9 @@ def torch2rt(
     max_batch_size: int | None = None,
     multiple_of: Any = None,
     dynamic_shapes: Any = None,
+    shapes: Any = None,
+    max_variants: int = MAX_VARIANTS,
+    merge: str = "values",
     max_workspace_size: int | None = None,
     compute_capabilities: Any = None,
     optimization_level: int | None = None,
@@ -63,6 +77,14 @@ def torch2rt(
     - `dynamic_shapes`: the same as `torch.export.export` takes it, by the names of forward's parameters or nested like
       the arguments: `{"x": {0: Dim("b", max=8), 2: 32 * Dim("h", min=1, max=16)}}`. Sizes of one `Dim` are equal, or
       derived from each other, at every call. What has no largest size there takes it from `max_shapes`.
+    - `shapes`: a list of choices of shapes, each given as `max_shapes` is, to serve these and no others, such as
+      `[{"x": (1, 3, 224, 224)}, {"x": (1, 3, 384, 384)}]`. The first is tuned for.
+    - `max_variants`: where the module does something else for some of the sizes, as many engines may serve the range
+      together, each with a copy of the weights; `TraceError` says what they would be if that is too few.
+      `model_trt.report` lists them.
+    - `merge`: what shows that one engine is right where the module takes two paths. `"values"`: where one of them is
+      for a few sizes, such as a batch of 1, the graph of the other is run there, and compared with the module on drawn
+      inputs; the report says so. `"proof"`: only that both paths make the same calls.
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
       `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.
@@ -91,26 +113,24 @@ def torch2rt(
     """
     check_mode(verify)
     ordered = chosen(passes, float64)
+    if merge not in MERGE:
+        raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
+    most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
-    stage = functools.partial(_stage, on_stage)
-    graph = stage(
-        "trace",
-        trace,
-        module,
-        inputs,
-        kwargs=kwargs,
-        input_names=input_names,
-        output_names=output_names,
-        min_shapes=min_shapes,
-        opt_shapes=opt_shapes,
-        max_shapes=max_shapes,
-        max_batch_size=max_batch_size,
-        multiple_of=multiple_of,
-        dynamic_shapes=dynamic_shapes,
-        progress=progress,
+    ranges: dict[str, Any] = dict(
+        min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size
     )
-    network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
+
+    def lowered(graph: torch.fx.GraphModule) -> Network:
+        return lower(run(graph, ordered), nan=nan, passes=[])
+
+    start = time.perf_counter()
+    ranges |= dict(shapes=shapes, multiple_of=multiple_of, dynamic_shapes=dynamic_shapes)
+    with Traces(module, inputs, kwargs, input_names, output_names, **ranges, progress=progress) as traces:
+        by_values = SameValues(traces.module, traces.leaves, lowered)
+        variants = trace_variants(traces, most, by_values=by_values if merge == "values" else None)
+    seconds = (time.perf_counter() - start) / len(variants)
     options = dict(
         max_workspace_size=max_workspace_size,
         compute_capabilities=compute_capabilities,
@@ -119,24 +139,47 @@ def torch2rt(
         log_level=log_level,
         configure=configure,
     )
-    tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
-    verifying = Verifying(
-        module,
-        graph,
-        network,
-        tensors,
-        verify,
-        tf32=tf32,
-        build=functools.partial(build, **options, progress=False),
-        passes=ordered,
-    )
-    engine = stage("build", build, network, **options, progress=progress, meanwhile=verifying.while_building)
-    model_trt = TRTModule(engine, network)
-    verifying.finish(model_trt)
+    parts: list[TRTModule] = []
+    networks: list[Network] = []
+    for variant in variants:
+        on_stage("trace", variant.graph, seconds)
+        also = [shapes for region, shapes in by_values.compared if any(region is r for r in variant.regions)]
+        network = _stage(on_stage, "lower", lowered, variant.graph)
+        verifying = Verifying(
+            module,
+            variant.graph,
+            network,
+            network.interface.tensors(*as_arguments(inputs, kwargs)),
+            verify,
+            tf32=tf32,
+            build=functools.partial(build, **options, progress=False),
+            passes=ordered,
+            also=also,
+        )
+        meanwhile = verifying.while_building
+        engine = _stage(on_stage, "build", build, network, **options, progress=progress, meanwhile=meanwhile)
+        parts.append(TRTModule(engine, network))
+        verifying.finish(parts[-1])
+        networks.append(network)
+    model_trt = parts[0]
+    described = list(map(_described, range(len(parts)), parts, variants))
+    if len(variants) > 1:
+        whole = replace(networks[0].interface, inputs=traces.specs, constraints=[])
+        model_trt = TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
+    elif described[0].notes:
+        model_trt.report.variants.append(str(described[0]))
     if not keep_network:
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
     return model_trt
+
+
+def _described(index: int, part: TRTModule, variant: Variant) -> EngineVariant:
+    """An engine as one of several."""
+    engine = part.built
+    assert engine is not None
+    size = len(engine.data)
+    return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
 
 
 def _stage(

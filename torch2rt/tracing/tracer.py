@@ -28,7 +28,7 @@ from torch2rt.errors import ConversionError, TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.promises import Promise
 from torch2rt.registry import Call, Target, by_schema, overload_of, qualified_name
-from torch2rt.sizes import Dim, is_symbolic
+from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
@@ -87,8 +87,7 @@ class Tracer(RecordingMode):
         node.meta.update(val=fake, module="", source="", input=index)
         self.values.storages.bind(fake, node)
         for axis in spec.dynamic:
-            steps = [promise.factor for promise in spec.promises if promise.axis == axis]
-            dim = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis], *steps)
+            dim = spec.dim(index, axis)
             size = recorder.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
             size.meta.update(val=fake.shape[axis], module="", source="")
             recorder.add_symbol(fake.shape[axis].node.expr, dim, shape[axis], size)
