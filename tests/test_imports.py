@@ -31,6 +31,7 @@ ORDER = [
     ["reference"],
     ["graph"],
     ["interface"],
+    ["promises"],
     ["registry", "structure"],
     ["arguments"],
     ["backend"],

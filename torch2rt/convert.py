@@ -39,6 +39,8 @@ def torch2rt(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    multiple_of: Any = None,
+    dynamic_shapes: Any = None,
     shapes: Any = None,
     max_variants: int = MAX_VARIANTS,
     merge: str = "values",
@@ -70,6 +72,11 @@ def torch2rt(
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
+    - `multiple_of`: what dynamic sizes are multiples of, such as `{"x": (1, 1, 32, 32)}`, in the form of `min_shapes`.
+      The module's Python need not be right for other sizes, and calls with them raise `InputError`.
+    - `dynamic_shapes`: the same as `torch.export.export` takes it, by the names of forward's parameters or nested like
+      the arguments: `{"x": {0: Dim("b", max=8), 2: 32 * Dim("h", min=1, max=16)}}`. Sizes of one `Dim` are equal, or
+      derived from each other, at every call. What has no largest size there takes it from `max_shapes`.
     - `shapes`: a list of choices of shapes, each given as `max_shapes` is, to serve these and no others, such as
       `[{"x": (1, 3, 224, 224)}, {"x": (1, 3, 384, 384)}]`. The first is tuned for.
     - `max_variants`: where the module does something else for some of the sizes, as many engines may serve the range
@@ -111,15 +118,16 @@ def torch2rt(
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
-    ranges = dict(min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size)
+    ranges: dict[str, Any] = dict(
+        min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size
+    )
 
     def lowered(graph: torch.fx.GraphModule) -> Network:
         return lower(run(graph, ordered), nan=nan, passes=[])
 
     start = time.perf_counter()
-    with Traces(
-        module, inputs, kwargs, input_names, output_names, **ranges, shapes=shapes, progress=progress
-    ) as traces:
+    ranges |= dict(shapes=shapes, multiple_of=multiple_of, dynamic_shapes=dynamic_shapes)
+    with Traces(module, inputs, kwargs, input_names, output_names, **ranges, progress=progress) as traces:
         by_values = SameValues(traces.module, traces.leaves, lowered)
         variants = trace_variants(traces, most, by_values=by_values if merge == "values" else None)
     seconds = (time.perf_counter() - start) / len(variants)

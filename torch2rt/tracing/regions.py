@@ -14,6 +14,7 @@ import torch
 
 from torch2rt.graph import GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
+from torch2rt.promises import Promise
 from torch2rt.sizes import Dim, choices_of, counterexample, describe, truths
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
@@ -65,7 +66,7 @@ class Space:
 
     def __init__(self, specs: Sequence[Input], listed: Sequence[Sequence[Shape]] | None = None) -> None:
         self.specs, self.listed = list(specs), listed
-        dims = [Dim(i, spec.name, a, spec.min[a], spec.max[a]) for i, spec in enumerate(specs) for a in spec.dynamic]
+        dims = [spec.dim(i, axis) for i, spec in enumerate(specs) for axis in spec.dynamic]
         self.symbols = {symbol_of(dim): dim for dim in dims}
         self.opt = {symbol: specs[dim.input].opt[dim.axis] for symbol, dim in self.symbols.items()}
         self.sizes: dict[Symbol, np.ndarray] = {}
@@ -85,8 +86,22 @@ class Space:
         if not choices.are_all:
             generator = np.random.default_rng(0)
             for symbol, sizes in self.sizes.items():
-                dim = self.symbols[symbol]
-                self.sizes[symbol] = np.concatenate([sizes, generator.integers(dim.min, dim.max + 1, DRAWN)])
+                drawn = generator.choice(self.symbols[symbol].sizes, DRAWN)
+                self.sizes[symbol] = np.concatenate([sizes, drawn])
+        self._keep_promises()
+
+    def _keep_promises(self) -> None:
+        """Let sizes with a common root depend on each other at all points as they do at calls."""
+        within = self.where([])
+        first: dict[str, tuple[np.ndarray, Promise]] = {}
+        for symbol, sizes in self.sizes.items():
+            dim = self.symbols[symbol]
+            for promise in (p for p in self.specs[dim.input].promises if p.axis == dim.axis):
+                other, one = first.setdefault(promise.root, (sizes, promise))
+                sizes = (other - one.offset) // one.factor * promise.factor + promise.offset
+                self.sizes[symbol] = sizes
+                within &= (dim.min <= sizes) & (sizes <= dim.max)
+        self.sizes = {symbol: sizes[within] for symbol, sizes in self.sizes.items()}
 
     def where(self, claims: Sequence[sympy.Basic]) -> np.ndarray:
         """At which points all claims are true."""

@@ -26,8 +26,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.interface import Input, Interface, Shape
+from torch2rt.promises import Promise
 from torch2rt.registry import Call, Target, by_schema, overload_of, qualified_name
-from torch2rt.sizes import Dim, is_symbolic
+from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
@@ -38,6 +39,7 @@ from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
 from torch2rt.tracing.memory.tensors import is_wrapped
 from torch2rt.tracing.recorder import Recorder
+from torch2rt.tracing.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
 
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
@@ -57,6 +59,7 @@ class Tracer(RecordingMode):
         self.interface = interface
         self.records_operators = records_operators
         self.eager = EagerCalls(self.recorder, self.values.storages)
+        self.size_tensors = SizeTensors()
         self.refused: TraceError | None = None
         self._failed: tuple[Exception, RecordedCall | None] | None = None  # the last error of a torch call, the call
         self._has_selections = False  # whether a computed mask has selected elements
@@ -84,11 +87,22 @@ class Tracer(RecordingMode):
         node.meta.update(val=fake, module="", source="", input=index)
         self.values.storages.bind(fake, node)
         for axis in spec.dynamic:
-            dim = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
+            dim = spec.dim(index, axis)
             size = recorder.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
             size.meta.update(val=fake.shape[axis], module="", source="")
             recorder.add_symbol(fake.shape[axis].node.expr, dim, shape[axis], size)
         return fake
+
+    def keep_promises(self, fakes: Sequence[torch.Tensor]) -> None:
+        """Tell torch how sizes with a common root depend on each other: such claims are checked at every call."""
+        first: dict[str, tuple[Any, Promise]] = {}
+        for spec, fake in zip(self.interface.inputs, fakes, strict=True):
+            for promise in spec.promises:
+                size = fake.shape[promise.axis]
+                other, one = first.setdefault(promise.root, (size, promise))
+                if other is not size and is_symbolic(size) and is_symbolic(other):
+                    with self.recorder.decisions.in_torch():
+                        bool((size - promise.offset) * one.factor == (other - one.offset) * promise.factor)
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -96,7 +110,12 @@ class Tracer(RecordingMode):
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         try:
-            return self._function(overload_of(func, args, kwargs or {}), args, kwargs or {})
+            if (value := self.size_tensors.value(func, args, self.recorder.location.here)) is not NotImplemented:
+                return value
+            args, kwargs = self.size_tensors.replaced(func, args, kwargs or {})
+            out = self._function(overload_of(func, args, kwargs), args, kwargs)
+            self.size_tensors.note(func, args, kwargs, out)
+            return out
         except TraceError as error:
             self.refused = self.refused or error
             raise

@@ -17,7 +17,7 @@ from torch2rt.backend.tensorrt import (
     trt,
 )
 from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, named, rewrite
-from torch2rt.sizes import expression, is_symbolic
+from torch2rt.sizes import answer, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
 from torch2rt.vocabulary.context import Complex, Context
@@ -75,6 +75,7 @@ __all__ = [
     "add",
     "add_attention",
     "add_normalization",
+    "answer",
     "assign",
     "axes",
     "broadcast",
