@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch2rt.errors import TraceError as TraceError
     from torch2rt.errors import UnsupportedError as UnsupportedError
     from torch2rt.lowering import lower as lower
+    from torch2rt.precision_plan import plan as plan
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.module import TRTModule as TRTModule
     from torch2rt.tracing.trace import trace as trace
@@ -34,6 +35,7 @@ _HOMES = {
     "torch2rt": "convert",
     "trace": "tracing.trace",
     "lower": "lowering",
+    "plan": "precision_plan",
     "build": "engine.build",
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",

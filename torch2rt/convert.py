@@ -9,9 +9,14 @@ from typing import Any
 
 import torch
 
+from torch2rt.debug.inputs import first_calls
+from torch2rt.debug.retyped import Retyped, modules_of, retyped
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
+from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
+from torch2rt.migration import from_torch2trt
+from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.runtime.module import TRTModule
 from torch2rt.tracing.trace import as_arguments, trace
@@ -40,8 +45,14 @@ def torch2rt(
     cuda_graph: bool = False,
     progress: bool | None = None,
     passes: Iterable[Pass] | None = None,
+    precision: str | None = None,
+    io_precision: str | None = None,
+    keep_fp32: Any = (),
+    force_low: Any = (),
+    samples: Iterable[Any] | None = None,
     configure: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
+    **torch2trt: Any,
 ) -> TRTModule:
     """Convert a module to a TensorRT engine that is called like the module.
 
@@ -69,6 +80,17 @@ def torch2rt(
     - `nan`: `"keep"`, or `"ignore"` for a module that never meets a NaN, as for `torch2rt.lower`.
     - `passes`: what changes the traced graph before it is lowered; by default `torch2rt.passes.default(float64)`.
       `torch2rt.passes` says how to write one.
+    - `precision`: `"fp16"` or `"bf16"` computes in that type what is float32 in the module, as `torch.amp` does: products
+      and what follows them; exponentials, powers, sums, norms and softmax stay in float32. By default, and with
+      `"fp32"`, types are the module's. Parts that are half already stay as they are.
+    - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
+    - `keep_fp32`, `force_low`: what stays in float32, and what does not: a list of module paths (`"encoder.3"` includes
+      the modules in it), patterns (`"encoder.*.mlp"`), classes of modules, torch functions (`torch.add` includes the
+      method), and functions of a `torch.fx.Node` that return whether its call is meant.
+    - `samples`: a list of further inputs, each as `inputs` or one tensor. The traced calls run on them and on the example
+      once in float32. A call stays in float32 where float16 cannot hold its values there, with a factor of 2 to spare,
+      and `model_trt.report` names it. `[]` measures nothing.
+    - `**torch2trt`: torch2trt's other keywords, such as `fp16_mode=True`; `torch2rt.migration` says what each does.
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
@@ -83,7 +105,17 @@ def torch2rt(
     torch.Size([7, 5])
     """
     check_mode(verify)
-    ordered = chosen(passes, float64)
+    asked, iterations = from_torch2trt(
+        torch2trt,
+        dict(
+            precision=precision,
+            io_precision=io_precision,
+            keep_fp32=keep_fp32,
+            force_low=force_low,
+            samples=samples,
+        ),
+    )
+    precise, ordered = Precision(**asked), chosen(passes, float64)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     stage = functools.partial(_stage, on_stage)
@@ -101,6 +133,11 @@ def torch2rt(
         max_batch_size=max_batch_size,
         progress=progress,
     )
+    tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, kwargs))
+    if precise.is_low:  # an engine's roundings are those of this graph, not of the module's
+        graph, ordered = compute_as_asked(graph, ordered, precise, module, tensors), []
+        if precise.io is not None:
+            module, tensors = Retyped(module, precise.io), [retyped(x, precise.io) for x in tensors]
     network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
     options = dict(
         max_workspace_size=max_workspace_size,
@@ -108,9 +145,8 @@ def torch2rt(
         optimization_level=optimization_level,
         tf32=tf32,
         log_level=log_level,
-        configure=configure,
+        configure=_timing(configure, iterations),
     )
-    tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
     verifying = Verifying(
         module,
         graph,
@@ -128,6 +164,35 @@ def torch2rt(
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
     return model_trt
+
+
+def compute_as_asked(
+    graph: torch.fx.GraphModule,
+    ordered: Sequence[Pass],
+    precise: Precision,
+    module: torch.nn.Module,
+    tensors: list[torch.Tensor],
+) -> torch.fx.GraphModule:
+    """What the passes make of a module's graph, those for its precision last; `tensors` are the example's."""
+    return run(graph, [*ordered, *precise.passes(modules_of(module), functools.partial(_examples, tensors))])
+
+
+def _examples(tensors: list[torch.Tensor], graph: torch.fx.GraphModule) -> list[list[torch.Tensor]]:
+    """The example's tensors, at sizes that the engine serves."""
+    return [call.tensors for call in first_calls(graph_meta(graph).interface, tensors, is_slow=False)[:1]]
+
+
+def _timing(configure: Callable[[Any], None] | None, iterations: int | None) -> Callable[[Any], None] | None:
+    """`configure`, with how often the builder times a kernel."""
+    if iterations is None:
+        return configure
+
+    def both(config: Any) -> None:
+        config.avg_timing_iterations = iterations
+        if configure is not None:
+            configure(config)
+
+    return both
 
 
 def _stage(
