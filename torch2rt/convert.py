@@ -80,16 +80,16 @@ def torch2rt(
     - `nan`: `"keep"`, or `"ignore"` for a module that never meets a NaN, as for `torch2rt.lower`.
     - `passes`: what changes the traced graph before it is lowered; by default `torch2rt.passes.default(float64)`.
       `torch2rt.passes` says how to write one.
-    - `precision`: `"fp16"` or `"bf16"` computes in that type what is float32 in the module, as `torch.amp` does: products
-      and what follows them; exponentials, powers, sums, norms and softmax stay in float32. By default, and with
-      `"fp32"`, types are the module's. Parts that are half already stay as they are.
+    - `precision`: `"fp16"` or `"bf16"` computes in that type what is float32 in the module, as `torch.amp` does:
+      products and what follows them; exponentials, powers, sums, norms and softmax stay in float32. By default, and
+      with `"fp32"`, types are the module's. Parts that are half already stay as they are.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
     - `keep_fp32`, `force_low`: what stays in float32, and what does not: a list of module paths (`"encoder.3"` includes
       the modules in it), patterns (`"encoder.*.mlp"`), classes of modules, torch functions (`torch.add` includes the
       method), and functions of a `torch.fx.Node` that return whether its call is meant.
-    - `samples`: a list of further inputs, each as `inputs` or one tensor. The traced calls run on them and on the example
-      once in float32. A call stays in float32 where float16 cannot hold its values there, with a factor of 2 to spare,
-      and `model_trt.report` names it. `[]` measures nothing.
+    - `samples`: a list of further inputs, each as `inputs` or one tensor. The traced calls run on them and on the
+      example once in float32. A call stays in float32 where float16 cannot hold its values there, with a factor of 2
+      to spare, and `model_trt.report` names it. `[]` measures nothing.
     - `**torch2trt`: torch2trt's other keywords, such as `fp16_mode=True`; `torch2rt.migration` says what each does.
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
@@ -107,13 +107,7 @@ def torch2rt(
     check_mode(verify)
     asked, iterations = from_torch2trt(
         torch2trt,
-        dict(
-            precision=precision,
-            io_precision=io_precision,
-            keep_fp32=keep_fp32,
-            force_low=force_low,
-            samples=samples,
-        ),
+        dict(precision=precision, io_precision=io_precision, keep_fp32=keep_fp32, force_low=force_low, samples=samples),
     )
     precise, ordered = Precision(**asked), chosen(passes, float64)
     if isinstance(module, torch.export.ExportedProgram):

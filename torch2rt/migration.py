@@ -37,8 +37,8 @@ KEYWORDS = frozenset(
 def from_torch2trt(given: Mapping[str, Any], precision: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     """The arguments about precision with torch2trt's keywords in them, and how often the builder is to time a kernel.
 
-    - `fp16_mode`: `precision="fp16"`. `int8_mode`: `precision="int8"`, with float16 where there is no int8, as torch2trt
-      has it with `fp16_mode` and TensorRT chooses without.
+    - `fp16_mode`: `precision="fp16"`. `int8_mode`: `precision="int8"`, with float16 where there is no int8, as
+      torch2trt has it with `fp16_mode` and TensorRT chooses without.
     - `int8_calib_dataset`: `calibration`, in batches of `int8_calib_batch_size`; each item is the list of inputs of one
       call. `int8_calib_algorithm`: `calibration_method`. `int8_calib_cache`: `calibration_cache`.
     - `strict_type_constraints`: a network is strongly typed in any case.
@@ -53,7 +53,9 @@ def from_torch2trt(given: Mapping[str, Any], precision: dict[str, Any]) -> tuple
         if name in _GONE and value not in (_GONE[name][0], None):
             raise InputError(f"{name}={value!r}: {_GONE[name][1]}.")
     if "dla" in str(given.get("default_device_type", "")).lower():
-        raise InputError("default_device_type: engines for DLA need configure=: set IBuilderConfig.default_device_type.")
+        raise InputError(
+            "default_device_type: engines for DLA need configure=: set IBuilderConfig.default_device_type."
+        )
     if not given.get("int8_mode"):
         for name in ("int8_calib_dataset", "int8_calib_algorithm", "int8_calib_cache"):
             if given.get(name) is not None:

@@ -73,7 +73,8 @@ def plan(module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **
 
     The options are those of `torch2rt.torch2rt`, and raise what they raise there.
 
-    >>> print(plan(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1)), [torch.randn(2, 3)], precision="fp16"))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1))
+    >>> print(plan(model, [torch.randn(2, 3)], precision="fp16"))
     module  computes in  in float32
     0       1 float16
     1       1 float32    torch.softmax (computes in float32)

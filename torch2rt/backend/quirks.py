@@ -81,8 +81,8 @@ def computes_in_tf32_unasked() -> bool:
 def computes_lone_products_low() -> bool:
     """Whether a product in float32 between casts from and to a narrow type is computed in the narrow type.
 
-    TensorRT for RTX 1.6 does so with products of matrices, 1.7 with convolutions too: a weight of 1e6 is infinite in the
-    plan. An addition in float32 before the cast back prevents it. Test: `test_mixed_precision.py`, by the build's log.
+    TensorRT for RTX 1.6 does so with products of matrices, 1.7 with convolutions too: a weight of 1e6 is infinite in
+    the plan. An addition in float32 before the cast back prevents it. Test: `test_mixed_precision.py`, by the build's log.
     """
     return IS_RTX
 

@@ -40,11 +40,12 @@ class Precision:
             raise InputError(f"precision={self.precision!r} is not one of {', '.join(map(repr, PRECISIONS))}.")
         if self.io_precision not in (None, *IO_TYPES):
             raise InputError(f"io_precision={self.io_precision!r} is not one of {', '.join(map(repr, IO_TYPES))}.")
-        if self.samples is not None and (isinstance(self.samples, (torch.Tensor, str)) or not _is_iterable(self.samples)):
-            raise InputError(f"samples= is a list of samples, each the inputs of a call, not a {type(self.samples).__name__}.")
+        if self.samples is not None and not is_list(self.samples):
+            kind = type(self.samples).__name__
+            raise InputError(f"samples= is a list of samples, each the inputs of a call, not a {kind}.")
         if not self.is_low:
             for name in ("io_precision", "keep_fp32", "force_low", "samples"):
-                if getattr(self, name) not in (None, (), []) and not (name == "io_precision" and self.io_precision == "fp32"):
+                if getattr(self, name) not in (None, (), [], "fp32"):
                     raise InputError(f"{name} is for a low precision; precision={self.precision!r} has none.")
         elif IO_TYPES.get(self.io_precision or "fp32") not in (torch.float32, self.low):
             raise InputError(f"io_precision={self.io_precision!r} and precision={self.precision!r} are two low types.")
@@ -74,7 +75,9 @@ class Precision:
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             keep = select("keep_fp32", self.keep_fp32, graph, modules)
             force = select("force_low", self.force_low, graph, modules)
-            return mixed_precision(graph, self.low, keep=keep, force=force, ranges=self._ranges(graph, examples), io=self.io)
+            return mixed_precision(
+                graph, self.low, keep=keep, force=force, ranges=self._ranges(graph, examples), io=self.io
+            )
 
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
@@ -87,5 +90,6 @@ class Precision:
         return measure(graph, [*examples(graph), *as_samples(graph, given)]) if given else {}
 
 
-def _is_iterable(value: Any) -> bool:
-    return isinstance(value, Iterable) or hasattr(value, "__getitem__")
+def is_list(value: Any) -> bool:
+    """Whether a value may be a list of samples, as a list, a data set or a generator is."""
+    return hasattr(value, "__iter__") and not isinstance(value, (torch.Tensor, str, Mapping))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,6 +136,7 @@ class _Rewriter:
         computed = [n for n in arguments if n not in self.weak]
         follows = bool(computed) and all(dtype_of(n) is self.low for n in computed)
         integers = name in rules.ARITHMETIC and any(_is_integer(n) for n in node.all_input_nodes)
+        others = {t.dtype for n in node.all_input_nodes for t in tensors_of(n)} - {FLOAT, self.low, torch.bool}
         blocked = self.obstacle(node, arguments)
         if node.name in self.keep:
             if node.name in self.force:
@@ -143,12 +144,16 @@ class _Rewriter:
             return False, self.keep[node.name]
         if node.name in self.force:
             if name not in rules.LOW | rules.ARITHMETIC | rules.FOLLOW | rules.FORCEABLE or _says_dtype(node):
-                raise InputError(f"{self.force[node.name]}: {self.words(node)} cannot compute in {bare_name(self.low)}.")
+                raise InputError(
+                    f"{self.force[node.name]}: {self.words(node)} cannot compute in {bare_name(self.low)}."
+                )
             if blocked:
                 raise InputError(f"{self.force[node.name]}: {self.words(node)} would be wrong: {blocked}.")
             return True, self.force[node.name]
         if name not in rules.LOW | rules.ARITHMETIC | rules.FOLLOW or _says_dtype(node) or self.is_passed_whole(node):
             return False, "computes in float32" if name else "not known to be safe"
+        if any(dtype.is_floating_point or dtype.is_complex for dtype in others):
+            return False, f"{bare_name(others.pop())} is among its arguments"
         if node in self.weak and name != "embedding":
             return False, "constant"
         if name not in rules.LOW and (not follows or integers):
@@ -184,7 +189,11 @@ class _Rewriter:
             if why := self.misfit(name):
                 return f"{of} {why}"
         return next(
-            (f"a result {why}" for user in node.users if user.target is operator.getitem and (why := self.misfit(user.name))),
+            (
+                f"a result {why}"
+                for user in node.users
+                if user.target is operator.getitem and (why := self.misfit(user.name))
+            ),
             None,
         )
 
@@ -227,7 +236,9 @@ class _Rewriter:
                 return source
         if (node, dtype) not in self.casts:
             constant = constant_of(self.module, node)
-            self.casts[node, dtype] = self._constant(node, constant, dtype) if constant is not None else self._cast(node, dtype)
+            self.casts[node, dtype] = (
+                self._constant(node, constant, dtype) if constant is not None else self._cast(node, dtype)
+            )
         return self.casts[node, dtype]
 
     def _constant(self, node: Node, constant: torch.Tensor, dtype: torch.dtype) -> Node:
@@ -302,7 +313,9 @@ def dtype_of(node: Node) -> torch.dtype | None:
 
 
 def _is_integer(node: Node) -> bool:
-    return any(not t.dtype.is_floating_point and t.dtype is not torch.bool and not t.is_complex() for t in tensors_of(node))
+    return any(
+        not t.dtype.is_floating_point and t.dtype is not torch.bool and not t.is_complex() for t in tensors_of(node)
+    )
 
 
 def _says_dtype(node: Node) -> bool:

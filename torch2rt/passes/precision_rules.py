@@ -1,4 +1,4 @@
-"""Which torch functions compute in a narrow type: the table of `torch2rt.passes.precision`, in the spirit of `torch.amp`.
+"""Which torch functions compute in a narrow type, in the spirit of `torch.amp`: the table of `passes/precision.py`.
 
 Every function that is not named here computes in float32: exponentials, powers, logarithms, sums, norms, softmax, and
 all that nobody has looked at.
@@ -37,9 +37,9 @@ FOLLOW = frozenset(
         relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid
         hardshrink softsign threshold glu dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d
         neg negative abs absolute
-        layer_norm group_norm instance_norm rms_norm batch_norm local_response_norm
+        layer_norm group_norm instance_norm rms_norm batch_norm
         mean max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d
-        avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d amax amin interpolate
+        avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d amax amin interpolate
         fake_quantize_per_tensor_affine
     """.split()
 )
@@ -57,7 +57,7 @@ WIDE_ARGUMENTS = {
     "batch_norm": frozenset({"weight", "bias", "running_mean", "running_var"}),
     "scaled_dot_product_attention": frozenset({"attn_mask"}),
 }
-# Products that may be computed in the type of a cast behind them (`torch2rt.backend.quirks.computes_lone_products_low`).
+# Products that may be computed in the type of a cast behind them (`quirks.computes_lone_products_low`).
 PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding"}
 
 _OWNERS = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch.linalg)

@@ -17,8 +17,9 @@ from torch2rt.registry import load, qualified_name
 def select(argument: str, items: Any, graph: torch.fx.GraphModule, modules: Mapping[str, Any]) -> dict[Node, str]:
     """The calls that the items of an argument mean, each with the item in words.
 
-    An item is a module's path, which includes the modules in it; a pattern such as `"layers.*.mlp"`; a class of modules;
-    a torch function, which includes the method of its name; or a function of a node that returns whether it is meant.
+    An item is a module's path, which includes the modules in it; a pattern such as `"layers.*.mlp"`; a class of
+    modules; a torch function, which includes the method of its name; or a function of a node that returns whether it is
+    meant.
     `modules` are the root's modules by their paths. Raises `InputError` for an item that means no call.
     """
     calls = [node for node in graph.graph.nodes if _is_call(node)]
