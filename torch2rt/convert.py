@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torch2rt.debug.inputs import first_calls
-from torch2rt.debug.retyped import Retyped, modules_of, retyped
+from torch2rt.debug.retyped import AsModule, Retyped, distance, modules_of, retyped
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
 from torch2rt.graph import graph_meta
@@ -50,6 +50,10 @@ def torch2rt(
     keep_fp32: Any = (),
     force_low: Any = (),
     samples: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | None = None,
+    calibration_method: str | None = None,
+    calibration_cache: Any = None,
+    keep_float: Any = (),
     configure: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
@@ -83,6 +87,14 @@ def torch2rt(
     - `precision`: `"fp16"` or `"bf16"` computes in that type what is float32 in the module, as `torch.amp` does:
       products and what follows them; exponentials, powers, sums, norms and softmax stay in float32. By default, and
       with `"fp32"`, types are the module's. Parts that are half already stay as they are.
+      `"int8"` computes convolutions and linear layers in int8 and the rest as `"fp16"` does; `"int8+bf16"` and
+      `"int8+fp32"` say what the rest is in. A layer that cannot be quantised is not, and the report names it.
+    - `calibration`: for int8, batches of inputs such as the engine will be given, each as `inputs`: a list, a generator
+      or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is larger
+      saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default), `"minmax"`,
+      `"percentile"` (99.99 %) or `"mse"`.
+    - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
+      `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
     - `keep_fp32`, `force_low`: what stays in float32, and what does not: a list of module paths (`"encoder.3"` includes
       the modules in it), patterns (`"encoder.*.mlp"`), classes of modules, torch functions (`torch.add` includes the
@@ -107,7 +119,17 @@ def torch2rt(
     check_mode(verify)
     asked, iterations = from_torch2trt(
         torch2trt,
-        dict(precision=precision, io_precision=io_precision, keep_fp32=keep_fp32, force_low=force_low, samples=samples),
+        dict(
+            precision=precision,
+            io_precision=io_precision,
+            keep_fp32=keep_fp32,
+            force_low=force_low,
+            samples=samples,
+            calibration=calibration,
+            calibration_method=calibration_method,
+            calibration_cache=calibration_cache,
+            keep_float=keep_float,
+        ),
     )
     precise, ordered = Precision(**asked), chosen(passes, float64)
     if isinstance(module, torch.export.ExportedProgram):
@@ -128,11 +150,17 @@ def torch2rt(
         progress=progress,
     )
     tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, kwargs))
-    if precise.is_low:  # an engine's roundings are those of this graph, not of the module's
-        graph, ordered = compute_as_asked(graph, ordered, precise, module, tensors), []
-        if precise.io is not None:
-            module, tensors = Retyped(module, precise.io), [retyped(x, precise.io) for x in tensors]
+    notes: list[str] = []
+    if precise.changes:  # an engine's roundings are those of this graph, not of the module's
+        traced, graph, ordered = graph, compute_as_asked(graph, ordered, precise, module, tensors, progress), []
+        if precise.is_int8:
+            notes = [text for example in _examples(tensors, traced) for text in distance(graph, traced, example)]
+            module = AsModule(graph)
+        elif precise.io is not None:
+            module = Retyped(module, precise.io)
+        tensors = [retyped(x, precise.io or x.dtype) for x in tensors]
     network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
+    network.assumptions += notes
     options = dict(
         max_workspace_size=max_workspace_size,
         compute_capabilities=compute_capabilities,
@@ -166,9 +194,10 @@ def compute_as_asked(
     precise: Precision,
     module: torch.nn.Module,
     tensors: list[torch.Tensor],
+    progress: bool | None = None,
 ) -> torch.fx.GraphModule:
     """What the passes make of a module's graph, those for its precision last; `tensors` are the example's."""
-    return run(graph, [*ordered, *precise.passes(modules_of(module), functools.partial(_examples, tensors))])
+    return run(graph, [*ordered, *precise.passes(modules_of(module), functools.partial(_examples, tensors), progress)])
 
 
 def _examples(tensors: list[torch.Tensor], graph: torch.fx.GraphModule) -> list[list[torch.Tensor]]:

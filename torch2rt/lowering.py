@@ -165,7 +165,7 @@ class _Lowering:
                 reason = f"its converter gives no result {args[1]} for these arguments"
                 raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
-        if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
+        if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))) and not self.registry.is_kept(node.target):  # type: ignore[arg-type]
             with torch.no_grad():
                 result = as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]
             tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]

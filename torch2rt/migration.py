@@ -19,7 +19,7 @@ ALGORITHMS = {  # torch2trt's and TensorRT's names of calibration algorithms, in
     "iint8minmaxcalibrator": "minmax",
     **{name: name for name in ("entropy", "minmax", "percentile", "mse")},
 }
-_GONE = {  # and the value that asks for nothing
+_GONE: dict[str, tuple[Any, str]] = {  # and the value that asks for nothing
     "use_onnx": (False, "there is no ONNX route: torch2rt traces the module itself"),
     "onnx_opset": (None, "there is no ONNX route: torch2rt traces the module itself"),
     "dla_core": (None, "engines for DLA need configure=: a function that sets IBuilderConfig.DLA_core"),

@@ -1,4 +1,4 @@
-"""A module under the types that an engine's inputs and outputs have, to compare the two."""
+"""What an engine in other types than the module's is compared with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
+
+from torch2rt.debug.disturbance import Disturbed
+from torch2rt.graph import graph_meta
 
 
 class Retyped(torch.nn.Module):
@@ -26,6 +29,32 @@ class Retyped(torch.nn.Module):
 
     def wide(self, x: torch.Tensor) -> torch.Tensor:
         return x.float() if x.dtype is self.dtype else x
+
+
+class AsModule(torch.nn.Module):
+    """A graph under its module's calling convention: of int8, an engine is right that computes what the graph does."""
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        interface = graph_meta(self.graph).interface
+        tensors = interface.tensors(args, kwargs)
+        return interface.wrap(Disturbed(self.graph, 0.0)(tensors), [tuple(x.shape) for x in tensors])
+
+
+def distance(graph: torch.fx.GraphModule, traced: torch.fx.GraphModule, tensors: list[torch.Tensor]) -> list[str]:
+    """A sentence for each output of a quantised graph: how far it is from the traced one's on a sample of that."""
+    outputs, inputs = graph_meta(graph).interface.outputs, graph_meta(graph).interface.inputs
+    own = [x.to(spec.dtype) for x, spec in zip(tensors, inputs, strict=True)]
+    results = [Disturbed(graph, 0.0)(own), Disturbed(traced, 0.0)(tensors)]
+    texts = []
+    for name, ours, theirs in zip(outputs, *results, strict=True):
+        if ours.is_floating_point() and theirs.numel():
+            error = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-300))
+            texts.append(f"{name} is quantised: on the example it is off by {error:.1e} of its norm")
+    return texts
 
 
 def retyped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch2rt.errors import InputError
+from torch2rt.passes import calibration_file
+from torch2rt.passes.calibrate import calibrate
+from torch2rt.passes.histogram import METHODS
 from torch2rt.passes.order import Pass
 from torch2rt.passes.precision import mixed_precision
-from torch2rt.passes.ranges import as_samples, measure
+from torch2rt.passes.quantize import observed, quantize
+from torch2rt.passes.ranges import Ranges, as_samples, measure
 from torch2rt.passes.selection import select
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 IO_TYPES = {"fp32": torch.float32, **TYPES}
-PRECISIONS = ("fp32", *TYPES)
+INT8 = {"int8": torch.float16, "int8+bf16": torch.bfloat16, "int8+fp32": torch.float32}  # and what is not int8
+PRECISIONS = ("fp32", *TYPES, *INT8)
 
 Samples = Callable[[torch.fx.GraphModule], Iterable[list[torch.Tensor]]]
 
@@ -34,62 +40,115 @@ class Precision:
     keep_fp32: Any = ()
     force_low: Any = ()
     samples: Iterable[Any] | None = None
+    calibration: Iterable[Any] | None = None
+    calibration_method: str | None = None
+    calibration_cache: Any = None
+    keep_float: Any = ()
 
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):
             raise InputError(f"precision={self.precision!r} is not one of {', '.join(map(repr, PRECISIONS))}.")
         if self.io_precision not in (None, *IO_TYPES):
             raise InputError(f"io_precision={self.io_precision!r} is not one of {', '.join(map(repr, IO_TYPES))}.")
-        if self.samples is not None and not is_list(self.samples):
-            kind = type(self.samples).__name__
-            raise InputError(f"samples= is a list of samples, each the inputs of a call, not a {kind}.")
-        if not self.is_low:
-            for name in ("io_precision", "keep_fp32", "force_low", "samples"):
-                if getattr(self, name) not in (None, (), [], "fp32"):
-                    raise InputError(f"{name} is for a low precision; precision={self.precision!r} has none.")
-        elif IO_TYPES.get(self.io_precision or "fp32") not in (torch.float32, self.low):
+        if self.calibration_method not in (None, *METHODS):
+            methods = ", ".join(map(repr, METHODS))
+            raise InputError(f"calibration_method={self.calibration_method!r} is not one of {methods}.")
+        for name in ("samples", "calibration"):
+            if (value := getattr(self, name)) is not None and not is_list(value):
+                kind = type(value).__name__
+                raise InputError(f"{name}= is a list of samples, each the inputs of a call, not a {kind}.")
+        self._check_needless("int8", self.is_int8, "calibration calibration_method calibration_cache keep_float")
+        self._check_needless("a low precision", self.is_low or self.is_int8, "keep_fp32")
+        self._check_needless("a low precision", self.is_low, "io_precision force_low samples")
+        if self.is_low and IO_TYPES[self.io_precision or "fp32"] not in (torch.float32, self.low):
             raise InputError(f"io_precision={self.io_precision!r} and precision={self.precision!r} are two low types.")
+        if self.is_int8 and self.calibration is None and not self._reads_cache:
+            raise InputError(
+                f"precision={self.precision!r} needs calibration=: some batches of inputs such as the engine will be "
+                "given. They say how large values become."
+            )
+
+    def _check_needless(self, what: str, is_asked: bool, names: str) -> None:
+        for name in () if is_asked else names.split():
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (tuple, list)) and not value) and value != "fp32":
+                raise InputError(f"{name} is for {what}; precision={self.precision!r} has none.")
 
     @property
-    def is_low(self) -> bool:
-        """Whether anything changes."""
-        return self.precision in TYPES
+    def is_int8(self) -> bool:
+        return self.precision in INT8
 
     @property
     def low(self) -> torch.dtype:
-        return TYPES[self.precision or ""]
+        """The floating-point type of products that are not int8."""
+        return {**TYPES, **INT8}.get(self.precision or "", torch.float32)
+
+    @property
+    def is_low(self) -> bool:
+        return self.low is not torch.float32
+
+    @property
+    def changes(self) -> bool:
+        """Whether the graph computes in other types than the module."""
+        return self.is_low or self.is_int8
 
     @property
     def io(self) -> torch.dtype | None:
         """The type that the engine's floating-point inputs and outputs have, if not the module's."""
-        return self.low if self.is_low and IO_TYPES.get(self.io_precision or "fp32") is self.low else None
+        return self.low if self.is_low and IO_TYPES[self.io_precision or "fp32"] is self.low else None
 
-    def passes(self, modules: Mapping[str, Any], examples: Samples) -> list[Pass]:
+    @property
+    def _reads_cache(self) -> bool:
+        return self.calibration_cache is not None and Path(self.calibration_cache).is_file()
+
+    def passes(self, modules: Mapping[str, Any], examples: Samples, progress: bool | None = None) -> list[Pass]:
         """The passes that make a graph, after the default ones, compute as is asked.
 
         `modules` are the converted module's by their paths; `examples` gives the tensors of the example's inputs.
         """
-        if not self.is_low:
+        if not self.changes:
             return []
 
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             keep = select("keep_fp32", self.keep_fp32, graph, modules)
             force = select("force_low", self.force_low, graph, modules)
+            ranges: Ranges = {}
+            if self.is_int8:
+                floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
+                found, ranges = self._calibrated(graph, progress)
+                # by name, as a pass gives nodes of its own to the graph that it makes
+                names = [{node.name: why for node, why in chosen.items()} for chosen in (keep, force)]
+                graph = quantize(graph, found, floats)
+                keep, force = ({n: chosen[n.name] for n in graph.graph.nodes if n.name in chosen} for chosen in names)
+            if not self.is_low:
+                return graph
             return mixed_precision(
-                graph, self.low, keep=keep, force=force, ranges=self._ranges(graph, examples), io=self.io
+                graph, self.low, keep=keep, force=force, ranges=self._ranges(graph, examples, ranges), io=self.io
             )
 
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
 
-    def _ranges(self, graph: torch.fx.GraphModule, examples: Samples) -> Any:
+    def _calibrated(self, graph: torch.fx.GraphModule, progress: bool | None) -> tuple[dict[str, float], Ranges]:
+        """The largest values to quantise: of the cache if there is one, else of the calibration data."""
+        nodes, method = observed(graph), self.calibration_method or "entropy"
+        if self._reads_cache:
+            return calibration_file.load(self.calibration_cache, graph, nodes), {}
+        assert self.calibration is not None
+        found, ranges = calibrate(graph, self.calibration, nodes, method, progress)
+        if self.calibration_cache is not None:
+            calibration_file.save(self.calibration_cache, graph, nodes, found, method)
+        return found, ranges
+
+    def _ranges(self, graph: torch.fx.GraphModule, examples: Samples, ranges: Ranges) -> Ranges:
         """The ranges of values on the samples; without any, bfloat16 holds what float32 holds."""
         given = None if self.samples is None else list(self.samples)
-        if given is None:
-            return {} if self.low is torch.bfloat16 else measure(graph, examples(graph))
-        return measure(graph, [*examples(graph), *as_samples(graph, given)]) if given else {}
+        if given == [] or given is None and self.low is torch.bfloat16:
+            return ranges
+        return measure(graph, [*examples(graph), *as_samples(graph, given or [])], ranges)
 
 
 def is_list(value: Any) -> bool:
     """Whether a value may be a list of samples, as a list, a data set or a generator is."""
-    return hasattr(value, "__iter__") and not isinstance(value, (torch.Tensor, str, Mapping))
+    iterates = hasattr(value, "__iter__") or hasattr(value, "__getitem__")
+    return iterates and not isinstance(value, (torch.Tensor, str, Mapping))

@@ -24,6 +24,7 @@ from torch2rt.network import origin_of
 from torch2rt.passes import precision_rules as rules
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import name_of
+from torch2rt.passes.quantized import dequantize
 from torch2rt.passes.ranges import Range, Ranges
 from torch2rt.passes.value_numbers import value_sources
 from torch2rt.registry import load, qualified_name
@@ -57,8 +58,8 @@ def mixed_precision(
     >>> graph(torch.ones(2, 3))[0].dtype, graph.graph.find_nodes(op="get_attr")[0].meta["val"].dtype
     (torch.float32, torch.float16)
     """
-    names = [{node.name: why for node, why in (chosen or {}).items()} for chosen in (keep, force)]
-    rewriter = _Rewriter(copy_graph(graph), low, *names, ranges or {}, io)
+    kept, forced = ({node.name: why for node, why in (chosen or {}).items()} for chosen in (keep, force))
+    rewriter = _Rewriter(copy_graph(graph), low, kept, forced, ranges or {}, io)
     rewriter.run()
     return finish(rewriter.module)
 
@@ -114,7 +115,7 @@ class _Rewriter:
         if rules.name_of(node.target) in rules.CONVERSIONS and _says_dtype(node):
             return  # whatever the type of what it converts
         is_low, reason = self.decide(node, arguments)
-        node.meta["precision"] = reason
+        node.meta.setdefault("precision", reason)
         dtype = self.low if is_low else FLOAT
         wide = self.wide_arguments(node) if is_low else set()
 
@@ -236,15 +237,24 @@ class _Rewriter:
                 return source
         if (node, dtype) not in self.casts:
             constant = constant_of(self.module, node)
-            self.casts[node, dtype] = (
-                self._constant(node, constant, dtype) if constant is not None else self._cast(node, dtype)
-            )
+            if constant is not None:
+                made = self._constant(node, constant, dtype)
+            else:
+                made = self._dequantized(node, dtype) if node.target is dequantize else self._cast(node, dtype)
+            self.casts[node, dtype] = made
         return self.casts[node, dtype]
 
     def _constant(self, node: Node, constant: torch.Tensor, dtype: torch.dtype) -> Node:
         made = add_constant(self.module, f"{node.target}_{bare_name(dtype)}", constant.detach().to(dtype).cpu(), node)
         made.meta["made_of"] = origin_of(node).then(f"cast to {bare_name(dtype)}")
         self.weak.add(made)
+        return made
+
+    def _dequantized(self, node: Node, dtype: torch.dtype) -> Node:
+        """Quantised weights, brought back into another type by the same scales."""
+        with self.graph.inserting_after(node):
+            made = self.graph.call_function(dequantize, (*node.args[:-1], dtype))
+        made.meta = {**node.meta, "val": self.retyped(node.meta["val"], dtype)}
         return made
 
     def _cast(self, node: Node, dtype: torch.dtype) -> Node:

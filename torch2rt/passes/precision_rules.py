@@ -17,6 +17,7 @@ LOW = frozenset(
     """
         linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv addmv einsum bilinear conv1d conv2d conv3d
         conv_transpose1d conv_transpose2d conv_transpose3d convolution scaled_dot_product_attention recurrent embedding
+        fake_quantize_per_tensor_affine
     """.split()
 )
 # Arithmetic on several tensors: in the widest of their types. Integers among them may be too large for a narrow type.
@@ -40,7 +41,6 @@ FOLLOW = frozenset(
         layer_norm group_norm instance_norm rms_norm batch_norm
         mean max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d
         avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d amax amin interpolate
-        fake_quantize_per_tensor_affine
     """.split()
 )
 # What stays float32 by itself, and can be forced into a narrow type, as its result has the type of its arguments.
@@ -58,7 +58,7 @@ WIDE_ARGUMENTS = {
     "scaled_dot_product_attention": frozenset({"attn_mask"}),
 }
 # Products that may be computed in the type of a cast behind them (`quirks.computes_lone_products_low`).
-PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding"}
+PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding", "fake_quantize_per_tensor_affine"}
 
 _OWNERS = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch.linalg)
 

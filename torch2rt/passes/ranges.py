@@ -61,7 +61,7 @@ class Running(torch.fx.Interpreter):
             return self.run(*tensors)
 
 
-class _Measuring(Running):
+class Measuring(Running):
     """Keeps the range of every float32 value, and of the scores within an attention."""
 
     def __init__(self, graph: torch.fx.GraphModule, device: torch.device) -> None:
@@ -87,8 +87,10 @@ def _scores(query: torch.Tensor, key: torch.Tensor, *_: Any, **options: Any) -> 
     return (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
 
 
-def measure(graph: torch.fx.GraphModule, samples: Iterable[Sequence[torch.Tensor]]) -> Ranges:
-    """The range of every float32 value of a graph on samples, which are the tensors of its inputs.
+def measure(
+    graph: torch.fx.GraphModule, samples: Iterable[Sequence[torch.Tensor]], known: Ranges | None = None
+) -> Ranges:
+    """The range of every float32 value of a graph on samples, which are the tensors of its inputs, and what is known.
 
     Raises `InputError` for a sample on which the graph does not run.
 
@@ -97,9 +99,9 @@ def measure(graph: torch.fx.GraphModule, samples: Iterable[Sequence[torch.Tensor
     >>> measure(graph, [[torch.tensor([[-7.0, 3.0, 0.5]])]])["sigmoid"].largest < 1
     True
     """
-    ranges: Ranges = {}
+    ranges = {name: dataclasses.replace(found) for name, found in (known or {}).items()}
     for number, tensors in enumerate(samples):
-        running = _Measuring(graph, next((x.device for x in tensors), torch.device("cpu")))
+        running = Measuring(graph, next((x.device for x in tensors), torch.device("cpu")))
         running.ranges = ranges
         try:
             running.call(tensors)

@@ -16,12 +16,13 @@ from torch2rt.backend.tensorrt import (
     scales_groups_by_channel,
     trt,
 )
-from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, rewrite
+from torch2rt.passes.quantized import dequantize
+from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, rewrite
 from torch2rt.sizes import expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
 from torch2rt.vocabulary.context import Complex, Context
-from torch2rt.vocabulary.layers import constant
+from torch2rt.vocabulary.layers import constant, dequantized, integers, quantized_and_back
 from torch2rt.vocabulary.movement import concat, expand, gather, iota, lift, narrow, permute, slice_nd, unlift
 from torch2rt.vocabulary.plain import (
     axes,
@@ -86,6 +87,8 @@ __all__ = [
     "concat",
     "constant",
     "converter",
+    "dequantize",
+    "dequantized",
     "dims",
     "div",
     "dtype_of",
@@ -102,11 +105,13 @@ __all__ = [
     "has_attention",
     "has_cumulative",
     "has_dynamic_while",
+    "integers",
     "iota",
     "is_integral",
     "is_negative",
     "is_symbolic",
     "is_traced",
+    "keep",
     "largest",
     "less",
     "lift",
@@ -124,6 +129,7 @@ __all__ = [
     "permute",
     "prefers_attention_layer",
     "proven",
+    "quantized_and_back",
     "reduce",
     "refuse",
     "require",
