@@ -6,6 +6,7 @@ from torch2rt.vocabulary import (
     converter,
     dequantize,
     dequantized,
+    fake_quantize,
     integers,
     is_traced,
     keep,
@@ -25,15 +26,13 @@ def dequantize_layers(ctx: Context, weight, scale, axis, dtype):
     return dequantized(ctx, integers(ctx, weight), scale, dtype, axis)
 
 
-@converter(torch.fake_quantize_per_tensor_affine, limits="float scales; int8 without a zero point is TensorRT's own")
-def quantize_layers(ctx: Context, input, scale, zero_point, quant_min, quant_max):
+@converter(fake_quantize)
+def quantize_layers(ctx: Context, x, scale, low=-128, high=127):
     """As layers, which TensorRT moves into the products around them. Fewer integers than int8 has are a bound."""
-    scale = torch.as_tensor(scale, dtype=torch.float32).cpu()
-    check(is_int8(zero_point, quant_min, quant_max), "not int8")
-    x = materialize(ctx, input)
-    if (quant_min, quant_max) != (-128, 127):
-        x = clamp(ctx, x, float(quant_min * scale), float(quant_max * scale))
-    return quantized_and_back(ctx, x, scale.reshape(()), ctx.out.dtype)
+    x = materialize(ctx, x)
+    if (low, high) != (-128, 127):
+        x = clamp(ctx, x, low * scale, high * scale)
+    return quantized_and_back(ctx, x, torch.tensor(scale, dtype=torch.float32), ctx.out.dtype)
 
 
 def is_int8(zero_point, quant_min, quant_max):
@@ -43,10 +42,8 @@ def is_int8(zero_point, quant_min, quant_max):
 
 @composite(torch.fake_quantize_per_tensor_affine)
 def fake_quantize_per_tensor(input, scale, zero_point, quant_min, quant_max):
-    if not is_traced(scale) and is_int8(zero_point, quant_min, quant_max):
-        if isinstance(scale, torch.Tensor) or isinstance(zero_point, torch.Tensor):
-            return torch.fake_quantize_per_tensor_affine(input, float(scale), 0, quant_min, quant_max)
-        return NotImplemented
+    if not is_traced(scale) and is_int8(zero_point, quant_min, quant_max) and float(scale) > 0:
+        return fake_quantize(input, float(scale), quant_min, quant_max)
     scale = torch.as_tensor(scale, dtype=torch.float32, device=input.device)
     return rounded_and_back(input, scale, zero_point, quant_min, quant_max)
 

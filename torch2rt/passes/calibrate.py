@@ -60,7 +60,9 @@ def calibrate(
     for node in nodes:
         histogram = running.histograms[node.name]
         if histogram.not_finite:
-            where = place_of(node).strip() or f"the input '{node.name}'"
+            inputs = graph_meta(graph).interface.inputs
+            is_input = node.op == "placeholder"
+            where = f"the input '{inputs[node.meta['input']].name}'" if is_input else place_of(node).strip()
             raise InputError(f"calibration: {where} has {histogram.not_finite} on the calibration data.")
         found[node.name] = METHODS[method](histogram) if histogram.largest else 0.0
     return found, running.ranges

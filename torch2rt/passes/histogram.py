@@ -103,13 +103,16 @@ def entropy(histogram: Histogram) -> float:
     counts = histogram.counts.copy()
     counts[0] = counts[1]
     tails = counts.sum() - np.cumsum(counts)
-    divergences = [_divergence(counts[:size], tails[size - 1]) for size in range(FIRST, len(counts) + 1)]
+    sizes = [*range(FIRST, len(counts), max(1, len(counts) // (4 * BINS))), len(counts)]
+    divergences = [_divergence(counts[:size], tails[size - 1]) for size in sizes]
     last = len(divergences) - 1 - int(np.argmin(divergences[::-1]))
-    return float(histogram.edges[FIRST + last])
+    return float(histogram.edges[sizes[last]])
 
 
 def _divergence(counts: np.ndarray, tail: float) -> float:
     """Of the counts, the last with the tail, from those that 128 groups of bins can tell apart."""
+    if not counts[-1] and tail > 0:  # the last bin has the tail, which no group of bins can stand for
+        return math.inf
     is_used = counts > 0
     if not is_used.any():
         return math.inf
@@ -119,8 +122,6 @@ def _divergence(counts: np.ndarray, tail: float) -> float:
     coarse = np.repeat(means, np.diff(np.append(starts, len(counts)))) * is_used
     fine = counts.copy()
     fine[-1] += tail
-    if fine[-1] and not coarse[-1]:
-        return math.inf
     p, q = fine[fine > 0] / fine.sum(), coarse[fine > 0] / coarse.sum()
     return float((p * np.log(p / q)).sum())
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from torch2rt.passes.quantized import fake_quantize
+
 # Products gain most from a narrow type, and their kernels add in float32. A table of embeddings is read, not computed.
 LOW = frozenset(
     """
         linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv addmv einsum bilinear conv1d conv2d conv3d
         conv_transpose1d conv_transpose2d conv_transpose3d convolution scaled_dot_product_attention recurrent embedding
-        fake_quantize_per_tensor_affine
+        fake_quantize
     """.split()
 )
 # Arithmetic on several tensors: in the widest of their types. Integers among them may be too large for a narrow type.
@@ -58,7 +60,7 @@ WIDE_ARGUMENTS = {
     "scaled_dot_product_attention": frozenset({"attn_mask"}),
 }
 # Products that may be computed in the type of a cast behind them (`quirks.computes_lone_products_low`).
-PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding", "fake_quantize_per_tensor_affine"}
+PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding", "fake_quantize"}
 
 _OWNERS = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch.linalg)
 
@@ -80,6 +82,8 @@ def name_of(target: Any) -> str:
     """What a callable is called in the table; "" for one that is not torch's own, whatever its name is."""
     if isinstance(target, torch._ops.OpOverload):
         target = target.overloadpacket
+    if target is fake_quantize:
+        return "fake_quantize"
     if getattr(target, "__module__", "") == "torch2rt.converters.recurrence":
         return "recurrent"
     try:

@@ -1,8 +1,8 @@
 """int8: quantise the inputs and the weights of convolutions and linear layers, where TensorRT computes them in int8.
 
-An input is quantised and brought back by `torch.fake_quantize_per_tensor_affine`, a weight is int8 and brought back by
-`dequantize`. Nothing comes between a product and its bias, its folded normalization or its activation, which TensorRT
-computes along with it. The other operand of a residual addition is quantised too: it is then read as int8.
+An input is quantised and brought back by `fake_quantize`, a weight is int8 and brought back by `dequantize`. Nothing
+comes between a product and its bias, its folded normalization or its activation, which TensorRT computes along with
+it. The other operand of a residual addition is quantised too: it is then read as int8.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import name_of
-from torch2rt.passes.quantized import INT8, dequantize, quantized
+from torch2rt.passes.quantized import INT8, dequantize, fake_quantize, quantized
 from torch2rt.registry import load, qualified_name
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
@@ -126,9 +126,7 @@ class _Quantizer:
         """A value, quantised and brought back."""
         if value not in self.made:
             with self.module.graph.inserting_after(value):
-                call = self.module.graph.call_function(
-                    torch.fake_quantize_per_tensor_affine, (value, self.ranges[value.name] / INT8, 0, -128, 127)
-                )
+                call = self.module.graph.call_function(fake_quantize, (value, self.ranges[value.name] / INT8))
             call.meta = {name: kept for name, kept in value.meta.items() if name in ("val", "module", "source")}
             call.meta["precision"] = "int8"
             self.made[value] = call

@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 INT8 = 127.0  # the largest integer that a range is mapped to; its negative is the smallest
+
+
+def fake_quantize(x: torch.Tensor, scale: float, low: int = -128, high: int = 127) -> torch.Tensor:
+    """Numbers rounded to multiples of a scale, from `low` to `high` times it, as int8 has them.
+
+    It is `torch.fake_quantize_per_tensor_affine` without a zero point, which torch cannot run on fake tensors.
+
+    >>> fake_quantize(torch.tensor([0.26, -9.0, 80.0]), 0.5)
+    tensor([ 0.5000, -9.0000, 63.5000])
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(fake_quantize, (x,), x, scale, low, high)  # type: ignore[no-any-return]
+    if isinstance(x, FakeTensor):
+        return torch.empty_like(x)
+    return torch.fake_quantize_per_tensor_affine(x, scale, 0, low, high)
 
 
 def dequantize(weight: torch.Tensor, scale: torch.Tensor, axis: int, dtype: torch.dtype) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch2rt.backend.tensorrt import (
     scales_groups_by_channel,
     trt,
 )
-from torch2rt.passes.quantized import dequantize
+from torch2rt.passes.quantized import dequantize, fake_quantize
 from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, rewrite
 from torch2rt.sizes import expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
@@ -97,6 +97,7 @@ __all__ = [
     "expand",
     "expression",
     "factory",
+    "fake_quantize",
     "floor_div",
     "fuses_attention",
     "fusion",
