@@ -2,6 +2,7 @@
 
 import json
 import math
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch2rt.passes.histogram import BINS, METHODS, Histogram, entropy, mse, pe
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import run
 from torch2rt.passes.quantize import observed, quantizable, quantize
-from torch2rt.passes.quantized import dequantize, quantized
+from torch2rt.passes.quantized import dequantize, fake_quantize, quantized
 
 
 def quantized_graph(model, inputs, precision="int8", **options):
