@@ -10,6 +10,7 @@ from torch2rt.errors import InputError
 from torch2rt.graph import check_graph
 from torch2rt.passes.float64 import narrow_float64
 from torch2rt.passes.fuse import fuse
+from torch2rt.passes.recognize import recognize_int8
 
 Pass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]
 
@@ -23,11 +24,12 @@ def default(float64: str = "float32") -> list[Pass]:
       that lowering refuses float64.
 
     >>> [pass_.__name__ for pass_ in default()]
-    ['narrow_float64', 'fuse']
+    ['narrow_float64', 'recognize_int8', 'fuse']
     """
     if float64 not in FLOAT64:
         raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
-    return [narrow_float64, fuse] if float64 == "float32" else [fuse]
+    always: list[Pass] = [recognize_int8, fuse]
+    return [narrow_float64, *always] if float64 == "float32" else always
 
 
 def chosen(passes: Iterable[Pass] | None, float64: str) -> list[Pass]:
