@@ -16,6 +16,7 @@ from torch2rt.engine.build import build
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.migration import from_torch2trt
+from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.runtime.module import TRTModule
@@ -150,17 +151,20 @@ def torch2rt(
         progress=progress,
     )
     tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, kwargs))
-    notes: list[str] = []
+    traced, notes = graph, list[str]()
     if precise.changes:  # an engine's roundings are those of this graph, not of the module's
-        traced, graph, ordered = graph, compute_as_asked(graph, ordered, precise, module, tensors, progress), []
+        graph, ordered = compute_as_asked(graph, ordered, precise, module, tensors, progress), []
         if precise.is_int8:
             notes = [text for example in _examples(tensors, traced) for text in distance(graph, traced, example)]
             module = AsModule(graph)
         elif precise.io is not None:
             module = Retyped(module, precise.io)
         tensors = [retyped(x, precise.io or x.dtype) for x in tensors]
-    network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
+    ready = run(graph, ordered)
+    network = stage("lower", lower, ready, nan=nan, passes=[])
     network.assumptions += notes
+    if keep_network:
+        network.traced, network.lowered = without_gpu_memory(traced, ready)
     options = dict(
         max_workspace_size=max_workspace_size,
         compute_capabilities=compute_capabilities,

@@ -65,11 +65,13 @@ def lower_with_values(
     graph = run(graph, chosen(passes, float64))
     lowering = _Lowering(graph, nan)
     lowering.run()
-    return lowering.lowered, {
+    values = {
         node.meta["origin"]: value
         for node, value in lowering.values.items()
         if node.graph is graph.graph and "origin" in node.meta and isinstance(value, trt.ITensor)
     }
+    lowering.lowered.values = {origin: value.name for origin, value in values.items()}
+    return lowering.lowered, values
 
 
 class _Lowering:

@@ -196,5 +196,7 @@ def test_a_subclass_is_opened():
 def test_a_subclass_that_does_not_say_is_refused_by_name():
     model, x = with_halves(lambda x, weight, bias: x * weight), torch.randn(3, 4)
     assert model(x).shape == (3, 4)
-    with pytest.raises(TraceError, match=r"'weight' is a .*Halves, which does not say what torch.Tensor.mul does with it"):
+    with pytest.raises(
+        TraceError, match=r"'weight' is a .*Halves, which does not say what torch.Tensor.mul does with it"
+    ):
         torch2rt(model, [x])

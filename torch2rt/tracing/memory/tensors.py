@@ -36,7 +36,11 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 def subclass_of(value: Any) -> type | None:
     """The class of a tensor that is made of others, as `torchao`'s quantised weights are; `None` for other values."""
-    if not isinstance(value, torch.Tensor) or type(value) in _PLAIN or isinstance(value, (FakeTensor, FunctionalTensor)):
+    if (
+        not isinstance(value, torch.Tensor)
+        or type(value) in _PLAIN
+        or isinstance(value, (FakeTensor, FunctionalTensor))
+    ):
         return None
     return type(value) if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ else None
 
