@@ -153,7 +153,7 @@ def first_difference(
 ) -> Row | None:
     """The first call whose value is off by more than `tolerance` times the module's largest; `None` if there is none.
 
-    Without a tolerance, the first whose own error is more than 64 roundings of the type that the network computes it in.
+    Without a tolerance, the first whose own error is more than 64 roundings of the type that it is computed in.
 
     >>> from torch2rt import torch2rt
     >>> x = torch.randn(2, 3)
