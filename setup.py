@@ -58,5 +58,7 @@ setup(
         ],
         "families": ["ultralytics", "diffusers", "transformers", "scipy"],
     },
+    # `pip install -e` links the files into one folder, which type checkers read; they cannot follow an import hook.
+    options={"editable_wheel": {"mode": "strict"}},
     entry_points={"console_scripts": ["torch2rt = torch2rt.cli.main:main"]},
 )

@@ -20,6 +20,7 @@ ORDER = [
     ["compile"],
     ["precision_plan"],
     ["convert"],
+    ["prepared"],
     ["debug"],
     ["lowering"],
     ["lowering_errors"],

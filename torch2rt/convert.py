@@ -5,22 +5,32 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from torch2rt.debug.inputs import first_calls
-from torch2rt.debug.retyped import AsModule, Retyped, distance, modules_of, retyped
+from torch2rt.arguments import whole_number
+from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
+from torch2rt.engine.joined import joined
+from torch2rt.engine.variant import EngineVariant
+from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.migration import from_torch2trt
+from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, chosen, run
+from torch2rt.prepared import prepare
 from torch2rt.runtime.module import TRTModule
-from torch2rt.tracing.trace import as_arguments, trace
+from torch2rt.tracing.coverage import MAX_VARIANTS
+from torch2rt.tracing.regions import Variant
+from torch2rt.tracing.trace import Traces, as_arguments, trace_variants
+
+MERGE = ("values", "proof")
 
 
 def torch2rt(
@@ -34,6 +44,9 @@ def torch2rt(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    shapes: Any = None,
+    max_variants: int = MAX_VARIANTS,
+    merge: str = "values",
     max_workspace_size: int | None = None,
     compute_capabilities: Any = None,
     optimization_level: int | None = None,
@@ -72,6 +85,14 @@ def torch2rt(
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
       what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
+    - `shapes`: a list of choices of shapes, each given as `max_shapes` is, to serve these and no others, such as
+      `[{"x": (1, 3, 224, 224)}, {"x": (1, 3, 384, 384)}]`. The first is tuned for.
+    - `max_variants`: where the module does something else for some of the sizes, as many engines may serve the range
+      together, each with a copy of the weights; `TraceError` says what they would be if that is too few.
+      `model_trt.report` lists them.
+    - `merge`: what shows that one engine is right where the module takes two paths. `"values"`: where one of them is
+      for a few sizes, such as a batch of 1, the graph of the other is run there, and compared with the module on drawn
+      inputs; the report says so. `"proof"`: only that both paths make the same calls.
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
       `boxes_0` and `state_h` for the tensors in `boxes=[a]` and `state={"h": b}`. Outputs are `output_0` and so on.
@@ -132,39 +153,25 @@ def torch2rt(
             keep_float=keep_float,
         ),
     )
-    precise, ordered = Precision(**asked), chosen(passes, float64)
+    precise = Precision(**asked)
+    ordered = chosen(passes, float64)
+    if merge not in MERGE:
+        raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
+    most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
-    stage = functools.partial(_stage, on_stage)
-    graph = stage(
-        "trace",
-        trace,
-        module,
-        inputs,
-        kwargs=kwargs,
-        input_names=input_names,
-        output_names=output_names,
-        min_shapes=min_shapes,
-        opt_shapes=opt_shapes,
-        max_shapes=max_shapes,
-        max_batch_size=max_batch_size,
-        progress=progress,
-    )
-    tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, kwargs))
-    traced, notes = graph, list[str]()
-    if precise.changes:  # an engine's roundings are those of this graph, not of the module's
-        graph, ordered = compute_as_asked(graph, ordered, precise, module, tensors, progress), []
-        if precise.is_int8:
-            notes = [text for example in _examples(tensors, traced) for text in distance(graph, traced, example)]
-            module = AsModule(graph)
-        elif precise.io is not None:
-            module = Retyped(module, precise.io)
-        tensors = [retyped(x, precise.io or x.dtype) for x in tensors]
-    ready = run(graph, ordered)
-    network = stage("lower", lower, ready, nan=nan, passes=[])
-    network.assumptions += notes
-    if keep_network:
-        network.traced, network.lowered = without_gpu_memory(traced, ready)
+    ranges = dict(min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size)
+
+    def lowered(graph: torch.fx.GraphModule) -> Network:
+        return lower(run(graph, ordered), nan=nan, passes=[])
+
+    start = time.perf_counter()
+    with Traces(
+        module, inputs, kwargs, input_names, output_names, **ranges, shapes=shapes, progress=progress
+    ) as traces:
+        by_values = SameValues(traces.module, traces.leaves, lowered)
+        variants = trace_variants(traces, most, by_values=by_values if merge == "values" else None)
+    seconds = (time.perf_counter() - start) / len(variants)
     options = dict(
         max_workspace_size=max_workspace_size,
         compute_capabilities=compute_capabilities,
@@ -173,40 +180,48 @@ def torch2rt(
         log_level=log_level,
         configure=_timing(configure, iterations),
     )
-    verifying = Verifying(
-        module,
-        graph,
-        network,
-        tensors,
-        verify,
-        tf32=tf32,
-        build=functools.partial(build, **options, progress=False),
-        passes=ordered,
-    )
-    engine = stage("build", build, network, **options, progress=progress, meanwhile=verifying.while_building)
-    model_trt = TRTModule(engine, network)
-    verifying.finish(model_trt)
+    precise = precise.for_engines(len(variants))
+    parts: list[TRTModule] = []
+    networks: list[Network] = []
+    for variant in variants:
+        on_stage("trace", variant.graph, seconds)
+        also = [shapes for region, shapes in by_values.compared if any(region is r for r in variant.regions)]
+        tensors = graph_meta(variant.graph).interface.tensors(*as_arguments(inputs, kwargs))
+        made = prepare(variant.graph, ordered, precise, module, tensors, progress, len(variants) > 1)
+        ready = run(made.graph, made.passes)
+        network = _stage(on_stage, "lower", lower, ready, nan=nan, passes=[])
+        network.assumptions += made.notes
+        if keep_network:
+            network.traced, network.lowered = without_gpu_memory(variant.graph, ready)
+        verifying = Verifying(
+            made.module,
+            made.graph,
+            network,
+            made.tensors,
+            verify,
+            tf32=tf32,
+            build=functools.partial(build, **options, progress=False),
+            passes=made.passes,
+            also=also,
+        )
+        meanwhile = verifying.while_building
+        engine = _stage(on_stage, "build", build, network, **options, progress=progress, meanwhile=meanwhile)
+        parts.append(TRTModule(engine, network))
+        verifying.finish(parts[-1])
+        networks.append(network)
+    model_trt = parts[0]
+    described = list(map(_described, range(len(parts)), parts, variants))
+    if len(variants) > 1:
+        own = networks[0].interface
+        specs = [replace(spec, dtype=mine.dtype) for spec, mine in zip(traces.specs, own.inputs, strict=True)]
+        whole = replace(own, inputs=specs, constraints=[])
+        model_trt = TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
+    elif described[0].notes:
+        model_trt.report.variants.append(str(described[0]))
     if not keep_network:
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
     return model_trt
-
-
-def compute_as_asked(
-    graph: torch.fx.GraphModule,
-    ordered: Sequence[Pass],
-    precise: Precision,
-    module: torch.nn.Module,
-    tensors: list[torch.Tensor],
-    progress: bool | None = None,
-) -> torch.fx.GraphModule:
-    """What the passes make of a module's graph, those for its precision last; `tensors` are the example's."""
-    return run(graph, [*ordered, *precise.passes(modules_of(module), functools.partial(_examples, tensors), progress)])
-
-
-def _examples(tensors: list[torch.Tensor], graph: torch.fx.GraphModule) -> list[list[torch.Tensor]]:
-    """The example's tensors, at sizes that the engine serves."""
-    return [call.tensors for call in first_calls(graph_meta(graph).interface, tensors, is_slow=False)[:1]]
 
 
 def _timing(configure: Callable[[Any], None] | None, iterations: int | None) -> Callable[[Any], None] | None:
@@ -220,6 +235,14 @@ def _timing(configure: Callable[[Any], None] | None, iterations: int | None) -> 
             configure(config)
 
     return both
+
+
+def _described(index: int, part: TRTModule, variant: Variant) -> EngineVariant:
+    """An engine as one of several."""
+    engine = part.built
+    assert engine is not None
+    size = len(engine.data)
+    return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
 
 
 def _stage(

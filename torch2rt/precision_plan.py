@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from torch2rt.convert import compute_as_asked, torch2rt
+from torch2rt.convert import torch2rt
 from torch2rt.migration import KEYWORDS, from_torch2trt
 from torch2rt.passes.options import Precision
-from torch2rt.passes.order import chosen
+from torch2rt.passes.order import chosen, run
 from torch2rt.passes.precision import dtype_of
+from torch2rt.prepared import prepare
 from torch2rt.registry import qualified_name
 from torch2rt.structure import bare_name
 from torch2rt.tracing.trace import as_arguments, trace
@@ -91,4 +92,5 @@ def plan(module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **
     tracing = {name: options[name] for name in inspect.signature(trace).parameters if name in options}
     graph = trace(module, inputs, **tracing)
     tensors = graph.meta["torch2rt"].interface.tensors(*as_arguments(inputs, options.get("kwargs")))
-    return precision_plan(compute_as_asked(graph, ordered, precise, module, tensors))
+    made = prepare(graph, ordered, precise, module, tensors)
+    return precision_plan(run(made.graph, made.passes))

@@ -93,7 +93,7 @@ def test_what_overflows_is_lost():
 def test_the_module_may_go():
     model = Chain().eval()
     model_trt = torch2rt(model, [X], kwargs=KWARGS)
-    check_graph(model_trt._network.traced)
+    check_graph(model_trt._networks[0].traced)
     before = compare(model_trt, [X], KWARGS).rows
     del model
     assert compare(model_trt, [X], KWARGS).rows == before
@@ -125,4 +125,4 @@ def test_by_the_engine(device):
     model, x, kwargs = copy.deepcopy(Chain()).eval().to(device), X.to(device), {"scale": KWARGS["scale"].to(device)}
     model_trt = torch2rt(model, [x], kwargs=kwargs, precision="fp16")
     assert first_difference(model_trt, [x], kwargs, by="engine") is None
-    assert not any(p.is_cuda for p in model_trt._network.traced.parameters())
+    assert not any(p.is_cuda for p in model_trt._networks[0].traced.parameters())

@@ -319,7 +319,7 @@ def test_what_cannot_be_quantised_is_named(device):
 
 def test_what_is_kept_in_floating_point():
     for option, dtype in (("keep_float", torch.float16), ("keep_fp32", torch.float32)):
-        network = torch2rt(two_layers(), [X], precision="int8", calibration=[X], **{option: ["2"]})._network
+        network = torch2rt(two_layers(), [X], precision="int8", calibration=[X], **{option: ["2"]})._networks[0]
         kinds = [kind for _, kind in network.facts()["layers"]]
         assert kinds.count("QUANTIZE") == 1
         assert any(w.tensor.dtype is dtype and w.origin.parameter == "2.weight" for w in network.weights.values())

@@ -102,7 +102,7 @@ def test_quantisation_aware_training(precision):
     model, x = trained(), torch.randn(4, 3, 9, 8)
     model_trt = torch2rt(model, [x], precision=precision, max_batch_size=6)
     assert model_trt.report.verified
-    products = [k for k in kernels(model_trt._network) if k.type in ("gemm", "correlation")]
+    products = [k for k in kernels(model_trt._networks[0]) if k.type in ("gemm", "correlation")]
     assert [(k.inputs[0], k.constants[0]) for k in products] == [("Int8", "Int8")] * 2
     graph = run(trace(model, [x]), passes.default())
     calls = graph.graph.find_nodes(op="call_function", target=dequantize)
@@ -133,7 +133,7 @@ def test_modelopt():
     x = torch.randn(4, 3, 8, 8)
     mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda model: model(x))
     model_trt = torch2rt(model, [x], precision="fp16")
-    products = [k for k in kernels(model_trt._network) if k.type in ("gemm", "correlation")]
+    products = [k for k in kernels(model_trt._networks[0]) if k.type in ("gemm", "correlation")]
     assert [(k.inputs[0], k.constants[0]) for k in products] == [("Int8", "Int8")] * 2
     compare(model_trt.reference()(x), model(x), 0.02, 0.02)
 

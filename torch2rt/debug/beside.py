@@ -17,7 +17,6 @@ from torch.fx.node import Node, map_aggregate
 
 from torch2rt.backend.tensorrt import LOG
 from torch2rt.debug.bisection import OfEngine
-from torch2rt.debug.retyped import retyped
 from torch2rt.engine.build import build
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
@@ -122,19 +121,11 @@ def compare(model_trt: Any, inputs: Any, kwargs: Mapping[str, Any] | None = None
     """
     if by not in ("reference", "engine"):
         raise InputError(f"{by=} is not one of 'reference', 'engine'.")
-    network: Network | None = getattr(model_trt, "_network", None)
-    if network is None or network.traced is None or network.lowered is None:
-        raise InputError(
-            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True)."
-        )
     args = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
+    network, tensors = _serving(model_trt, args, dict(kwargs or {}))
+    assert network.traced is not None  # `_serving` has looked
     interface = graph_meta(network.traced).interface
-    tensors = interface.tensors(args, dict(kwargs or {}))
-    own = [
-        retyped(x, spec.dtype) if spec.dtype.is_floating_point else x
-        for x, spec in zip(tensors, network.interface.inputs, strict=True)
-    ]
-    network.interface.check([tuple(x.shape) for x in own], [x.dtype for x in own])
+    own = [x.to(spec.dtype) for x, spec in zip(tensors, network.interface.inputs, strict=True)]
     found = _of_engine(network, own) if by == "engine" else _of_reference(network, own)
     wide = [x.to(spec.dtype) for x, spec in zip(tensors, interface.inputs, strict=True)]
     side = _Side(network.traced, found, next((x.device for x in tensors), torch.device("cpu")))
@@ -169,6 +160,27 @@ def first_difference(
         if differs or row.lost:
             return row
     return None
+
+
+def _serving(model_trt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Network, list[torch.Tensor]]:
+    """The network that serves a call, of several the first that takes its shapes, and the tensors of the call."""
+    networks = [n for n in getattr(model_trt, "_networks", []) if n.traced is not None and n.lowered is not None]
+    if not networks:
+        raise InputError(
+            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True)."
+        )
+    for network in networks:
+        tensors = network.interface.tensors(args, kwargs)
+        try:
+            network.interface.check(
+                [tuple(x.shape) for x in tensors], [spec.dtype for spec in network.interface.inputs]
+            )
+        except InputError:
+            if network is networks[-1]:
+                raise
+            continue
+        break
+    return network, tensors
 
 
 def _of_reference(network: Network, tensors: list[torch.Tensor]) -> Values:

@@ -24,11 +24,13 @@ def calibrate(
     nodes: Sequence[Node],
     method: str = "entropy",
     progress: bool | None = None,
+    others: bool = False,
 ) -> tuple[dict[str, float], Ranges]:
     """The largest absolute values to quantise nodes' values to, and the ranges of all values, by the nodes' names.
 
     - `batches`: each is the inputs of a call, in a list, a tuple, a dict by keyword, or one tensor; of any size, as one
       that is larger than the graph takes is split along the first dimension.
+    - `others`: leave out batches of sizes that the graph does not serve, as another graph of the module does.
     - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `torch2rt.passes.histogram` defines them.
 
     Raises `InputError` for batches that the module does not take, for none, and for NaN and infinities in a value.
@@ -42,10 +44,11 @@ def calibrate(
     if method not in METHODS:
         raise InputError(f"calibration_method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     running = _Calibrating(graph, nodes)
-    count = 0
+    count = used = 0
     with Spinner("calibrate", progress).turning(lambda: f"batch {count}"):
         for batch in batches:
-            for tensors in _calls(graph, batch, count):
+            for tensors in _calls(graph, batch, count, others):
+                used += 1
                 try:
                     running.call(tensors)
                 except Exception as error:
@@ -54,6 +57,8 @@ def calibrate(
                         f"{(str(error).splitlines() or [''])[0]}"
                     ) from error
             count += 1
+    if count and not used:
+        raise InputError("calibration= has no batch of sizes that each of the engines serves.")
     if not count:
         raise InputError("calibration= has no batch. Pass some inputs such as the engine will be given.")
     found = {}
@@ -85,7 +90,7 @@ class _Calibrating(Measuring):
             self.histograms[node.name].add(value)
 
 
-def _calls(graph: torch.fx.GraphModule, batch: Any, number: int) -> Iterator[list[torch.Tensor]]:
+def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> Iterator[list[torch.Tensor]]:
     """A batch as calls that the graph takes."""
     interface = graph_meta(graph).interface
     keywords: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {}
@@ -100,7 +105,9 @@ def _calls(graph: torch.fx.GraphModule, batch: Any, number: int) -> Iterator[lis
         interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
         yield tensors
     except InputError as error:
-        if (parts := _parts(interface, tensors)) is None:
+        if (parts := _parts(interface, tensors)) is None and others:
+            return
+        if parts is None:
             raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
         yield from parts
 

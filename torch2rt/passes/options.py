@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +101,27 @@ class Precision:
     def _reads_cache(self) -> bool:
         return self.calibration_cache is not None and Path(self.calibration_cache).is_file()
 
-    def passes(self, modules: Mapping[str, Any], examples: Samples, progress: bool | None = None) -> list[Pass]:
+    def for_engines(self, count: int) -> Precision:
+        """The same for so many engines of one module, of which each looks at the data."""
+        if count > 1 and self.calibration_cache is not None:
+            raise InputError(f"calibration_cache= is for one engine; the sizes that are asked for take {count}.")
+        given = {name: getattr(self, name) for name in ("samples", "calibration")}
+        once: dict[str, Any] = {
+            name: list(data) for name, data in given.items() if count > 1 and isinstance(data, Iterator)
+        }
+        return dataclasses.replace(self, **once)
+
+    def passes(
+        self,
+        modules: Mapping[str, Any],
+        examples: Samples,
+        progress: bool | None = None,
+        is_one_of_several: bool = False,
+    ) -> list[Pass]:
         """The passes that make a graph, after the default ones, compute as is asked.
 
-        `modules` are the converted module's by their paths; `examples` gives the tensors of the example's inputs.
+        `modules` are the converted module's by their paths; `examples` gives the tensors of the example's inputs. Of
+        data for several engines, each looks at that of sizes which it serves.
         """
         if not self.changes:
             return []
@@ -115,7 +132,7 @@ class Precision:
             ranges: Ranges = {}
             if self.is_int8:
                 floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
-                found, ranges = self._calibrated(graph, progress)
+                found, ranges = self._calibrated(graph, progress, is_one_of_several)
                 # by name, as a pass gives nodes of its own to the graph that it makes
                 names = [{node.name: why for node, why in chosen.items()} for chosen in (keep, force)]
                 graph = quantize(graph, found, floats)
@@ -129,13 +146,15 @@ class Precision:
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
 
-    def _calibrated(self, graph: torch.fx.GraphModule, progress: bool | None) -> tuple[dict[str, float], Ranges]:
+    def _calibrated(
+        self, graph: torch.fx.GraphModule, progress: bool | None, others: bool
+    ) -> tuple[dict[str, float], Ranges]:
         """The largest values to quantise: of the cache if there is one, else of the calibration data."""
         nodes, method = observed(graph), self.calibration_method or "entropy"
         if self._reads_cache:
             return calibration_file.load(self.calibration_cache, graph, nodes), {}
         assert self.calibration is not None
-        found, ranges = calibrate(graph, self.calibration, nodes, method, progress)
+        found, ranges = calibrate(graph, self.calibration, nodes, method, progress, others)
         if self.calibration_cache is not None:
             calibration_file.save(self.calibration_cache, graph, nodes, found, method)
         return found, ranges
