@@ -68,6 +68,8 @@ def torch2rt(
     calibration_method: str | None = None,
     calibration_cache: Any = None,
     keep_float: Any = (),
+    tolerance: float | None = None,
+    metric: Callable[[Any, Any], float] | None = None,
     configure: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
@@ -111,6 +113,9 @@ def torch2rt(
       with `"fp32"`, types are the module's. Parts that are half already stay as they are.
       `"int8"` computes convolutions and linear layers in int8 and the rest as `"fp16"` does; `"int8+bf16"` and
       `"int8+fp32"` say what the rest is in. A layer that cannot be quantised is not, and the report names it.
+      `"auto"` is `"fp16"` with as few modules in float32 as it takes for `metric` to be at most `tolerance` (1e-3) on
+      the example and `samples`: a function of two lists of outputs, of float16 and of float32, by default the largest
+      distance in parts of an output's norm. The report has the modules and the metric for the numbers tried.
     - `calibration`: for int8, batches of inputs such as the engine will be given, each as `inputs`: a list, a generator
       or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is larger
       saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default), `"minmax"`,
@@ -151,6 +156,8 @@ def torch2rt(
             calibration_method=calibration_method,
             calibration_cache=calibration_cache,
             keep_float=keep_float,
+            tolerance=tolerance,
+            metric=metric,
         ),
     )
     precise = Precision(**asked)

@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.fx.node import Node
 
 from torch2rt.errors import InputError
+from torch2rt.graph import graph_meta
 from torch2rt.passes import calibration_file
 from torch2rt.passes.calibrate import calibrate
+from torch2rt.passes.copies import copy_graph, finish
 from torch2rt.passes.histogram import METHODS
 from torch2rt.passes.order import Pass
 from torch2rt.passes.precision import mixed_precision
 from torch2rt.passes.quantize import observed, quantize
 from torch2rt.passes.ranges import Ranges, as_samples, measure
+from torch2rt.passes.search import Metric, search
 from torch2rt.passes.selection import select
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 IO_TYPES = {"fp32": torch.float32, **TYPES}
 INT8 = {"int8": torch.float16, "int8+bf16": torch.bfloat16, "int8+fp32": torch.float32}  # and what is not int8
-PRECISIONS = ("fp32", *TYPES, *INT8)
+PRECISIONS = ("fp32", *TYPES, *INT8, "auto")
+TOLERANCE = 1e-3
 
 Samples = Callable[[torch.fx.GraphModule], Iterable[list[torch.Tensor]]]
 
@@ -44,6 +49,8 @@ class Precision:
     calibration_method: str | None = None
     calibration_cache: Any = None
     keep_float: Any = ()
+    tolerance: float | None = None
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):
@@ -58,6 +65,7 @@ class Precision:
                 kind = type(value).__name__
                 raise InputError(f"{name}= is a list of samples, each the inputs of a call, not a {kind}.")
         self._check_needless("int8", self.is_int8, "calibration calibration_method calibration_cache keep_float")
+        self._check_needless("precision='auto'", self.precision == "auto", "tolerance metric")
         self._check_needless("a low precision", self.is_low or self.is_int8, "keep_fp32")
         self._check_needless("a low precision", self.is_low, "io_precision force_low samples")
         if self.is_low and IO_TYPES[self.io_precision or "fp32"] not in (torch.float32, self.low):
@@ -81,7 +89,7 @@ class Precision:
     @property
     def low(self) -> torch.dtype:
         """The floating-point type of products that are not int8."""
-        return {**TYPES, **INT8}.get(self.precision or "", torch.float32)
+        return {**TYPES, **INT8, "auto": torch.float16}.get(self.precision or "", torch.float32)
 
     @property
     def is_low(self) -> bool:
@@ -139,9 +147,12 @@ class Precision:
                 keep, force = ({n: chosen[n.name] for n in graph.graph.nodes if n.name in chosen} for chosen in names)
             if not self.is_low:
                 return graph
-            return mixed_precision(
-                graph, self.low, keep=keep, force=force, ranges=self._ranges(graph, examples, ranges), io=self.io
-            )
+            samples = None if self.samples is None else as_samples(graph, self.samples, is_one_of_several)
+            if samples != [] and (samples is not None or self.low is torch.float16):
+                ranges = measure(graph, [*examples(graph), *(samples or [])], ranges)
+            if self.precision == "auto":
+                graph, keep = self._searched(graph, [*examples(graph), *(samples or [])], keep, force, ranges)
+            return mixed_precision(graph, self.low, keep=keep, force=force, ranges=ranges, io=self.io)
 
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
@@ -159,12 +170,17 @@ class Precision:
             calibration_file.save(self.calibration_cache, graph, nodes, found, method)
         return found, ranges
 
-    def _ranges(self, graph: torch.fx.GraphModule, examples: Samples, ranges: Ranges) -> Ranges:
-        """The ranges of values on the samples; without any, bfloat16 holds what float32 holds."""
-        given = None if self.samples is None else list(self.samples)
-        if given == [] or given is None and self.low is torch.bfloat16:
-            return ranges
-        return measure(graph, [*examples(graph), *as_samples(graph, given or [])], ranges)
+    def _searched(
+        self, graph: torch.fx.GraphModule, samples: list[list[torch.Tensor]], keep: Any, force: Any, ranges: Ranges
+    ) -> tuple[torch.fx.GraphModule, dict[Node, str]]:
+        """The graph, with what was found in its report, and the calls that stay in float32."""
+        tolerance = TOLERANCE if self.tolerance is None else self.tolerance
+        found = search(graph, self.low, samples, tolerance, self.metric, keep=keep, force=force, ranges=ranges)
+        text = f"precision='auto': {found}, the tolerance {tolerance:g}"
+        noted, meta = copy_graph(graph), graph_meta(graph)
+        noted.meta["torch2rt"] = dataclasses.replace(meta, assumptions=(*meta.assumptions, text))
+        names = {node.name: why for node, why in {**found.keep, **keep}.items()}
+        return finish(noted), {node: names[node.name] for node in noted.graph.nodes if node.name in names}
 
 
 def is_list(value: Any) -> bool:

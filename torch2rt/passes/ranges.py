@@ -114,17 +114,23 @@ def measure(
     return ranges
 
 
-def as_samples(graph: torch.fx.GraphModule, samples: Iterable[Any]) -> list[list[torch.Tensor]]:
+def as_samples(graph: torch.fx.GraphModule, samples: Iterable[Any], others: bool = False) -> list[list[torch.Tensor]]:
     """Samples as users give them, as the tensors of the graph's inputs.
 
     Each is the positional arguments of a call, in a list or tuple, one tensor, or a dict of keyword arguments. Raises
-    `InputError` for one that the engine would not take.
+    `InputError` for one that the engine would not take; with `others`, those of sizes that it does not serve are left
+    out, as another engine of the module serves them.
     """
     interface, found = graph_meta(graph).interface, []
     devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
     for sample in samples:
         args = tuple(sample) if isinstance(sample, (tuple, list)) else () if isinstance(sample, Mapping) else (sample,)
         tensors = interface.tensors(args, sample if isinstance(sample, Mapping) else {})
-        interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
+        try:
+            interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
+        except InputError:
+            if others:
+                continue
+            raise
         found.append([x.to(device) for x, device in zip(tensors, devices, strict=True)])
     return found
