@@ -288,12 +288,15 @@ _OWN = "torch2rt.converters."
 def load() -> Registry:
     """The registry with every converter that comes with torch2rt in it.
 
-    Those of torchvision's operators join when torchvision is imported, as it is before a module can call them.
+    Those of torchvision's operators join when torchvision is imported, as it is before a module can call them; those of
+    torch's quantised programs likewise.
     """
     import torch2rt.converters  # registers on import
 
     if "torchvision" in sys.modules:
-        import torch2rt.converters.vision  # noqa: F401
+        import torch2rt.converters.vision
+    if hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
+        import torch2rt.converters.decomposed  # noqa: F401
 
     return REGISTRY
 

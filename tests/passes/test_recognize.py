@@ -25,6 +25,7 @@ WRITTEN = {
     "numbers": (lambda x: torch.clamp(torch.round(x / 0.031), -128, 127) * 0.031, (0.031,)),
     "fewer integers": (lambda x: 0.25 * (x / 0.25).round().clip(min=-127, max=127), (0.25, -127, 127)),
     "torch's": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.031, 0, -128, 127), (0.031, -128, 127)),
+    "through int8": (lambda x: (x / 0.25).round().clamp(-128, 127).to(torch.int8).float() * 0.25, (0.25,)),
     "narrower": (lambda x: torch.fake_quantize_per_tensor_affine(x, 0.5, 0, -3, 4), (0.5, -3, 4)),
 }
 
@@ -56,6 +57,7 @@ OTHERS = {
     "digits": lambda x: (x / 0.5).round(decimals=2).clamp(-128, 127) * 0.5,
     "a scale for each column": lambda x: (x / torch.arange(1.0, 8)).round().clamp(-128, 127) * torch.arange(1.0, 8),
     "used in between": shared,
+    "through bytes": lambda x: (x / 0.5).round().clamp(-128, 127).to(torch.uint8).float() * 0.5,
     "negative": lambda x: (x / -0.5).round().clamp(-128, 127) * -0.5,
     "no bound above": lambda x: (x / 0.5).round().clamp(min=-128) * 0.5,
     "between halves": lambda x: (x / 0.5).round().clamp(-1.5, 2.5) * 0.5,
@@ -120,6 +122,34 @@ def test_numbers_on_a_grid():
     assert on_grid(torch.randn(6, 15)) is None
     assert on_grid(torch.cat([weight.flatten(1), torch.randn(1, 15)])) is None
     assert on_grid(torch.full((2, 3), torch.nan)) is None
+
+
+class Decomposed(nn.Module):
+    """As pt2e leaves a program: integers in between, weights as they are stored, and a zero point further on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randint(-127, 128, (5, 6), dtype=torch.int8), requires_grad=False)
+        self.scales, self.zeros = torch.rand(5) + 0.1, torch.zeros(5, dtype=torch.int64)
+
+    def forward(self, x):
+        ops, int8 = torch.ops.quantized_decomposed, (-128, 127, torch.int8)
+        x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, 0.02, 0, *int8), 0.02, 0, *int8)
+        weight = ops.dequantize_per_channel(self.weight, self.scales, self.zeros, 0, *int8)
+        y = F.linear(x, weight)
+        return ops.dequantize_per_tensor(ops.quantize_per_tensor(y, 0.5, 3, *int8), 0.5, 3, *int8)
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_quantised_programs(exported):
+    pytest.importorskip("torch.ao.quantization.fx._decomposed")
+    model, x = Decomposed().eval(), torch.randn(4, 6)
+    program = torch.export.export(model, (x,)) if exported else model
+    model_trt = torch2rt(program, [x])
+    compare(model_trt.reference()(x), model(x), 1e-5, 1e-5)
+    kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
+    assert kinds.count("QUANTIZE") == 1 and kinds.count("DEQUANTIZE") == 2
 
 
 # Packages -------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torch.fx.node import Node
 from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
-from torch2rt.passes.precision_rules import name_of
+from torch2rt.passes.precision_rules import CONVERSIONS, name_of
 from torch2rt.passes.quantize import CONVOLUTIONS, PRODUCTS
 from torch2rt.passes.quantized import dequantize, fake_quantize
 from torch2rt.registry import load
@@ -55,6 +55,10 @@ def _is(node: object, targets: Iterable[object]) -> TypeGuard[Node]:
 def _rounding(graph: torch.fx.GraphModule, last: Node) -> bool:
     """Replace `clamp(round(x * scale), low, high) / scale`, which ends in a call, if it is that."""
     bounded, inverse = _operands(graph, last)
+    between = []  # to int8, and back
+    while bounded is not None and name_of(bounded.target) in CONVERSIONS and isinstance(bounded.args[0], Node):
+        between.append(bounded)
+        bounded = bounded.args[0]
     if bounded is None or not _is(bounded, _BETWEEN) or inverse is None:
         return False
     names = ("input", "min", "max")
@@ -67,17 +71,20 @@ def _rounding(graph: torch.fx.GraphModule, last: Node) -> bool:
     if x is None or factor is None or inverse <= 0 or not (low == int(low) >= -128 and high == int(high) <= 127):
         return False
     value, result = x.meta["val"], last.meta["val"]
+    if any(node.meta["val"].dtype in (torch.uint8, torch.bool) for node in between):
+        return False
     if abs(factor * inverse - 1) > 1e-6 or not low < 0 < high or value.dtype is not result.dtype:
         return False
-    if not value.dtype.is_floating_point or any(len(n.users) > 1 for n in (bounded, rounded, rounded.args[0])):  # type: ignore
+    steps = [*between, bounded, rounded, rounded.args[0]]
+    if not value.dtype.is_floating_point or any(len(n.users) > 1 for n in steps):
         return False
     bounds = () if (low, high) == (-128, 127) else (int(low), int(high))
     with graph.graph.inserting_before(last):
         call = graph.graph.call_function(fake_quantize, (x, inverse, *bounds))
     call.meta = dict(last.meta)
     last.replace_all_uses_with(call)
-    for old in (last, bounded, rounded, rounded.args[0]):
-        graph.graph.erase_node(old)  # type: ignore[arg-type]
+    for old in (last, *steps):
+        graph.graph.erase_node(old)
     return True
 
 
