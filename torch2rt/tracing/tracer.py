@@ -37,7 +37,7 @@ from torch2rt.tracing.calls.python_bodies import python_body
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
-from torch2rt.tracing.memory.tensors import is_wrapped
+from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of
 from torch2rt.tracing.recorder import Recorder
 from torch2rt.tracing.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
@@ -165,6 +165,8 @@ class Tracer(RecordingMode):
     def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._changes_shape(func, args, kwargs):
             return args[0]
+        if (kind := subclass_among((args, kwargs))) is not None and func not in self.recorder.open_calls:
+            return self._open_subclass(kind, func, args, kwargs)
         written, without_write = out_of_place(func, args, kwargs)
         if written is not None:
             return self._write((func, args, kwargs), written, without_write)
@@ -210,6 +212,22 @@ class Tracer(RecordingMode):
             raise TraceError(f"{self.recorder.location.here()}: {qualified_name(func)}: {error}.") from error
         finally:
             self.recorder.open_calls.pop()
+
+    def _open_subclass(self, kind: Any, func: Target, args: Any, kwargs: Any) -> Any:
+        """Record the calls that a tensor subclass makes of a call, on the tensors that it is made of."""
+        try:
+            return self._open(func, lambda *a, **k: kind.__torch_function__(func, (kind,), a, k), args, kwargs)
+        except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
+            name = next(
+                (name for name, owned in self.recorder.constants.owned.items() if subclass_of(owned) is kind),
+                "a tensor",
+            )
+            raise TraceError(
+                f"{self.recorder.location.here()}: '{name}' is a {kind.__module__}.{kind.__name__}, which does not say "
+                f"what {qualified_name(func)} does with it in torch calls that torch2rt can see "
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). Convert a module whose parameters "
+                "are plain tensors, such as before it was quantised, with precision=."
+            ) from error
 
     def _call_recorded(self, call: Call) -> Any:
         """Make a call and record the torch functions that it calls, where torch has set the mode aside."""
