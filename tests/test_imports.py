@@ -19,6 +19,7 @@ ORDER = [
     ["bench"],
     ["compile"],
     ["convert"],
+    ["fallback"],
     ["debug"],
     ["lowering"],
     ["lowering_errors"],

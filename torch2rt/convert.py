@@ -11,9 +11,13 @@ import torch
 
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
+from torch2rt.errors import UnsupportedError
+from torch2rt.fallback import Choice, convert_in_segments, plan_in_words
+from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.segments import PartitionedModule
 from torch2rt.tracing.trace import as_arguments, trace
 
 
@@ -41,8 +45,11 @@ def torch2rt(
     progress: bool | None = None,
     passes: Iterable[Pass] | None = None,
     configure: Callable[[Any], None] | None = None,
+    fallback: bool = False,
+    torch_executed: Iterable[Any] = (),
+    min_segment_calls: int | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
-) -> TRTModule:
+) -> TRTModule | PartitionedModule:
     """Convert a module to a TensorRT engine that is called like the module.
 
     - `module`: in eval mode. What `torch.export.export`, `torch.jit.trace` and `torch.jit.script` make of one, too.
@@ -72,10 +79,17 @@ def torch2rt(
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
+    - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch, and makes engines of the others. It
+      then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
+      refused, and the error says what `fallback=True` would do.
+    - `torch_executed`: with `fallback`, what is to stay torch's in any case: functions as the graph calls them
+      (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
+    - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
+      calls: 3 by default.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`.
 
-    Returns a `TRTModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
+    Returns a `TRTModule`, or a `PartitionedModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
     it does not compute what the module does; see `torch2rt.errors`.
 
     >>> model_trt = torch2rt(torch.nn.Linear(3, 5).eval(), [torch.randn(2, 3)], max_batch_size=8)
@@ -84,6 +98,7 @@ def torch2rt(
     """
     check_mode(verify)
     ordered = chosen(passes, float64)
+    choice = Choice.of(fallback, torch_executed, min_segment_calls)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     stage = functools.partial(_stage, on_stage)
@@ -101,7 +116,6 @@ def torch2rt(
         max_batch_size=max_batch_size,
         progress=progress,
     )
-    network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
     options = dict(
         max_workspace_size=max_workspace_size,
         compute_capabilities=compute_capabilities,
@@ -110,7 +124,23 @@ def torch2rt(
         log_level=log_level,
         configure=configure,
     )
-    tensors = network.interface.tensors(*as_arguments(inputs, kwargs))
+    tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, kwargs))
+    refused: UnsupportedError | None = None
+    try:
+        network = stage("lower", lambda: lower(run(graph, ordered), nan=nan, passes=[]))
+    except UnsupportedError as error:
+        if choice is None:
+            raise UnsupportedError(f"{error}\n{plan_in_words(graph, error, ordered)}", error.calls) from error.__cause__
+        refused = error
+    if choice is not None and (refused is not None or choice.torch_executed):
+        partitioned = convert_in_segments(
+            module, graph, tensors, choice, refused, passes=ordered, nan=nan, verify=verify, options=options,
+            progress=progress, stage=stage,
+        )
+        if not keep_network:
+            partitioned.drop_network()
+        partitioned.cuda_graph = cuda_graph
+        return partitioned
     verifying = Verifying(
         module,
         graph,

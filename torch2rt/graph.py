@@ -86,6 +86,11 @@ def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:
     return meta
 
 
+def is_size(node: Node) -> bool:
+    """Whether a node computes a size, or is a step in the arithmetic of one."""
+    return node.op == "call_function" and ("val" not in node.meta or is_symbolic(node.meta["val"]))
+
+
 def place_of(node: Node) -> str:
     """A call's line and module, as an entry in the list of calls that cannot be converted begins."""
     module = node.meta["module"]

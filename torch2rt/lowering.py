@@ -88,6 +88,7 @@ class _Lowering:
         self.values: dict[torch.fx.Node, Any] = {}
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
+        self.refused: dict[str, str] = {}  # the reasons against nodes of the traced graph
         self.named = self.stand_ins = 0
         self.names: dict[str, int] = {}  # how many layers have a stem
         self.given: set[str] = set()
@@ -95,7 +96,7 @@ class _Lowering:
     def run(self) -> None:
         self.lower(self.graph.graph)
         if self.failures:
-            raise UnsupportedError(list_of(self.failures)) from self.bug
+            raise UnsupportedError(list_of(self.failures), self.refused) from self.bug
         assumed = graph_meta(self.graph).assumed
         self.lowered.interface = hold(assumed.decisions, assumed.ranges, self.lowered.interface)
         self.outputs()
@@ -109,17 +110,23 @@ class _Lowering:
                 self.failed.add(node)
                 if "val" in node.meta and node.target is not operator.getitem and not self.registry.find(node.target):  # type: ignore[arg-type]
                     args, kwargs = (map_aggregate(a, recorded_of) for a in (node.args, node.kwargs))
-                    self.failures.append(self.describe(node, args, kwargs, NO_CONVERTER))
+                    self.fail(node, self.describe(node, args, kwargs, NO_CONVERTER))
                 continue
             try:
                 self.values[node] = self.value(node)
             except UnsupportedError as error:
-                self.failures += filter(None, [str(error)])
+                self.fail(node, str(error))
                 self.named = self.network.num_layers  # what it has left there is not the next call's
                 try:
                     self.values[node] = map_aggregate(node.meta["val"], self.stand_in)
                 except KeyError:
                     self.failed.add(node)
+
+    def fail(self, node: torch.fx.Node, text: str) -> None:
+        """Keep what is wrong with a call; the text is empty where calls in its subgraphs have said it."""
+        self.failures += filter(None, [text])
+        if node.graph is self.graph.graph and "origin" in node.meta:
+            self.refused[node.meta["origin"]] = text or self.failures[-1]
 
     def stand_in(self, recorded: Any) -> Any:
         """An input of the network for the result of a call that failed, so that later calls are looked at as well.

@@ -65,6 +65,9 @@ class Report:
     - `without_cuda_graphs`: why calls run without CUDA graphs though `cuda_graph` asks for them; `None` if they do not,
       or before the engine was used.
 
+    - `segments`: for a module that was partitioned, a line for each segment in the order in which they run: its calls, and
+      for torch segments why they are not TensorRT's.
+
     It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
 
     >>> print(Report(assumptions=["a float64 table is computed in float32"]))
@@ -76,9 +79,10 @@ class Report:
     assumptions: list[str] = dataclasses.field(default_factory=list)
     needs: list[str] = dataclasses.field(default_factory=list)
     without_cuda_graphs: str | None = None
+    segments: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = ["not verified" if self.verified is None else str(self.verified)]
+        lines = ["not verified" if self.verified is None else str(self.verified), *self.segments]
         lines += [f"assumes: {text}" for text in self.assumptions] + [f"needs: {text}" for text in self.needs]
         if self.without_cuda_graphs:
             lines.append(f"runs without CUDA graphs: {self.without_cuda_graphs}")
@@ -94,5 +98,5 @@ class Report:
         verified = data.get("verified")
         if verified is not None:
             verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
-        assumptions, needs = (list(data.get(name, ())) for name in ("assumptions", "needs"))
-        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"))
+        assumptions, needs, segments = (list(data.get(name, ())) for name in ("assumptions", "needs", "segments"))
+        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"), segments)

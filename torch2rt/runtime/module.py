@@ -22,7 +22,7 @@ from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
 
 
-class _Converted(torch.nn.Module):
+class Converted(torch.nn.Module):
     """What an engine and its reference have in common: the calling convention."""
 
     def _interface(self) -> Interface:
@@ -40,7 +40,7 @@ class _Converted(torch.nn.Module):
         return list(self._interface().outputs)
 
 
-class TRTModule(_Converted):
+class TRTModule(Converted):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
     - `engine`: of `torch2rt.build`. `TRTModule()` is empty, until `load_state_dict` fills it.
@@ -302,7 +302,7 @@ class TRTModule(_Converted):
         return f"{self.built.describe()}{plain}"
 
 
-class ReferenceModule(_Converted):
+class ReferenceModule(Converted):
     """A network evaluated with torch, layer by layer, under the converted module's calling convention."""
 
     def __init__(self, network: Network) -> None:

@@ -1,0 +1,362 @@
+"""Run: a module that was cut into segments, engines and torch calls, as one `nn.Module`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.engine.report import Report
+from torch2rt.errors import EngineError, InputError, Torch2RTError
+from torch2rt.interface import Interface
+from torch2rt.network import Network
+from torch2rt.runtime.module import Converted, ReferenceModule, TRTModule
+from torch2rt.runtime.torch_segment import TorchSegment
+from torch2rt.sizes import evaluate_json
+
+Runner = Callable[..., Sequence[torch.Tensor]]  # of a segment's input tensors
+CARRIER_CHUNK = 1 << 16  # bytes that a carrier of sizes has at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One segment of a program: where its tensors come from and where they go.
+
+    - `inputs`: for each tensor a slot, or the size of a carrier as JSON (see `torch2rt.passes.split`).
+    - `outputs`: the slots of what it returns. `free`: the slots that nobody reads afterwards.
+    - `falls_back`: whether its sizes depend on values, and so may be such as the engine does not serve.
+    """
+
+    inputs: Sequence[Any]
+    outputs: Sequence[int]
+    free: Sequence[int] = ()
+    falls_back: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The segments of a module in the order in which they run, as JSON values say it."""
+
+    steps: Sequence[Step]
+    results: Sequence[int]
+    slots: int
+
+    @classmethod
+    def of(cls, inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[int]], results: Sequence[int], slots: int,
+           falls_back: Sequence[bool] = ()) -> Schedule:
+        """A schedule in which every value is let go of after its last use."""
+        last: dict[int, int] = {}
+        for index, taken in enumerate(inputs):
+            for item in taken:
+                for slot in _slots_in(item):
+                    last[slot] = index
+        free: list[list[int]] = [[] for _ in inputs]
+        for slot, index in last.items():
+            if slot not in results and not any(
+                slot in _slots_in(item) for taken in inputs[index + 1 :] for item in taken
+            ):
+                free[index].append(slot)
+        steps = [
+            Step(list(i), list(o), f, bool(falls_back) and falls_back[index])
+            for index, (i, o, f) in enumerate(zip(inputs, outputs, free, strict=True))
+        ]
+        return cls(steps, list(results), slots)
+
+    def to_json(self) -> dict[str, Any]:
+        """The schedule as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Schedule:
+        """The inverse of `to_json`."""
+        return cls([Step(**step) for step in data["steps"]], data["results"], data["slots"])
+
+
+def _slots_in(item: Any) -> list[int]:
+    """The slots that an input is, or reads sizes of."""
+    if isinstance(item, int):
+        return [item]
+    if isinstance(item, (list, tuple)):
+        if item[0] == "dim":
+            return [item[1]]
+        return [slot for part in item[1:] if isinstance(part, (list, tuple)) for slot in _slots_in(part)]
+    return []
+
+
+class _Shapes:
+    """The shapes of the values in slots, for `evaluate_json`."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __getitem__(self, slot: int) -> Any:
+        return self.values[slot].shape
+
+
+class _Carriers:
+    """Tensors of which only the size counts: pieces of one buffer for each device."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.device, torch.Tensor] = {}
+
+    def of(self, size: int, device: torch.device) -> torch.Tensor:
+        buffer = self._buffers.get(device)
+        if buffer is None or len(buffer) < size:
+            buffer = torch.zeros(max(CARRIER_CHUNK, 2 * size), dtype=torch.bool, device=device)
+            self._buffers[device] = buffer
+        return buffer[:size]
+
+
+def run(
+    schedule: Schedule,
+    tensors: Sequence[torch.Tensor],
+    runners: Sequence[Runner],
+    carriers: _Carriers,
+    kept: Callable[[], set[int]],
+) -> list[torch.Tensor]:
+    """The outputs of a program; none of them shares memory with an input, a constant or another output.
+
+    `kept` gives the addresses of the storages that outlive the call.
+    """
+    values: list[Any] = [*tensors, *[None] * (schedule.slots - len(tensors))]
+    shapes = _Shapes(values)
+    device = next((t.device for t in tensors), torch.device("cpu"))
+    with torch.no_grad():
+        for step, runner in zip(schedule.steps, runners, strict=True):
+            given = [
+                values[item] if isinstance(item, int) else carriers.of(evaluate_json(item, shapes), device)
+                for item in step.inputs
+            ]
+            for slot, value in zip(step.outputs, runner(*given), strict=True):
+                values[slot] = value
+            for slot in step.free:
+                if slot >= len(tensors):
+                    values[slot] = None
+        taken = kept() | {_address(t) for t in tensors}
+        outputs: dict[int, torch.Tensor] = {}
+        for slot in schedule.results:
+            if slot not in outputs:
+                value = values[slot]
+                if _address(value) in taken or value.is_conj() or value.is_neg():
+                    value = value.resolve_conj().resolve_neg()
+                    value = value.clone() if _address(value) in taken else value
+                if address := _address(value):
+                    taken.add(address)
+                outputs[slot] = value
+    return [outputs[slot] for slot in schedule.results]
+
+
+def _address(tensor: torch.Tensor) -> int:
+    """Where a tensor's storage begins; 0 for tensors without memory of this kind."""
+    if tensor.layout is not torch.strided:
+        return 0
+    return tensor.untyped_storage().data_ptr()
+
+
+@dataclasses.dataclass
+class PartitionedNetwork:
+    """What the segments of a module were lowered to: a `Network` for each engine, the calls themselves for torch."""
+
+    parts: Sequence[Network | TorchSegment]
+    schedule: Schedule
+    interface: Interface
+    assumptions: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def definitions(self) -> list[Any]:
+        return [part.definition for part in self.parts if isinstance(part, Network)]
+
+    @property
+    def nan(self) -> str:
+        return next((part.nan for part in self.parts if isinstance(part, Network)), "keep")
+
+    def reference(self) -> PartitionedReference:
+        """The program with its networks evaluated by torch."""
+        return PartitionedReference(self)
+
+
+class PartitionedModule(Converted):
+    """A converted module of which some calls stayed torch calls: `torch2rt(..., fallback=True)` makes it.
+
+    It is called like the module, with tensors of the GPU. Its segments run one after the other in the order of the
+    caller's CUDA stream, and nothing waits for the GPU but what torch itself waits for.
+
+    Attributes: `segments` (a `TRTModule` or `TorchSegment` each), `schedule`, `interface`, `report` (with a line for each
+    segment), `cuda_graph` and `borrow_outputs` of all engines.
+
+    >>> model_trt = torch2rt(model, [x], fallback=True)     # doctest: +SKIP
+    >>> print(model_trt.report)                             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[TRTModule | TorchSegment] = (),
+        schedule: Schedule | None = None,
+        interface: Interface | None = None,
+        report: Report | None = None,
+        network: PartitionedNetwork | None = None,
+    ) -> None:
+        super().__init__()
+        self.segments = torch.nn.ModuleList(segments)
+        self.schedule, self.interface = schedule, interface
+        self.report = report or Report()
+        self.eager: dict[int, TorchSegment] = {}  # torch's calls of engines that may meet sizes they do not serve
+        self._network = network
+        self._carriers = _Carriers()
+        self._kept: set[int] | None = None
+
+    def _interface(self) -> Interface:
+        if self.interface is None:
+            raise EngineError("This PartitionedModule holds no segments yet: load them with load_state_dict.")
+        return self.interface
+
+    @property
+    def engines(self) -> list[TRTModule]:
+        """The segments that are engines, in their order."""
+        return [segment for segment in self.segments if isinstance(segment, TRTModule)]
+
+    @property
+    def torch_segments(self) -> list[TorchSegment]:
+        """The segments that are torch calls, in their order."""
+        return [segment for segment in self.segments if isinstance(segment, TorchSegment)]
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether each engine's calls are replayed as CUDA graphs."""
+        return any(engine.cuda_graph for engine in self.engines)
+
+    @cuda_graph.setter
+    def cuda_graph(self, value: bool) -> None:
+        for engine in self.engines:
+            engine.cuda_graph = value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the segments; raises `InputError` for tensors that do not fit."""
+        interface = self._interface()
+        tensors = interface.tensors(args, kwargs)
+        shapes = [tuple(t.shape) for t in tensors]
+        interface.check(shapes, [t.dtype for t in tensors])
+        return interface.wrap(self.run(tensors), shapes)
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for the input tensors, in the order of the interface."""
+        assert self.schedule is not None
+        runners = [self._runner(i, step) for i, step in enumerate(self.schedule.steps)]
+        return run(self.schedule, tensors, runners, self._carriers, self._constants)
+
+    def _runner(self, index: int, step: Step) -> Runner:
+        segment, eager = self.segments[index], self.eager.get(index)
+        if isinstance(segment, TorchSegment):
+            return segment
+
+        def run_engine(*tensors: torch.Tensor) -> Any:
+            device = next((t.device for t in tensors if t.is_cuda), None)
+            if device is not None:  # a 0-d tensor that torch keeps on the CPU
+                tensors = tuple(t if t.is_cuda else t.to(device) for t in tensors)
+            if step.falls_back and eager is not None and not serves(segment._interface(), tensors):
+                return eager(*tensors)
+            return segment(*tensors)
+
+        return run_engine
+
+    def _constants(self) -> set[int]:
+        if self._kept is None:
+            parts = [*self.torch_segments, *self.eager.values()]
+            self._kept = {_address(t) for part in parts for t in part.constants()} - {0}
+            self._kept |= {_address(t) for t in self._carriers._buffers.values()}
+        return self._kept
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._kept = None
+        for segment in self.eager.values():
+            segment._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def load(self, device: torch.device) -> PartitionedModule:
+        """Load the engines on a GPU; raises `EngineError` where they cannot run there."""
+        for segment in self.torch_segments:
+            if segment.draws and segment.device.type != device.type:
+                raise EngineError(
+                    f"it draws random numbers, which are others on {device} than on {segment.device}, where the module is"
+                )
+        for engine in self.engines:
+            engine.load(device)
+        self._device = device
+        return self
+
+    @property
+    def device(self) -> torch.device | None:
+        """The GPU that the engines run on, if that is decided."""
+        return getattr(self, "_device", None) or next((e.device for e in self.engines if e.device), None)
+
+    @property
+    def network(self) -> PartitionedNetwork | None:
+        """What the segments were lowered to, if it was kept."""
+        return self._network
+
+    def drop_network(self) -> None:
+        """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
+        self._network = None
+        for engine in self.engines:
+            engine.drop_network()
+
+    def reference(self) -> PartitionedReference:
+        """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
+        if self._network is None:
+            raise Torch2RTError(
+                "reference() needs the network: convert with keep_network=True; a loaded module has none."
+            )
+        return self._network.reference()
+
+    def extra_repr(self) -> str:
+        return "\n".join(self.report.segments)
+
+
+class PartitionedReference(Converted):
+    """A partitioned module without engines: networks are evaluated with torch."""
+
+    def __init__(self, network: PartitionedNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
+        self.runners: list[Runner] = [
+            mine or _evaluated(part)  # type: ignore[arg-type]
+            for mine, part in zip(self.parts, network.parts, strict=True)
+        ]
+        self._carriers = _Carriers()
+
+    @property
+    def interface(self) -> Interface:
+        """Names, dtypes and ranges of inputs and outputs."""
+        return self.network.interface
+
+    def _interface(self) -> Interface:
+        return self.network.interface
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the device of the inputs; raises `InputError` for what the engines would refuse."""
+        interface = self.interface
+        tensors = interface.tensors(args, kwargs)
+        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
+
+    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for the input tensors, each in the order of the interface."""
+        self.interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
+        kept = {_address(t) for part in self.parts if part is not None for t in part.constants()} - {0}
+        return run(self.network.schedule, tensors, self.runners, self._carriers, lambda: kept)
+
+
+def _evaluated(network: Network) -> Runner:
+    reference = ReferenceModule(network)
+    return lambda *tensors: reference.outputs(tensors)
+
+
+def serves(interface: Interface, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether an engine takes tensors of these shapes."""
+    with contextlib.suppress(InputError):
+        interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
+        return True
+    return False
