@@ -115,6 +115,7 @@ def torch2rt(
         max_shapes=max_shapes,
         max_batch_size=max_batch_size,
         progress=progress,
+        fallback=choice is not None,
     )
     options = dict(
         max_workspace_size=max_workspace_size,

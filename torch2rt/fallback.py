@@ -20,7 +20,8 @@ from torch2rt.lowering import lower
 from torch2rt.network import Network
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
-from torch2rt.passes.partition import Segment, describe_target, is_call, is_ordered, partition, why_no_type
+from torch2rt.passes.effects import draws
+from torch2rt.passes.partition import Segment, describe_target, is_call, partition, why_no_type
 from torch2rt.passes.split import Piece, Program, split
 from torch2rt.registry import qualified_name
 from torch2rt.runtime.module import TRTModule
@@ -232,7 +233,7 @@ def convert_in_segments(
 
 def torch_segment(piece: Piece, device: torch.device) -> TorchSegment:
     """The calls of a piece as a module."""
-    return TorchSegment(piece.graph, device, any(map(is_ordered, piece.segment.nodes)))
+    return TorchSegment(piece.graph, device, any(map(draws, piece.segment.nodes)))
 
 
 def schedule_of(program: Program) -> Schedule:

@@ -18,6 +18,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.interface import AXES
 from torch2rt.lowering_errors import NO_CONVERTER, describe_call, kind_of, line_below, list_of, quote, recorded_of
 from torch2rt.network import Network, origin_of
+from torch2rt.passes.effects import is_random
 from torch2rt.passes.float64 import as_recorded
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.registry import Converter, load
@@ -172,6 +173,8 @@ class _Lowering:
                 reason = f"its converter gives no result {args[1]} for these arguments"
                 raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
+        if is_random(node):
+            raise UnsupportedError(self.describe(node, args, kwargs, "an engine draws no random numbers"))
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
             with torch.no_grad():
                 result = as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]

@@ -61,6 +61,8 @@ CALLS = {
     "eig": lambda a, b: a + torch.linalg.eigvals(b.T @ b).real.sum(),
     "double": lambda a, b: (a.double() * 0.1 + b).float(),
     "random": lambda a, b: a + torch.rand_like(b),
+    "noise": lambda a, b: a * torch.rand(6) + torch.empty(6).normal_(0.5, 2.0),
+    "choice": lambda a, b: a + b[torch.randperm(b.shape[0])][0] + torch.randint(3, (6,)),
     "dropout": lambda a, b: F.dropout(a, 0.3, training=True) - b,
     "in_place": add_in_place,
     "view": write_through_view,
@@ -116,7 +118,7 @@ drawn_calls = st.lists(
 def test_drawn_partitions_equal_eager(calls, returned, marks, least):
     module = Drawn(calls, returned).eval()
     x, y = torch.linspace(-1, 2, 24).view(4, 6), torch.linspace(1, -1, 24).view(4, 6).sin()
-    graph = trace(module, [x, y], min_shapes=[(2, 6), (2, 6)], max_shapes=[(5, 6), (5, 6)])
+    graph = trace(module, [x, y], min_shapes=[(2, 6), (2, 6)], max_shapes=[(5, 6), (5, 6)], fallback=True)
     marked = [n for i, n in enumerate(filter(is_call, graph.graph.nodes)) if marks >> (i % 30) & 1]
     reference, program = reference_of(graph, dict.fromkeys(marked, "marked"), least)
     note(str([(p.segment.is_torch, [n.name for n in p.segment.nodes]) for p in program.pieces]))

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.tensorrt import DTYPES
 from torch2rt.graph import is_size
+from torch2rt.passes.effects import draws
 from torch2rt.registry import qualified_name
 from torch2rt.structure import bare_name
 
@@ -33,7 +34,6 @@ NOT_COUNTED = frozenset(
         size select slice
     """.split()
 )
-RANDOM_WITH_TRAINING = ("dropout", "rrelu", "lstm", "gru", "rnn", "attention")
 
 
 @dataclass(frozen=True)
@@ -103,19 +103,6 @@ def is_counted(node: Node) -> bool:
     return getattr(node.target, "__name__", "").split(".")[0] not in NOT_COUNTED
 
 
-def is_ordered(node: Node) -> bool:
-    """Whether a torch call may do more than compute its result of its arguments: it may draw random numbers."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        target = getattr(target, target.overloads()[0])
-    if isinstance(target, torch._ops.OpOverload):
-        if target.namespace not in ("aten", "prims", "torchvision", "quantized_decomposed"):
-            return True
-        return torch.Tag.nondeterministic_seeded in target.tags
-    name = getattr(target, "__name__", "")
-    return any(part in name for part in RANDOM_WITH_TRAINING) or not qualified_name(target).startswith("torch")  # type: ignore[arg-type]
-
-
 def has_type(value: Any) -> bool:
     """Whether TensorRT has a tensor of this type."""
     return (
@@ -155,7 +142,7 @@ def _levels(nodes: Iterable[Node], torch_calls: set[Node]) -> dict[Node, int]:
     for node in nodes:
         is_torch = node in torch_calls
         before = [i for i in sources(node) if i in levels]
-        if is_torch and is_ordered(node):
+        if is_torch and draws(node):
             before, ordered = before + ([ordered] if ordered else []), node
         start = 0 if is_torch else 1
         levels[node] = max((levels[i] + ((i in torch_calls) != is_torch) for i in before), default=start)

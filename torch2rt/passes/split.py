@@ -20,10 +20,15 @@ from torch.utils._pytree import tree_leaves
 from torch2rt.graph import Assumed, GraphMeta, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
+from torch2rt.passes.effects import draws
 from torch2rt.passes.partition import Segment
 from torch2rt.sizes import Dim, Symbols, evaluate, expression, extremes, is_symbolic, to_json
 
 CARRIER = torch.bool
+_VIEWS: dict[Any, Any] = {
+    torch.Tensor.view: torch.Tensor.reshape,
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+}
 
 
 @dataclass
@@ -31,7 +36,8 @@ class Piece:
     """One segment of a graph, cut out.
 
     - `graph`: its calls, with an interface of tensors in and a tuple of tensors out.
-    - `inputs`: where its input tensors come from: a slot, or for a carrier the size as JSON, over slots and axes.
+    - `inputs`: where its input tensors come from: a slot; for a carrier the size as JSON, over slots and axes; or
+      `["laid out", slot, axes]` for a value with its axes in memory in this order, the outermost first.
     - `outputs`: the slots that its outputs fill.
     """
 
@@ -92,6 +98,8 @@ class _Splitter:
         inside = set(segment.nodes)
         free = self.free_symbols(segment)
         inputs: list[Any] = [self.slots[node] for node in segment.inputs]
+        if segment.is_torch and any(draws(node) or _reads_strides(node) for node in segment.nodes):
+            inputs = [self.laid_out(node) for node in segment.inputs]
         graph = _Copy(self.graph, inside)
         specs, symbols = [], {}
         for index, node in enumerate(segment.inputs):
@@ -114,7 +122,7 @@ class _Splitter:
         for node in segment.nodes:
             graph.copy(node)
         names = _distinct([node.name for node in segment.outputs], {spec.name for spec in specs})
-        module = graph.finish(segment.outputs)
+        module = graph.finish(segment.outputs, segment.is_torch)
         module.meta["torch2rt"] = GraphMeta(_interface(specs, names), symbols, Assumed([], symbols))
         first = len(self.slots)
         for node in segment.outputs:
@@ -130,6 +138,15 @@ class _Splitter:
                 self.symbols[symbol] = Dim(self.slots[node], node.name, axis, bound.min, bound.max)
                 self.opt[symbol] = bound.opt
                 self.size_of[symbol] = node.meta["val"].shape[axis]
+
+    def laid_out(self, node: Node) -> Any:
+        """An input of a segment that looks at strides: with those of the module's own value."""
+        slot, value = self.slots[node], node.meta["val"]
+        if node.op == "placeholder" or value.layout is not torch.strided:
+            return slot
+        strides = [evaluate(expression(stride), self.opt) for stride in value.stride()]
+        axes = sorted(range(value.dim()), key=lambda axis: -strides[axis])
+        return slot if axes == sorted(axes) else ["laid out", slot, axes]
 
     def spec(self, node: Node) -> Input:
         """What is known of an input of a segment."""
@@ -210,13 +227,23 @@ class _Copy:
         copy = self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
         return copy
 
-    def finish(self, outputs: Iterable[Node]) -> torch.fx.GraphModule:
+    def finish(self, outputs: Iterable[Node], is_torch: bool) -> torch.fx.GraphModule:
+        """The graph module with these outputs. What engines return is contiguous, so torch's views may be copies."""
         self.graph.output(tuple(self.copy(node) for node in outputs))
+        if is_torch:
+            for node in self.graph.nodes:
+                if node.target in _VIEWS and not isinstance(node.args[1], torch.dtype) and "dtype" not in node.kwargs:
+                    node.target = _VIEWS[node.target]
         for node in reversed(self.graph.nodes):
             if is_size(node) and not node.users:
                 self.graph.erase_node(node)
         self.module.recompile()
         return self.module
+
+
+def _reads_strides(node: Node) -> bool:
+    """Whether a call's result depends on how its arguments lie in memory."""
+    return "as_strided" in getattr(node.target, "__name__", "")
 
 
 def _interface(inputs: Sequence[Input], outputs: Sequence[str]) -> Interface:

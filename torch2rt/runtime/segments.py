@@ -80,7 +80,7 @@ def _slots_in(item: Any) -> list[int]:
     if isinstance(item, int):
         return [item]
     if isinstance(item, (list, tuple)):
-        if item[0] == "dim":
+        if item[0] in ("dim", "laid out"):
             return [item[1]]
         return [slot for part in item[1:] if isinstance(part, (list, tuple)) for slot in _slots_in(part)]
     return []
@@ -127,7 +127,7 @@ def run(
     with torch.no_grad():
         for step, runner in zip(schedule.steps, runners, strict=True):
             given = [
-                values[item] if isinstance(item, int) else carriers.of(evaluate_json(item, shapes), device)
+                values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
                 for item in step.inputs
             ]
             for slot, value in zip(step.outputs, runner(*given), strict=True):
@@ -147,6 +147,14 @@ def run(
                     taken.add(address)
                 outputs[slot] = value
     return [outputs[slot] for slot in schedule.results]
+
+
+def _made(item: Any, values: Sequence[Any], shapes: Any, carriers: _Carriers, device: torch.device) -> torch.Tensor:
+    """An input that is no value as it is: a carrier of a size, or a value laid out in another way."""
+    if item[0] != "laid out":
+        return carriers.of(evaluate_json(item, shapes), device)
+    _, slot, axes = item
+    return values[slot].permute(axes).contiguous().permute([axes.index(axis) for axis in range(len(axes))])
 
 
 def _address(tensor: torch.Tensor) -> int:

@@ -48,10 +48,12 @@ class Recorder:
     - `location`: where in the user's code the trace is.
     - `symbols`, `decisions`: the dynamic sizes, and what was claimed of them.
     - `constants`: what the graph's `get_attr` nodes stand for.
+    - `fallback`: whether what only torch can run is recorded, too.
     - `open_calls`: the calls whose bodies are being recorded in their place, outermost first.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, fallback: bool = False) -> None:
+        self.fallback = fallback
         self.registry = load()
         self.graph = torch.fx.Graph()
         self.location = SourceLocation(module)

@@ -19,6 +19,7 @@ from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta
 from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
+from torch2rt.passes.effects import draws
 from torch2rt.passes.value_numbers import value_numbers
 from torch2rt.progress import Spinner
 from torch2rt.sizes import expression, in_words, is_symbolic, to_json
@@ -57,11 +58,13 @@ def trace(
     max_shapes: Any = None,
     max_batch_size: int | None = None,
     progress: bool | None = None,
+    fallback: bool = False,
 ) -> torch.fx.GraphModule:
     """Record the torch calls that `module(*inputs, **kwargs)` makes.
 
     The arguments are those of `torch2rt.torch2rt`; `progress` shows a spinner with the module that is being traced, by
-    default where stderr is a terminal. The graph has one placeholder per input tensor and one output, a
+    default where stderr is a terminal. `fallback` also records what only torch can run, such as calls that draw random
+    numbers, of which `lower` makes no network. The graph has one placeholder per input tensor and one output, a
     flat tuple; running it on real tensors does what the module does. Every node carries `meta["val"]` (fake tensors
     with symbolic sizes), `meta["module"]` (module path) and `meta["source"]` (the user's `file:line`); the graph module
     carries `meta["torch2rt"]`, with the interface of the engine to be; `torch2rt.graph` documents all of it.
@@ -91,14 +94,14 @@ def trace(
     spinner = Spinner("trace", progress)
 
     def run(shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = Tracer(module, Interface(specs, arguments, parameters), record_operators)
+        tracer = Tracer(module, Interface(specs, arguments, parameters), record_operators, fallback)
         with spinner.turning(lambda: tracer.recorder.location.latest):
             return _run(module, tracer, leaves, shapes, output_names, accepts)
 
     def refusal(shapes: Sequence[Shape]) -> BaseException | None:
         """The error that the module itself raises with these shapes."""
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
-        tracer = Tracer(module, Interface(static, arguments, parameters), record_operators)
+        tracer = Tracer(module, Interface(static, arguments, parameters), record_operators, fallback)
         try:
             with spinner.turning(lambda: tracer.recorder.location.latest):
                 _run(module, tracer, leaves, shapes, None, lambda shapes: True)
@@ -233,7 +236,7 @@ def _run(
     interface = recorder.decisions.check(interface, accepts)
     _check_eager(tracer)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
-        if node.op not in ("placeholder", "output") and not node.users:
+        if node.op not in ("placeholder", "output") and not node.users and not (recorder.fallback and draws(node)):
             recorder.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
     for node in recorder.graph.nodes:

@@ -24,6 +24,31 @@ def states(arguments: Any) -> list[torch.Tensor]:
     return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
 
 
+def put_back(before: list[torch.Tensor], arguments: Any) -> bool:
+    """Give the generators their former states, and say whether any had drawn numbers."""
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    given = [x for x in tree_leaves(arguments) if isinstance(x, torch.Generator)]
+    drew = False
+    for generator, state in zip((torch.default_generator, *cuda, *given), before):
+        if not torch.equal(generator.get_state(), state):
+            generator.set_state(state)
+            drew = True
+    return drew
+
+
+def writes_random_numbers(func: Any) -> bool:
+    """Whether a call fills its first argument with random numbers, or drops some of it, in place."""
+    return getattr(func, "__name__", "").split(".")[0] in _IN_PLACE
+
+
+_IN_PLACE = frozenset(
+    """
+        normal_ uniform_ bernoulli_ random_ exponential_ geometric_ cauchy_ log_normal_ dropout_ alpha_dropout_
+        feature_dropout_ feature_alpha_dropout_ rrelu_
+    """.split()
+)
+
+
 def states_elsewhere() -> Any:
     """The states of the generators outside of torch that everyone shares."""
     return random.getstate(), [bytes(x) if isinstance(x, np.ndarray) else x for x in np.random.get_state()]
