@@ -48,6 +48,7 @@ def torch2rt(
     fallback: bool = False,
     torch_executed: Iterable[Any] = (),
     min_segment_calls: int | None = None,
+    max_sizes: int | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
 ) -> TRTModule | PartitionedModule:
     """Convert a module to a TensorRT engine that is called like the module.
@@ -86,6 +87,9 @@ def torch2rt(
       (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
     - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
       calls: 3 by default.
+    - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as the number
+      of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with other
+      sizes run such a segment with torch.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`.
 
@@ -98,7 +102,7 @@ def torch2rt(
     """
     check_mode(verify)
     ordered = chosen(passes, float64)
-    choice = Choice.of(fallback, torch_executed, min_segment_calls)
+    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     stage = functools.partial(_stage, on_stage)
@@ -135,8 +139,17 @@ def torch2rt(
         refused = error
     if choice is not None and (refused is not None or choice.torch_executed):
         partitioned = convert_in_segments(
-            module, graph, tensors, choice, refused, passes=ordered, nan=nan, verify=verify, options=options,
-            progress=progress, stage=stage,
+            module,
+            graph,
+            tensors,
+            choice,
+            refused,
+            passes=ordered,
+            nan=nan,
+            verify=verify,
+            options=options,
+            progress=progress,
+            stage=stage,
         )
         if not keep_network:
             partitioned.drop_network()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,13 +18,14 @@ from torch2rt.engine.report import Report
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
+from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.network import Network
+from torch2rt.passes.effects import draws
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
-from torch2rt.passes.effects import draws
 from torch2rt.passes.partition import Segment, describe_target, is_call, partition, why_no_type
-from torch2rt.passes.split import Piece, Program, split
-from torch2rt.registry import qualified_name
+from torch2rt.passes.split import MAX_SIZE, Piece, Program, split
+from torch2rt.registry import load, qualified_name
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.segments import PartitionedModule, PartitionedNetwork, Schedule
 from torch2rt.runtime.torch_segment import TorchSegment
@@ -39,13 +41,17 @@ class Choice:
 
     - `torch_executed`: functions, paths of modules, and classes of modules whose calls stay torch calls.
     - `min_segment_calls`: smaller TensorRT segments become torch calls.
+    - `max_sizes`: the largest size that engines are built for where a size depends on values.
     """
 
     torch_executed: Sequence[Any] = ()
     min_segment_calls: int = MIN_SEGMENT_CALLS
+    max_sizes: int = MAX_SIZE
 
     @classmethod
-    def of(cls, fallback: bool, torch_executed: Any, min_segment_calls: int | None) -> Choice | None:
+    def of(
+        cls, fallback: bool, torch_executed: Any, min_segment_calls: int | None, max_sizes: int | None
+    ) -> Choice | None:
         """`None` without fallback; raises `InputError` for what does not fit together."""
         if not isinstance(fallback, bool):
             raise InputError(f"{fallback=} is neither True nor False.")
@@ -56,9 +62,11 @@ class Choice:
             if not (isinstance(item, str) or callable(item)):
                 raise InputError(f"{item!r} in torch_executed is no function, no module path and no module class.")
         least = whole_number("min_segment_calls", min_segment_calls, 1)
-        if not fallback and (executed or least is not None):
-            raise InputError("torch_executed and min_segment_calls need fallback=True.")
-        return cls(executed, MIN_SEGMENT_CALLS if least is None else least) if fallback else None
+        most = whole_number("max_sizes", max_sizes, 1)
+        if not fallback and (executed or least is not None or most is not None):
+            raise InputError("torch_executed, min_segment_calls and max_sizes need fallback=True.")
+        least = MIN_SEGMENT_CALLS if least is None else least
+        return cls(executed, least, MAX_SIZE if most is None else most) if fallback else None
 
     def calls(self, graph: torch.fx.GraphModule, module: torch.nn.Module | None) -> Refused:
         """The calls that `torch_executed` speaks of."""
@@ -94,10 +102,18 @@ def _is_of(node: Node, item: Any, paths: set[str]) -> bool:
 
 def refused_calls(graph: torch.fx.GraphModule, error: UnsupportedError | None, passes: Sequence[Pass]) -> Refused:
     """The calls that lowering has refused, and those whose results have types that TensorRT has not."""
-    reasons = error.calls if error is not None else {}
-    found: Refused = {}
-    for node in filter(is_call, graph.graph.nodes):
-        if node.name in reasons:
+    registry = load()
+    calls = list(filter(is_call, graph.graph.nodes))
+    of_values = [node for node in calls if "unbacked" in node.meta]
+    # what was said of the whole graph is not true of segments, which are given the sizes that depend on values
+    reasons = error.calls if error is not None and not of_values else {}
+    found: Refused = dict.fromkeys(of_values, "the size of its result depends on values")
+    for node in calls:
+        if node in found:
+            continue
+        if of_values and registry.find(node.target) is None and node.target is not operator.getitem:  # type: ignore[arg-type]
+            found[node] = NO_CONVERTER
+        elif node.name in reasons:
             found[node] = reasons[node.name]
         elif (reason := why_no_type(node)) is not None:
             value = node.meta["val"]
@@ -125,6 +141,7 @@ class Partitioner:
     passes: Sequence[Pass]
     nan: str
     min_segment_calls: int
+    max_size: int = MAX_SIZE
 
     def __post_init__(self) -> None:
         self.networks: dict[tuple[str, ...], Network] = {}
@@ -133,7 +150,8 @@ class Partitioner:
     def lowered(self) -> Program:
         """The segments, once each of TensorRT's can be lowered."""
         while True:
-            program = split(self.graph, partition(self.graph, self.refused, self.min_segment_calls))
+            segments = partition(self.graph, self.refused, self.min_segment_calls)
+            program = split(self.graph, segments, self.max_size)
             found: Refused = {}
             for piece in program.pieces:
                 if not piece.segment.is_torch:
@@ -205,18 +223,21 @@ def convert_in_segments(
     passes = fitting(graph, passes)
     interface = hold(meta.assumed.decisions, meta.assumed.ranges, meta.interface)
     refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
-    partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls)
+    partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes)
     program = stage("lower", partitioner.lowered)
-    program = stage(
-        "build", partitioner.build, program, lambda network: build(network, **options, progress=progress)
-    )
+    program = stage("build", partitioner.build, program, lambda network: build(network, **options, progress=progress))
     device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
     parts: list[Any] = [
         torch_segment(piece, device) if piece.segment.is_torch else partitioner.networks[_key(piece)]
         for piece in program.pieces
     ]
     assumptions = list(dict.fromkeys(a for p in parts if isinstance(p, Network) for a in p.assumptions))
-    network = PartitionedNetwork(parts, schedule_of(program), interface, assumptions)
+    eager = {
+        index: torch_segment(piece, device)
+        for index, piece in enumerate(program.pieces)
+        if not piece.segment.is_torch and has_unbacked(piece)
+    }
+    network = PartitionedNetwork(parts, schedule_of(program), interface, assumptions, eager)
     report = Report(
         assumptions=list(assumptions),
         needs=[text for _, text in interface.constraints],
@@ -236,10 +257,16 @@ def torch_segment(piece: Piece, device: torch.device) -> TorchSegment:
     return TorchSegment(piece.graph, device, any(map(draws, piece.segment.nodes)))
 
 
+def has_unbacked(piece: Piece) -> bool:
+    """Whether sizes of what a piece takes depend on values."""
+    return any(str(symbol).startswith("u") for symbol in graph_meta(piece.graph).symbols)
+
+
 def schedule_of(program: Program) -> Schedule:
     """A program as what a `PartitionedModule` goes by."""
     inputs = [piece.inputs for piece in program.pieces]
-    return Schedule.of(inputs, [piece.outputs for piece in program.pieces], program.results, program.slots)
+    outputs = [piece.outputs for piece in program.pieces]
+    return Schedule.of(inputs, outputs, program.results, program.slots, program.checks)
 
 
 # In words ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,5 @@
 """Partition: drawn graphs of which drawn calls stay torch's equal eager; and what decides where calls run."""
 
-import operator
-
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, note, settings
@@ -13,8 +10,8 @@ from torch2rt import trace
 from torch2rt.fallback import Partitioner, schedule_of, torch_segment
 from torch2rt.graph import check_graph, graph_meta
 from torch2rt.passes import default
-from torch2rt.passes.partition import is_call, partition
-from torch2rt.runtime.segments import PartitionedNetwork, Schedule
+from torch2rt.passes.partition import is_call
+from torch2rt.runtime.segments import PartitionedNetwork
 
 # Calls of drawn modules: each takes the values so far, `a` and `b` of shape (n, 6), and returns another.
 

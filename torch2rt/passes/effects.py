@@ -25,9 +25,9 @@ def draws(node: Node) -> bool:
 
 
 def is_random(node: Node) -> bool:
-    """Whether a call draws random numbers whatever its arguments are."""
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+    """Whether a call draws random numbers whatever its arguments are; its first one may be the operator that does."""
+    operators = [t for t in (node.target, *node.args[:1]) if isinstance(t, torch._ops.OpOverload)]
+    return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)
 
 
 def _is_torch(target: object) -> bool:

@@ -123,7 +123,11 @@ def why_no_type(node: Node) -> str | None:
 
 def describe_target(node: Node) -> str:
     """The function that a call is of, such as `torch.Tensor.add`: the module's own call, where that was opened."""
-    return qualified_name(node.meta.get("function", node.target))  # type: ignore[arg-type]
+    while node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    target: Any = node.meta.get("function", node.target)
+    operators = [value for value in node.args[:1] if isinstance(value, torch._ops.OpOverload)]
+    return qualified_name(next(iter(operators), target))  # type: ignore[arg-type]
 
 
 def _close(nodes: Sequence[Node], torch_calls: set[Node]) -> None:
@@ -191,7 +195,6 @@ def _segments(
             for source in node.all_input_nodes
             if source not in inside and (source.op == "placeholder" or source in levels)
         )
-        outputs = [node for node in own if any(user not in inside for user in node.users)]  # sizes, too
+        outputs = [node for node in own if "unbacked" in node.meta or any(user not in inside for user in node.users)]
         why = {node: reasons[node] for node in own if node in reasons}
         yield Segment(own[0] in torch_calls, tuple(own), tuple(inputs), tuple(outputs), why)
-

@@ -22,13 +22,10 @@ from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
 from torch2rt.passes.effects import draws
 from torch2rt.passes.partition import Segment
-from torch2rt.sizes import Dim, Symbols, evaluate, expression, extremes, is_symbolic, to_json
+from torch2rt.sizes import Dim, Symbols, describe, evaluate, expression, extremes, is_symbolic, to_json
 
 CARRIER = torch.bool
-_VIEWS: dict[Any, Any] = {
-    torch.Tensor.view: torch.Tensor.reshape,
-    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-}
+MAX_SIZE = 1024
 
 
 @dataclass
@@ -51,7 +48,8 @@ class Piece:
 class Program:
     """The pieces of a graph in the order in which they run, and the slots of the module's outputs.
 
-    `slots` is how many there are. `names` are those of the values in them, for reports.
+    `slots` is how many there are. `names` are those of the values in them, for reports. `checks` are claims about sizes
+    that depend on values, as JSON over slots and axes, each in words.
     """
 
     pieces: list[Piece]
@@ -59,16 +57,20 @@ class Program:
     slots: int
     interface: Interface
     names: list[str] = field(default_factory=list)
+    checks: list[tuple[Any, str]] = field(default_factory=list)
 
 
-def split(graph: torch.fx.GraphModule, segments: Sequence[Segment]) -> Program:
-    """Cut a traced graph into its segments."""
-    return _Splitter(graph).run(segments)
+def split(graph: torch.fx.GraphModule, segments: Sequence[Segment], max_size: int = MAX_SIZE) -> Program:
+    """Cut a traced graph into its segments.
+
+    - `max_size`: the largest size that engines are built for where a size depends on values and torch knows no bound.
+    """
+    return _Splitter(graph, max_size).run(segments)
 
 
 class _Splitter:
-    def __init__(self, graph: torch.fx.GraphModule) -> None:
-        self.graph, self.meta = graph, graph_meta(graph)
+    def __init__(self, graph: torch.fx.GraphModule, max_size: int) -> None:
+        self.graph, self.meta, self.max_size = graph, graph_meta(graph), max_size
         placeholders = graph.graph.find_nodes(op="placeholder")
         self.slots: dict[Node, int] = {node: node.meta["input"] for node in placeholders}
         self.size_of: dict[sympy.Symbol, Any] = {}  # the SymInt of each symbol
@@ -79,6 +81,7 @@ class _Splitter:
             self.symbols[symbol] = Dim(dim.input, dim.name, dim.axis, spec.min[dim.axis], spec.max[dim.axis])
             self.opt[symbol] = spec.opt[dim.axis]
             self.size_of[symbol] = placeholders[dim.input].meta["val"].shape[dim.axis]
+        self.claims = list(self.meta.asserted)
         self.fake_mode = placeholders[0].meta["val"].fake_mode if placeholders else None
         self.device = placeholders[0].meta["val"].device if placeholders else torch.device("cpu")
 
@@ -89,9 +92,13 @@ class _Splitter:
         if constants:
             pieces.append(self.piece(Segment(True, (), (), tuple(constants), {})))
         results = [self.slots[node] for node in output.args[0]]  # type: ignore[index, union-attr]
-        return Program(
-            pieces, results, len(self.slots), self.meta.interface, [node.name for node in self.slots]
-        )
+        names = [node.name for node in self.slots]
+        checks = [
+            (to_json(claim, self.symbols), describe(claim, self.symbols))
+            for claim in dict.fromkeys(self.claims)
+            if claim.free_symbols <= self.symbols.keys()
+        ]
+        return Program(pieces, results, len(self.slots), self.meta.interface, names, checks)
 
     def piece(self, segment: Segment) -> Piece:
         """Cut out one segment, whose outputs get slots."""
@@ -122,7 +129,7 @@ class _Splitter:
         for node in segment.nodes:
             graph.copy(node)
         names = _distinct([node.name for node in segment.outputs], {spec.name for spec in specs})
-        module = graph.finish(segment.outputs, segment.is_torch)
+        module = graph.finish(segment.outputs)
         module.meta["torch2rt"] = GraphMeta(_interface(specs, names), symbols, Assumed([], symbols))
         first = len(self.slots)
         for node in segment.outputs:
@@ -132,12 +139,14 @@ class _Splitter:
 
     def bind(self, node: Node) -> None:
         """The sizes that became known with a value."""
-        for axis, bound in node.meta.get("unbacked", {}).items():
-            symbol = expression(node.meta["val"].shape[axis])
-            if symbol not in self.symbols:
-                self.symbols[symbol] = Dim(self.slots[node], node.name, axis, bound.min, bound.max)
-                self.opt[symbol] = bound.opt
-                self.size_of[symbol] = node.meta["val"].shape[axis]
+        for axis, (symbol, bound) in node.meta.get("unbacked", {}).items():
+            size = node.meta["val"].shape[axis]
+            most = self.max_size if bound is None else max(min(bound, self.max_size), 1)
+            self.symbols[symbol] = Dim(self.slots[node], node.name, axis, 1, most)
+            self.opt[symbol] = (most + 1) // 2
+            self.size_of[symbol] = size
+            if expression(size) != symbol:  # torch has concluded what it is
+                self.claims.append(sympy.Eq(symbol, expression(size), evaluate=False))
 
     def laid_out(self, node: Node) -> Any:
         """An input of a segment that looks at strides: with those of the module's own value."""
@@ -227,13 +236,9 @@ class _Copy:
         copy = self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
         return copy
 
-    def finish(self, outputs: Iterable[Node], is_torch: bool) -> torch.fx.GraphModule:
-        """The graph module with these outputs. What engines return is contiguous, so torch's views may be copies."""
+    def finish(self, outputs: Iterable[Node]) -> torch.fx.GraphModule:
+        """The graph module with these outputs."""
         self.graph.output(tuple(self.copy(node) for node in outputs))
-        if is_torch:
-            for node in self.graph.nodes:
-                if node.target in _VIEWS and not isinstance(node.args[1], torch.dtype) and "dtype" not in node.kwargs:
-                    node.target = _VIEWS[node.target]
         for node in reversed(self.graph.nodes):
             if is_size(node) and not node.users:
                 self.graph.erase_node(node)
@@ -264,5 +269,3 @@ def _distinct(names: Sequence[str], taken: set[str]) -> list[str]:
         taken.add(name)
         result.append(name)
     return result
-
-

@@ -27,13 +27,11 @@ class Step:
 
     - `inputs`: for each tensor a slot, or the size of a carrier as JSON (see `torch2rt.passes.split`).
     - `outputs`: the slots of what it returns. `free`: the slots that nobody reads afterwards.
-    - `falls_back`: whether its sizes depend on values, and so may be such as the engine does not serve.
     """
 
     inputs: Sequence[Any]
     outputs: Sequence[int]
     free: Sequence[int] = ()
-    falls_back: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +41,30 @@ class Schedule:
     steps: Sequence[Step]
     results: Sequence[int]
     slots: int
+    checks: Sequence[tuple[Any, str]] = ()
 
     @classmethod
-    def of(cls, inputs: Sequence[Sequence[Any]], outputs: Sequence[Sequence[int]], results: Sequence[int], slots: int,
-           falls_back: Sequence[bool] = ()) -> Schedule:
+    def of(
+        cls,
+        inputs: Sequence[Sequence[Any]],
+        outputs: Sequence[Sequence[int]],
+        results: Sequence[int],
+        slots: int,
+        checks: Sequence[tuple[Any, str]] = (),
+    ) -> Schedule:
         """A schedule in which every value is let go of after its last use."""
         last: dict[int, int] = {}
+        kept = {*results, *(slot for tree, _ in checks for slot in _slots_in(tree))}
         for index, taken in enumerate(inputs):
             for item in taken:
                 for slot in _slots_in(item):
                     last[slot] = index
         free: list[list[int]] = [[] for _ in inputs]
         for slot, index in last.items():
-            if slot not in results and not any(
-                slot in _slots_in(item) for taken in inputs[index + 1 :] for item in taken
-            ):
+            if slot not in kept:
                 free[index].append(slot)
-        steps = [
-            Step(list(i), list(o), f, bool(falls_back) and falls_back[index])
-            for index, (i, o, f) in enumerate(zip(inputs, outputs, free, strict=True))
-        ]
-        return cls(steps, list(results), slots)
+        steps = [Step(list(i), list(o), f) for i, o, f in zip(inputs, outputs, free, strict=True)]
+        return cls(steps, list(results), slots, list(checks))
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as JSON values."""
@@ -72,7 +73,8 @@ class Schedule:
     @classmethod
     def from_json(cls, data: Any) -> Schedule:
         """The inverse of `to_json`."""
-        return cls([Step(**step) for step in data["steps"]], data["results"], data["slots"])
+        steps = [Step(**step) for step in data["steps"]]
+        return cls(steps, data["results"], data["slots"], [(tree, text) for tree, text in data["checks"]])
 
 
 def _slots_in(item: Any) -> list[int]:
@@ -135,6 +137,9 @@ def run(
             for slot in step.free:
                 if slot >= len(tensors):
                     values[slot] = None
+        for tree, text in schedule.checks:
+            if not evaluate_json(tree, shapes):
+                raise InputError(f"The model needs {text}, which these inputs' values make false.")
         taken = kept() | {_address(t) for t in tensors}
         outputs: dict[int, torch.Tensor] = {}
         for slot in schedule.results:
@@ -166,12 +171,16 @@ def _address(tensor: torch.Tensor) -> int:
 
 @dataclasses.dataclass
 class PartitionedNetwork:
-    """What the segments of a module were lowered to: a `Network` for each engine, the calls themselves for torch."""
+    """What the segments of a module were lowered to: a `Network` for each engine, the calls themselves for torch.
+
+    `eager` has the calls of networks whose sizes depend on values, and so may be such as are not served.
+    """
 
     parts: Sequence[Network | TorchSegment]
     schedule: Schedule
     interface: Interface
     assumptions: list[str] = dataclasses.field(default_factory=list)
+    eager: dict[int, TorchSegment] = dataclasses.field(default_factory=dict)
 
     @property
     def definitions(self) -> list[Any]:
@@ -211,7 +220,7 @@ class PartitionedModule(Converted):
         self.segments = torch.nn.ModuleList(segments)
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
-        self.eager: dict[int, TorchSegment] = {}  # torch's calls of engines that may meet sizes they do not serve
+        self.eager: dict[int, TorchSegment] = {} if network is None else dict(network.eager)
         self._network = network
         self._carriers = _Carriers()
         self._kept: set[int] | None = None
@@ -252,10 +261,10 @@ class PartitionedModule(Converted):
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs for the input tensors, in the order of the interface."""
         assert self.schedule is not None
-        runners = [self._runner(i, step) for i, step in enumerate(self.schedule.steps)]
+        runners = [self._runner(i) for i in range(len(self.schedule.steps))]
         return run(self.schedule, tensors, runners, self._carriers, self._constants)
 
-    def _runner(self, index: int, step: Step) -> Runner:
+    def _runner(self, index: int) -> Runner:
         segment, eager = self.segments[index], self.eager.get(index)
         if isinstance(segment, TorchSegment):
             return segment
@@ -264,7 +273,7 @@ class PartitionedModule(Converted):
             device = next((t.device for t in tensors if t.is_cuda), None)
             if device is not None:  # a 0-d tensor that torch keeps on the CPU
                 tensors = tuple(t if t.is_cuda else t.to(device) for t in tensors)
-            if step.falls_back and eager is not None and not serves(segment._interface(), tensors):
+            if eager is not None and not serves(segment._interface(), tensors):
                 return eager(*tensors)
             return segment(*tensors)
 
@@ -330,9 +339,10 @@ class PartitionedReference(Converted):
         super().__init__()
         self.network = network
         self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
+        self.eager = {index: segment.copy() for index, segment in network.eager.items()}
         self.runners: list[Runner] = [
-            mine or _evaluated(part)  # type: ignore[arg-type]
-            for mine, part in zip(self.parts, network.parts, strict=True)
+            mine or _evaluated(part, self.eager.get(index))  # type: ignore[arg-type]
+            for index, (mine, part) in enumerate(zip(self.parts, network.parts, strict=True))
         ]
         self._carriers = _Carriers()
 
@@ -357,9 +367,14 @@ class PartitionedReference(Converted):
         return run(self.network.schedule, tensors, self.runners, self._carriers, lambda: kept)
 
 
-def _evaluated(network: Network) -> Runner:
+def _evaluated(network: Network, eager: TorchSegment | None) -> Runner:
     reference = ReferenceModule(network)
-    return lambda *tensors: reference.outputs(tensors)
+
+    def evaluate(*tensors: torch.Tensor) -> Any:
+        is_served = eager is None or serves(reference.interface, tensors)
+        return reference.outputs(tensors) if is_served else eager(*tensors)  # type: ignore[misc]
+
+    return evaluate
 
 
 def serves(interface: Interface, tensors: Sequence[torch.Tensor]) -> bool:

@@ -22,7 +22,7 @@ class TorchSegment(torch.nn.Module):
 
     def __init__(self, graph: torch.fx.GraphModule, device: torch.device, draws: bool = False) -> None:
         super().__init__()
-        self.graph = _with_buffers(graph)
+        self.graph = _prepared(graph) if isinstance(graph, torch.fx.GraphModule) else graph
         self.device, self.draws = device, draws
 
     @property
@@ -52,11 +52,7 @@ class TorchSegment(torch.nn.Module):
 
     def copy(self) -> TorchSegment:
         """A segment of its own with the same tensors, which can be on another device."""
-        graph = self.graph
-        if isinstance(graph, torch.fx.GraphModule):
-            graph = copy_graph(graph)
-            graph.recompile()
-        return TorchSegment(graph, self.device, self.draws)
+        return TorchSegment(self.graph, self.device, self.draws)
 
     def constants(self) -> Iterator[torch.Tensor]:
         """The tensors that it keeps between calls."""
@@ -70,11 +66,26 @@ class TorchSegment(torch.nn.Module):
         return self
 
 
-def _with_buffers(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The graph module with buffers in the place of parameters, so that moving it leaves the module's own alone."""
+def _prepared(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of a graph module to run by itself.
+
+    It has buffers in the place of parameters, so that moving it leaves the module's own alone. What engines return is
+    contiguous whatever the module's own values are, so that a view may have to be a copy.
+    """
+    graph = copy_graph(graph)
     for name, parameter in list(graph.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         owner = graph.get_submodule(path)
         delattr(owner, leaf)
         owner.register_buffer(leaf, parameter.detach())
+    for node in graph.graph.nodes:
+        if node.target in _VIEWS and not isinstance(node.args[1], torch.dtype) and "dtype" not in node.kwargs:
+            node.target = _VIEWS[node.target]
+    graph.recompile()
     return graph
+
+
+_VIEWS: dict[Any, Any] = {
+    torch.Tensor.view: torch.Tensor.reshape,
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+}

@@ -84,7 +84,6 @@ class AtenRecorder(TorchDispatchMode):
         storages.write(written_to, self.values.argument(value))
         return written
 
-
     def _write_copies(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record an operator that writes and has no other form, with copies of what it writes to."""
         storages, constants = self.values.storages, self.values.written_constants

@@ -94,7 +94,7 @@ def trace(
     spinner = Spinner("trace", progress)
 
     def run(shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = Tracer(module, Interface(specs, arguments, parameters), record_operators, fallback)
+        tracer = Tracer(module, Interface(specs, arguments, parameters), record_operators, fallback, unbacked)
         with spinner.turning(lambda: tracer.recorder.location.latest):
             return _run(module, tracer, leaves, shapes, output_names, accepts)
 
@@ -115,6 +115,7 @@ def trace(
         return refusal(shapes) is None
 
     failure: Exception | None = None
+    unbacked = False
     record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
     past_caches = first_was_tried_again = False
     with ExitStack() as stack:
@@ -139,6 +140,8 @@ def trace(
                 if not past_caches and "unhashable type: non-nested SymInt" in str(error):
                     stack.enter_context(uncached())
                     past_caches = again = True
+                if fallback and not unbacked and isinstance(error, TraceError) and "depend" in str(error):
+                    unbacked = again = True  # perhaps torch can go on with sizes that depend on values
                 if again:
                     to_try.append(shapes)
                 if failure is None or first_was_tried_again:
@@ -241,7 +244,9 @@ def _run(
     graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
     for node in recorder.graph.nodes:
         node.meta["origin"] = node.name
-    graph_module.meta["torch2rt"] = GraphMeta(interface, recorder.symbols, recorder.decisions.assumed)
+    graph_module.meta["torch2rt"] = GraphMeta(
+        interface, recorder.symbols, recorder.decisions.assumed, asserted=recorder.decisions.asserted()
+    )
     return graph_module
 
 
@@ -306,6 +311,8 @@ def _output(interface: Interface, recorder: Recorder, result: _Result, names: st
     leaves: list[dict[str, Any]] = []
     for leaf in result.leaves:
         if is_symbolic(leaf):
+            if not expression(leaf).free_symbols <= recorder.symbols.keys():
+                raise TraceError("The module returns a size that depends on values as a number. Return it in a tensor.")
             leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
             continue
         if leaf not in nodes:

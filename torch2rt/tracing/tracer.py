@@ -52,8 +52,15 @@ class Tracer(RecordingMode):
     - `refused`: the first error that was raised, as a module may catch what eager torch never raises.
     """
 
-    def __init__(self, module: torch.nn.Module, interface: Interface, records_operators: bool = False, fallback: bool = False) -> None:
-        self.recorder = Recorder(module, fallback)
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        interface: Interface,
+        records_operators: bool = False,
+        fallback: bool = False,
+        unbacked: bool = False,
+    ) -> None:
+        self.recorder = Recorder(module, fallback, unbacked)
         super().__init__(Values(self.recorder, self._call_recorded))
         self.interface = interface
         self.records_operators = records_operators
@@ -184,8 +191,16 @@ class Tracer(RecordingMode):
         with contextlib.suppress(TypeError):  # the operator calls something else by one of these names
             signature.bind(*named_args, **named)
             args, kwargs = named_args, named
-        with self.recorder.decisions.in_torch():
-            out = self._open(func, body, args, kwargs)
+        fallback = self.recorder.fallback
+        try:
+            with self.recorder.decisions.in_torch():
+                out = self._open(func, body, args, kwargs)
+        except TraceError as error:
+            if not fallback or type(error.__cause__) is not ConversionError:
+                raise
+            return self.values.record(func, args, kwargs)  # which only torch can do as it is asked here
+        if self.recorder.unbacked and is_selected(out[0] if isinstance(out, tuple) and out else out):
+            return NotImplemented
         if out is not NotImplemented:
             self._has_selections |= is_selected(out[0] if isinstance(out, tuple) and out else out)
         return out
