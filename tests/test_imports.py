@@ -17,7 +17,7 @@ ORDER = [
     ["__main__"],
     ["cli"],
     ["bench"],
-    ["compile"],
+    ["compile_backend", "submodules"],
     ["convert"],
     ["fallback"],
     ["debug"],

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch2rt.lowering import lower as lower
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.module import TRTModule as TRTModule
+    from torch2rt.runtime.segments import PartitionedModule as PartitionedModule
+    from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.trace import trace as trace
 
 __version__ = "0.1.0"
@@ -37,6 +39,8 @@ _HOMES = {
     "build": "engine.build",
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
+    "PartitionedModule": "runtime.segments",
+    "convert_submodules": "submodules",
     "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]

@@ -80,21 +80,21 @@ def torch2rt(
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
-    - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch, and makes engines of the others. It
+    - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
       refused, and the error says what `fallback=True` would do.
     - `torch_executed`: with `fallback`, what is to stay torch's in any case: functions as the graph calls them
       (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
     - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
       calls: 3 by default.
-    - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as the number
-      of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with other
-      sizes run such a segment with torch.
+    - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
+      number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
+      other sizes run such a segment with torch.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`.
 
-    Returns a `TRTModule`, or a `PartitionedModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
-    it does not compute what the module does; see `torch2rt.errors`.
+    Returns a `TRTModule`, or a `PartitionedModule`. Raises `InputError`, `TraceError`, `UnsupportedError`,
+    `BuildError`, or `AccuracyError` where it does not compute what the module does; see `torch2rt.errors`.
 
     >>> model_trt = torch2rt(torch.nn.Linear(3, 5).eval(), [torch.randn(2, 3)], max_batch_size=8)
     >>> model_trt.reference()(torch.randn(7, 3)).shape

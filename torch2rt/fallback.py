@@ -286,7 +286,7 @@ def describe_segments(segments: Sequence[Segment]) -> list[str]:
 
 def _reasons(segment: Segment) -> list[str]:
     """The calls of a torch segment that are there for a reason of their own, with the place and the reason."""
-    found = {}
+    found: dict[str, None] = {}
     for node, reason in segment.reasons.items():
         *_, text = reason.strip().splitlines()
         why = text.strip().partition("): ")[2] or text.strip()  # an error describes the call first

@@ -80,7 +80,7 @@ class Drawn(nn.Module):
         values = [x, y, x * self.weight]
         for name, first, second in self.calls:
             values.append(CALLS[name](values[first % len(values)], values[second % len(values)]))
-        return [value for value in values[3:][-self.returned :]], {"view": values[-1].view(-1, 2), "n": x.shape[0]}
+        return values[3:][-self.returned :], {"view": values[-1].view(-1, 2), "n": x.shape[0]}
 
 
 def reference_of(graph, refused, min_segment_calls=1):

@@ -65,8 +65,8 @@ class Report:
     - `without_cuda_graphs`: why calls run without CUDA graphs though `cuda_graph` asks for them; `None` if they do not,
       or before the engine was used.
 
-    - `segments`: for a module that was partitioned, a line for each segment in the order in which they run: its calls, and
-      for torch segments why they are not TensorRT's.
+    - `segments`: for a module that was partitioned, a line for each segment in the order in which they run: how many
+      calls it has, and for torch segments why they are not TensorRT's.
 
     It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
 

@@ -88,14 +88,17 @@ def _slots_in(item: Any) -> list[int]:
     return []
 
 
-class _Shapes:
+class _Shapes(Sequence[Any]):
     """The shapes of the values in slots, for `evaluate_json`."""
 
     def __init__(self, values: list[Any]) -> None:
         self.values = values
 
-    def __getitem__(self, slot: int) -> Any:
+    def __getitem__(self, slot: Any) -> Any:
         return self.values[slot].shape
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 class _Carriers:
@@ -201,8 +204,8 @@ class PartitionedModule(Converted):
     It is called like the module, with tensors of the GPU. Its segments run one after the other in the order of the
     caller's CUDA stream, and nothing waits for the GPU but what torch itself waits for.
 
-    Attributes: `segments` (a `TRTModule` or `TorchSegment` each), `schedule`, `interface`, `report` (with a line for each
-    segment), `cuda_graph` and `borrow_outputs` of all engines.
+    Attributes: `segments` (a `TRTModule` or `TorchSegment` each), `schedule`, `interface`, `report` (with a line for
+    each segment), `cuda_graph` and `borrow_outputs` of all engines.
 
     >>> model_trt = torch2rt(model, [x], fallback=True)     # doctest: +SKIP
     >>> print(model_trt.report)                             # doctest: +SKIP
@@ -297,7 +300,8 @@ class PartitionedModule(Converted):
         for segment in self.torch_segments:
             if segment.draws and segment.device.type != device.type:
                 raise EngineError(
-                    f"it draws random numbers, which are others on {device} than on {segment.device}, where the module is"
+                    f"it draws random numbers, which are others on {device} than on {segment.device}, where the "
+                    "module is"
                 )
         for engine in self.engines:
             engine.load(device)

@@ -48,7 +48,8 @@ class Recorder:
     - `location`: where in the user's code the trace is.
     - `symbols`, `decisions`: the dynamic sizes, and what was claimed of them.
     - `constants`: what the graph's `get_attr` nodes stand for.
-    - `fallback`: whether what only torch can run is recorded, too; `unbacked`: also results whose sizes depend on values.
+    - `fallback`: whether what only torch can run is recorded, too; `unbacked`: also results whose
+      sizes depend on values.
     - `open_calls`: the calls whose bodies are being recorded in their place, outermost first.
     """
 
