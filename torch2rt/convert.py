@@ -11,14 +11,17 @@ import torch
 
 from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
-from torch2rt.errors import UnsupportedError
+from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.fallback import Choice, convert_in_segments, plan_in_words
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.segments import PartitionedModule
+from torch2rt.runtime.stateful import Found, StatefulModule, find_state
 from torch2rt.tracing.trace import as_arguments, trace
+
+STATES = ("refuse", "write", "explicit")
 
 
 def torch2rt(
@@ -49,8 +52,9 @@ def torch2rt(
     torch_executed: Iterable[Any] = (),
     min_segment_calls: int | None = None,
     max_sizes: int | None = None,
+    state: str = "refuse",
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
-) -> TRTModule | PartitionedModule:
+) -> TRTModule | PartitionedModule | StatefulModule:
     """Convert a module to a TensorRT engine that is called like the module.
 
     - `module`: in eval mode. What `torch.export.export`, `torch.jit.trace` and `torch.jit.script` make of one, too.
@@ -90,6 +94,11 @@ def torch2rt(
     - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
       number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
       other sizes run such a segment with torch.
+    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs.
+      `"refuse"` raises `TraceError`. `"write"` returns a `StatefulModule`, which keeps the tensors in the same way, and
+      writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
+      ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
+      example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`.
 
@@ -105,6 +114,14 @@ def torch2rt(
     choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes)
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
+    stateful = _state(module, inputs, kwargs, state, max_batch_size)
+    if stateful is not None:
+        module, kwargs = stateful.module, {**(kwargs or {}), "state": stateful.values}
+        shapes = [tuple(value.shape) for value in stateful.values.values()]
+        min_shapes, opt_shapes, max_shapes = (
+            [*given, *shapes] if isinstance(given, (list, tuple)) else given
+            for given in (min_shapes, opt_shapes, max_shapes)
+        )
     stage = functools.partial(_stage, on_stage)
     graph = stage(
         "trace",
@@ -151,10 +168,7 @@ def torch2rt(
             progress=progress,
             stage=stage,
         )
-        if not keep_network:
-            partitioned.drop_network()
-        partitioned.cuda_graph = cuda_graph
-        return partitioned
+        return _finished(partitioned, stateful, state, keep_network, cuda_graph)
     verifying = Verifying(
         module,
         graph,
@@ -168,10 +182,29 @@ def torch2rt(
     engine = stage("build", build, network, **options, progress=progress, meanwhile=verifying.while_building)
     model_trt = TRTModule(engine, network)
     verifying.finish(model_trt)
+    return _finished(model_trt, stateful, state, keep_network, cuda_graph)
+
+
+def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: bool, cuda_graph: bool) -> Any:
+    """A converted module as it was asked for."""
     if not keep_network:
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
-    return model_trt
+    if stateful is None or state == "explicit":
+        return model_trt
+    return StatefulModule(model_trt, stateful.values, stateful.module._written)
+
+
+def _state(module: Any, inputs: Any, kwargs: Any, state: str, max_batch_size: Any) -> Found | None:
+    """The state of a module, if it has one that is asked for."""
+    if state not in STATES:
+        raise InputError(f"{state=} is not one of {', '.join(map(repr, STATES))}.")
+    if state == "refuse" or not isinstance(module, torch.nn.Module):
+        return None
+    found = find_state(module, *as_arguments(inputs, kwargs))
+    if found is not None and max_batch_size is not None:
+        raise InputError(f"{max_batch_size=} would make dimensions of the module's state dynamic. Give max_shapes.")
+    return found
 
 
 def _stage(

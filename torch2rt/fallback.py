@@ -16,11 +16,11 @@ from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report
 from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
-from torch2rt.graph import graph_meta
+from torch2rt.graph import graph_meta, place_of
 from torch2rt.lowering import lower
 from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.network import Network
-from torch2rt.passes.effects import draws
+from torch2rt.passes.effects import draws, writes_unseen
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partition import Segment, describe_target, is_call, partition, why_no_type
@@ -221,6 +221,11 @@ def convert_in_segments(
     """
     meta = graph_meta(graph)
     passes = fitting(graph, passes)
+    if unseen := [node for node in graph.graph.nodes if node.op == "call_function" and writes_unseen(node)]:
+        raise UnsupportedError(
+            f"{place_of(unseen[0]).strip()}: {describe_target(unseen[0])} updates running statistics. Call .eval() on the "
+            'module, or convert it with state="write".'
+        ) from error
     interface = hold(meta.assumed.decisions, meta.assumed.ranges, meta.interface)
     refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
     partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes)

@@ -30,6 +30,15 @@ def is_random(node: Node) -> bool:
     return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)
 
 
+def writes_unseen(node: Node) -> bool:
+    """Whether a call writes to its arguments though its schema does not say so, as batch norm in training mode does."""
+    place = {"batch_norm": 3, "instance_norm": 3, "native_batch_norm": 3, "cudnn_batch_norm": 3, "miopen_batch_norm": 3}
+    index = place.get(getattr(node.target, "__name__", "").split(".")[0])
+    if index is None or len(node.args) <= index + 2:
+        return False
+    return bool(node.args[index + 2]) and node.args[index] is not None
+
+
 def _is_torch(target: object) -> bool:
     name = qualified_name(target)  # type: ignore[arg-type]
     return name.startswith(("torch.", "_operator", "operator", "builtins", "math"))
