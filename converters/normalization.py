@@ -153,9 +153,7 @@ def batch_norm(
 
 
 @composite(torch.batch_norm)
-def batch_norm_with_state(
-    input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True
-):
+def batch_norm_with_state(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
     """In training mode with running statistics that are inputs of the graph: it writes to them."""
     if not training or not is_traced(running_mean) or not is_traced(running_var):
         return NotImplemented

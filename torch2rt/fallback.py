@@ -223,8 +223,8 @@ def convert_in_segments(
     passes = fitting(graph, passes)
     if unseen := [node for node in graph.graph.nodes if node.op == "call_function" and writes_unseen(node)]:
         raise UnsupportedError(
-            f"{place_of(unseen[0]).strip()}: {describe_target(unseen[0])} updates running statistics. Call .eval() on the "
-            'module, or convert it with state="write".'
+            f"{place_of(unseen[0]).strip()}: {describe_target(unseen[0])} updates running statistics. Call .eval() on "
+            'the module, or convert it with state="write".'
         ) from error
     interface = hold(meta.assumed.decisions, meta.assumed.ranges, meta.interface)
     refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}

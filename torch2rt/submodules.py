@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from torch2rt.convert import torch2rt
-from torch2rt.errors import InputError
+from torch2rt.errors import InputError, Torch2RTError
 from torch2rt.runtime.module import Converted
 from torch2rt.structure import flatten, is_same
 from torch2rt.tracing.trace import as_arguments
@@ -63,8 +63,8 @@ def convert_submodules(
         arguments = {**options, **ranges, **wanted[path]}
         try:
             converted[path] = torch2rt(child, args, kwargs=keywords, **arguments)
-        except Exception as error:
-            error.add_note(f"While converting the submodule '{path}'.")
+        except Torch2RTError as error:
+            error.args = (f"The submodule '{path}' is not converted: {error}", *error.args[1:])
             raise
     for path, model_trt in converted.items():
         parent, _, name = path.rpartition(".")

@@ -15,6 +15,7 @@ from torch2rt.runtime.module import Converted
 from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 
+_OWN = frozenset(torch.nn.Module().__dict__)  # attributes that every module has
 DEPTH = 6  # of objects in a module's attributes, in which tensors are looked for
 
 
@@ -40,7 +41,7 @@ def places(module: torch.nn.Module) -> Iterator[Place]:
         prefix = f"{path}." if path else ""
         for key in owner._buffers:
             yield from _within(f"{prefix}{key}", owner._buffers, key, seen, DEPTH)
-        for key in [k for k in owner.__dict__ if not k.startswith("_") or k in ("_cache", "_state")]:
+        for key in [k for k in owner.__dict__ if k not in _OWN]:
             yield from _within(f"{prefix}{key}", owner.__dict__, key, seen, DEPTH)
 
 
@@ -52,8 +53,10 @@ def _within(name: str, owner: Any, key: Any, seen: set[int], depth: int) -> Iter
         seen.add(id(value))
         yield Place(name, owner, key)
         return
-    if isinstance(value, torch.nn.Module) or isinstance(value, type) or callable(value):
+    if isinstance(value, (torch.nn.Module, type)) or callable(value):
         return
+    inner: Any
+    items: list[tuple[Any, str]]
     if isinstance(value, dict):
         inner, items = value, [(k, f"{name}.{k}") for k in value]
     elif isinstance(value, list):
@@ -153,9 +156,9 @@ def _version(tensor: torch.Tensor) -> int:
 class StatefulModule(Converted):
     """A converted module that keeps tensors between calls, as the module does that it was made from.
 
-    The state is the converted module's own: it begins as a copy of the module's, and each call replaces it, in the order
-    of the caller's stream. Calls from several threads at once would mix their states, as with the module. An input that
-    the module writes to is written to.
+    The state is the converted module's own: it begins as a copy of the module's, and each call replaces it, in the
+    order of the caller's stream. Calls from several threads at once would mix their states, as with the module. An
+    input that the module writes to is written to.
 
     Attributes: `converted` (of `state="explicit"`, which takes and returns the state) and `state`, its tensors by name.
 
@@ -175,6 +178,17 @@ class StatefulModule(Converted):
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors that the next call begins with, by the names of the module's own."""
         return {name: getattr(self, attribute) for name, attribute in self.names.items()}
+
+    def share_state(self, other: StatefulModule) -> None:
+        """Use the state of another module from now on, such as a decoding engine that of the engine for the prompt.
+
+        Raises `InputError` where the names, dtypes or shapes of the two differ.
+        """
+        ours, theirs = ({n: (x.dtype, tuple(x.shape)) for n, x in m.state.items()} for m in (self, other))
+        if ours != theirs:
+            raise InputError(f"The states differ: {ours} and {theirs}.")
+        for name, value in other.state.items():
+            setattr(self, self.names[name], value)
 
     def _interface(self) -> Interface:
         return self.converted._interface()

@@ -277,7 +277,8 @@ class Tracer(RecordingMode):
         if (name := self.recorder.constants.owned_name(tensor)) is not None:
             raise TraceError(
                 f"{self.recorder.location.here()}: the module writes to its parameter or buffer '{name}'. "
-                "An engine has no state: keep it outside the module, or put the module into eval mode."
+                "An engine has no state: keep it outside the module, put the module into eval mode, or convert it with "
+                'state="write".'
             )
 
     def _write(self, call: Call, written: torch.Tensor | tuple[torch.Tensor, ...], without_write: Call) -> Any:
