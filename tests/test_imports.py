@@ -17,7 +17,7 @@ ORDER = [
     ["__main__"],
     ["cli"],
     ["bench"],
-    ["compile_backend", "submodules"],
+    ["compile_backend", "planning", "submodules"],
     ["convert"],
     ["fallback"],
     ["debug"],

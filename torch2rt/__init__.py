@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch2rt.errors import TraceError as TraceError
     from torch2rt.errors import UnsupportedError as UnsupportedError
     from torch2rt.lowering import lower as lower
+    from torch2rt.planning import plan as plan
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.module import TRTModule as TRTModule
     from torch2rt.runtime.segments import PartitionedModule as PartitionedModule
@@ -41,6 +42,7 @@ _HOMES = {
     "TRTModule": "runtime.module",
     "PartitionedModule": "runtime.segments",
     "convert_submodules": "submodules",
+    "plan": "planning",
     "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]

@@ -295,7 +295,8 @@ def _reasons(segment: Segment) -> list[str]:
     for node, reason in segment.reasons.items():
         *_, text = reason.strip().splitlines()
         why = text.strip().partition("): ")[2] or text.strip()  # an error describes the call first
-        found[f"{describe_target(node)} at {node.meta['source']} ({why.partition('. ')[0].removesuffix('.')})"] = None
+        place = f" at {node.meta['source']}" if node.meta["source"] else ""
+        found[f"{describe_target(node)}{place} ({why.partition('. ')[0].removesuffix('.')})"] = None
     return list(found)
 
 

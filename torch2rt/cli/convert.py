@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,9 @@ def convert(arguments: argparse.Namespace) -> None:
         f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters, {arguments.dtype}",
     )
 
+    if arguments.plan:
+        _show_plan(module, inputs, arguments, show)
+        return
     model_trt = _converted(module, inputs, arguments, show)
     if arguments.output:
         try:
@@ -45,6 +49,23 @@ def convert(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise Failure(f"{arguments.output} cannot be written: {error.strerror}.") from error
         show.row("saved", arguments.output, f"{os.path.getsize(arguments.output) / 2**20:.1f} MiB")
+
+
+def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> None:
+    """The rows of a plan, and its page if one is asked for."""
+    from torch2rt import plan
+
+    options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
+    options |= {name: getattr(arguments, name) for name in ("max_batch_size", "nan", "float64")}
+    result = plan(module, inputs, **options, progress=False if arguments.quiet else None)
+    for line in str(result).splitlines():
+        show.row("plan", line.strip())
+    if arguments.output:
+        try:
+            Path(arguments.output).write_text(result.html(), encoding="utf-8")
+        except OSError as error:
+            raise Failure(f"{arguments.output} cannot be written: {error.strerror}.") from error
+        show.row("saved", arguments.output)
 
 
 def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:

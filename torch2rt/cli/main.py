@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
     _add_builder(convert)
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
+    convert.add_argument(
+        "--plan",
+        action="store_true",
+        help="build nothing, and say which calls would be left to torch with fallback=True; -o writes that as a page",
+    )
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(command=_convert)
 
