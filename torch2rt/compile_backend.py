@@ -33,13 +33,13 @@ def backend(
     """The backend that `torch.compile(model, backend="torch2rt", options={...})` calls with each graph.
 
     A graph that cannot be converted runs in torch, as do calls that need gradients, calls with sizes that the engine
-    does not serve, and calls with other weights than it was built with. When these stay the same for some calls, they are
-    converted again. Each such thing is said once through Python's logger `torch2rt`.
+    does not serve, and calls with other weights than it was built with. When these stay the same for some calls, they
+    are converted again. Each such thing is said once through Python's logger `torch2rt`.
 
     - `options`: arguments of `torch2rt.torch2rt`, where `fallback` is `True` if it is not given, and of its own:
-      `"strict": True` raises what stands against a conversion; `"largest": n` is how many times as large as in the first
-      call a dynamic size may be, where torch knows no range (`torch._dynamo.mark_dynamic(x, 0, min=1, max=8)` gives it
-      one), 4 by default; `"reference": True` evaluates the networks with torch, which needs no GPU.
+      `"strict": True` raises what stands against a conversion; `"largest": n` is how many times as large as in the
+      first call a dynamic size may be, where torch knows no range, 4 by default (`torch._dynamo.mark_dynamic(x, 0,
+      min=1, max=8)` gives it one); `"reference": True` evaluates the networks with torch, which needs no GPU.
     - `mode`: torch's own; only `None` and `"default"` mean something here.
 
     Raises `InputError` for another mode. Use it under `torch.no_grad()` or `torch.inference_mode()`.

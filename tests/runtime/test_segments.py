@@ -1,6 +1,10 @@
 """Modules of which some calls stay torch calls: values, random numbers, custom operators, sizes of results."""
 
+import copy
+import io
 import math
+import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch2rt import torch2rt
-from torch2rt.errors import InputError, UnsupportedError
+from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.segments import PartitionedModule
 
@@ -257,3 +261,95 @@ def test_the_module_keeps_its_parameters():
     for name, parameter in module.named_parameters():
         assert parameter is before[name][0] and torch.equal(parameter, before[name][1])
     assert math.isfinite(module(x)[0].sum())
+
+
+def test_a_decision_about_a_size_that_depends_on_values_is_refused():
+    nms = pytest.importorskip("torchvision").ops.nms
+
+    class Empty(nn.Module):
+        def forward(self, boxes, scores):
+            kept = nms(boxes, scores, 0.5)
+            return boxes[kept] * 2 if len(scores[kept]) > 0 else boxes[:1]
+
+    with pytest.raises(TraceError, match="depend"):
+        torch2rt(Empty(), [torch.rand(5, 4), torch.rand(5)], fallback=True)
+
+
+def test_few_boxes():
+    def few(self, y):
+        nms = pytest.importorskip("torchvision").ops.nms
+        corners = torch.cat([y[:, :2].abs() * 0, y[:, 2:4].abs() * 0 + 1], 1)
+        kept = nms(corners, y[:, 4], 0.3)
+        return corners[kept] * 2 - y[kept, 4:5].tanh()
+
+    module, x = Layers(few), torch.randn(5, 6)  # all boxes are one: a single one is left
+    model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=1)
+    assert model_trt.engines
+    assert same(module, model_trt.reference(), x).shape == (1, 4)
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def torch_only(between, train=False):
+    """A module that runs without a GPU, as all of it is torch's, and some of its engines."""
+    return torch2rt(
+        Layers(between, train), [torch.randn(4, 6)], max_batch_size=9, fallback=True, min_segment_calls=99, verify=False
+    )
+
+
+@pytest.mark.parametrize("between", [svd, samples, nonzero, masks, double, boxes], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("way", ["state dict", "pickle", "copy"])
+def test_saved_and_loaded(between, way, tmp_path):
+    model_trt = torch_only(between, between is samples)
+    path = tmp_path / "model.pth"
+    if way == "state dict":
+        torch.save(model_trt.state_dict(), path)
+        again = PartitionedModule()
+        again.load_state_dict(torch.load(path, weights_only=True))
+    elif way == "pickle":
+        torch.save(model_trt, path)
+        again = torch.load(path, weights_only=False)
+    else:
+        again = copy.deepcopy(model_trt)
+    assert again.report.segments == model_trt.report.segments
+    for size in (4, 1, 9):
+        same(model_trt, again, torch.randn(size, 6))
+
+
+def test_engines_and_their_torch_calls_are_saved():
+    model_trt = torch2rt(Layers(nonzero), [torch.randn(4, 6)], fallback=True, min_segment_calls=1, verify=False)
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    assert [type(segment) for segment in again.segments] == [type(segment) for segment in model_trt.segments]
+    assert [e.engine_bytes for e in again.engines] == [e.engine_bytes for e in model_trt.engines]
+    assert list(again.eager) == list(model_trt.eager) == ["2"]
+    assert again.schedule == model_trt.schedule and again.interface == model_trt.interface
+    assert list(again.state_dict()) == list(model_trt.state_dict())
+
+
+def test_custom_operators_are_saved():
+    model_trt, x = torch_only(custom), torch.randn(4, 6)
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    same(model_trt, again, x)
+
+
+def test_an_archive_with_code_is_refused():
+    state = dict(torch_only(svd).state_dict())
+    (key,) = [key for key in state if key.endswith("program")]
+    archive = io.BytesIO(state[key].numpy().tobytes())
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("archive/data/sample_inputs/other.pt", pickle.dumps(print))
+    state[key] = torch.frombuffer(bytearray(archive.getvalue()), dtype=torch.uint8)
+    with pytest.raises(EngineError, match=r"holds 'archive/data/sample_inputs/other.pt', which may be code"):
+        PartitionedModule().load_state_dict(state)
+    state[key] = state[key][:100]
+    with pytest.raises(EngineError, match="damaged"):
+        PartitionedModule().load_state_dict(state)
+
+
+def test_an_empty_module_says_so():
+    with pytest.raises(EngineError, match="holds no segments yet"):
+        PartitionedModule()(torch.ones(3))
+    assert PartitionedModule().load_state_dict({}, strict=False).missing_keys == ["header"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch2rt.engine.engine import to_bytes, to_tensor
 from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface
@@ -18,6 +21,7 @@ from torch2rt.runtime.torch_segment import TorchSegment
 from torch2rt.sizes import evaluate_json
 
 Runner = Callable[..., Sequence[torch.Tensor]]  # of a segment's input tensors
+FORMAT = 1
 CARRIER_CHUNK = 1 << 16  # bytes that a carrier of sizes has at least
 
 
@@ -221,9 +225,11 @@ class PartitionedModule(Converted):
     ) -> None:
         super().__init__()
         self.segments = torch.nn.ModuleList(segments)
+        self.eager = torch.nn.ModuleDict()  # torch's calls of engines that may meet sizes they do not serve
+        for index, segment in (network.eager if network is not None else {}).items():
+            self.eager[str(index)] = segment
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
-        self.eager: dict[int, TorchSegment] = {} if network is None else dict(network.eager)
         self._network = network
         self._carriers = _Carriers()
         self._kept: set[int] | None = None
@@ -268,7 +274,7 @@ class PartitionedModule(Converted):
         return run(self.schedule, tensors, runners, self._carriers, self._constants)
 
     def _runner(self, index: int) -> Runner:
-        segment, eager = self.segments[index], self.eager.get(index)
+        segment, eager = self.segments[index], self._eager(index)
         if isinstance(segment, TorchSegment):
             return segment
 
@@ -282,6 +288,9 @@ class PartitionedModule(Converted):
 
         return run_engine
 
+    def _eager(self, index: int) -> Any:
+        return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
+
     def _constants(self) -> set[int]:
         if self._kept is None:
             parts = [*self.torch_segments, *self.eager.values()]
@@ -291,8 +300,6 @@ class PartitionedModule(Converted):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._kept = None
-        for segment in self.eager.values():
-            segment._apply(fn)
         return super()._apply(fn, recurse)
 
     def load(self, device: torch.device) -> PartitionedModule:
@@ -332,8 +339,68 @@ class PartitionedModule(Converted):
             )
         return self._network.reference()
 
+    # Saving and loading ----------------------------------------------------------------------------------------------
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        interface = self._interface()
+        assert self.schedule is not None
+        header = {
+            "format": FORMAT,
+            "interface": interface.to_json(),
+            "schedule": self.schedule.to_json(),
+            "report": self.report.to_json(),
+            "torch": [isinstance(segment, TorchSegment) for segment in self.segments],
+            "eager": list(self.eager),
+        }
+        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Make the segments that the state dict speaks of; torch then loads each of them."""
+        if (key := prefix + "header") not in state_dict:
+            missing_keys.append(key)
+            return
+        try:
+            header = json.loads(to_bytes(state_dict[key], key))
+            if header["format"] != FORMAT:
+                raise EngineError(f"The module was saved in format {header['format']}, this torch2rt reads {FORMAT}.")
+            self.interface = Interface.from_json(header["interface"])
+            self.schedule = Schedule.from_json(header["schedule"])
+            self.report = Report.from_json(header["report"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
+        self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
+        self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
+        self._network, self._kept = None, None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the state dict, which is data."""
+        return _loaded, (dict(self.state_dict()),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PartitionedModule:
+        """A copy with engines and constants of its own, without the networks."""
+        copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
+        copied.segments = copy.deepcopy(self.segments, memo)
+        copied.eager = copy.deepcopy(self.eager, memo)
+        memo[id(self)] = copied
+        return copied
+
     def extra_repr(self) -> str:
         return "\n".join(self.report.segments)
+
+
+def _loaded(state: dict[str, Any]) -> PartitionedModule:
+    module = PartitionedModule()
+    module.load_state_dict(state)
+    return module
 
 
 class PartitionedReference(Converted):

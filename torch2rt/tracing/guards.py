@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision
@@ -132,6 +133,16 @@ class Decisions:
         """The sizes that torch takes for numbers, also where it concluded that from several claims."""
         sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
         return {symbol: size for symbol, size in sizes.items() if size.is_number}
+
+    def note_unbacked(self, symbol: sympy.Symbol) -> int | None:
+        """A new size that depends on values: it may be 0, whatever a fake kernel says. Returns the most that it can be.
+
+        That of torchvision's `nms` says that at least 2 boxes are left, so that `if not len(boxes)` would be decided.
+        """
+        ranges = self.shape_env.var_to_range
+        most = ranges[symbol].upper
+        ranges[symbol] = ValueRanges(0, most)
+        return int(most) if most.is_number and most < 2**31 else None
 
     def asserted(self) -> tuple[sympy.Basic, ...]:
         """What torch has taken for granted about sizes that depend on values, such as that two of them are equal."""

@@ -87,9 +87,7 @@ class Recorder:
                 sym_size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
                 sym_size.meta.update(val=size, module=self.location.module(), source=self.location.line())
                 self._sizes[expr] = sym_size
-                known = self.decisions.shape_env.var_to_range.get(expr)
-                most = known.upper if known is not None else None
-                bound = int(most) if most is not None and most.is_number and most < 2**31 else None
+                bound = self.decisions.note_unbacked(expr)
                 node.meta.setdefault("unbacked", {})[axis] = expr, bound
 
     def operand(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.fx.Node]:
