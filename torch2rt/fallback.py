@@ -27,7 +27,8 @@ from torch2rt.passes.partition import Segment, describe_target, is_call, partiti
 from torch2rt.passes.split import MAX_SIZE, Piece, Program, split
 from torch2rt.registry import load, qualified_name
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.segments import PartitionedModule, PartitionedNetwork, Schedule
+from torch2rt.runtime.schedule import Schedule
+from torch2rt.runtime.segments import PartitionedModule, PartitionedNetwork
 from torch2rt.runtime.torch_segment import TorchSegment
 from torch2rt.tracing.guards import hold
 

@@ -142,6 +142,19 @@ class Interface:
             got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
             raise InputError(f"The model needs {text}, got {got}.")
 
+    def shapes(self, shapes: Any) -> list[Shape]:
+        """One shape for each input, as a user gives them: a list, nested like the inputs, or a dict by name."""
+        by_name = _shapes("shapes", shapes, self.arguments, {spec.name: spec.opt for spec in self.inputs})
+        return list(by_name.values())
+
+    def serves(self, shapes: Sequence[Shape]) -> bool:
+        """Whether calls with these shapes are taken: within the ranges, and all claims about sizes are true of them."""
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            for size, low, high in zip(shape, spec.min, spec.max, strict=True):
+                if not low <= size <= high:
+                    return False
+        return all(evaluate_json(relation, shapes) for relation, _ in self.constraints)
+
     def unmet(self, shapes: list[Shape]) -> str | None:
         """The first claim about sizes that is false for these shapes."""
         return next((text for relation, text in self.constraints if not evaluate_json(relation, shapes)), None)
@@ -246,6 +259,25 @@ def describe_inputs(
                 raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
         result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf)))
     return result
+
+
+def listed_shapes(
+    shapes: Any, leaves: Sequence[torch.Tensor], arguments: Spec, names: Sequence[str], ranges: Sequence[Any]
+) -> list[list[Shape]]:
+    """The choices of shapes in `shapes=[...]`, each with one for each input; `ranges` must not be given beside."""
+    if any(value is not None for value in ranges):
+        raise InputError(
+            "shapes lists all that is to be served: leave out min_shapes, opt_shapes, max_shapes and max_batch_size."
+        )
+    if not isinstance(shapes, (list, tuple)) or not shapes or _is_shape(shapes):
+        raise InputError(
+            f"shapes must be a list of choices of shapes, such as [{{'x': (1, 3)}}, {{'x': (2, 3)}}]: {shapes!r}."
+        )
+    if len(names) != len(leaves):
+        raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
+    example = {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
+    choices = [list(_shapes(f"shapes[{i}]", one, arguments, example).values()) for i, one in enumerate(shapes)]
+    return [list(choice) for choice in dict.fromkeys(map(tuple, choices))]
 
 
 def clipped(shape: Shape, low: Shape, high: Shape) -> Shape:

@@ -338,6 +338,12 @@ _PUBLIC = {
 }
 
 
+def named(*names: str) -> list[Target]:
+    """All callables of these names: torch's function, the method, the special function and the primitive."""
+    owners = (torch, torch.Tensor, torch.special, torch.ops.prims)
+    return list(dict.fromkeys(getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)))
+
+
 def qualified_name(target: Target) -> str:
     """How a user would write a callable, such as `torch.Tensor.add` or `torch.nn.functional.relu`."""
     if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):

@@ -298,8 +298,15 @@ def torch_only(between, train=False):
     )
 
 
-@pytest.mark.parametrize("between", [svd, samples, nonzero, masks, double, boxes], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("way", ["state dict", "pickle", "copy"])
+@pytest.mark.parametrize(
+    ("between", "way"),
+    [
+        *((between, "state dict") for between in (svd, samples, nonzero, double, boxes)),
+        (svd, "pickle"),
+        (masks, "copy"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
 def test_saved_and_loaded(between, way, tmp_path):
     model_trt = torch_only(between, between is samples)
     path = tmp_path / "model.pth"

@@ -70,6 +70,16 @@ def rounds_powers_wrong(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
+def computes_squares_wrong() -> bool:
+    """Whether `(x @ x) * 2` is wrong: TensorRT for RTX 1.6, and others are not known to be right.
+
+    A product of a tensor with itself, neither transposed, and a call element by element after it become one kernel of
+    cuDNN's, which takes its operands for something else, or fails where a size is dynamic. So the second operand
+    becomes another tensor. Test: `test_linear.py::test_products_of_a_tensor_with_itself`, on a GPU.
+    """
+    return IS_RTX
+
+
 def computes_in_tf32_unasked() -> bool:
     """Whether float32 products are computed in TF32 whatever the builder is told: TensorRT for RTX 1.4 to 1.7.
 

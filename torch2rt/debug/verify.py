@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch2rt.debug.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.debug.comparison import MULTIPLE, Comparison, is_near
 from torch2rt.debug.disturbance import Disturbed, WideProducts
-from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls
+from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls, fitted
 from torch2rt.engine.build import rounds_to_tf32
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Difference, Verification
@@ -74,7 +74,8 @@ class Verifying:
     """The verification of a conversion that is under way, of the module and what `trace` and `lower` made of it.
 
     Without a GPU, the reference is compared `while_building`, which TensorRT does with one core. `finish` compares what
-    has not been, and puts it into the report, or why nothing could be compared. Both raise `AccuracyError`.
+    has not been, and puts it into the report, or why nothing could be compared. Both raise `AccuracyError`. `also` are
+    shapes to compare at in any mode.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class Verifying:
         tf32: bool | None = None,
         build: Callable[[Network], Engine] | None = None,
         passes: Sequence[Pass] | None = None,
+        also: Sequence[Sequence[Shape]] = (),
     ) -> None:
-        self.mode, self.tensors = mode, tensors
+        self.mode, self.tensors, self.also = mode, tensors, also
         self.found: Verification | Unverifiable | None = None
         self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build, passes=passes)
         self.early: _Verifier | None = None
@@ -101,11 +103,11 @@ class Verifying:
 
     def while_building(self) -> None:
         if (early := self.early) is not None:
-            self._keep(lambda: early.verify(self.tensors, self.mode))
+            self._keep(lambda: early.verify(self.tensors, self.mode, self.also))
 
     def finish(self, model_trt: Any) -> None:
         if self.mode and self.found is None:
-            self._keep(lambda: self.verifier(model_trt).verify(self.tensors, self.mode))
+            self._keep(lambda: self.verifier(model_trt).verify(self.tensors, self.mode, self.also))
         if isinstance(self.found, Unverifiable):
             text = f"that it computes what the module does, which was not verified: {self.found}"
             model_trt.report.assumptions.append(text)
@@ -141,7 +143,7 @@ class _Verifier:
         self.tf32 = torch.cuda.is_available() and any(rounds_to_tf32(d, tf32) for d in lowered.definitions)
         self.run, self.by = self._engine() or self._reference()
 
-    def verify(self, tensors: Tensors, mode: bool | str) -> Verification:
+    def verify(self, tensors: Tensors, mode: bool | str, also: Sequence[Sequence[Shape]] = ()) -> Verification:
         start = time.perf_counter()
         result = Verification("range" if mode == "range" else "example", self.by, notes=self.notes)
         calls = first_calls(self.interface, tensors, is_slow=not self.on_engine)
@@ -153,7 +155,8 @@ class _Verifier:
                 if not calls:
                     raise
                 self.notes.append(str(error))
-        for call in calls_in_range(self.interface, tensors) if mode == "range" else ():
+        further = calls_in_range(self.interface, tensors) if mode == "range" else ()
+        for call in (*(Call(list(map(fitted, tensors, shapes)), True) for shapes in also), *further):
             try:
                 result.differences += self.check(call)
             except Unverifiable as error:

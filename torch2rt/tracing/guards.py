@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2rt.errors import TraceError
-from torch2rt.graph import Assumed, Decision
+from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.accepted_sizes import AcceptedSizes, IsRefused, Sizes
@@ -149,10 +149,11 @@ class Decisions:
         asserts = self.shape_env.deferred_runtime_asserts.values()
         return tuple(dict.fromkeys(each.expr for some in asserts for each in some))
 
-    def check(self, interface: Interface, accepts: Accepts) -> Interface:
+    def check(self, interface: Interface, accepts: Accepts, splits: list[Split] | None = None) -> Interface:
         """Raise `TraceError` for the first claim that narrows the range; returns the interface with the ties added.
 
-        `accepts` says whether the module runs with these shapes.
+        `accepts` says whether the module runs with these shapes. Claims that narrow the range are put into `splits`
+        where that is given, and raise nothing.
         """
         for symbol, size in self.fixed().items():
             claim = sympy.Eq(symbol, size)
@@ -169,7 +170,7 @@ class Decisions:
                 known[key] = not accepts(shapes)
             return known[key]
 
-        interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused)
+        interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused, splits)
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
         inputs = list(interface.inputs)
         for dim in tied.values():
@@ -207,13 +208,25 @@ class Decisions:
 
 
 def hold(
-    decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
+    decisions: list[Decision],
+    ranges: Symbols,
+    interface: Interface,
+    is_refused: IsRefused = lambda sizes: False,
+    splits: list[Split] | None = None,
 ) -> Interface:
     """Raise `TraceError` for the first claim that is false inside the ranges.
 
     Returns the interface that checks every call for the claims that no range can express. `is_refused` says whether the
-    module itself raises an error with some sizes, where the others are the opt ones.
+    module itself raises an error with some sizes, where the others are the opt ones. Where `splits` is given, the
+    claims that narrow the range are put there, and raise nothing.
     """
+
+    def narrow(decision: Decision, wrong: Mapping[Dim, int]) -> None:
+        error = _narrowing_error(decision, ranges, wrong)
+        if splits is None:
+            raise error
+        splits.append(Split(decision, error))
+
     accepted, relations, undecided = AcceptedSizes(ranges, interface, is_refused), [], []
     for decision in decisions:
         wrong = counterexample(decision.claim, ranges)
@@ -222,16 +235,18 @@ def hold(
         if isinstance(wrong, bool):
             undecided.append(decision)
         elif not interface.is_relation(decision.claim, ranges):
-            raise _narrowing_error(decision, ranges, wrong)
+            narrow(decision, wrong)
         elif impossible := _impossible_end(decision.claim, ranges):
-            raise _narrowing_error(decision, ranges, impossible)
+            narrow(decision, impossible)
         else:
             relations.append(decision)
     claims = [decision.claim for decision in relations]
-    for decision in relations:
+    for decision in list(relations):
         for sizes in _counterexamples(decision.claim, claims, ranges) if not decision.internal else ():
             if not is_refused(sizes):
-                raise _narrowing_error(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
+                narrow(decision, {ranges[symbol]: size for symbol, size in sizes.items()})
+                relations.remove(decision)
+                break
     interface = accepted.constrained()  # before relations, which may say the same with less ease
     for decision in [*relations, *undecided]:
         interface = interface.constrained(decision.claim, ranges)

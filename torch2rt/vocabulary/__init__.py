@@ -16,7 +16,7 @@ from torch2rt.backend.tensorrt import (
     scales_groups_by_channel,
     trt,
 )
-from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, rewrite
+from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, named, rewrite
 from torch2rt.sizes import expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
@@ -60,7 +60,8 @@ from torch2rt.vocabulary.pointwise import (
     sub,
     unary,
 )
-from torch2rt.vocabulary.reduction import matmul, reduce, weighted_gather
+from torch2rt.vocabulary.products import matmul
+from torch2rt.vocabulary.reduction import reduce, weighted_gather
 from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
@@ -118,6 +119,7 @@ __all__ = [
     "maximum",
     "minimum",
     "mul",
+    "named",
     "narrow",
     "ntuple",
     "operands",
