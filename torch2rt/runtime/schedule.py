@@ -149,8 +149,8 @@ def run(
                 if address(value) in taken or value.is_conj() or value.is_neg():
                     value = value.resolve_conj().resolve_neg()
                     value = value.clone() if address(value) in taken else value
-                if address := address(value):
-                    taken.add(address)
+                if where := address(value):
+                    taken.add(where)
                 outputs[slot] = value
     return [outputs[slot] for slot in schedule.results]
 
