@@ -23,7 +23,7 @@ from torch2rt.progress import Spinner
 from torch2rt.sizes import in_words
 from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
-from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
+from torch2rt.tracing.calls.randomness import are_equal, notices_seeds, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.coverage import MAX_VARIANTS, IsSame, Variant, cover
 from torch2rt.tracing.guards import Accepts, TooNestedError
@@ -178,7 +178,10 @@ class Traces:
         while True:
             try:
                 before = states_elsewhere()
-                graph = self._run(specs, shapes)
+                with notices_seeds() as sets_seed:
+                    graph = self._run(specs, shapes)
+                if self.fallback and sets_seed() and any(map(draws, graph.graph.nodes)):
+                    raise TraceError("The module sets the seed of torch's generator, and draws random numbers then.")
                 if states_elsewhere() != before and not are_equal(graph, self._run(specs, shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
