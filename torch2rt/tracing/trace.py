@@ -330,9 +330,8 @@ def _run(
         raise
     except GuardOnDataDependentSymNode as error:
         raise TraceError(
-            f"{recorder.location.of(error)}: the module's Python depends on a size that depends on tensors' "
-            "values, such as how many elements a mask selects, which a fixed graph cannot. Move the decision out of "
-            "the module."
+            f"{recorder.location.of(error)}: the module's Python depends on a size that depends on tensors' values, "
+            "such as how many elements a mask selects. A fixed graph cannot: move the decision out of the module."
         ) from error
     except Exception as error:
         if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
