@@ -58,5 +58,8 @@ setup(
         ],
         "families": ["ultralytics", "diffusers", "transformers", "scipy"],
     },
-    entry_points={"console_scripts": ["torch2rt = torch2rt.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["torch2rt = torch2rt.cli.main:main"],
+        "torch_dynamo_backends": ["torch2rt = torch2rt.compile_backend:backend"],
+    },
 )

@@ -16,6 +16,7 @@ from torch2rt.vocabulary import (
     elementwise,
     fusion,
     is_symbolic,
+    is_traced,
     materialize,
     mul,
     reduce,
@@ -149,6 +150,17 @@ def batch_norm(
     ndim = len(dims(ctx, input))
     shape = (1, dims(ctx, input)[1], *[1] * (ndim - 2))
     return _normalize(ctx, input, [d for d in range(ndim) if d != 1], shape, weight, bias, eps)
+
+
+@composite(torch.batch_norm)
+def batch_norm_with_state(input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
+    """In training mode with running statistics that are inputs of the graph: it writes to them."""
+    if not training or not is_traced(running_mean) or not is_traced(running_var):
+        return NotImplemented
+    over = [dim for dim in range(input.dim()) if dim != 1]
+    for running, batch in ((running_mean, input.mean(over)), (running_var, input.var(over, unbiased=True))):
+        running.copy_(running * (1 - momentum) + batch.to(running.dtype) * momentum)
+    return torch.batch_norm(input, weight, bias, None, None, training, momentum, eps, cudnn_enabled)
 
 
 _PRODUCTS = {  # and which axis of the weight is that of the channels

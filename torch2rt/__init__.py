@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from torch2rt.errors import TraceError as TraceError
     from torch2rt.errors import UnsupportedError as UnsupportedError
     from torch2rt.lowering import lower as lower
-    from torch2rt.precision_plan import plan as plan
+    from torch2rt.planning import plan as plan
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.module import TRTModule as TRTModule
+    from torch2rt.runtime.segments import PartitionedModule as PartitionedModule
+    from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.trace import trace as trace
 
 __version__ = "0.1.0"
@@ -36,10 +38,12 @@ _HOMES = {
     "torch2rt": "convert",
     "trace": "tracing.trace",
     "lower": "lowering",
-    "plan": "precision_plan",
     "build": "engine.build",
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
+    "PartitionedModule": "runtime.segments",
+    "convert_submodules": "submodules",
+    "plan": "planning",
     "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import time
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from torch2rt.arguments import whole_number
-from torch2rt.debug.same_values import SameValues
-from torch2rt.debug.verify import Verifying, check_mode
-from torch2rt.engine.build import build
-from torch2rt.engine.joined import joined
-from torch2rt.engine.variant import EngineVariant
-from torch2rt.errors import InputError
-from torch2rt.graph import graph_meta
-from torch2rt.lowering import lower
+from torch2rt.conversion import Conversion
+from torch2rt.debug.verify import check_mode
+from torch2rt.errors import BuildError, InputError, TraceError, UnsupportedError
+from torch2rt.fallback import Choice
 from torch2rt.migration import from_torch2trt
-from torch2rt.network import Network
-from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
-from torch2rt.passes.order import Pass, chosen, run
-from torch2rt.prepared import prepare
+from torch2rt.passes.order import Pass, chosen
 from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.segments import PartitionedModule
+from torch2rt.runtime.stateful import Found, StatefulModule, find_state
 from torch2rt.tracing.coverage import MAX_VARIANTS
-from torch2rt.tracing.regions import Variant
-from torch2rt.tracing.trace import Traces, as_arguments, trace_variants
+from torch2rt.tracing.trace import as_arguments
 
 MERGE = ("values", "proof")
+STATES = ("refuse", "write", "explicit")
 
 
 def torch2rt(
@@ -73,9 +66,14 @@ def torch2rt(
     tolerance: float | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     configure: Callable[[Any], None] | None = None,
+    fallback: bool = False,
+    torch_executed: Iterable[Any] = (),
+    min_segment_calls: int | None = None,
+    max_sizes: int | None = None,
+    state: str = "refuse",
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
-) -> TRTModule:
+) -> TRTModule | PartitionedModule | StatefulModule:
     """Convert a module to a TensorRT engine that is called like the module.
 
     - `module`: in eval mode. What `torch.export.export`, `torch.jit.trace` and `torch.jit.script` make of one, too.
@@ -140,11 +138,27 @@ def torch2rt(
     - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
+    - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
+      then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
+      refused, and the error says what `fallback=True` would do.
+    - `torch_executed`: with `fallback`, what is to stay torch's in any case: functions as the graph calls them
+      (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
+    - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
+      calls: 3 by default.
+    - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
+      number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
+      other sizes run such a segment with torch.
+    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs.
+      `"refuse"` raises `TraceError`. `"write"` returns a `StatefulModule`, which keeps the tensors in the same way, and
+      writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
+      ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
+      example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
-    Returns a `TRTModule`. Raises `InputError`, `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where
-    it does not compute what the module does; see `torch2rt.errors`.
+    Returns a `TRTModule`, or a `PartitionedModule`, or a `StatefulModule`. Raises `InputError`, `TraceError`,
+    `UnsupportedError`, `BuildError`, or `AccuracyError` where it does not compute what the module does; see
+    `torch2rt.errors`.
 
     >>> model_trt = torch2rt(torch.nn.Linear(3, 5).eval(), [torch.randn(2, 3)], max_batch_size=8)
     >>> model_trt.reference()(torch.randn(7, 3)).shape
@@ -169,74 +183,85 @@ def torch2rt(
     )
     precise = Precision(**asked)
     ordered = chosen(passes, float64)
+    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes)
     if merge not in MERGE:
         raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
-    ranges: dict[str, Any] = dict(
-        min_shapes=min_shapes, opt_shapes=opt_shapes, max_shapes=max_shapes, max_batch_size=max_batch_size
-    )
-
-    def lowered(graph: torch.fx.GraphModule) -> Network:
-        return lower(run(graph, ordered), nan=nan, passes=[])
-
-    start = time.perf_counter()
-    ranges |= dict(shapes=shapes, multiple_of=multiple_of, dynamic_shapes=dynamic_shapes)
-    with Traces(module, inputs, kwargs, input_names, output_names, **ranges, progress=progress) as traces:
-        by_values = SameValues(traces.module, traces.leaves, lowered)
-        variants = trace_variants(traces, most, by_values=by_values if merge == "values" else None)
-    seconds = (time.perf_counter() - start) / len(variants)
-    options = dict(
-        max_workspace_size=max_workspace_size,
-        compute_capabilities=compute_capabilities,
-        optimization_level=optimization_level,
-        tf32=tf32,
-        log_level=log_level,
-        configure=_timing(configure, iterations),
-    )
-    precise = precise.for_engines(len(variants))
-    parts: list[TRTModule] = []
-    networks: list[Network] = []
-    for variant in variants:
-        on_stage("trace", variant.graph, seconds)
-        also = [shapes for region, shapes in by_values.compared if any(region is r for r in variant.regions)]
-        tensors = graph_meta(variant.graph).interface.tensors(*as_arguments(inputs, kwargs))
-        made = prepare(variant.graph, ordered, precise, module, tensors, progress, len(variants) > 1)
-        ready = run(made.graph, made.passes)
-        network = _stage(on_stage, "lower", lower, ready, nan=nan, passes=[])
-        network.assumptions += made.notes
-        if keep_network:
-            network.traced, network.lowered = without_gpu_memory(variant.graph, ready)
-        verifying = Verifying(
-            made.module,
-            made.graph,
-            network,
-            made.tensors,
-            verify,
-            tf32=tf32,
-            build=functools.partial(build, **options, progress=False),
-            passes=made.passes,
-            also=also,
+    stateful = _state(module, inputs, kwargs, state, max_batch_size, shapes)
+    if stateful is not None:
+        module, kwargs = stateful.module, {**(kwargs or {}), "state": stateful.values}
+        kept = [tuple(value.shape) for value in stateful.values.values()]
+        min_shapes, opt_shapes, max_shapes = (
+            [*given, *kept] if isinstance(given, (list, tuple)) else given
+            for given in (min_shapes, opt_shapes, max_shapes)
         )
-        meanwhile = verifying.while_building
-        engine = _stage(on_stage, "build", build, network, **options, progress=progress, meanwhile=meanwhile)
-        parts.append(TRTModule(engine, network))
-        verifying.finish(parts[-1])
-        networks.append(network)
-    model_trt = parts[0]
-    described = list(map(_described, range(len(parts)), parts, variants))
-    if len(variants) > 1:
-        own = networks[0].interface
-        specs = [replace(spec, dtype=mine.dtype) for spec, mine in zip(traces.specs, own.inputs, strict=True)]
-        whole = replace(own, inputs=specs, constraints=[])
-        model_trt = TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
-    elif described[0].notes:
-        model_trt.report.variants.append(str(described[0]))
+    conversion = Conversion(
+        module,
+        inputs,
+        kwargs,
+        names=dict(input_names=input_names, output_names=output_names),
+        ranges=dict(
+            min_shapes=min_shapes,
+            opt_shapes=opt_shapes,
+            max_shapes=max_shapes,
+            max_batch_size=max_batch_size,
+            multiple_of=multiple_of,
+            dynamic_shapes=dynamic_shapes,
+        ),
+        shapes=shapes,
+        passes=ordered,
+        precise=precise,
+        nan=nan,
+        verify=verify,
+        keep_network=keep_network,
+        options=dict(
+            max_workspace_size=max_workspace_size,
+            compute_capabilities=compute_capabilities,
+            optimization_level=optimization_level,
+            tf32=tf32,
+            log_level=log_level,
+            configure=_timing(configure, iterations),
+        ),
+        progress=progress,
+        on_stage=on_stage,
+        says_plan=choice is None,
+    )
+    converted: TRTModule | PartitionedModule | None = None
+    if choice is None:
+        converted = conversion.engines(most, merge)
+    elif not choice.torch_executed:
+        with contextlib.suppress(TraceError, UnsupportedError, BuildError):
+            converted = conversion.engines(most, merge)
+    if converted is None:
+        assert choice is not None
+        converted = conversion.segments(choice)
+    return _finished(converted, stateful, state, keep_network, cuda_graph)
+
+
+def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: bool, cuda_graph: bool) -> Any:
+    """A converted module as it was asked for."""
     if not keep_network:
         model_trt.drop_network()
     model_trt.cuda_graph = cuda_graph
-    return model_trt
+    if stateful is None or state == "explicit":
+        return model_trt
+    return StatefulModule(model_trt, stateful.values, stateful.module._written)
+
+
+def _state(module: Any, inputs: Any, kwargs: Any, state: str, max_batch_size: Any, shapes: Any) -> Found | None:
+    """The state of a module, if it has one that is asked for."""
+    if state not in STATES:
+        raise InputError(f"{state=} is not one of {', '.join(map(repr, STATES))}.")
+    if state == "refuse" or not isinstance(module, torch.nn.Module):
+        return None
+    found = find_state(module, *as_arguments(inputs, kwargs))
+    if found is not None and max_batch_size is not None:
+        raise InputError(f"{max_batch_size=} would make dimensions of the module's state dynamic. Give max_shapes.")
+    if found is not None and shapes is not None:
+        raise InputError("shapes= does not name those of the module's state. Give min_shapes and max_shapes.")
+    return found
 
 
 def _timing(configure: Callable[[Any], None] | None, iterations: int | None) -> Callable[[Any], None] | None:
@@ -250,21 +275,3 @@ def _timing(configure: Callable[[Any], None] | None, iterations: int | None) -> 
             configure(config)
 
     return both
-
-
-def _described(index: int, part: TRTModule, variant: Variant) -> EngineVariant:
-    """An engine as one of several."""
-    engine = part.built
-    assert engine is not None
-    size = len(engine.data)
-    return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
-
-
-def _stage(
-    report: Callable[[str, Any, float], None], name: str, function: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """The result of one stage, which is reported with its name and its seconds."""
-    start = time.perf_counter()
-    result = function(*args, **kwargs)
-    report(name, result, time.perf_counter() - start)
-    return result

@@ -12,7 +12,7 @@ Torch2RTError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -29,7 +29,18 @@ class TraceError(ConversionError):
 
 
 class UnsupportedError(ConversionError):
-    """The module makes calls that have no converter."""
+    """The module makes calls that have no converter.
+
+    Attributes: `calls`, the names of the traced graph's nodes that cannot be converted, each with the reason. It is
+    empty where what is wrong is no single call.
+    """
+
+    def __init__(self, message: str, calls: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.calls = dict(calls or {})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.calls)
 
 
 class BuildError(ConversionError):

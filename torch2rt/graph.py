@@ -12,6 +12,8 @@ an output that is a flat tuple of nodes. No tensor stands in a node's arguments.
 - `input`: of placeholders, the index of the input in the interface.
 - `function`: the torch function that was opened, where the call comes from its body.
 - `made_of`: of constants that a pass has computed, the `torch2rt.network.Origin` they have.
+- `unbacked`: of calls whose results have sizes that depend on values, by axis the symbol of the size and the
+  largest that torch knows of, or `None`. Only `torch2rt.trace(..., fallback=True)` records such calls.
 - `origin`: the name of the node of the traced graph whose value this is. Nodes that a pass adds have none, unless they
   take the place of a traced node.
 
@@ -72,6 +74,7 @@ class GraphMeta:
     - `symbols`: which dimension of which input each symbol in a symbolic size stands for.
     - `assumed`: claims about sizes that are still to be proven.
     - `assumptions`: sentences for the report of the conversion, which passes add to.
+    - `asserted`: claims about sizes that depend on values, to be checked when these are known.
     - `refusals`: entries of the list in `UnsupportedError`, which passes add where they find what cannot be converted.
     - `splits`: claims that are true for only a part of the interface's ranges, while `trace` looks for paths that cover
       the rest; none in a graph that `trace` returns.
@@ -82,6 +85,7 @@ class GraphMeta:
     assumed: Assumed
     assumptions: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+    asserted: tuple[sympy.Basic, ...] = ()
     splits: tuple[Split, ...] = ()
 
 
@@ -94,6 +98,11 @@ def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:
             "A pass that makes a new torch.fx.GraphModule must copy graph.meta."
         )
     return meta
+
+
+def is_size(node: Node) -> bool:
+    """Whether a node computes a size, or is a step in the arithmetic of one."""
+    return node.op == "call_function" and ("val" not in node.meta or is_symbolic(node.meta["val"]))
 
 
 def place_of(node: Node) -> str:

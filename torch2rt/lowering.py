@@ -18,6 +18,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.interface import AXES
 from torch2rt.lowering_errors import NO_CONVERTER, describe_call, kind_of, line_below, list_of, quote, recorded_of
 from torch2rt.network import Network, origin_of
+from torch2rt.passes.effects import is_random
 from torch2rt.passes.float64 import as_recorded
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.registry import Converter, load
@@ -90,6 +91,7 @@ class _Lowering:
         self.values: dict[torch.fx.Node, Any] = {}
         self.bug: BaseException | None = None  # the first error in a converter's own Python
         self.failed: set[torch.fx.Node] = set()
+        self.refused: dict[str, str] = {}  # the reasons against nodes of the traced graph
         self.named = self.stand_ins = 0
         self.names: dict[str, int] = {}  # how many layers have a stem
         self.given: set[str] = set()
@@ -97,7 +99,7 @@ class _Lowering:
     def run(self) -> None:
         self.lower(self.graph.graph)
         if self.failures:
-            raise UnsupportedError(list_of(self.failures)) from self.bug
+            raise UnsupportedError(list_of(self.failures), self.refused) from self.bug
         assumed = graph_meta(self.graph).assumed
         self.lowered.interface = hold(assumed.decisions, assumed.ranges, self.lowered.interface)
         self.outputs()
@@ -111,17 +113,23 @@ class _Lowering:
                 self.failed.add(node)
                 if "val" in node.meta and node.target is not operator.getitem and not self.registry.find(node.target):  # type: ignore[arg-type]
                     args, kwargs = (map_aggregate(a, recorded_of) for a in (node.args, node.kwargs))
-                    self.failures.append(self.describe(node, args, kwargs, NO_CONVERTER))
+                    self.fail(node, self.describe(node, args, kwargs, NO_CONVERTER))
                 continue
             try:
                 self.values[node] = self.value(node)
             except UnsupportedError as error:
-                self.failures += filter(None, [str(error)])
+                self.fail(node, str(error))
                 self.named = self.network.num_layers  # what it has left there is not the next call's
                 try:
                     self.values[node] = map_aggregate(node.meta["val"], self.stand_in)
                 except KeyError:
                     self.failed.add(node)
+
+    def fail(self, node: torch.fx.Node, text: str) -> None:
+        """Keep what is wrong with a call; the text is empty where calls in its subgraphs have said it."""
+        self.failures += filter(None, [text])
+        if node.graph is self.graph.graph and "origin" in node.meta:
+            self.refused[node.meta["origin"]] = text or self.failures[-1]
 
     def stand_in(self, recorded: Any) -> Any:
         """An input of the network for the result of a call that failed, so that later calls are looked at as well.
@@ -167,6 +175,8 @@ class _Lowering:
                 reason = f"its converter gives no result {args[1]} for these arguments"
                 raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
+        if is_random(node):
+            raise UnsupportedError(self.describe(node, args, kwargs, "an engine draws no random numbers"))
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))) and not self.registry.is_kept(node.target):  # type: ignore[arg-type]
             with torch.no_grad():
                 result = as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]

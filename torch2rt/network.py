@@ -131,6 +131,11 @@ class Network:
     building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
 
     @property
+    def definitions(self) -> list[Any]:
+        """The network's definition, in a list as a partitioned module has several."""
+        return [self.definition]
+
+    @property
     def num_layers(self) -> int:
         return self.definition.num_layers
 

@@ -32,7 +32,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PrecisionPlan:
     """What the calls of a module compute in. It prints as a table, a row for each module; `rows` has each call.
 
     `changes` are the sentences of `model_trt.report`, such as which calls stay in float32 because of their values.
@@ -53,7 +53,7 @@ class Plan:
         return "\n".join(lines + [f"{text}" for text in self.changes])
 
 
-def precision_plan(graph: torch.fx.GraphModule) -> Plan:
+def plan_of(graph: torch.fx.GraphModule) -> PrecisionPlan:
     """The plan of a graph that passes have run over."""
     rows = [
         Row(
@@ -66,16 +66,18 @@ def precision_plan(graph: torch.fx.GraphModule) -> Plan:
         for node in graph.graph.nodes
         if node.op == "call_function" and "origin" in node.meta and dtype_of(node) is not None
     ]
-    return Plan(rows, list(graph.meta["torch2rt"].assumptions))
+    return PrecisionPlan(rows, list(graph.meta["torch2rt"].assumptions))
 
 
-def plan(module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **options: Any) -> Plan:
+def plan_precision(
+    module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **options: Any
+) -> PrecisionPlan:
     """What `torch2rt(module, inputs, **options)` would compute in which type, without building anything.
 
     The options are those of `torch2rt.torch2rt`, and raise what they raise there.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1))
-    >>> print(plan(model, [torch.randn(2, 3)], precision="fp16"))
+    >>> print(plan_precision(model, [torch.randn(2, 3)], precision="fp16"))
     module  computes in  in float32
     0       1 float16
     1       1 float32    torch.softmax (computes in float32)
@@ -93,4 +95,4 @@ def plan(module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **
     graph = trace(module, inputs, **tracing)
     tensors = graph.meta["torch2rt"].interface.tensors(*as_arguments(inputs, options.get("kwargs")))
     made = prepare(graph, ordered, precise, module, tensors)
-    return precision_plan(run(made.graph, made.passes))
+    return plan_of(run(made.graph, made.passes))

@@ -307,6 +307,22 @@ def values_at(tree: Any, shapes: Sequence[Sequence[Any]], count: int) -> np.ndar
     return found if found.dtype.kind == "i" and not np.any(operations.undefined) else None
 
 
+def extremes(expr: sympy.Basic, symbols: Symbols) -> tuple[int, int]:
+    """The smallest and the largest value of a size; bounds of them where there are too many choices to look at all."""
+    choices = choices_of(symbols, expr)
+    if choices.are_all and len(choices.sizes) > 0:
+        order = list(choices.sizes)
+        tree = to_json(expr, {symbol: Dim(0, "", axis, 0, 0) for axis, symbol in enumerate(order)})
+        try:
+            values = np.asarray(evaluate_json(tree, [[choices.sizes[s] for s in order]], _Vectors()))
+        except (OverflowError, ValueError, TypeError):
+            pass
+        else:
+            return int(values.min()), int(values.max())
+    bounds = bound_sympy(expr, {s: ValueRanges(symbols[s].min, symbols[s].max) for s in free_symbols(expr, symbols)})
+    return int(bounds.lower), int(bounds.upper)
+
+
 ENUMERATE = 1 << 16  # choices of sizes that are all looked at; of more, so many
 
 

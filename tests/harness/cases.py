@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 from torch2rt import lower, torch2rt, trace
 from torch2rt.backend.tensorrt import builds_without_gpu
 from torch2rt.network import Network
-from torch2rt.runtime.module import ReferenceModule
+from torch2rt.runtime.module import ReferenceModule, TRTModule
 from torch2rt.structure import bare_name
 
 
@@ -205,6 +205,7 @@ def check_case(row: Case, mode: str, device: torch.device) -> Network:
     else:
         verify = mode == "static"  # it is compared below in any case
         model_trt = torch2rt(module, example, verify=verify, **TARGET, **shapes)
+        assert isinstance(model_trt, TRTModule)
         network, run = model_trt._networks[0], model_trt if device.type == "cuda" else model_trt.reference()
     for which in ("opt", "min", "max") if mode == "dynamic" else ("opt",):
         inputs = [d.make(which).to(device) for d in row.inputs]

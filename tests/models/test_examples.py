@@ -41,6 +41,16 @@ def test_sentences(capsys):
     assert "bakery" in capsys.readouterr().out
 
 
+def test_detector(capsys, request):
+    pytest.importorskip("torchvision")
+    detector = load("examples/detector.py")
+    everything = request.config.getoption("--all-models")
+    names = list(detector.DETECTORS) if everything else ["fasterrcnn_mobilenet_v3_large_320_fpn"]
+    for name, result in detector.main(names).items():
+        assert result["boxes"] >= 50 and result["unmatched"] == 0, name
+        assert f"{name} " in capsys.readouterr().out or everything
+
+
 def test_conversion_benchmark():
     conversion = load("benchmarks/conversion.py")
     ours = conversion.measure("squeezenet1_1", "torch2rt", True)

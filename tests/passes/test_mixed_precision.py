@@ -8,12 +8,13 @@ from harness import compare
 from torch import nn
 from torch.nn import functional as F
 
-from torch2rt import InputError, lower, passes, plan, torch2rt, trace
+from torch2rt import InputError, lower, passes, torch2rt, trace
 from torch2rt.graph import check_graph
 from torch2rt.passes.order import run
 from torch2rt.passes.precision import mixed_precision
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
 from torch2rt.passes.ranges import measure
+from torch2rt.precision_plan import plan_precision as plan
 
 HALF, BFLOAT = torch.float16, torch.bfloat16
 HIDDEN = 24

@@ -5,8 +5,9 @@ import torch
 from harness import compare
 from torch import nn
 
-from torch2rt import InputError, plan, torch2rt
+from torch2rt import InputError, torch2rt
 from torch2rt.passes.search import largest_distance
+from torch2rt.precision_plan import plan_precision as plan
 
 
 class Cancelling(nn.Module):

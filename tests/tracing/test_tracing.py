@@ -165,7 +165,7 @@ def _nothing(self, x):
 
 
 REFUSED = [
-    (_buffer_write, r"writes to its parameter or buffer 'n' from traced values"),
+    (_buffer_write, r"writes to its own 'n' from traced values"),
     (_buffer_step, r"writes to its parameter or buffer 'n'"),
     (_branch, r"test_tracing.py:\d+.*Python depends on the value of a tensor.*torch.where"),
     (_input_write, r"writes to its input 'x' in place"),

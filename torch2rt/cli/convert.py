@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,9 @@ def convert(arguments: argparse.Namespace) -> None:
         f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M parameters, {arguments.dtype}",
     )
 
+    if arguments.plan:
+        _show_plan(module, inputs, arguments, show)
+        return
     model_trt = _converted(module, inputs, arguments, show)
     if model_trt is None:
         return
@@ -53,6 +57,25 @@ def convert(arguments: argparse.Namespace) -> None:
         show.row("saved", arguments.output, f"{os.path.getsize(arguments.output) / 2**20:.1f} MiB")
 
 
+def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> None:
+    """The rows of a plan, and its page if one is asked for."""
+    from torch2rt import plan
+
+    options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
+    options |= {name: getattr(arguments, name) for name in ("max_batch_size", "nan", "float64")}
+    about_types = ("precision", "io_precision", "keep_fp32", "force_low")
+    options |= {name: value for name in about_types if (value := getattr(arguments, name))}
+    result = plan(module, inputs, **options, progress=False if arguments.quiet else None)
+    for line in str(result).splitlines():
+        show.row("plan", line.rstrip())
+    if arguments.output:
+        try:
+            Path(arguments.output).write_text(result.html(), encoding="utf-8")
+        except OSError as error:
+            raise Failure(f"{arguments.output} cannot be written: {error.strerror}.") from error
+        show.row("saved", arguments.output)
+
+
 def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
     """The `TRTModule`, with a row for each stage of the conversion."""
     from torch2rt import torch2rt
@@ -60,8 +83,6 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in OPTIONS}
     options |= {name: getattr(arguments, name) or () for name in ("keep_fp32", "force_low")}
-    if arguments.plan:
-        return _planned(module, inputs, options)
     done: list[str] = []
 
     def on_stage(name: str, result: Any, seconds: float) -> None:
@@ -79,13 +100,6 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     if arguments.verify:
         _show_report(model_trt.report, show)
     return model_trt
-
-
-def _planned(module: torch.nn.Module, inputs: list[torch.Tensor], options: dict[str, Any]) -> None:
-    """Print what would compute in which type."""
-    from torch2rt import plan
-
-    print(plan(module, inputs, **options))
 
 
 def _show_stage(name: str, result: Any, seconds: float, show: Table) -> None:

@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_precision(convert)
     _add_builder(convert)
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
+    convert.add_argument(
+        "--plan",
+        action="store_true",
+        help="build nothing, and say which calls would be left to torch with fallback=True (-o writes that as a page), "
+        "and with --precision what computes in which type",
+    )
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(command=_convert)
 
@@ -170,7 +176,6 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
     for name, text in (("keep-fp32", "stay in float32"), ("force-low", "do not")):
         help = f"modules and patterns, such as encoder.*.mlp, that {text}"
         precision.add_argument(f"--{name}", type=usage.several, metavar="A,B,...", help=help)
-    precision.add_argument("--plan", action="store_true", help="print what computes in which type, and build nothing")
     precision.add_argument(
         "--compare", action="store_true", help="print how far off each module is, and where it begins"
     )
@@ -209,8 +214,8 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{which} is given {len(given)} times for {len(arguments.inputs)} --input.")
     if arguments.weights and not Path(arguments.weights).is_file():
         raise UsageError(f"there is no file {arguments.weights}.")
-    if arguments.plan and (arguments.output or arguments.compare):
-        raise UsageError("--plan builds nothing, so there is nothing for -o or --compare.")
+    if arguments.plan and arguments.compare:
+        raise UsageError("--plan builds nothing, so there is nothing for --compare.")
     if arguments.output:
         usage.require_writable(arguments.output)
     from torch2rt.cli.convert import convert

@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from torch2rt.tracing.calls.randomness import same_states
+
 TF32_ROUNDING = 2.0**-11  # of a number's 10 bits after the point
 # What a float32 product on a GPU is off by for each of its terms, in roundings: tensor cores add the parts of split
 # numbers, and cut off what is too small. Measured on an H200 for convolutions and matrix products of 64 to 2304 terms:
@@ -81,7 +83,7 @@ class Disturbed(torch.fx.Interpreter):
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         self.device = next((x.device for x in tensors), None)
-        with torch.no_grad(), self.within:
+        with torch.no_grad(), same_states(), self.within:
             return self.run(*tensors)
 
     def run_node(self, node: torch.fx.Node) -> Any:

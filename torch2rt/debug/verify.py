@@ -27,6 +27,7 @@ from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.passes.order import Pass
 from torch2rt.runtime.module import ReferenceModule
+from torch2rt.runtime.segments import PartitionedNetwork
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
@@ -81,7 +82,7 @@ class Verifying:
         self,
         module: torch.nn.Module,
         graph: torch.fx.GraphModule,
-        network: Network,
+        network: Network | PartitionedNetwork,
         tensors: Tensors,
         mode: bool | str,
         *,
@@ -127,7 +128,7 @@ class _Verifier:
         self,
         module: torch.nn.Module,
         graph: torch.fx.GraphModule,
-        lowered: Network,
+        lowered: Network | PartitionedNetwork,
         model_trt: Any,
         tf32: bool | None = None,
         build: Callable[[Network], Engine] | None = None,
@@ -139,7 +140,7 @@ class _Verifier:
         self.interface: Interface = lowered.interface
         self.notes: list[str] = []
         self.on_engine = False
-        self.tf32 = torch.cuda.is_available() and rounds_to_tf32(lowered.definition, tf32)
+        self.tf32 = torch.cuda.is_available() and any(rounds_to_tf32(d, tf32) for d in lowered.definitions)
         self.run, self.by = self._engine() or self._reference()
 
     def verify(self, tensors: Tensors, mode: bool | str, also: Sequence[Sequence[Shape]] = ()) -> Verification:
@@ -181,7 +182,7 @@ class _Verifier:
 
     def _reference(self) -> tuple[Callable[[Tensors], Tensors], str]:
         try:
-            reference = ReferenceModule(self.lowered)
+            reference = ReferenceModule(self.lowered) if isinstance(self.lowered, Network) else self.lowered.reference()
         except Torch2RTError as error:
             raise Unverifiable(f"no engine runs here and there is no reference: {error}") from error
         return reference.outputs, "the reference, which evaluates the network with torch"
@@ -259,7 +260,8 @@ class _Verifier:
         names = self.interface.outputs
         with torch.no_grad(), _without_autocast():
             try:
-                outputs = self.run(call.tensors)
+                with same_states():  # a segment of torch calls may draw random numbers, as the module has
+                    outputs = self.run(call.tensors)
             except Torch2RTError as error:
                 raise AccuracyError(f"{self.by}, fails {call}, where the module does not: {error}") from error
             given, given_form = flatten(self.interface.wrap(outputs, call.shapes), torch.is_tensor, "result")
@@ -321,6 +323,8 @@ class _Verifier:
                 place = first_module(self.module, lambda: self._call_module(call), call.tensors, self.graph, disturb)
                 return place or Place(None, None, "The trace differs from the module.")
         values: list[Any] = []
+        if not isinstance(self.lowered, Network):
+            return None
         with contextlib.suppress(Exception):  # of the search, which must not hide what was found
             values.append(OfReference(self.graph, call.tensors, self.lowered.nan, self.passes))
             if self.on_engine and self.build is not None:

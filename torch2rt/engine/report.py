@@ -66,6 +66,8 @@ class Report:
       or before the engine was used.
     - `variants`: where the module takes several paths, a line for each engine: the sizes that it serves, the line of
       the module that asked, how it is known to be right where the module takes another path, and its size.
+    - `segments`: for a module that was partitioned, a line for each segment in the order in which they run: how many
+      calls it has, and for torch segments why they are not TensorRT's.
 
     It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
 
@@ -79,9 +81,10 @@ class Report:
     needs: list[str] = dataclasses.field(default_factory=list)
     without_cuda_graphs: str | None = None
     variants: list[str] = dataclasses.field(default_factory=list)
+    segments: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = ["not verified" if self.verified is None else str(self.verified)]
+        lines = ["not verified" if self.verified is None else str(self.verified), *self.segments]
         lines += [f"assumes: {text}" for text in self.assumptions] + [f"needs: {text}" for text in self.needs]
         lines += self.variants
         if self.without_cuda_graphs:
@@ -99,4 +102,5 @@ class Report:
         if verified is not None:
             verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
         assumptions, needs = (list(data.get(name, ())) for name in ("assumptions", "needs"))
-        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"), list(data.get("variants", ())))
+        variants, segments = (list(data.get(name, ())) for name in ("variants", "segments"))
+        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"), variants, segments)

@@ -24,7 +24,7 @@ def copy_graph(
     copies: dict[Node, Node] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            _assign(copy, str(node.target), constant(_attribute(graph, node)))
+            assign(copy, str(node.target), constant(_attribute(graph, node)))
         copies[node] = copy.graph.node_copy(node, copies.__getitem__)
     return copy
 
@@ -81,7 +81,7 @@ def finish(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _assign(graph: torch.fx.GraphModule, name: str, value: Any) -> None:
+def assign(graph: torch.fx.GraphModule, name: str, value: Any) -> None:
     """Give a graph module a parameter, a buffer or a subgraph under a dotted name."""
     *path, leaf = name.split(".")
     owner: torch.nn.Module = graph

@@ -24,7 +24,7 @@ from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.variants import Dispatch, load
 
 
-class _Converted(torch.nn.Module):
+class Converted(torch.nn.Module):
     """What an engine and its reference have in common: the calling convention."""
 
     def _interface(self) -> Interface:
@@ -42,7 +42,7 @@ class _Converted(torch.nn.Module):
         return list(self._interface().outputs)
 
 
-class TRTModule(_Converted):
+class TRTModule(Converted):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
     - `engine`: of `torch2rt.build`. `TRTModule()` is empty, until `load_state_dict` fills it.
@@ -322,7 +322,7 @@ class TRTModule(_Converted):
         return f"{self.built.describe()}{plain}"
 
 
-class ReferenceModule(_Converted):
+class ReferenceModule(Converted):
     """A network evaluated with torch, layer by layer, under the converted module's calling convention.
 
     Of several networks, the one is evaluated that serves the shapes of a call; `interface` is that of all together.

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import TraceError
 from torch2rt.registry import Target, qualified_name
-from torch2rt.tracing.calls.in_place import out_of_place
+from torch2rt.tracing.calls.in_place import out_of_place, written_arguments, written_copies
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.recorder import Recorder
 from torch2rt.tracing.values import Values
@@ -38,7 +38,8 @@ class AtenRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         recorder, kwargs = self.recorder, kwargs or {}
-        if not self.values.is_traced((args, kwargs)):
+        is_random = recorder.fallback and torch.Tag.nondeterministic_seeded in func.tags
+        if not self.values.is_traced((args, kwargs)) and not is_random:
             with unset_fake_temporarily():
                 return run_for_real(recorder, func, args, kwargs, self.function)
         if func.namespace == "prim" or not _returns_tensors(func):
@@ -48,7 +49,7 @@ class AtenRecorder(TorchDispatchMode):
                 return out
         if func._schema.is_mutable:
             return self._write(func, args, kwargs)
-        if recorder.registry.find(func) is None:
+        if recorder.registry.find(func) is None and not is_random:  # others would draw other numbers
             for decomposition in _decompositions(func):
                 with self:
                     out = decomposition(*args, **kwargs)
@@ -67,6 +68,8 @@ class AtenRecorder(TorchDispatchMode):
             storages.reshape(args[0], lambda: func(*args, **kwargs), lambda old: (same, (old, *args[1:]), kwargs))
             return args[0]
         written, (target, *given) = out_of_place(func, args, kwargs)
+        if written is None and self.recorder.fallback:
+            return self._write_copies(func, args, kwargs)
         if not isinstance(written, torch.Tensor) or sum(a.is_write for a in func._schema.arguments) != 1:
             advice = self.recorder.registry.advice(self.function) or "It is not supported"
             raise TraceError(
@@ -80,6 +83,27 @@ class AtenRecorder(TorchDispatchMode):
         func(*args, **kwargs)
         storages.write(written_to, self.values.argument(value))
         return written
+
+    def _write_copies(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record an operator that writes and has no other form, with copies of what it writes to."""
+        storages, constants = self.values.storages, self.values.written_constants
+        written = written_arguments(func, args, kwargs)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in written):
+            raise TraceError(
+                f"{self.recorder.location.here()}: {func} writes to a list of tensors, which is not supported."
+            )
+        targets = [constants.writable(tensor) for tensor in written]
+        args, kwargs = constants.replaced((args, kwargs))
+        new = self.values.record(written_copies, (func, *args), kwargs)
+        with self.recorder.fake_tensors():  # the write itself, so that torch refuses what eager refuses
+            func(*args, **kwargs)
+        for target, value in zip(targets, new, strict=False):
+            storages.write(target, self.values.argument(value))
+        returns = func._schema.returns
+        if returns and all(r.alias_info is not None for r in returns):
+            return written[0] if len(returns) == 1 else tuple(written)
+        rest = tuple(new[len(targets) :])
+        return rest[0] if len(returns) == 1 else rest
 
 
 class OperatorRecorder(TorchDispatchMode):

@@ -20,6 +20,7 @@ import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import Mod
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision, Split
@@ -39,14 +40,14 @@ class TooNestedError(TraceError):
 class Decisions:
     """The claims of one trace, and the shape environment that they are made to."""
 
-    def __init__(self, symbols: Symbols, location: SourceLocation) -> None:
+    def __init__(self, symbols: Symbols, location: SourceLocation, unbacked: bool = False) -> None:
         self.symbols = symbols
         self.location = location
         self.traced_sizes: dict[sympy.Symbol, int] = {}
         self.claims: dict[sympy.Basic, Decision] = {}
         self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
         self.assumed = Assumed([], symbols)
-        self.shape_env = _ShapeEnv(self)
+        self.shape_env = _ShapeEnv(self, unbacked)
         self._depth = 0
 
     @contextmanager
@@ -95,8 +96,8 @@ class Decisions:
         real range.
         """
         internal = self._depth > 0
-        if not (expr.free_symbols & set(self.symbols)):
-            return
+        if not expr.free_symbols or not expr.free_symbols <= set(self.symbols):
+            return  # torch answers about sizes that depend on values where it is always so
         if answer is True or answer is sympy.true:
             claim = expr
         elif answer is False or answer is sympy.false:
@@ -140,6 +141,21 @@ class Decisions:
         """The sizes that torch takes for numbers, also where it concluded that from several claims."""
         sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
         return {symbol: size for symbol, size in sizes.items() if size.is_number}
+
+    def note_unbacked(self, symbol: sympy.Symbol) -> int | None:
+        """A new size that depends on values: it may be 0, whatever a fake kernel says. Returns the most that it can be.
+
+        That of torchvision's `nms` says that at least 2 boxes are left, so that `if not len(boxes)` would be decided.
+        """
+        ranges = self.shape_env.var_to_range
+        most = ranges[symbol].upper
+        ranges[symbol] = ValueRanges(0, most)
+        return int(most) if most.is_number and most < 2**31 else None
+
+    def asserted(self) -> tuple[sympy.Basic, ...]:
+        """What torch has taken for granted about sizes that depend on values, such as that two of them are equal."""
+        asserts = self.shape_env.deferred_runtime_asserts.values()
+        return tuple(dict.fromkeys(each.expr for some in asserts for each in some))
 
     def check(self, interface: Interface, accepts: Accepts, splits: list[Split] | None = None) -> Interface:
         """Raise `TraceError` for the first claim that narrows the range; returns the interface with the ties added.
@@ -292,8 +308,8 @@ def _narrowed(spec: Input, dim: Dim) -> Input:
 class _ShapeEnv(ShapeEnv):
     """torch's shape environment, telling `Decisions` about every question and its answer."""
 
-    def __init__(self, decisions: Decisions) -> None:
-        super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    def __init__(self, decisions: Decisions, unbacked: bool) -> None:
+        super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=unbacked)
         self._decisions = decisions
         self._terms: dict[sympy.Basic, int] = {}
 

@@ -103,7 +103,7 @@ def _refusal(value: EarlierValue) -> TraceError:
     name, place = object.__getattribute__(value, "_refuse")
     return TraceError(
         f"{place()}: the module uses '{name}', which it has computed from the inputs of an earlier call. An engine "
-        "has no state: pass it as an input and return the new value."
+        'has no state: pass it as an input and return the new value, or convert with state="write".'
     )
 
 

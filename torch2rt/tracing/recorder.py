@@ -48,15 +48,18 @@ class Recorder:
     - `location`: where in the user's code the trace is.
     - `symbols`, `decisions`: the dynamic sizes, and what was claimed of them.
     - `constants`: what the graph's `get_attr` nodes stand for.
+    - `fallback`: whether what only torch can run is recorded, too; `unbacked`: also results whose
+      sizes depend on values.
     - `open_calls`: the calls whose bodies are being recorded in their place, outermost first.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, fallback: bool = False, unbacked: bool = False) -> None:
+        self.fallback, self.unbacked = fallback, unbacked
         self.registry = load()
         self.graph = torch.fx.Graph()
         self.location = SourceLocation(module)
         self.symbols: dict[sympy.Symbol, Dim] = {}
-        self.decisions = Decisions(self.symbols, self.location)
+        self.decisions = Decisions(self.symbols, self.location, unbacked)
         self.fake_mode = _FakeMode(self.decisions, self.location)
         self.constants = Constants(self.graph, module)
         self.open_calls: list[Target] = []
@@ -75,6 +78,17 @@ class Recorder:
         self.decisions.traced_sizes[symbol] = traced_size
         self.symbols[symbol] = dim
         self._sizes[symbol] = node
+
+    def note_unbacked(self, value: torch.Tensor, node: torch.fx.Node) -> None:
+        """Sizes of a call's result that depend on values: known, from here on, by the result that has them."""
+        for axis, size in enumerate(value.shape) if self.unbacked else ():
+            expr = expression(size)
+            if isinstance(expr, sympy.Symbol) and expr not in self._sizes:
+                sym_size = self.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
+                sym_size.meta.update(val=size, module=self.location.module(), source=self.location.line())
+                self._sizes[expr] = sym_size
+                bound = self.decisions.note_unbacked(expr)
+                node.meta.setdefault("unbacked", {})[axis] = expr, bound
 
     def operand(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.fx.Node]:
         """A new fake tensor of the same type and its node: a placeholder that a subgraph will begin with."""

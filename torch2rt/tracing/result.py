@@ -52,6 +52,8 @@ def end_graph(interface: Interface, recorder: Recorder, result: Result, names: s
     leaves: list[dict[str, Any]] = []
     for leaf in result.leaves:
         if is_symbolic(leaf):
+            if not expression(leaf).free_symbols <= recorder.symbols.keys():
+                raise TraceError("The module returns a size that depends on values as a number. Return it in a tensor.")
             leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
             continue
         if leaf not in nodes:

@@ -12,17 +12,19 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split, graph_meta
 from torch2rt.interface import Input, Interface, Shape, describe_inputs, listed_shapes
+from torch2rt.passes.effects import draws
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked
 from torch2rt.sizes import in_words
 from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
-from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
+from torch2rt.tracing.calls.randomness import are_equal, notices_seeds, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.coverage import MAX_VARIANTS, cover
 from torch2rt.tracing.guards import Accepts, TooNestedError
@@ -63,11 +65,13 @@ def trace(
     multiple_of: Any = None,
     dynamic_shapes: Any = None,
     progress: bool | None = None,
+    fallback: bool = False,
 ) -> torch.fx.GraphModule:
     """Record the torch calls that `module(*inputs, **kwargs)` makes.
 
     The arguments are those of `torch2rt.torch2rt`; `progress` shows a spinner with the module that is being traced, by
-    default where stderr is a terminal. The graph has one placeholder per input tensor and one output, a
+    default where stderr is a terminal. `fallback` also records what only torch can run, such as calls that draw random
+    numbers, of which `lower` makes no network. The graph has one placeholder per input tensor and one output, a
     flat tuple; running it on real tensors does what the module does. Every node carries `meta["val"]` (fake tensors
     with symbolic sizes), `meta["module"]` (module path) and `meta["source"]` (the user's `file:line`); the graph module
     carries `meta["torch2rt"]`, with the interface of the engine to be; `torch2rt.graph` documents all of it.
@@ -81,7 +85,9 @@ def trace(
     """
     ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
     promised = dict(multiple_of=multiple_of, dynamic_shapes=dynamic_shapes)
-    with Traces(module, inputs, kwargs, input_names, output_names, *ranges, progress, **promised) as traces:
+    with Traces(
+        module, inputs, kwargs, input_names, output_names, *ranges, progress, **promised, fallback=fallback
+    ) as traces:
         graphs = traces.over_range()
         if traces.may_be_empty:
             raise InputError("In one graph a dynamic size starts at 1, not at 0: torch2rt() makes an engine for 0.")
@@ -132,6 +138,7 @@ class Traces:
         shapes: Any = None,
         multiple_of: Any = None,
         dynamic_shapes: Any = None,
+        fallback: bool = False,
     ) -> None:
         from torch2rt.backend.tensorrt import DTYPES
 
@@ -167,6 +174,7 @@ class Traces:
         self.spinner = Spinner("trace", progress)
         self.record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in self.module.modules())
         self.past_caches = False
+        self.fallback, self.unbacked = fallback, False
         self.stack = ExitStack()
 
     @property
@@ -186,7 +194,10 @@ class Traces:
         while True:
             try:
                 before = states_elsewhere()
-                graph = self._run(specs, shapes)
+                with notices_seeds() as sets_seed:
+                    graph = self._run(specs, shapes)
+                if self.fallback and sets_seed() and any(map(draws, graph.graph.nodes)):
+                    raise TraceError("The module sets the seed of torch's generator, and draws random numbers then.")
                 if states_elsewhere() != before and not are_equal(graph, self._run(specs, shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
@@ -206,17 +217,23 @@ class Traces:
         if not self.past_caches and "unhashable type: non-nested SymInt" in str(error):
             self.stack.enter_context(uncached())
             self.past_caches = again = True
+        if self.fallback and not self.unbacked and isinstance(error, TraceError) and "depend" in str(error):
+            self.unbacked = again = True  # perhaps torch can go on with sizes that depend on values
         return again
 
     def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = Tracer(self.module, Interface(specs, self.arguments, self.parameters), self.record_operators)
+        tracer = self._tracer(specs)
         with self.spinner.turning(lambda: tracer.recorder.location.latest):
             return _run(self.module, tracer, self.leaves, shapes, self.output_names, self.accepts)
+
+    def _tracer(self, specs: Sequence[Input]) -> Tracer:
+        interface = Interface(specs, self.arguments, self.parameters)
+        return Tracer(self.module, interface, self.record_operators, self.fallback, self.unbacked)
 
     def refusal(self, shapes: Sequence[Shape]) -> BaseException | None:
         """The error that the module itself raises with these shapes."""
         static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(self.specs, shapes)]
-        tracer = Tracer(self.module, Interface(static, self.arguments, self.parameters), self.record_operators)
+        tracer = self._tracer(static)
         try:
             with self.spinner.turning(lambda: tracer.recorder.location.latest):
                 _run(self.module, tracer, self.leaves, shapes, None, lambda shapes: True)
@@ -319,6 +336,11 @@ def _run(
     except Torch2RTError as error:
         error.args = (in_words(str(error), recorder.symbols),)
         raise
+    except GuardOnDataDependentSymNode as error:
+        raise TraceError(
+            f"{recorder.location.of(error)}: the module's Python depends on a size that depends on tensors' values, "
+            "such as how many elements a mask selects. A fixed graph cannot: move the decision out of the module."
+        ) from error
     except Exception as error:
         if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
             raise TraceError(
@@ -339,13 +361,17 @@ def _run(
     interface = recorder.decisions.check(interface, accepts, splits)
     _check_eager(tracer, shapes if splits else None)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
-        if node.op not in ("placeholder", "output") and not node.users:
+        if node.op not in ("placeholder", "output") and not node.users and not (recorder.fallback and draws(node)):
             recorder.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
     for node in recorder.graph.nodes:
         node.meta["origin"] = node.name
     graph_module.meta["torch2rt"] = GraphMeta(
-        interface, recorder.symbols, recorder.decisions.assumed, splits=tuple(splits)
+        interface,
+        recorder.symbols,
+        recorder.decisions.assumed,
+        splits=tuple(splits),
+        asserted=recorder.decisions.asserted(),
     )
     return graph_module
 

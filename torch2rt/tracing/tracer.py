@@ -34,6 +34,7 @@ from torch2rt.tracing.calls.data_dependence import guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
 from torch2rt.tracing.calls.in_place import out_of_place
 from torch2rt.tracing.calls.python_bodies import python_body
+from torch2rt.tracing.calls.randomness import put_back, states, writes_random_numbers
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
@@ -53,8 +54,15 @@ class Tracer(RecordingMode):
     - `refused`: the first error that was raised, as a module may catch what eager torch never raises.
     """
 
-    def __init__(self, module: torch.nn.Module, interface: Interface, records_operators: bool = False) -> None:
-        self.recorder = Recorder(module)
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        interface: Interface,
+        records_operators: bool = False,
+        fallback: bool = False,
+        unbacked: bool = False,
+    ) -> None:
+        self.recorder = Recorder(module, fallback, unbacked)
         super().__init__(Values(self.recorder, self._call_recorded))
         self.interface = interface
         self.records_operators = records_operators
@@ -125,14 +133,17 @@ class Tracer(RecordingMode):
             if func not in (torch.Tensor.__setitem__, torch.Tensor.__getitem__) or is_selected(args[0]):
                 return self._open(func, functools.partial(selected, func), args, kwargs)
         if self.records_operators and any(map(is_wrapped, tree_leaves((args, kwargs)))):
-            return self._for_real(func, args, kwargs)  # OperatorRecorder sees what it does to the tensors inside
+            return self._for_real(func, args, kwargs)[0]  # OperatorRecorder sees what it does to the tensors inside
         # what a function passed to an operator computes from is not among the operator's arguments
         if not self.values.is_traced((args, kwargs)) and not isinstance(func, torch._ops.HigherOrderOperator):
-            if (written := out_of_place(func, args, kwargs)[0]) is not None:
-                self._before_real_write(written)
-            elif func is torch.Tensor.__setitem__:
-                self._before_real_write(args[0])
-            return self._for_real(func, args, kwargs)
+            if not self.recorder.fallback or not writes_random_numbers(func):
+                if (written := out_of_place(func, args, kwargs)[0]) is not None:
+                    self._before_real_write(written)
+                elif func is torch.Tensor.__setitem__:
+                    self._before_real_write(args[0])
+                out, is_random = self._for_real(func, args, kwargs)
+                if not is_random:
+                    return out
         if func is torch.Tensor.__setitem__:
             self.values.written_constants.writable(args[0])
         args, kwargs = self.values.written_constants.replaced((args, kwargs))
@@ -152,15 +163,21 @@ class Tracer(RecordingMode):
         is_ours = any(self.recorder.registry.body(function) is not None for function in self.recorder.open_calls)
         return None if is_ours or _is_autocasting((args, kwargs)) else self.eager.describe(func, args, kwargs)
 
-    def _for_real(self, func: Target, args: Any, kwargs: Any) -> Any:
-        """Run a call that depends on no input, whose result becomes a constant."""
+    def _for_real(self, func: Target, args: Any, kwargs: Any) -> tuple[Any, bool]:
+        """Run a call that depends on no input, whose result becomes a constant.
+
+        With fallback, a call that draws random numbers is none: the second value says so, and none are drawn.
+        """
         if reads_values(func) and (reason := self.recorder.constants.why_forbidden((args, kwargs))):
             raise TraceError(reason)
+        before = states((args, kwargs)) if self.recorder.fallback else []
         with self.recorder.decisions.in_torch():
             out = run_for_real(self.recorder, func, args, kwargs, func)
+        if before and put_back(before, (args, kwargs)):
+            return None, True
         self._allow_writes(out)
         self.values.written_constants.note_views(out, (func, args, kwargs))
-        return out
+        return out, False
 
     def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._changes_shape(func, args, kwargs):
@@ -195,8 +212,16 @@ class Tracer(RecordingMode):
         with contextlib.suppress(TypeError):  # the operator calls something else by one of these names
             signature.bind(*named_args, **named)
             args, kwargs = named_args, named
-        with self.recorder.decisions.in_torch():
-            out = self._open(func, body, args, kwargs)
+        fallback = self.recorder.fallback
+        try:
+            with self.recorder.decisions.in_torch():
+                out = self._open(func, body, args, kwargs)
+        except TraceError as error:
+            if not fallback or type(error.__cause__) is not ConversionError:
+                raise
+            return self.values.record(func, args, kwargs)  # which only torch can do as it is asked here
+        if self.recorder.unbacked and is_selected(out[0] if isinstance(out, tuple) and out else out):
+            return NotImplemented
         if out is not NotImplemented:
             self._has_selections |= is_selected(out[0] if isinstance(out, tuple) and out else out)
         return out
@@ -289,7 +314,8 @@ class Tracer(RecordingMode):
         if (name := self.recorder.constants.owned_name(tensor)) is not None:
             raise TraceError(
                 f"{self.recorder.location.here()}: the module writes to its parameter or buffer '{name}'. "
-                "An engine has no state: keep it outside the module, or put the module into eval mode."
+                "An engine has no state: keep it outside the module, put the module into eval mode, or convert it with "
+                'state="write".'
             )
 
     def _write(self, call: Call, written: torch.Tensor | tuple[torch.Tensor, ...], without_write: Call) -> Any:

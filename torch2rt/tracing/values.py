@@ -80,6 +80,7 @@ class Values:
         """Remember which node computes each tensor of a call's result."""
         if isinstance(out, torch.Tensor):
             self.storages.bind(out, node, call, path)
+            self.recorder.note_unbacked(out, node)
         elif isinstance(out, (tuple, list)):
             for index, item in enumerate(out):
                 if isinstance(item, (torch.Tensor, tuple, list)):

@@ -107,11 +107,13 @@ class EagerCalls:
         if isinstance(value, torch.Tensor):
             if type(value) not in (torch.Tensor, torch.nn.Parameter, FakeTensor) or value.layout is not torch.strided:
                 raise TypeError
-            sizes = tuple(expression(size) if is_symbolic(size) else size for size in value.shape)
+            sizes = tuple(self._described(size) if is_symbolic(size) else size for size in value.shape)
             if not isinstance(value, FakeTensor) and value.numel() <= KEPT:
                 return Operand(sizes, value.dtype, id(value), value)
             return Operand(sizes, value.dtype, node=self.storages.last_node(value))
         if is_symbolic(value):
+            if not expression(value).free_symbols <= self.recorder.symbols.keys():
+                raise TypeError
             return expression(value)
         if isinstance(value, (tuple, list)):
             return "list" if isinstance(value, list) else "tuple", *map(self._described, value)

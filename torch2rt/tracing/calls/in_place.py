@@ -36,6 +36,30 @@ def out_of_place(
     return None, (func, args, kwargs)
 
 
+def written_arguments(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments that an operator writes to, as its schema says."""
+    found = []
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.is_write and (index < len(args) or argument.name in kwargs):
+            found.append(args[index] if index < len(args) else kwargs[argument.name])
+    return [value for value in found if value is not None]
+
+
+def written_copies(func: torch._ops.OpOverload, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    """What an operator that writes to its arguments would have written there, and what it returns beside that.
+
+    The arguments keep their values. A traced graph has it in the place of an operator that has no other form.
+    """
+    written = written_arguments(func, args, kwargs)
+    copies = {id(tensor): tensor.clone() for tensor in written}
+    args = tuple(copies.get(id(value), value) for value in args)
+    kwargs = {name: copies.get(id(value), value) for name, value in kwargs.items()}
+    out = func(*args, **kwargs)
+    returned = out if isinstance(out, (tuple, list)) else (out,)
+    returns = zip(func._schema.returns, returned)
+    return (*(copies[id(t)] for t in written), *(value for r, value in returns if r.alias_info is None))
+
+
 @functools.cache
 def _position_of_inplace(func: Target) -> int | None:
     """Where a Python function takes `inplace`, if it does."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,47 @@ def states(arguments: Any) -> list[torch.Tensor]:
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
     given = [x for x in tree_leaves(arguments) if isinstance(x, torch.Generator)]
     return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
+
+
+def put_back(before: list[torch.Tensor], arguments: Any) -> bool:
+    """Give the generators their former states, and say whether any had drawn numbers."""
+    cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    given = [x for x in tree_leaves(arguments) if isinstance(x, torch.Generator)]
+    drew = False
+    for generator, state in zip((torch.default_generator, *cuda, *given), before):
+        if not torch.equal(generator.get_state(), state):
+            generator.set_state(state)
+            drew = True
+    return drew
+
+
+@contextmanager
+def notices_seeds() -> Iterator[Callable[[], bool]]:
+    """A context that gives a function which says, afterwards, whether torch's default generator was set in it.
+
+    Its state is another one meanwhile, which nobody would set, and is the former one after it.
+    """
+    changed = False
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(0x7051F00D5EED)
+        before = torch.default_generator.get_state()
+        try:
+            yield lambda: changed
+        finally:
+            changed = not torch.equal(before, torch.default_generator.get_state())
+
+
+def writes_random_numbers(func: Any) -> bool:
+    """Whether a call fills its first argument with random numbers, or drops some of it, in place."""
+    return getattr(func, "__name__", "").split(".")[0] in _IN_PLACE
+
+
+_IN_PLACE = frozenset(
+    """
+        normal_ uniform_ bernoulli_ random_ exponential_ geometric_ cauchy_ log_normal_ dropout_ alpha_dropout_
+        feature_dropout_ feature_alpha_dropout_ rrelu_
+    """.split()
+)
 
 
 def states_elsewhere() -> Any:

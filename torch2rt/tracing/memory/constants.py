@@ -16,6 +16,8 @@ class Constants:
     def __init__(self, graph: torch.fx.Graph, module: torch.nn.Module) -> None:
         self.graph = graph
         self.owned = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        tensors = [(f"{path}.{key}".lstrip("."), x) for path, m in module.named_modules() for key, x in vars(m).items()]
+        self._attributes = {name: x for name, x in tensors if isinstance(x, torch.Tensor)}
         self._names = {id(tensor): name for name, tensor in self.owned.items()}
         self.held: dict[str, torch.Tensor | torch.fx.GraphModule] = {}
         self._nodes: dict[int, torch.fx.Node] = {}
@@ -41,6 +43,12 @@ class Constants:
         """The name of the module's parameter or buffer that has a tensor's memory, if there is one."""
         memory = memory_of(tensor)
         return next((name for name, owned in self.owned.items() if memory_of(owned) == memory), None)
+
+    def kept_name(self, tensor: torch.Tensor) -> str | None:
+        """The name of a tensor that the module keeps between calls, as a buffer or as an attribute, by its memory."""
+        memory = memory_of(tensor)
+        kept = next((name for name, x in self._attributes.items() if memory_of(x) == memory), None)
+        return self.owned_name(tensor) or kept
 
     def save_before_write(self, tensor: torch.Tensor) -> None:
         """Save the value that the graph has recorded of a real tensor's memory, which is about to be written to."""

@@ -212,6 +212,13 @@ class Storages:
             return torch.empty_strided(shape, stride, dtype=value.dtype, device="meta")
 
         func, args, kwargs = call
+        if any(
+            not expression(s).free_symbols <= sizes.keys()
+            for t in tensors_in((args, kwargs))
+            for s in t.shape
+            if is_symbolic(s)
+        ):
+            return True  # as sizes that depend on values may be 1
         with unset_fake_temporarily():
             args, kwargs = tree_map(small, (args, kwargs))
             try:

@@ -38,10 +38,10 @@ class WrittenConstants:
             return tensor
         if id(tensor) not in self._stand_ins:
             recorder = self.recorder
-            if (name := recorder.constants.owned_name(tensor)) is not None:
+            if (name := recorder.constants.kept_name(tensor)) is not None:
                 raise TraceError(
-                    f"{recorder.location.here()}: the module writes to its parameter or buffer '{name}' from "
-                    "traced values. An engine has no state: return the new value instead."
+                    f"{recorder.location.here()}: the module writes to its own '{name}' from traced values. An engine "
+                    'has no state: return the new value instead, or convert with state="write".'
                 )
             if id(tensor) in self._views:
                 return self._writable_view(tensor)

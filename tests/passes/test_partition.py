@@ -1,0 +1,136 @@
+"""Partition: drawn graphs of which drawn calls stay torch's equal eager; and what decides where calls run."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from torch2rt import trace
+from torch2rt.fallback import Partitioner, schedule_of, torch_segment
+from torch2rt.graph import check_graph, graph_meta
+from torch2rt.passes import default
+from torch2rt.passes.partition import is_call
+from torch2rt.runtime.segments import PartitionedNetwork
+
+# Calls of drawn modules: each takes the values so far, `a` and `b` of shape (n, 6), and returns another.
+
+
+def add_in_place(a, b):
+    a = a.clone()
+    a.add_(b, alpha=2)
+    return a
+
+
+def write_through_view(a, b):
+    a = a * 1.5
+    a[:, 1:3] = b[:, :2]
+    a.t()[4].mul_(3.0)
+    return a
+
+
+def write_after_view(a, b):
+    a = a + 0.25
+    row = a.view(-1)
+    a += b
+    return a * row[:6]
+
+
+def write_to_part(a, b):
+    parts = [torch.tanh(part) for part in a.chunk(3, dim=1)]
+    parts[1].sub_(b[:, 2:4])
+    return torch.cat([parts[2], parts[1], parts[0]], 1)
+
+
+CALLS = {
+    "add": lambda a, b: a + b * 2,
+    "mul": lambda a, b: a * torch.sigmoid(b),
+    "matmul": lambda a, b: a @ (b.T @ b) / 20,
+    "linear": lambda a, b: F.linear(a, torch.linspace(-1, 1, 36).view(6, 6)) - b,
+    "softmax": lambda a, b: F.softmax(a - b, -1),
+    "sizes": lambda a, b: a / a.shape[0] + b[: a.shape[0] // 2 + 1].mean(0),
+    "ones": lambda a, b: a - torch.ones(a.shape[0] * 2, 6).cumsum(0)[: a.shape[0]] * b,
+    "sort": lambda a, b: torch.sort(a, dim=1)[0] + torch.sort(b, dim=1, descending=True)[1],
+    "flip": lambda a, b: torch.cat([a.flip(1), b], 0)[1 : a.shape[0] + 1],
+    "where": lambda a, b: torch.where(a > b, a, b.roll(1, 1)),
+    "int": lambda a, b: a * ((b * 3).long() % 3),
+    "svd": lambda a, b: a * torch.linalg.svdvals(b)[0],
+    "eig": lambda a, b: a + torch.linalg.eigvals(b.T @ b).real.sum(),
+    "double": lambda a, b: (a.double() * 0.1 + b).float(),
+    "random": lambda a, b: a + torch.rand_like(b),
+    "noise": lambda a, b: a * torch.rand(6) + torch.empty(6).normal_(0.5, 2.0),
+    "choice": lambda a, b: a + b[torch.randperm(b.shape[0])][0] + torch.randint(3, (6,)),
+    "dropout": lambda a, b: F.dropout(a, 0.3, training=True) - b,
+    "in_place": add_in_place,
+    "view": write_through_view,
+    "old_view": write_after_view,
+    "part": write_to_part,
+}
+
+
+class Drawn(nn.Module):
+    """Calls by name, each with the two values that it takes; the last values are returned."""
+
+    def __init__(self, calls, returned):
+        super().__init__()
+        self.calls, self.returned = calls, returned
+        self.weight = nn.Parameter(torch.linspace(-2, 2, 6))
+
+    def forward(self, x, y):
+        values = [x, y, x * self.weight]
+        for name, first, second in self.calls:
+            values.append(CALLS[name](values[first % len(values)], values[second % len(values)]))
+        return values[3:][-self.returned :], {"view": values[-1].view(-1, 2), "n": x.shape[0]}
+
+
+def reference_of(graph, refused, min_segment_calls=1):
+    """The partitioned graph, evaluated without engines."""
+    partitioner = Partitioner(graph, dict(refused), default(), "keep", min_segment_calls)
+    program = partitioner.lowered()
+    for piece in program.pieces:
+        check_graph(piece.graph)
+    parts = [
+        torch_segment(piece, torch.device("cpu"))
+        if piece.segment.is_torch
+        else partitioner.networks[tuple(n.name for n in (*piece.segment.nodes, *piece.segment.outputs))]
+        for piece in program.pieces
+    ]
+    return PartitionedNetwork(parts, schedule_of(program), graph_meta(graph).interface).reference(), program
+
+
+drawn_calls = st.lists(
+    st.tuples(st.sampled_from(sorted(CALLS)), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=7
+)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(calls=drawn_calls, returned=st.integers(1, 3), marks=st.integers(0, 2**30), least=st.integers(1, 4))
+def test_drawn_partitions_equal_eager(calls, returned, marks, least):
+    module = Drawn(calls, returned).eval()
+    x, y = torch.linspace(-1, 2, 24).view(4, 6), torch.linspace(1, -1, 24).view(4, 6).sin()
+    graph = trace(module, [x, y], min_shapes=[(2, 6), (2, 6)], max_shapes=[(5, 6), (5, 6)], fallback=True)
+    marked = [n for i, n in enumerate(filter(is_call, graph.graph.nodes)) if marks >> (i % 30) & 1]
+    reference, program = reference_of(graph, dict.fromkeys(marked, "marked"), least)
+    note(str([(p.segment.is_torch, [n.name for n in p.segment.nodes]) for p in program.pieces]))
+    runs = {node for piece in program.pieces if piece.segment.is_torch for node in piece.segment.nodes}
+    assert runs.issuperset(marked)
+    for size in (4, 2, 5):
+        inputs = [torch.linspace(-1, 2, size * 6).view(size, 6), torch.randn(size, 6)]
+        given_inputs = [value.clone() for value in inputs]
+        torch.manual_seed(size)
+        expected = module(*[value.clone() for value in inputs])
+        torch.manual_seed(size)
+        actual = reference(*inputs)
+        torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(inputs, given_inputs, rtol=0, atol=0)
+        for value in actual[0]:  # which are the caller's: what becomes of them is no other result's business
+            value.fill_(7)
+        torch.manual_seed(size)
+        torch.testing.assert_close(reference(*inputs), expected, rtol=2e-5, atol=2e-5)

@@ -1,0 +1,374 @@
+"""Modules of which some calls stay torch calls: values, random numbers, custom operators, sizes of results."""
+
+import copy
+import io
+import math
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch2rt import torch2rt
+from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
+from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.segments import PartitionedModule
+
+
+@torch.library.custom_op("torch2rt_tests::waves", mutates_args=())
+def waves(x: torch.Tensor, factor: float) -> torch.Tensor:
+    return torch.from_numpy(np.sin(x.numpy()) * np.float32(factor))
+
+
+@waves.register_fake
+def _(x, factor):
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("torch2rt_tests::add_total", mutates_args={"total"})
+def add_total(x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+    total += x.sum(0)[: total.shape[0]]
+    return x * 2
+
+
+@add_total.register_fake
+def _(x, total):
+    return torch.empty_like(x)
+
+
+class Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, limit):
+        ctx.save_for_backward(x)
+        return x.clamp(-limit, limit) * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+class Layers(nn.Module):
+    """Two layers with something between them."""
+
+    def __init__(self, between, train=False):
+        super().__init__()
+        self.first, self.last, self.between = nn.Linear(6, 7), nn.Linear(7, 5), between
+        self.lstm = nn.LSTM(7, 3, 2, dropout=0.5, batch_first=True) if train else None
+        self.train(train)
+
+    def forward(self, x):
+        return self.between(self, torch.tanh(self.first(x)) * 2 - 0.5)
+
+
+def svd(self, y):
+    u, s, _ = torch.linalg.svd(y.T[:3])
+    return torch.softmax(self.last(y * s[0]), -1), u
+
+
+def custom(self, y):
+    total = torch.zeros(6)
+    w = add_total(waves(y, 0.5), total[2:])
+    return Clipped.apply(self.last(w), 0.3) + total.sum(), total
+
+
+def samples(self, y):
+    p = F.softmax(F.dropout(self.last(y), 0.4, self.training), -1)
+    F.dropout(y, training=True)  # drops nothing that is used, but draws
+    noise = torch.randn(y.shape[0], 5, device=y.device) + torch.empty(5, device=y.device).uniform_(-1, 1)
+    return torch.multinomial(p, 2), p + noise, F.gumbel_softmax(y, hard=True), torch.bernoulli(p)
+
+
+def recurrent(self, y):
+    return self.lstm(torch.stack([y, y * 2], 1))[0].sigmoid() * 3
+
+
+def double(self, y):
+    wide = y.double().cumsum(0)
+    return self.last((wide > 0.1).float() - y), wide, torch.view_as_real(torch.fft.fft(wide))
+
+
+def complexes(self, y):
+    return torch.fft.fft(y) * 2, self.last(y.sin())
+
+
+def nonzero(self, y):
+    rows = (y.sum(1) > 0).nonzero()[:, 0]
+    chosen = F.softmax(self.last(y[rows]), -1) * rows.shape[0]
+    return chosen, torch.cat([chosen, self.last(y)]), rows
+
+
+def masks(self, y):
+    selected = y[y > 0.2]
+    u, inverse = torch.unique((y * 2).long(), return_inverse=True)
+    return selected.sigmoid().cumsum(0), torch.masked_select(self.last(y), y[:, :5] < 0).exp().sum(), u * 2 - 1, inverse
+
+
+def where(self, y):
+    rows, columns = torch.where(y > 0.2)
+    return (y[rows, columns] * 2 + 1).exp(), torch.stack([rows, columns], 1) * 2
+
+
+def boxes(self, y):
+    nms = pytest.importorskip("torchvision").ops.nms
+    corners = torch.cat([y[:, :2], y[:, :2] + y[:, 2:4].abs()], 1)
+    kept = nms(corners, y[:, 4], 0.3)
+    area = (corners[kept, 2] - corners[kept, 0]) * (corners[kept, 3] - corners[kept, 1])
+    return corners[kept], area.sqrt() * y[kept, 4], kept
+
+
+def constants(self, y):
+    return torch.linalg.eigvalsh(y.T @ y) * 2, torch.ones(3, device=y.device), y, self.last.bias
+
+
+CASES = [svd, custom, samples, recurrent, double, complexes, nonzero, masks, where, boxes, constants]
+
+
+def same(module, run, x):
+    torch.manual_seed(5)
+    expected = module(x.clone())
+    torch.manual_seed(5)
+    actual = run(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert torch.rand(1) == _drawn_after(module, x)
+    return actual
+
+
+def _drawn_after(module, x):
+    torch.manual_seed(5)
+    module(x.clone())
+    return torch.rand(1)
+
+
+@pytest.mark.parametrize("between", CASES, ids=lambda f: f.__name__)
+def test_segments_equal_eager(between, device):
+    if device.type == "cuda" and between is custom:
+        pytest.skip("the operator is numpy's")
+    module = Layers(between, train=between in (samples, recurrent)).to(device)
+    x = torch.randn(4, 6, device=device)
+    model_trt = torch2rt(module, [x], max_batch_size=9, min_segment_calls=1, fallback=True, verify="range")
+    assert isinstance(model_trt, PartitionedModule)
+    assert model_trt.engines and model_trt.torch_segments
+    assert model_trt.report.verified.differences
+    assert len(model_trt.report.segments) == len(model_trt.segments)
+    assert any("test_segments.py:" in line for line in model_trt.report.segments)
+    assert model_trt.report.segments[0] in repr(model_trt) and model_trt.report.segments[0] in str(model_trt.report)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for size in (4, 3, 9):
+        for value in same(module, run, torch.randn(size, 6, device=device)):
+            value.mul_(0)  # the caller's own
+    same(module, run, torch.randn(4, 6, device=device))
+
+
+@pytest.mark.parametrize("most", [2, 100])
+def test_sizes_beyond_max_sizes_run_in_torch(most):
+    module = Layers(nonzero)
+    model_trt = torch2rt(module, [torch.randn(8, 6)], fallback=True, min_segment_calls=1, max_sizes=most, verify=False)
+    inputs = [spec for engine in model_trt.engines for spec in engine.interface.inputs if spec.dynamic]
+    assert {spec.max[axis] for spec in inputs for axis in spec.dynamic} == {min(most, 8)}
+    for shift in (-9.0, 0.0, 9.0):  # no row, some, all of them
+        module.first.bias.data.fill_(shift)
+        again = torch2rt(module, [torch.randn(8, 6)], fallback=True, min_segment_calls=1, max_sizes=most, verify=False)
+        same(module, again.reference(), torch.randn(8, 6))
+
+
+def test_sizes_that_must_be_equal_are_checked():
+    class Equal(nn.Module):
+        def forward(self, x):
+            rows = (x[:, 0] > 0).nonzero()[:, 0]
+            return torch.tanh(x[rows] * 2) + torch.ones(3, 2).cumsum(0)
+
+    x = torch.tensor([[1.0, 2.0], [1.0, 0.5], [-1.0, 0.5], [2.0, 0.25]])
+    model_trt = torch2rt(Equal(), [x], fallback=True, min_segment_calls=1)
+    same(Equal(), model_trt.reference(), x)
+    with pytest.raises((InputError, RuntimeError)):
+        model_trt.reference()(x.abs())
+    with pytest.raises(RuntimeError):
+        Equal()(x.abs())
+
+
+def test_the_error_without_fallback_ends_with_the_plan():
+    with pytest.raises(UnsupportedError, match=r"With fallback=True: 2 TensorRT segments with \d\d % of the"):
+        torch2rt(Layers(svd), [torch.randn(4, 6)])
+
+
+def test_what_converts_is_one_engine_with_fallback_too():
+    model_trt = torch2rt(nn.Linear(3, 2), [torch.randn(4, 3)], fallback=True)
+    assert type(model_trt) is TRTModule
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 6))
+        self.b = nn.Sequential(nn.Tanh(), nn.Linear(6, 5))
+
+    def forward(self, x):
+        return F.softmax(self.b(self.a(x)), -1)
+
+
+@pytest.mark.parametrize(
+    ("executed", "calls"),
+    [(["a"], 3), (["a.2", torch.softmax], 1), ([F.softmax], 1), ([nn.Linear], 3), ([nn.Tanh, "a.0"], 2)],
+)
+def test_torch_executed(executed, calls):
+    module, x = Parts().eval(), torch.randn(3, 6)
+    if torch.softmax in executed:
+        with pytest.raises(InputError, match=r"torch_executed names torch.softmax, which none"):
+            torch2rt(module, [x], fallback=True, torch_executed=executed)
+        return
+    model_trt = torch2rt(module, [x], max_batch_size=4, fallback=True, torch_executed=executed, min_segment_calls=1)
+    found = model_trt.torch_segments
+    assert sum(len(s.graph.graph.find_nodes(op="call_function", target=t)) for s in found for t in _targets(s)) == calls
+    same(module, model_trt.reference(), torch.randn(4, 6))
+
+
+def _targets(segment):
+    return {node.target for node in segment.graph.graph.nodes if node.op == "call_function"}
+
+
+def test_small_engines_become_torch_calls():
+    module, x = Layers(svd), torch.randn(4, 6)
+    counts = [len(torch2rt(module, [x], fallback=True, min_segment_calls=n, verify=False).engines) for n in (1, 5, 99)]
+    assert counts == [2, 1, 0]
+    model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=99)
+    same(module, model_trt, x)  # torch alone runs without a GPU
+    assert any("too few for an engine" in line or "svd" in line for line in model_trt.report.segments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"torch_executed": ["a"]}, "need fallback=True"),
+        ({"min_segment_calls": 2}, "need fallback=True"),
+        ({"fallback": "yes"}, "neither True nor False"),
+        ({"fallback": True, "torch_executed": "a"}, "is not a list"),
+        ({"fallback": True, "torch_executed": [3]}, "is no function, no module path"),
+        ({"fallback": True, "torch_executed": ["c"]}, "names c, which none"),
+        ({"fallback": True, "max_sizes": 0}, "max_sizes"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(InputError, match=message):
+        torch2rt(Parts().eval(), [torch.randn(3, 6)], **arguments)
+
+
+def test_the_module_keeps_its_parameters():
+    module, x = Layers(svd), torch.randn(4, 6)
+    before = {name: (parameter, parameter.clone()) for name, parameter in module.named_parameters()}
+    model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=99, verify=False)
+    model_trt.to("meta")
+    for name, parameter in module.named_parameters():
+        assert parameter is before[name][0] and torch.equal(parameter, before[name][1])
+    assert math.isfinite(module(x)[0].sum())
+
+
+def test_a_decision_about_a_size_that_depends_on_values_is_refused():
+    nms = pytest.importorskip("torchvision").ops.nms
+
+    class Empty(nn.Module):
+        def forward(self, boxes, scores):
+            kept = nms(boxes, scores, 0.5)
+            return boxes[kept] * 2 if len(scores[kept]) > 0 else boxes[:1]
+
+    with pytest.raises(TraceError, match="depend"):
+        torch2rt(Empty(), [torch.rand(5, 4), torch.rand(5)], fallback=True)
+
+
+def test_a_module_that_sets_the_seed_is_refused():
+    class Seeded(nn.Module):
+        def forward(self, x):
+            torch.manual_seed(3)
+            return x * torch.rand_like(x)
+
+    with pytest.raises(TraceError, match="sets the seed"):
+        torch2rt(Seeded(), [torch.ones(3)], fallback=True)
+
+
+def test_few_boxes():
+    def few(self, y):
+        nms = pytest.importorskip("torchvision").ops.nms
+        corners = torch.cat([y[:, :2].abs() * 0, y[:, 2:4].abs() * 0 + 1], 1)
+        kept = nms(corners, y[:, 4], 0.3)
+        return corners[kept] * 2 - y[kept, 4:5].tanh()
+
+    module, x = Layers(few), torch.randn(5, 6)  # all boxes are one: a single one is left
+    model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=1)
+    assert model_trt.engines
+    assert same(module, model_trt.reference(), x).shape == (1, 4)
+
+
+# Saving --------------------------------------------------------------------------------------------------------------
+
+
+def torch_only(between, train=False):
+    """A module that runs without a GPU, as all of it is torch's, and some of its engines."""
+    return torch2rt(
+        Layers(between, train), [torch.randn(4, 6)], max_batch_size=9, fallback=True, min_segment_calls=99, verify=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("between", "way"),
+    [
+        *((between, "state dict") for between in (svd, samples, nonzero, double, boxes)),
+        (svd, "pickle"),
+        (masks, "copy"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_saved_and_loaded(between, way, tmp_path):
+    model_trt = torch_only(between, between is samples)
+    path = tmp_path / "model.pth"
+    if way == "state dict":
+        torch.save(model_trt.state_dict(), path)
+        again = PartitionedModule()
+        again.load_state_dict(torch.load(path, weights_only=True))
+    elif way == "pickle":
+        torch.save(model_trt, path)
+        again = torch.load(path, weights_only=False)
+    else:
+        again = copy.deepcopy(model_trt)
+    assert again.report.segments == model_trt.report.segments
+    for size in (4, 1, 9):
+        same(model_trt, again, torch.randn(size, 6))
+
+
+def test_engines_and_their_torch_calls_are_saved():
+    model_trt = torch2rt(Layers(nonzero), [torch.randn(4, 6)], fallback=True, min_segment_calls=1, verify=False)
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    assert [type(segment) for segment in again.segments] == [type(segment) for segment in model_trt.segments]
+    assert [e.engine_bytes for e in again.engines] == [e.engine_bytes for e in model_trt.engines]
+    assert list(again.eager) == list(model_trt.eager) == ["2"]
+    assert again.schedule == model_trt.schedule and again.interface == model_trt.interface
+    assert list(again.state_dict()) == list(model_trt.state_dict())
+
+
+def test_custom_operators_are_saved():
+    model_trt, x = torch_only(custom), torch.randn(4, 6)
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    same(model_trt, again, x)
+
+
+def test_an_archive_with_code_is_refused():
+    state = dict(torch_only(svd).state_dict())
+    (key,) = [key for key in state if key.endswith("program")]
+    archive = io.BytesIO(state[key].numpy().tobytes())
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("archive/data/sample_inputs/other.pt", pickle.dumps(print))
+    state[key] = torch.frombuffer(bytearray(archive.getvalue()), dtype=torch.uint8)
+    with pytest.raises(EngineError, match=r"holds 'archive/data/sample_inputs/other.pt', which may be code"):
+        PartitionedModule().load_state_dict(state)
+    state[key] = state[key][:100]
+    with pytest.raises(EngineError, match="damaged"):
+        PartitionedModule().load_state_dict(state)
+
+
+def test_an_empty_module_says_so():
+    with pytest.raises(EngineError, match="holds no segments yet"):
+        PartitionedModule()(torch.ones(3))
+    assert PartitionedModule().load_state_dict({}, strict=False).missing_keys == ["header"]

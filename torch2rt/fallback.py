@@ -1,0 +1,327 @@
+"""What TensorRT cannot take stays torch: a traced graph as segments, each an engine or torch calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+
+from torch2rt.arguments import whole_number
+from torch2rt.debug.verify import Verifying
+from torch2rt.engine.build import build
+from torch2rt.engine.engine import Engine
+from torch2rt.engine.report import Report
+from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
+from torch2rt.graph import graph_meta, place_of
+from torch2rt.lowering import lower
+from torch2rt.lowering_errors import NO_CONVERTER
+from torch2rt.network import Network
+from torch2rt.passes.effects import draws, writes_unseen
+from torch2rt.passes.float64 import NARROW, narrow_float64
+from torch2rt.passes.order import Pass, run
+from torch2rt.passes.partition import Segment, describe_target, is_call, partition, why_no_type
+from torch2rt.passes.split import MAX_SIZE, Piece, Program, split
+from torch2rt.registry import load, qualified_name
+from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.schedule import Schedule
+from torch2rt.runtime.segments import PartitionedModule, PartitionedNetwork
+from torch2rt.runtime.torch_segment import TorchSegment
+from torch2rt.tracing.guards import hold
+
+MIN_SEGMENT_CALLS = 3
+Refused = dict[Node, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a user asks of a partition, checked.
+
+    - `torch_executed`: functions, paths of modules, and classes of modules whose calls stay torch calls.
+    - `min_segment_calls`: smaller TensorRT segments become torch calls.
+    - `max_sizes`: the largest size that engines are built for where a size depends on values.
+    """
+
+    torch_executed: Sequence[Any] = ()
+    min_segment_calls: int = MIN_SEGMENT_CALLS
+    max_sizes: int = MAX_SIZE
+
+    @classmethod
+    def of(
+        cls, fallback: bool, torch_executed: Any, min_segment_calls: int | None, max_sizes: int | None
+    ) -> Choice | None:
+        """`None` without fallback; raises `InputError` for what does not fit together."""
+        if not isinstance(fallback, bool):
+            raise InputError(f"{fallback=} is neither True nor False.")
+        if isinstance(torch_executed, str) or not isinstance(torch_executed, Iterable):
+            raise InputError(f"{torch_executed=} is not a list of functions, module paths and module classes.")
+        executed = list(torch_executed)
+        for item in executed:
+            if not (isinstance(item, str) or callable(item)):
+                raise InputError(f"{item!r} in torch_executed is no function, no module path and no module class.")
+        least = whole_number("min_segment_calls", min_segment_calls, 1)
+        most = whole_number("max_sizes", max_sizes, 1)
+        if not fallback and (executed or least is not None or most is not None):
+            raise InputError("torch_executed, min_segment_calls and max_sizes need fallback=True.")
+        least = MIN_SEGMENT_CALLS if least is None else least
+        return cls(executed, least, MAX_SIZE if most is None else most) if fallback else None
+
+    def calls(self, graph: torch.fx.GraphModule, module: torch.nn.Module | None) -> Refused:
+        """The calls that `torch_executed` speaks of."""
+        found: Refused = {}
+        for item in self.torch_executed:
+            paths = _paths(item, module)
+            chosen = [node for node in graph.graph.nodes if is_call(node) and _is_of(node, item, paths)]
+            if not chosen:
+                name = item if isinstance(item, str) else qualified_name(item)
+                raise InputError(f"torch_executed names {name}, which none of the traced calls is of.")
+            found.update(dict.fromkeys(chosen, "torch_executed names it"))
+        return found
+
+
+def _paths(item: Any, module: torch.nn.Module | None) -> set[str]:
+    """The paths of the modules that an item of `torch_executed` is about."""
+    if isinstance(item, str):
+        return {item}
+    if isinstance(item, type) and issubclass(item, torch.nn.Module) and module is not None:
+        return {path for path, m in module.named_modules() if isinstance(m, item)}
+    return set()
+
+
+def _is_of(node: Node, item: Any, paths: set[str]) -> bool:
+    path = node.meta["module"]
+    if any(path == p or not p or path.startswith(f"{p}.") for p in paths):
+        return True
+    return not isinstance(item, str) and item in (node.target, node.meta.get("function"))
+
+
+# Which calls stay torch's --------------------------------------------------------------------------------------------
+
+
+def refused_calls(graph: torch.fx.GraphModule, error: UnsupportedError | None, passes: Sequence[Pass]) -> Refused:
+    """The calls that lowering has refused, and those whose results have types that TensorRT has not."""
+    registry = load()
+    calls = list(filter(is_call, graph.graph.nodes))
+    of_values = [node for node in calls if "unbacked" in node.meta]
+    # what was said of the whole graph is not true of segments, which are given the sizes that depend on values
+    reasons = error.calls if error is not None and not of_values else {}
+    found: Refused = dict.fromkeys(of_values, "the size of its result depends on values")
+    for node in calls:
+        if node in found:
+            continue
+        if of_values and registry.find(node.target) is None and node.target is not operator.getitem:  # type: ignore[arg-type]
+            found[node] = NO_CONVERTER
+        elif node.name in reasons:
+            found[node] = reasons[node.name]
+        elif (reason := why_no_type(node)) is not None:
+            value = node.meta["val"]
+            narrowed = narrow_float64 in passes and isinstance(value, torch.Tensor) and value.dtype in NARROW
+            if not narrowed:
+                found[node] = reason
+    return found
+
+
+def fitting(graph: torch.fx.GraphModule, passes: Sequence[Pass]) -> list[Pass]:
+    """The passes, without the one that narrows float64 where some value must stay float64: then all of them do."""
+    refuses = narrow_float64 in passes and graph_meta(narrow_float64(graph)).refusals
+    return [pass_ for pass_ in passes if not (refuses and pass_ is narrow_float64)]
+
+
+@dataclasses.dataclass
+class Partitioner:
+    """Finds segments of a graph whose engines can be built.
+
+    `parts` are what the pieces of `program` were lowered to, `None` for torch; `assumptions` those of all networks.
+    """
+
+    graph: torch.fx.GraphModule
+    refused: Refused
+    passes: Sequence[Pass]
+    nan: str
+    min_segment_calls: int
+    max_size: int = MAX_SIZE
+
+    def __post_init__(self) -> None:
+        self.networks: dict[tuple[str, ...], Network] = {}
+        self.engines: dict[tuple[str, ...], Engine] = {}
+
+    def lowered(self) -> Program:
+        """The segments, once each of TensorRT's can be lowered."""
+        while True:
+            segments = partition(self.graph, self.refused, self.min_segment_calls)
+            program = split(self.graph, segments, self.max_size)
+            found: Refused = {}
+            for piece in program.pieces:
+                if not piece.segment.is_torch:
+                    found.update(self._lower(piece))
+            if not found:
+                return program
+            self.refused.update(found)
+
+    def _lower(self, piece: Piece) -> Refused:
+        """Lower a piece, once; returns the calls that cannot be."""
+        key, nodes = _key(piece), piece.segment.nodes
+        if key in self.networks:
+            return {}
+        if not piece.inputs:
+            return dict.fromkeys(nodes, "it depends on no input")
+        try:
+            self.networks[key] = lower(run(piece.graph, self.passes), nan=self.nan, passes=[])
+        except UnsupportedError as error:
+            named = {node: error.calls[node.name] for node in nodes if node.name in error.calls}
+            return named or dict.fromkeys(nodes, str(error))
+        except ConversionError as error:
+            return dict.fromkeys(nodes, str(error))
+        return {}
+
+    def build(self, program: Program, build: Callable[[Network], Engine]) -> Program:
+        """Build the engines; a segment that TensorRT cannot build becomes torch calls, whence the other program."""
+        while True:
+            for piece in program.pieces:
+                if piece.segment.is_torch or (key := _key(piece)) in self.engines:
+                    continue
+                try:
+                    self.engines[key] = build(self.networks[key])
+                except BuildError as error:
+                    self.refused.update(dict.fromkeys(piece.segment.nodes, f"its segment could not be built: {error}"))
+                    program = self.lowered()
+                    break
+            else:
+                return program
+
+
+def _key(piece: Piece) -> tuple[str, ...]:
+    """What tells one TensorRT segment of a graph from another."""
+    segment = piece.segment
+    return tuple(node.name for node in (*segment.nodes, *segment.outputs))
+
+
+# The module ----------------------------------------------------------------------------------------------------------
+
+
+def convert_in_segments(
+    module: torch.nn.Module,
+    graph: torch.fx.GraphModule,
+    tensors: Sequence[torch.Tensor],
+    choice: Choice,
+    error: UnsupportedError | None,
+    *,
+    passes: Sequence[Pass],
+    nan: str,
+    verify: bool | str,
+    options: Mapping[str, Any],
+    progress: bool | None,
+    stage: Callable[..., Any],
+) -> PartitionedModule:
+    """The module of a traced graph whose refused calls stay torch calls.
+
+    `error` is what lowering has refused of the whole graph. The other arguments are those of `torch2rt.torch2rt`.
+    """
+    meta = graph_meta(graph)
+    passes = fitting(graph, passes)
+    if unseen := [node for node in graph.graph.nodes if node.op == "call_function" and writes_unseen(node)]:
+        raise UnsupportedError(
+            f"{place_of(unseen[0]).strip()}: {describe_target(unseen[0])} updates running statistics. Call .eval() on "
+            'the module, or convert it with state="write".'
+        ) from error
+    interface = hold(meta.assumed.decisions, meta.assumed.ranges, meta.interface)
+    refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
+    partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes)
+    program = stage("lower", partitioner.lowered)
+    program = stage("build", partitioner.build, program, lambda network: build(network, **options, progress=progress))
+    device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
+    parts: list[Any] = [
+        torch_segment(piece, device) if piece.segment.is_torch else partitioner.networks[_key(piece)]
+        for piece in program.pieces
+    ]
+    assumptions = list(dict.fromkeys(a for p in parts if isinstance(p, Network) for a in p.assumptions))
+    eager = {
+        index: torch_segment(piece, device)
+        for index, piece in enumerate(program.pieces)
+        if not piece.segment.is_torch and has_unbacked(piece)
+    }
+    network = PartitionedNetwork(parts, schedule_of(program), interface, assumptions, eager)
+    report = Report(
+        assumptions=list(assumptions),
+        needs=[text for _, text in interface.constraints],
+        segments=describe_segments([piece.segment for piece in program.pieces]),
+    )
+    segments = [
+        part if piece.segment.is_torch else TRTModule(partitioner.engines[_key(piece)], part)
+        for piece, part in zip(program.pieces, parts, strict=True)
+    ]
+    model = PartitionedModule(segments, network.schedule, interface, report, network)
+    Verifying(module, graph, network, tensors, verify, tf32=options["tf32"], passes=passes).finish(model)
+    return model
+
+
+def torch_segment(piece: Piece, device: torch.device) -> TorchSegment:
+    """The calls of a piece as a module."""
+    return TorchSegment(piece.graph, device, any(map(draws, piece.segment.nodes)))
+
+
+def has_unbacked(piece: Piece) -> bool:
+    """Whether sizes of what a piece takes depend on values."""
+    return any(str(symbol).startswith("u") for symbol in graph_meta(piece.graph).symbols)
+
+
+def schedule_of(program: Program) -> Schedule:
+    """A program as what a `PartitionedModule` goes by."""
+    inputs = [piece.inputs for piece in program.pieces]
+    outputs = [piece.outputs for piece in program.pieces]
+    return Schedule.of(inputs, outputs, program.results, program.slots, program.checks)
+
+
+# In words ------------------------------------------------------------------------------------------------------------
+
+
+def describe_segments(segments: Sequence[Segment]) -> list[str]:
+    """A line for each segment: where it runs, what is in it, and why."""
+    lines = []
+    for index, segment in enumerate(segments):
+        where = "torch" if segment.is_torch else "TensorRT"
+        line = f"segment {index}: {where}, {_count(segment.calls, 'call')}{_extent(segment)}"
+        if segment.is_torch:
+            line += f": {'; '.join(_reasons(segment)) or 'too few for an engine'}"
+        lines.append(line)
+    return lines
+
+
+def _reasons(segment: Segment) -> list[str]:
+    """The calls of a torch segment that are there for a reason of their own, with the place and the reason."""
+    found: dict[str, None] = {}
+    for node, reason in segment.reasons.items():
+        *_, text = reason.strip().splitlines()
+        why = text.strip().partition("): ")[2] or text.strip()  # an error describes the call first
+        place = f" at {node.meta['source']}" if node.meta["source"] else ""
+        found[f"{describe_target(node)}{place} ({why.partition('. ')[0].removesuffix('.')})"] = None
+    return list(found)
+
+
+def _extent(segment: Segment) -> str:
+    """The modules that a segment's calls are of, the first and the last."""
+    paths = list(dict.fromkeys(node.meta["module"] for node in segment.nodes if node.meta["module"]))
+    return f" of {paths[0]}" + (f" to {paths[-1]}" if len(paths) > 1 else "") if paths else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def plan_in_words(graph: torch.fx.GraphModule, error: UnsupportedError, passes: Sequence[Pass]) -> str:
+    """The sentence about what `fallback=True` would do, for the end of an error."""
+    refused = refused_calls(graph, error, fitting(graph, passes))
+    segments = partition(graph, refused, MIN_SEGMENT_CALLS)
+    ours = [segment for segment in segments if not segment.is_torch]
+    theirs = [segment for segment in segments if segment.is_torch]
+    total = sum(segment.calls for segment in segments)
+    share = 100 * sum(segment.calls for segment in ours) // max(total, 1)
+    places = list(dict.fromkeys(f"{describe_target(n)} at {n.meta['source']}" for s in theirs for n in s.reasons))
+    shown = ", ".join(places[:3]) + (f" and {len(places) - 3} others" if len(places) > 3 else "")
+    return (
+        f"With fallback=True: {_count(len(ours), 'TensorRT segment')} with {share} % of the calls, "
+        f"{_count(len(theirs), 'torch segment')}" + (f" ({shown})." if shown else ".")
+    )

@@ -1,0 +1,170 @@
+"""The order in which the segments of a module run, and how values pass between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.errors import InputError
+from torch2rt.sizes import evaluate_json
+
+Runner = Callable[..., Sequence[torch.Tensor]]  # of a segment's input tensors
+CARRIER_CHUNK = 1 << 16  # bytes that a carrier of sizes has at least
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One segment of a program: where its tensors come from and where they go.
+
+    - `inputs`: for each tensor a slot, or the size of a carrier as JSON (see `torch2rt.passes.split`).
+    - `outputs`: the slots of what it returns. `free`: the slots that nobody reads afterwards.
+    """
+
+    inputs: Sequence[Any]
+    outputs: Sequence[int]
+    free: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The segments of a module in the order in which they run, as JSON values say it."""
+
+    steps: Sequence[Step]
+    results: Sequence[int]
+    slots: int
+    checks: Sequence[tuple[Any, str]] = ()
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Sequence[Sequence[Any]],
+        outputs: Sequence[Sequence[int]],
+        results: Sequence[int],
+        slots: int,
+        checks: Sequence[tuple[Any, str]] = (),
+    ) -> Schedule:
+        """A schedule in which every value is let go of after its last use."""
+        last: dict[int, int] = {}
+        kept = {*results, *(slot for tree, _ in checks for slot in _slots_in(tree))}
+        for index, taken in enumerate(inputs):
+            for item in taken:
+                for slot in _slots_in(item):
+                    last[slot] = index
+        free: list[list[int]] = [[] for _ in inputs]
+        for slot, index in last.items():
+            if slot not in kept:
+                free[index].append(slot)
+        steps = [Step(list(i), list(o), f) for i, o, f in zip(inputs, outputs, free, strict=True)]
+        return cls(steps, list(results), slots, list(checks))
+
+    def to_json(self) -> dict[str, Any]:
+        """The schedule as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Schedule:
+        """The inverse of `to_json`."""
+        steps = [Step(**step) for step in data["steps"]]
+        return cls(steps, data["results"], data["slots"], [(tree, text) for tree, text in data["checks"]])
+
+
+def _slots_in(item: Any) -> list[int]:
+    """The slots that an input is, or reads sizes of."""
+    if isinstance(item, int):
+        return [item]
+    if isinstance(item, (list, tuple)):
+        if item[0] in ("dim", "laid out"):
+            return [item[1]]
+        return [slot for part in item[1:] if isinstance(part, (list, tuple)) for slot in _slots_in(part)]
+    return []
+
+
+class _Shapes(Sequence[Any]):
+    """The shapes of the values in slots, for `evaluate_json`."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __getitem__(self, slot: Any) -> Any:
+        return self.values[slot].shape
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class Carriers:
+    """Tensors of which only the size counts: pieces of one buffer for each device, which nobody writes to."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.device, torch.Tensor] = {}
+
+    def addresses(self) -> set[int]:
+        """Where the buffers begin."""
+        return set(map(address, self._buffers.values()))
+
+    def of(self, size: int, device: torch.device) -> torch.Tensor:
+        buffer = self._buffers.get(device)
+        if buffer is None or len(buffer) < size:
+            buffer = torch.zeros(max(CARRIER_CHUNK, 2 * size), dtype=torch.bool, device=device)
+            self._buffers[device] = buffer
+        return buffer[:size]
+
+
+def run(
+    schedule: Schedule,
+    tensors: Sequence[torch.Tensor],
+    runners: Sequence[Runner],
+    carriers: Carriers,
+    kept: Callable[[], set[int]],
+) -> list[torch.Tensor]:
+    """The outputs of a program; none of them shares memory with an input, a constant or another output.
+
+    `kept` gives the addresses of the storages that outlive the call.
+    """
+    values: list[Any] = [*tensors, *[None] * (schedule.slots - len(tensors))]
+    shapes = _Shapes(values)
+    device = next((t.device for t in tensors), torch.device("cpu"))
+    with torch.no_grad():
+        for step, runner in zip(schedule.steps, runners, strict=True):
+            given = [
+                values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
+                for item in step.inputs
+            ]
+            for slot, value in zip(step.outputs, runner(*given), strict=True):
+                values[slot] = value
+            for slot in step.free:
+                if slot >= len(tensors):
+                    values[slot] = None
+        for tree, text in schedule.checks:
+            if not evaluate_json(tree, shapes):
+                raise InputError(f"The model needs {text}, which these inputs' values make false.")
+        taken = kept() | {address(t) for t in tensors}
+        outputs: dict[int, torch.Tensor] = {}
+        for slot in schedule.results:
+            if slot not in outputs:
+                value = values[slot]
+                if address(value) in taken or value.is_conj() or value.is_neg():
+                    value = value.resolve_conj().resolve_neg()
+                    value = value.clone() if address(value) in taken else value
+                if where := address(value):
+                    taken.add(where)
+                outputs[slot] = value
+    return [outputs[slot] for slot in schedule.results]
+
+
+def _made(item: Any, values: Sequence[Any], shapes: Any, carriers: Carriers, device: torch.device) -> torch.Tensor:
+    """An input that is no value as it is: a carrier of a size, or a value laid out in another way."""
+    if item[0] != "laid out":
+        return carriers.of(evaluate_json(item, shapes), device)
+    _, slot, axes = item
+    return values[slot].permute(axes).contiguous().permute([axes.index(axis) for axis in range(len(axes))])
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Where a tensor's storage begins; 0 for tensors without memory of this kind."""
+    if tensor.layout is not torch.strided:
+        return 0
+    return tensor.untyped_storage().data_ptr()

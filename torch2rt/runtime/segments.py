@@ -1,0 +1,302 @@
+"""Run: a module that was cut into segments, engines and torch calls, as one `nn.Module`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.engine.engine import to_bytes, to_tensor
+from torch2rt.engine.report import Report
+from torch2rt.errors import EngineError, InputError, Torch2RTError
+from torch2rt.interface import Interface
+from torch2rt.network import Network
+from torch2rt.runtime.module import Converted, ReferenceModule, TRTModule
+from torch2rt.runtime.schedule import Carriers, Runner, Schedule, address, run
+from torch2rt.runtime.torch_segment import TorchSegment
+
+FORMAT = 1
+
+
+@dataclasses.dataclass
+class PartitionedNetwork:
+    """What the segments of a module were lowered to: a `Network` for each engine, the calls themselves for torch.
+
+    `eager` has the calls of networks whose sizes depend on values, and so may be such as are not served.
+    """
+
+    parts: Sequence[Network | TorchSegment]
+    schedule: Schedule
+    interface: Interface
+    assumptions: list[str] = dataclasses.field(default_factory=list)
+    eager: dict[int, TorchSegment] = dataclasses.field(default_factory=dict)
+
+    @property
+    def definitions(self) -> list[Any]:
+        return [part.definition for part in self.parts if isinstance(part, Network)]
+
+    @property
+    def nan(self) -> str:
+        return next((part.nan for part in self.parts if isinstance(part, Network)), "keep")
+
+    def reference(self) -> PartitionedReference:
+        """The program with its networks evaluated by torch."""
+        return PartitionedReference(self)
+
+
+class PartitionedModule(Converted):
+    """A converted module of which some calls stayed torch calls: `torch2rt(..., fallback=True)` makes it.
+
+    It is called like the module, with tensors of the GPU. Its segments run one after the other in the order of the
+    caller's CUDA stream, and nothing waits for the GPU but what torch itself waits for.
+
+    Attributes: `segments` (a `TRTModule` or `TorchSegment` each), `schedule`, `interface`, `report` (with a line for
+    each segment), `cuda_graph` and `borrow_outputs` of all engines.
+
+    >>> model_trt = torch2rt(model, [x], fallback=True)     # doctest: +SKIP
+    >>> print(model_trt.report)                             # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[TRTModule | TorchSegment] = (),
+        schedule: Schedule | None = None,
+        interface: Interface | None = None,
+        report: Report | None = None,
+        network: PartitionedNetwork | None = None,
+    ) -> None:
+        super().__init__()
+        self.segments = torch.nn.ModuleList(segments)
+        self.eager = torch.nn.ModuleDict()  # torch's calls of engines that may meet sizes they do not serve
+        for index, segment in (network.eager if network is not None else {}).items():
+            self.eager[str(index)] = segment
+        self.schedule, self.interface = schedule, interface
+        self.report = report or Report()
+        self._network = network
+        self._carriers = Carriers()
+        self._kept: set[int] | None = None
+
+    def _interface(self) -> Interface:
+        if self.interface is None:
+            raise EngineError("This PartitionedModule holds no segments yet: load them with load_state_dict.")
+        return self.interface
+
+    @property
+    def engines(self) -> list[TRTModule]:
+        """The segments that are engines, in their order."""
+        return [segment for segment in self.segments if isinstance(segment, TRTModule)]
+
+    @property
+    def torch_segments(self) -> list[TorchSegment]:
+        """The segments that are torch calls, in their order."""
+        return [segment for segment in self.segments if isinstance(segment, TorchSegment)]
+
+    @property
+    def cuda_graph(self) -> bool:
+        """Whether each engine's calls are replayed as CUDA graphs."""
+        return any(engine.cuda_graph for engine in self.engines)
+
+    @cuda_graph.setter
+    def cuda_graph(self, value: bool) -> None:
+        for engine in self.engines:
+            engine.cuda_graph = value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the segments; raises `InputError` for tensors that do not fit."""
+        interface = self._interface()
+        tensors = interface.tensors(args, kwargs)
+        shapes = [tuple(t.shape) for t in tensors]
+        interface.check(shapes, [t.dtype for t in tensors])
+        return interface.wrap(self.run(tensors), shapes)
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for the input tensors, in the order of the interface."""
+        assert self.schedule is not None
+        runners = [self._runner(i) for i in range(len(self.schedule.steps))]
+        return run(self.schedule, tensors, runners, self._carriers, self._constants)
+
+    def _runner(self, index: int) -> Runner:
+        segment, eager = self.segments[index], self._eager(index)
+        if isinstance(segment, TorchSegment):
+            return segment
+
+        def run_engine(*tensors: torch.Tensor) -> Any:
+            device = next((t.device for t in tensors if t.is_cuda), None)
+            if device is not None:  # a 0-d tensor that torch keeps on the CPU
+                tensors = tuple(t if t.is_cuda else t.to(device) for t in tensors)
+            if eager is not None and not serves(segment._interface(), tensors):
+                return eager(*tensors)
+            return segment(*tensors)
+
+        return run_engine
+
+    def _eager(self, index: int) -> Any:
+        return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
+
+    def _constants(self) -> set[int]:
+        if self._kept is None:
+            parts = [*self.torch_segments, *self.eager.values()]
+            self._kept = {address(t) for part in parts for t in part.constants()} - {0}
+        return self._kept | self._carriers.addresses()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._kept = None
+        return super()._apply(fn, recurse)
+
+    def load(self, device: torch.device) -> PartitionedModule:
+        """Load the engines on a GPU; raises `EngineError` where they cannot run there."""
+        for segment in self.torch_segments:
+            if segment.draws and segment.device.type != device.type:
+                raise EngineError(
+                    f"it draws random numbers, which are others on {device} than on {segment.device}, where the "
+                    "module is"
+                )
+        for engine in self.engines:
+            engine.load(device)
+        self._device = device
+        return self
+
+    @property
+    def device(self) -> torch.device | None:
+        """The GPU that the engines run on, if that is decided."""
+        return getattr(self, "_device", None) or next((e.device for e in self.engines if e.device), None)
+
+    @property
+    def network(self) -> PartitionedNetwork | None:
+        """What the segments were lowered to, if it was kept."""
+        return self._network
+
+    def drop_network(self) -> None:
+        """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
+        self._network = None
+        for engine in self.engines:
+            engine.drop_network()
+
+    def reference(self) -> PartitionedReference:
+        """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
+        if self._network is None:
+            raise Torch2RTError(
+                "reference() needs the network: convert with keep_network=True; a loaded module has none."
+            )
+        return self._network.reference()
+
+    # Saving and loading ----------------------------------------------------------------------------------------------
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        interface = self._interface()
+        assert self.schedule is not None
+        header = {
+            "format": FORMAT,
+            "interface": interface.to_json(),
+            "schedule": self.schedule.to_json(),
+            "report": self.report.to_json(),
+            "torch": [isinstance(segment, TorchSegment) for segment in self.segments],
+            "eager": list(self.eager),
+        }
+        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Make the segments that the state dict speaks of; torch then loads each of them."""
+        if (key := prefix + "header") not in state_dict:
+            missing_keys.append(key)
+            return
+        try:
+            header = json.loads(to_bytes(state_dict[key], key))
+            if header["format"] != FORMAT:
+                raise EngineError(f"The module was saved in format {header['format']}, this torch2rt reads {FORMAT}.")
+            self.interface = Interface.from_json(header["interface"])
+            self.schedule = Schedule.from_json(header["schedule"])
+            self.report = Report.from_json(header["report"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
+        self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
+        self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
+        self._network, self._kept = None, None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle the state dict, which is data."""
+        return _loaded, (dict(self.state_dict()),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PartitionedModule:
+        """A copy with engines and constants of its own, without the networks."""
+        copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
+        copied.segments = copy.deepcopy(self.segments, memo)
+        copied.eager = copy.deepcopy(self.eager, memo)
+        memo[id(self)] = copied
+        return copied
+
+    def extra_repr(self) -> str:
+        return "\n".join(self.report.segments)
+
+
+def _loaded(state: dict[str, Any]) -> PartitionedModule:
+    module = PartitionedModule()
+    module.load_state_dict(state)
+    return module
+
+
+class PartitionedReference(Converted):
+    """A partitioned module without engines: networks are evaluated with torch."""
+
+    def __init__(self, network: PartitionedNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
+        self.eager = {index: segment.copy() for index, segment in network.eager.items()}
+        self.runners: list[Runner] = [
+            mine or _evaluated(part, self.eager.get(index))  # type: ignore[arg-type]
+            for index, (mine, part) in enumerate(zip(self.parts, network.parts, strict=True))
+        ]
+        self._carriers = Carriers()
+
+    @property
+    def interface(self) -> Interface:
+        """Names, dtypes and ranges of inputs and outputs."""
+        return self.network.interface
+
+    def _interface(self) -> Interface:
+        return self.network.interface
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the device of the inputs; raises `InputError` for what the engines would refuse."""
+        interface = self.interface
+        tensors = interface.tensors(args, kwargs)
+        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
+
+    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for the input tensors, each in the order of the interface."""
+        self.interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
+        kept = {address(t) for part in self.parts if part is not None for t in part.constants()} - {0}
+        return run(self.network.schedule, tensors, self.runners, self._carriers, lambda: kept)
+
+
+def _evaluated(network: Network, eager: TorchSegment | None) -> Runner:
+    reference = ReferenceModule(network)
+
+    def evaluate(*tensors: torch.Tensor) -> Any:
+        is_served = eager is None or serves(reference.interface, tensors)
+        return reference.outputs(tensors) if is_served else eager(*tensors)  # type: ignore[misc]
+
+    return evaluate
+
+
+def serves(interface: Interface, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether an engine takes tensors of these shapes."""
+    with contextlib.suppress(InputError):
+        interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
+        return True
+    return False

@@ -1,0 +1,158 @@
+"""Run: the calls of a segment that stay torch calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.export.passes import move_to_device_pass
+from torch.fx.node import map_aggregate
+
+from torch2rt.engine.engine import to_bytes, to_tensor
+from torch2rt.errors import EngineError
+from torch2rt.graph import graph_meta
+from torch2rt.interface import Interface
+from torch2rt.passes.copies import copy_graph
+from torch2rt.runtime import exported
+from torch2rt.runtime.module import Converted
+
+
+class TorchSegment(Converted):
+    """Calls of a traced graph as a function of tensors, on the device of its inputs.
+
+    - `graph`: a `torch.fx.GraphModule` of tensors in and a tuple of tensors out. Its parameters and buffers become
+      buffers of the segment that share the memory of the module's own ones.
+    - `device`: where its calls are made. `draws`: whether it draws random numbers.
+
+    `load_state_dict` fills `TorchSegment()`. What is saved is an exported program: data, and no code.
+    """
+
+    def __init__(
+        self, graph: torch.fx.GraphModule | None = None, device: torch.device | None = None, draws: bool = False
+    ) -> None:
+        super().__init__()
+        self.device, self.draws = device or torch.device("cpu"), draws
+        self.interface: Interface | None = None
+        self.program: torch.export.ExportedProgram | None = None  # where the calls were loaded
+        self._graph: list[Any] = [None]  # in a list, as the state dict is the segment's own and not its parts'
+        if graph is not None:
+            self._graph, self.interface = [_prepared(graph)], graph_meta(graph).interface
+
+    @property
+    def graph(self) -> Any:
+        """The module that makes the calls: a `torch.fx.GraphModule`, or what torch has made of the exported program."""
+        return self._graph[0]
+
+    def _interface(self) -> Interface:
+        if self.interface is None:
+            raise EngineError("This TorchSegment is empty: fill it with load_state_dict.")
+        return self.interface
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """The tuple of results; a first call on another device moves the constants there."""
+        device = next((t.device for t in tensors if t.is_cuda), tensors[0].device if tensors else self.device)
+        if device.type != self.device.type or (device.type == "cuda" and device != self.device):
+            self.move(device)
+        return self.graph(*tensors) if self.program is None else self.graph(tensors)
+
+    def move(self, device: torch.device) -> None:
+        """Run on another device from now on: constants are copied there, and calls that name the old one name it."""
+        old, self.device = self.device, device
+        if self.program is not None:
+            self.program = move_to_device_pass(self.program, device)
+            self._graph = [self.program.module()]
+            return
+        self.graph.to(device)
+        if isinstance(self.graph, torch.fx.GraphModule):
+            for node in self.graph.graph.nodes:
+                node.args, node.kwargs = (
+                    map_aggregate(a, lambda v: device if isinstance(v, torch.device) and v.type == old.type else v)
+                    for a in (node.args, node.kwargs)
+                )
+            self.graph.recompile()
+
+    def copy(self) -> TorchSegment:
+        """A segment of its own with the same tensors, which can be on another device."""
+        copied = TorchSegment(None, self.device, self.draws)
+        copied.interface, copied.program = self.interface, self.program
+        copied._graph = [_prepared(self.graph) if self.program is None else self.program.module()]
+        return copied
+
+    def constants(self) -> Iterator[torch.Tensor]:
+        """The tensors that it keeps between calls."""
+        yield from self.graph.parameters()
+        yield from self.graph.buffers()
+        if self.program is not None:
+            yield from (value for value in self.program.constants.values() if isinstance(value, torch.Tensor))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        where = fn(torch.empty(0, device=self.device)).device
+        if where != self.device:
+            self.move(where)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        interface = self._interface()
+        function = _OfTuple(self.graph) if self.program is None else self.graph
+        header = {"interface": interface.to_json(), "device": str(self.device), "draws": self.draws}
+        destination[prefix + "program"] = to_tensor(exported.dump(function, interface, self.device))
+        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        keys = {name: prefix + name for name in ("program", "header")}
+        missing = [key for key in keys.values() if key not in state_dict]
+        missing_keys.extend(missing)
+        unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in keys.values())
+        if not missing:
+            data, text = (to_bytes(state_dict[key], key) for key in keys.values())
+            header = json.loads(text)
+            self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
+            self.program, self.device = exported.load(data), torch.device(header["device"])
+            self._graph = [self.program.module()]
+
+
+class _OfTuple(torch.nn.Module):
+    """A graph as a function of one tuple, as `torch.export` takes functions of any number of tensors."""
+
+    def __init__(self, graph: torch.nn.Module) -> None:
+        super().__init__()
+        self.calls = graph
+
+    def forward(self, tensors: tuple[torch.Tensor, ...]) -> Any:
+        return self.calls(*tensors)
+
+
+def _prepared(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A copy of a graph module to run by itself.
+
+    It has buffers in the place of parameters, so that moving it leaves the module's own alone. What engines return is
+    contiguous whatever the module's own values are, so that a view may have to be a copy.
+    """
+    graph = copy_graph(graph)
+    for name, parameter in list(graph.named_parameters(remove_duplicate=False)):
+        path, _, leaf = name.rpartition(".")
+        owner = graph.get_submodule(path)
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, parameter.detach())
+    for node in graph.graph.nodes:
+        if node.target in _VIEWS and not isinstance(node.args[1], torch.dtype) and "dtype" not in node.kwargs:
+            node.target = _VIEWS[node.target]
+    graph.recompile()
+    return graph
+
+
+_VIEWS: dict[Any, Any] = {
+    torch.Tensor.view: torch.Tensor.reshape,
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+}
