@@ -12,7 +12,7 @@ import numpy as np
 import sympy
 import torch
 
-from torch2rt.graph import GraphMeta, graph_meta
+from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
 from torch2rt.sizes import Dim, choices_of, counterexample, describe, truths
 
@@ -102,8 +102,20 @@ class Space:
 
     def text(self, claims: Sequence[sympy.Basic]) -> str:
         """Claims in the user's terms."""
-        words = [describe(claim, self.symbols) for claim in claims]
+        words = list(dict.fromkeys(describe(shortened(claim), self.symbols) for claim in claims))
         return " and ".join([*words[:SHOWN], *["..."] * (len(words) > SHOWN)]) or "every size"
+
+
+def shortened(claim: sympy.Basic) -> sympy.Basic:
+    """A comparison for a text: `4*x*y + 8 <= 4*x*y + 4*x` is `x >= 2`; others, and those it does not shorten, as is."""
+    if not isinstance(claim, sympy.core.relational.Relational):
+        return claim
+    _, difference = sympy.expand(claim.lhs - claim.rhs).as_content_primitive()
+    number, rest = difference.as_independent(*claim.free_symbols, as_Add=True)
+    short = claim.func(rest, -number, evaluate=False)
+    if rest.could_extract_minus_sign():
+        short = claim.reversed.func(-rest, number, evaluate=False)
+    return short if len(str(short)) < len(str(claim)) else claim
 
 
 def symbol_of(dim: Dim) -> Symbol:
@@ -122,7 +134,7 @@ def region_of(graph: torch.fx.GraphModule, specs: Sequence[Input], whole: Sequen
     meta = graph_meta(graph)
     names = {symbol: symbol_of(dim) for symbol, dim in meta.symbols.items()}
     decisions = [split.decision for split in meta.splits]
-    decisions += [d for d in meta.assumed.decisions if isinstance(counterexample(d.claim, meta.assumed.ranges), dict)]
+    decisions += false_assumptions(meta)
     claims = {decision.claim.xreplace(names): decision.place for decision in decisions}
     fixed = {
         symbol_of(Dim(i, spec.name, axis, 0, 0)): spec.min[axis]
@@ -137,6 +149,11 @@ def region_of(graph: torch.fx.GraphModule, specs: Sequence[Input], whole: Sequen
                 claims[sympy.Ge(symbol, 1)] = ""
     lines = list(dict.fromkeys(place for place in claims.values() if ":" in place))
     return Region(graph, list(claims), fixed, lines, _ties(meta, list(claims)))
+
+
+def false_assumptions(meta: GraphMeta) -> list[Decision]:
+    """The claims that torch took for granted which are false somewhere in the range."""
+    return [d for d in meta.assumed.decisions if isinstance(counterexample(d.claim, meta.assumed.ranges), dict)]
 
 
 def _ties(meta: GraphMeta, claims: Sequence[sympy.Basic]) -> list[tuple[Symbol, Symbol]]:

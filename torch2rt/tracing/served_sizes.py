@@ -12,8 +12,8 @@ import numpy as np
 
 from torch2rt.graph import Assumed, GraphMeta, graph_meta
 from torch2rt.interface import Interface
-from torch2rt.sizes import counterexample, holds, to_json
-from torch2rt.tracing.regions import SHOWN, Space, Symbol, Variant, claims_of, symbol_of, with_ties
+from torch2rt.sizes import holds, to_json
+from torch2rt.tracing.regions import SHOWN, Space, Symbol, Variant, claims_of, false_assumptions, symbol_of, with_ties
 
 
 def restrict(variant: Variant, space: Space) -> None:
@@ -56,7 +56,8 @@ def without_claims(meta: GraphMeta) -> GraphMeta:
     """What is known of a graph, without the claims of its region, of which no call is checked for any."""
     # a claim of torch's that is false somewhere in the range is one of the region's
     ranges = meta.assumed.ranges
-    assumed = [d for d in meta.assumed.decisions if not isinstance(counterexample(d.claim, ranges), dict)]
+    false = false_assumptions(meta)
+    assumed = [decision for decision in meta.assumed.decisions if decision not in false]
     interface = dataclasses.replace(meta.interface, constraints=[])
     return dataclasses.replace(meta, interface=interface, assumed=Assumed(assumed, ranges), splits=())
 
@@ -99,7 +100,7 @@ def _constrained(
         return interface
     if len(regions) == 1:
         for claim in regions[0].claims:
-            interface = interface.constrained(claim, space.symbols)
+            interface = interface.constrained(claim, space.symbols, space.text([claim]))
         return interface
     parts = [
         _all(
