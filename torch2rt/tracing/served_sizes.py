@@ -24,6 +24,10 @@ def restrict(variant: Variant, space: Space) -> None:
     box = {symbol: (dim.min, dim.max) for symbol, dim in space.symbols.items()}
     if space.are_all:
         box |= {s: (int(sizes[inside].min()), int(sizes[inside].max())) for s, sizes in space.sizes.items()}
+    for symbol in own.fixed:  # also where not all sizes are looked at
+        if all(symbol in region.fixed for region in variant.regions):
+            sizes = [region.fixed[symbol] for region in variant.regions]
+            box[symbol] = min(sizes), max(sizes)
     for left, right in [*own.ties, *own.ties]:
         box[left] = box[right] = max(box[left][0], box[right][0]), min(box[left][1], box[right][1])
     opt = with_ties(_opt_inside(variant, space, inside), own.ties)
