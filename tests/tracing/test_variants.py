@@ -178,13 +178,13 @@ def _special_batch_and_size(self, x, y):
 
 
 def test_a_range_that_is_sampled_is_covered_exactly():
-    """Not all of 8 x 481 x 481 x 8 sizes are looked at: what an engine serves must follow from its claims alone."""
+    """Not all of 4 x 269 x 269 sizes are looked at: what an engine serves must follow from its claims alone."""
     inputs = [torch.randn(2, 64, 48), torch.randn(2)]
-    ranges = {"min_shapes": [(1, 32, 32), (1,)], "max_shapes": [(8, 512, 512), (8,)]}
+    ranges = {"min_shapes": [(1, 32, 32), (1,)], "max_shapes": [(4, 300, 300), (4,)]}
     made, variants = variants_of(_special_batch_and_size, inputs, 16, **ranges)
     interfaces = [graph_meta(variant.graph).interface for variant in variants]
-    drawn = torch.randint(32, 513, (60, 2), generator=torch.Generator().manual_seed(3)).tolist()
-    for rows, (height, width) in enumerate([(224, 224), (224, 224), (32, 512), (224, 226), (225, 224), *drawn]):
+    drawn = torch.randint(32, 301, (40, 2), generator=torch.Generator().manual_seed(3)).tolist()
+    for rows, (height, width) in enumerate([(224, 224), (224, 224), (32, 300), (224, 226), (225, 224), *drawn]):
         x, y = torch.randn(rows % 3 + 1, height, width), torch.randn(rows % 3 + 1)
         shapes = [tuple(x.shape), tuple(y.shape)]
         (serving,) = [i for i, interface in enumerate(interfaces) if interface.serves(shapes)]

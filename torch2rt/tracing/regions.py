@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -14,9 +15,10 @@ import torch
 
 from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
-from torch2rt.sizes import Dim, choices_of, counterexample, describe, truths
+from torch2rt.sizes import ENUMERATE, Dim, choices_of, counterexample, describe, samples, truths
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
+MOST_NAMED = 6  # numbers in claims that are looked at for each dimension
 SHOWN = 4  # of the claims of a region, and of sizes, in a text
 Symbol: TypeAlias = sympy.Symbol
 
@@ -70,10 +72,12 @@ class Space:
         self.opt = {symbol: specs[dim.input].opt[dim.axis] for symbol, dim in self.symbols.items()}
         self.sizes: dict[Symbol, np.ndarray] = {}
         self.are_all = True
+        self._where: dict[sympy.Basic, np.ndarray] = {}
         self.look_at([])
 
     def look_at(self, claims: Sequence[sympy.Basic]) -> None:
         """Choose the points that show where these claims are true."""
+        self._where = {}
         if self.listed is not None:
             found = [[shapes[d.input][d.axis] for shapes in self.listed] for d in self.symbols.values()]
             self.sizes = {symbol: np.array(sizes) for symbol, sizes in zip(self.symbols, found)}
@@ -83,17 +87,30 @@ class Space:
         choices = choices_of(self.symbols, *claims)
         self.sizes, self.are_all = dict(choices.sizes), choices.are_all
         if not choices.are_all:
-            generator = np.random.default_rng(0)
-            for symbol, sizes in self.sizes.items():
-                dim = self.symbols[symbol]
-                self.sizes[symbol] = np.concatenate([sizes, generator.integers(dim.min, dim.max + 1, DRAWN)])
+            self.sizes = self._spread(claims)
+
+    def _spread(self, claims: Sequence[sympy.Basic]) -> dict[Symbol, np.ndarray]:
+        """A grid of sizes and drawn ones, with those that the claims name, and their neighbours."""
+        generator, grid = np.random.default_rng(0), []
+        dims = [self.symbols[symbol] for symbol in self.sizes]
+        count = math.floor(ENUMERATE ** (1 / len(dims)))
+        for symbol, dim in zip(self.sizes, dims, strict=True):
+            of_dim = [claim for claim in claims if symbol in claim.free_symbols]
+            named = {int(number) for claim in of_dim for number in claim.atoms(sympy.Integer)}
+            near = {number + i for number in sorted(named)[-MOST_NAMED:] for i in (-1, 0, 1)} | {self.opt[symbol]}
+            grid.append(sorted({*samples(dim.sizes, count), *near.intersection(dim.sizes)}))
+        points = [axis.ravel() for axis in np.meshgrid(*map(np.array, grid), indexing="ij")]
+        drawn = [generator.integers(dim.min, dim.max + 1, DRAWN) for dim in dims]
+        return {s: np.concatenate(each) for s, *each in zip(self.sizes, points, drawn, strict=True)}
 
     def where(self, claims: Sequence[sympy.Basic]) -> np.ndarray:
         """At which points all claims are true."""
         count = len(next(iter(self.sizes.values()))) if self.sizes else 1
         result = np.ones(count, bool)
         for claim in claims:
-            result = result & (truths(claim, self.sizes) if claim.free_symbols else bool(claim))
+            if claim not in self._where:
+                self._where[claim] = truths(claim, self.sizes) if claim.free_symbols else np.full(count, bool(claim))
+            result = result & self._where[claim]
         return result
 
     def where_any(self, parts: Sequence[Sequence[sympy.Basic]]) -> np.ndarray:
