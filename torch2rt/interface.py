@@ -11,7 +11,8 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.sizes import Symbols, describe, evaluate_json, holds, to_json
+from torch2rt.promises import Asked, Promise, multiples, with_asked, within
+from torch2rt.sizes import Dim, Symbols, describe, evaluate_json, holds, to_json
 from torch2rt.structure import Spec, bare_name, children, flatten, is_same, take, unflatten
 
 Shape = tuple[int, ...]
@@ -22,7 +23,8 @@ AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 
 class Input:
     """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`).
 
-    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory.
+    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory. `promises` say
+    what a trace may take for granted of dynamic sizes; the interface's constraints check it at calls.
     """
 
     name: str
@@ -31,11 +33,17 @@ class Input:
     opt: Shape
     max: Shape
     memory_format: torch.memory_format = torch.contiguous_format
+    promises: tuple[Promise, ...] = ()
 
     @property
     def dynamic(self) -> list[int]:
         """The axes whose size may vary."""
         return [axis for axis, (low, high) in enumerate(zip(self.min, self.max, strict=True)) if low != high]
+
+    def dim(self, index: int, axis: int) -> Dim:
+        """A dynamic dimension of this input, which is the `index`th."""
+        steps = [promise.factor for promise in self.promises if promise.axis == axis]
+        return Dim(index, self.name, axis, self.min[axis], self.max[axis], *steps)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -185,6 +193,7 @@ class Interface:
         """The interface as JSON values."""
         data = dataclasses.asdict(self)
         for item in data["inputs"]:
+            del item["promises"]
             item["dtype"], item["memory_format"] = bare_name(item["dtype"]), bare_name(item["memory_format"])
         return data
 
@@ -215,8 +224,10 @@ def describe_inputs(
     max_shapes: Any,
     max_batch_size: int | None,
     dtypes: Mapping[torch.dtype, Any],
+    multiple_of: Any = None,
+    asked: Mapping[int, Mapping[int, Asked]] | None = None,
 ) -> list[Input]:
-    """Check the tensors of a conversion and give each its name and range."""
+    """Check the tensors of a conversion and give each its name and range; `asked` is what `dynamic_shapes` says."""
     if len(names) != len(leaves):
         raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
     if len(set(names)) != len(names) or not all(names):
@@ -243,9 +254,23 @@ def describe_inputs(
     highs = _shapes("max_shapes", max_shapes, arguments, with_batch(max_batch_size or 1))
     between = {name: clipped(shape, lows[name], highs[name]) for name, shape in example.items()}
     opts = _shapes("opt_shapes", opt_shapes, arguments, between)
+    factors = _shapes("multiple_of", multiple_of, arguments, {name: (1,) * len(s) for name, s in example.items()})
+    if asked is not None and (max_batch_size is not None or multiple_of is not None):
+        raise InputError("dynamic_shapes says what max_batch_size and multiple_of would: leave one of them out.")
     result = []
     for name, leaf in zip(names, leaves, strict=True):
         low, opt, high = lows[name], opts[name], highs[name]
+        promises = multiples(name, factors[name], low, high)
+        if asked is not None:
+            given = min_shapes is not None, max_shapes is not None
+            low, high, promises = with_asked(asked[id(leaf)], name, low, high, *given)
+            opt = opt if opt_shapes is not None else clipped(tuple(leaf.shape), low, high)
+        for promise in promises:
+            where, axis = f"Input '{name}', dimension {promise.axis}", promise.axis
+            ends = within(promise, where, low[axis], opt[axis], high[axis], opt_shapes is not None)
+            low, opt, high = (
+                (*shape[:axis], end, *shape[axis + 1 :]) for shape, end in zip((low, opt, high), ends, strict=True)
+            )
         if max_batch_size is not None and high and high[0] != max_batch_size:
             raise InputError(
                 f"{max_batch_size=} contradicts max_shapes, which gives input '{name}' {high}. Leave one of them out."
@@ -255,7 +280,7 @@ def describe_inputs(
                 raise InputError(
                     f"Input '{name}', dimension {axis}: min {first}, opt {middle}, max {last} are not in order."
                 )
-        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf)))
+        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf), promises))
     return result
 
 

@@ -148,13 +148,13 @@ def parametrize(cases: Sequence[Case]) -> Any:
     kinds: set[Any] = set()
     rows = []
     for row in cases:
-        kind = (_callable(row.function), *(data.dtype for data in row.inputs))
+        kind = (callable_of(row.function), *(data.dtype for data in row.inputs))
         rows += [(dataclasses.replace(row, builds=kind not in kinds), mode) for mode in row.modes]
         kinds.add(kind)
     return pytest.mark.parametrize(("row", "mode"), rows, ids=[f"{row.id}-{mode}" for row, mode in rows])
 
 
-def _callable(function: Any) -> Any:
+def callable_of(function: Any) -> Any:
     """What is the same for two rows of one callable: torch's function, or the class of torch's module."""
     if isinstance(function, torch.nn.Module) and not isinstance(function, (With, torch.nn.Sequential)):
         return type(function)

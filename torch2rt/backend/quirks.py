@@ -88,6 +88,24 @@ def computes_in_tf32_unasked() -> bool:
     return IS_RTX and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
 
 
+def computes_lone_products_low() -> bool:
+    """Whether a product in float32 between casts from and to a narrow type is computed in the narrow type.
+
+    TensorRT for RTX 1.6 does so with products of matrices, 1.7 with convolutions too: a weight of 1e6 is infinite in
+    the plan. An addition in float32 before the cast back prevents it.
+    Test: `test_mixed_precision.py`, by the build's log.
+    """
+    return IS_RTX
+
+
+def builds_int8_convolutions() -> bool:
+    """Whether a convolution of quantised values can be built: not by TensorRT for RTX before 1.7.
+
+    1.4 and 1.6 have no kernel for it. Test: `test_quantize.py`, by the build's log.
+    """
+    return not IS_RTX or tuple(int(part) for part in VERSION.split(".")[:2]) >= (1, 7)
+
+
 # Loops ---------------------------------------------------------------------------------------------------------------
 
 

@@ -247,7 +247,7 @@ class _Verifier:
 
     def _wide_products(self, call: Call) -> Any:
         """A context in which a CPU computes products of float16 in float32, as its own kernels take very long."""
-        weights = (t for t in (*self.module.parameters(), *call.tensors))
+        weights = (*self.module.parameters(), *self.graph.parameters(), *self.graph.buffers(), *call.tensors)
         slow = any(t.dtype is torch.float16 and t.device.type == "cpu" for t in weights)
         return WideProducts() if slow else contextlib.nullcontext()
 

@@ -10,6 +10,7 @@ from torch2rt.errors import InputError
 from torch2rt.graph import check_graph
 from torch2rt.passes.float64 import narrow_float64
 from torch2rt.passes.fuse import fuse
+from torch2rt.passes.recognize import recognize_int8
 from torch2rt.passes.repeated import fold_repeated, recognise_causal
 
 Pass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]
@@ -24,12 +25,12 @@ def default(float64: str = "float32") -> list[Pass]:
       lowering refuses float64.
 
     >>> [pass_.__name__ for pass_ in default()]
-    ['fold_repeated', 'recognise_causal', 'narrow_float64', 'fuse']
+    ['fold_repeated', 'recognise_causal', 'narrow_float64', 'recognize_int8', 'fuse']
     """
     if float64 not in FLOAT64:
         raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
-    narrow = [narrow_float64] if float64 == "float32" else []
-    return [fold_repeated, recognise_causal, *narrow, fuse]
+    narrow: list[Pass] = [narrow_float64] if float64 == "float32" else []
+    return [fold_repeated, recognise_causal, *narrow, recognize_int8, fuse]
 
 
 def chosen(passes: Iterable[Pass] | None, float64: str) -> list[Pass]:

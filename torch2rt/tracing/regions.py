@@ -15,6 +15,7 @@ import torch
 
 from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
+from torch2rt.promises import Promise
 from torch2rt.sizes import ENUMERATE, Dim, choices_of, counterexample, describe, samples, truths
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
@@ -67,7 +68,7 @@ class Space:
 
     def __init__(self, specs: Sequence[Input], listed: Sequence[Sequence[Shape]] | None = None) -> None:
         self.specs, self.listed = list(specs), listed
-        dims = [Dim(i, spec.name, a, spec.min[a], spec.max[a]) for i, spec in enumerate(specs) for a in spec.dynamic]
+        dims = [spec.dim(i, axis) for i, spec in enumerate(specs) for axis in spec.dynamic]
         self.symbols = {symbol_of(dim): dim for dim in dims}
         self.opt = {symbol: specs[dim.input].opt[dim.axis] for symbol, dim in self.symbols.items()}
         self.sizes: dict[Symbol, np.ndarray] = {}
@@ -88,6 +89,7 @@ class Space:
         self.sizes, self.are_all = dict(choices.sizes), choices.are_all
         if not choices.are_all:
             self.sizes = self._spread(claims)
+        self._keep_promises()
 
     def _spread(self, claims: Sequence[sympy.Basic]) -> dict[Symbol, np.ndarray]:
         """A grid of sizes and drawn ones, with those that the claims name, and their neighbours."""
@@ -100,8 +102,21 @@ class Space:
             near = {number + i for number in sorted(named)[-MOST_NAMED:] for i in (-1, 0, 1)} | {self.opt[symbol]}
             grid.append(sorted({*samples(dim.sizes, count), *near.intersection(dim.sizes)}))
         points = [axis.ravel() for axis in np.meshgrid(*map(np.array, grid), indexing="ij")]
-        drawn = [generator.integers(dim.min, dim.max + 1, DRAWN) for dim in dims]
+        drawn = [generator.choice(dim.sizes, DRAWN) for dim in dims]
         return {s: np.concatenate(each) for s, *each in zip(self.sizes, points, drawn, strict=True)}
+
+    def _keep_promises(self) -> None:
+        """Let sizes with a common root depend on each other at all points as they do at calls."""
+        within = self.where([])
+        first: dict[str, tuple[np.ndarray, Promise]] = {}
+        for symbol, sizes in self.sizes.items():
+            dim = self.symbols[symbol]
+            for promise in (p for p in self.specs[dim.input].promises if p.axis == dim.axis):
+                other, one = first.setdefault(promise.root, (sizes, promise))
+                sizes = (other - one.offset) // one.factor * promise.factor + promise.offset
+                self.sizes[symbol] = sizes
+                within &= (dim.min <= sizes) & (sizes <= dim.max)
+        self.sizes = {symbol: sizes[within] for symbol, sizes in self.sizes.items()}
 
     def where(self, claims: Sequence[sympy.Basic]) -> np.ndarray:
         """At which points all claims are true."""

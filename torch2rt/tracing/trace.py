@@ -16,8 +16,9 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split, graph_meta
-from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs, listed_shapes
+from torch2rt.interface import Input, Interface, Shape, describe_inputs, listed_shapes
 from torch2rt.progress import Spinner
+from torch2rt.promises import asked
 from torch2rt.sizes import in_words
 from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
@@ -25,6 +26,7 @@ from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.coverage import MAX_VARIANTS, cover
 from torch2rt.tracing.guards import Accepts, TooNestedError
+from torch2rt.tracing.hints import most_telling, shapes_to_try
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared, uncached
 from torch2rt.tracing.patches.process_switches import (
@@ -33,6 +35,7 @@ from torch2rt.tracing.patches.process_switches import (
     without_compiler,
     without_logs,
 )
+from torch2rt.tracing.patches.size_functions import SIZE_FUNCTIONS
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.recorder import UnseenTensorError
@@ -57,6 +60,8 @@ def trace(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    multiple_of: Any = None,
+    dynamic_shapes: Any = None,
     progress: bool | None = None,
 ) -> torch.fx.GraphModule:
     """Record the torch calls that `module(*inputs, **kwargs)` makes.
@@ -74,9 +79,9 @@ def trace(
     >>> [node.op for node in graph.graph.nodes]
     ['placeholder', 'call_function', 'output']
     """
-    with Traces(
-        module, inputs, kwargs, input_names, output_names, min_shapes, opt_shapes, max_shapes, max_batch_size, progress
-    ) as traces:
+    ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
+    promised = dict(multiple_of=multiple_of, dynamic_shapes=dynamic_shapes)
+    with Traces(module, inputs, kwargs, input_names, output_names, *ranges, progress, **promised) as traces:
         graphs = traces.over_range()
         if traces.may_be_empty:
             raise InputError("In one graph a dynamic size starts at 1, not at 0: torch2rt() makes an engine for 0.")
@@ -132,6 +137,8 @@ class Traces:
         max_batch_size: int | None = None,
         progress: bool | None = None,
         shapes: Any = None,
+        multiple_of: Any = None,
+        dynamic_shapes: Any = None,
     ) -> None:
         from torch2rt.backend.tensorrt import DTYPES
 
@@ -148,15 +155,19 @@ class Traces:
         max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
         self.listed: list[list[Shape]] | None = None
         if shapes is not None:
-            given = min_shapes, opt_shapes, max_shapes, max_batch_size
+            given = min_shapes, opt_shapes, max_shapes, max_batch_size, multiple_of, dynamic_shapes
             self.listed = listed_shapes(shapes, self.leaves, self.arguments, names, given)
             min_shapes, max_shapes = (
                 [tuple(map(end, *each)) if len(each) > 1 else each[0] for each in zip(*self.listed)]
                 for end in (min, max)
             )
             opt_shapes = self.listed[0]
+        promised = None
+        if dynamic_shapes is not None:
+            promised = asked(dynamic_shapes, self.module.forward, *as_arguments(inputs, kwargs))
+        ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
         self.specs: list[Input] = describe_inputs(
-            self.leaves, self.arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES
+            self.leaves, self.arguments, names, *ranges, DTYPES, multiple_of, promised
         )
         self.parameters = keyword_names(self.module.forward)
         self.output_names = output_names
@@ -229,13 +240,13 @@ class Traces:
     def over_range(self) -> list[torch.fx.GraphModule]:
         """A graph that is right for the whole range, or else those for parts of it that the sizes to try lead to.
 
-        Raises the error of the first sizes where none leads to a graph.
+        Raises the most telling error where none leads to a graph.
         """
         specs = not_empty(self.specs)
-        failure: Exception | None = None
+        failures: list[Exception] = []
         parts: list[torch.fx.GraphModule] = []
         claims: list[set[Any]] = []
-        for shapes in _shapes_to_try(specs, self.leaves):
+        for shapes in shapes_to_try(specs, self.leaves):
             try:
                 graph = self.at(specs, shapes)
                 if not (splits := graph_meta(graph).splits):
@@ -247,10 +258,10 @@ class Traces:
             except TooNestedError:
                 raise
             except Exception as error:  # perhaps only for these sizes
-                failure = failure or error
+                failures.append(error)
         if parts:
             return parts
-        assert failure is not None
+        failure = most_telling(failures)
         if isinstance(failure, RefusedError) and not failure.of_types:
             if (own := self.refusal([tuple(leaf.shape) for leaf in self.leaves])) is not None:
                 raise own  # whatever the sizes
@@ -260,24 +271,6 @@ class Traces:
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
-
-
-def _shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
-    """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
-
-    torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
-    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
-    not.
-    """
-    opt = [spec.opt for spec in specs]
-    example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
-    fit = [
-        shapes
-        for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
-        if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
-    ]
-    raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
-    return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
 
 
 def _run(
@@ -306,9 +299,18 @@ def _run(
         with ExitStack() as stack:
             without = (without_compiler, without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.values.is_traced)
-            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
+            switches = (
+                torch.no_grad(),
+                *without,
+                cleared(),
+                *FOR_THIS_THREAD,
+                *SIZE_FUNCTIONS,
+                masks,
+                enable_python_dispatcher(),
+            )
             for context in (*switches, operators, tracer):
                 stack.enter_context(context)
+            tracer.keep_promises(fakes)
             result = Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()
