@@ -170,6 +170,29 @@ def test_tied_dimensions_go_together():
     assert not any(graph_meta(v.graph).interface.serves([(4, 2), (5, 2)]) for v in variants)
 
 
+def _special_batch_and_size(self, x, y):
+    if x.shape[0] != 1:
+        y = y * 1
+    x = x * 2 if x.shape[1] % 2 or x.shape[2] % 2 else x * 3
+    return (x + 1 if x.shape[1] == 224 and x.shape[2] == 224 else x) * y[:, None, None]
+
+
+def test_a_range_that_is_sampled_is_covered_exactly():
+    """Not all of 4 x 269 x 269 sizes are looked at: what an engine serves must follow from its claims alone."""
+    inputs = [torch.randn(2, 64, 48), torch.randn(2)]
+    ranges = {"min_shapes": [(1, 32, 32), (1,)], "max_shapes": [(4, 300, 300), (4,)]}
+    made, variants = variants_of(_special_batch_and_size, inputs, 16, **ranges)
+    interfaces = [graph_meta(variant.graph).interface for variant in variants]
+    drawn = torch.randint(32, 301, (40, 2), generator=torch.Generator().manual_seed(3)).tolist()
+    for rows, (height, width) in enumerate([(224, 224), (224, 224), (32, 300), (224, 226), (225, 224), *drawn]):
+        x, y = torch.randn(rows % 3 + 1, height, width), torch.randn(rows % 3 + 1)
+        shapes = [tuple(x.shape), tuple(y.shape)]
+        (serving,) = [i for i, interface in enumerate(interfaces) if interface.serves(shapes)]
+        compare(variants[serving].graph(x, y)[0], made(x, y))
+    for shapes in ([(2, 64, 64), (3,)], [(4, 224, 224), (1,)], [(3, 224, 50), (2,)]):
+        assert not any(interface.serves(shapes) for interface in interfaces)
+
+
 # Merging --------------------------------------------------------------------------------------------------------------
 
 

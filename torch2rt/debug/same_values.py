@@ -9,7 +9,8 @@ which the reference evaluates: where a graph's slice reads beyond the end, torch
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch2rt.structure import flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
 from torch2rt.tracing.patches.process_switches import without_compiler
-from torch2rt.tracing.regions import Region, Space, with_ties
+from torch2rt.tracing.regions import Region, Space, Symbol, with_ties
 from torch2rt.tracing.served_sizes import without_claims
 
 FEW = 4  # sizes of a dimension, of which a region may have so many to be compared by values
@@ -60,7 +61,7 @@ class SameValues:
         of_ours, of_theirs = (graph_meta(region.graph).interface for region in (ours, theirs))
         if of_ours.outputs != of_theirs.outputs or not is_same(of_ours.result, of_theirs.result):
             return None
-        chosen = list(_shapes(theirs, space, of_theirs))
+        chosen = list(_shapes(few, theirs, space, of_theirs))
         if not _has_right_shapes(ours, theirs, space):
             return None
         generator = torch.Generator().manual_seed(0)
@@ -72,7 +73,8 @@ class SameValues:
         if not chosen:
             return None
         self.compared += [(theirs, shapes) for shapes in chosen]
-        return f"verified by values at {few}"
+        words = (f"{space.symbols[s]} == {' or '.join(map(str, sizes))}" for s, sizes in few.items())
+        return f"verified by values at {' and '.join(words)}"
 
     def _is_same(self, region: Region, interface: Interface, tensors: list[torch.Tensor]) -> bool:
         disturbed: Callable[..., Disturbed] = functools.partial(Disturbed, region.graph)
@@ -178,15 +180,14 @@ def _shapes_of(tensors: Sequence[torch.Tensor]) -> list[Shape]:
     return [tuple(x.shape) for x in tensors]
 
 
-def _few_sizes(region: Region, space: Space) -> str | None:
-    """The dimensions of which a region has a few sizes, in words; `None` if it has many of all."""
+def _few_sizes(region: Region, space: Space) -> dict[Symbol, np.ndarray]:
+    """The dimensions of which a region has a few sizes, and these; none where it has many of all."""
     inside = space.where(region.all_claims())
     found = {s: np.unique(sizes[inside]) for s, sizes in space.sizes.items()}
     few = {s: sizes for s, sizes in found.items() if len(sizes) <= FEW and len(sizes) < len(space.symbols[s].sizes)}
     if not space.are_all:  # of samples, only what was traced with one size is known to have one
         few = {symbol: sizes for symbol, sizes in few.items() if symbol in region.fixed}
-    words = [f"{space.symbols[s]} == {' or '.join(map(str, sizes))}" for s, sizes in few.items()]
-    return " and ".join(words) or None
+    return few if math.prod(map(len, few.values())) <= 2 * FEW else {}
 
 
 def _shapes_at(region: Region, space: Space, point: int, which: str) -> tuple[Shape, ...]:
@@ -198,12 +199,15 @@ def _shapes_at(region: Region, space: Space, point: int, which: str) -> tuple[Sh
     return tuple(tuple(shape) for shape in shapes)
 
 
-def _shapes(region: Region, space: Space, interface: Interface) -> Iterator[list[Shape]]:
-    """Shapes of a region: small, large and between; no large ones where they take long to run."""
+def _shapes(few: Collection[Symbol], region: Region, space: Space, interface: Interface) -> Iterator[list[Shape]]:
+    """Shapes of a region: all of its few sizes, others small, large and between; no large ones if slow."""
     inside = np.flatnonzero(space.where(region.all_claims()))
-    last = len(inside) - 1
-    chosen = [(0, "min"), (last // 2, "opt"), (last, "max"), (last // 3, "opt"), (last * 2 // 3, "min")]
-    for shapes in dict.fromkeys(_shapes_at(region, space, int(inside[place]), which) for place, which in chosen):
+    _, combination = np.unique(np.stack([space.sizes[s][inside] for s in few]), axis=1, return_inverse=True)
+    each = [inside[combination.reshape(-1) == i] for i in range(combination.max() + 1)]
+    chosen = [(points[0], "min") for points in each] + [(points[-1], "max") for points in each]
+    chosen += [(each[0][len(each[0]) // 2], "opt"), (each[-1][len(each[-1]) // 3], "opt")]
+    found = dict.fromkeys(_shapes_at(region, space, int(point), which) for point, which in chosen)
+    for number, shapes in enumerate(found):
         is_small = sum(int(np.prod(shape)) for shape in shapes) <= LARGE
-        if (is_small or shapes == _shapes_at(region, space, int(inside[0]), "min")) and interface.serves(shapes):
+        if (is_small or number < len(each)) and interface.serves(shapes):
             yield list(shapes)

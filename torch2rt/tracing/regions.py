@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -12,12 +13,13 @@ import numpy as np
 import sympy
 import torch
 
-from torch2rt.graph import GraphMeta, graph_meta
+from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
 from torch2rt.promises import Promise
-from torch2rt.sizes import Dim, choices_of, counterexample, describe, truths
+from torch2rt.sizes import ENUMERATE, Dim, choices_of, counterexample, describe, samples, truths
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
+MOST_NAMED = 6  # numbers in claims that are looked at for each dimension
 SHOWN = 4  # of the claims of a region, and of sizes, in a text
 Symbol: TypeAlias = sympy.Symbol
 
@@ -71,10 +73,12 @@ class Space:
         self.opt = {symbol: specs[dim.input].opt[dim.axis] for symbol, dim in self.symbols.items()}
         self.sizes: dict[Symbol, np.ndarray] = {}
         self.are_all = True
+        self._where: dict[sympy.Basic, np.ndarray] = {}
         self.look_at([])
 
     def look_at(self, claims: Sequence[sympy.Basic]) -> None:
         """Choose the points that show where these claims are true."""
+        self._where = {}
         if self.listed is not None:
             found = [[shapes[d.input][d.axis] for shapes in self.listed] for d in self.symbols.values()]
             self.sizes = {symbol: np.array(sizes) for symbol, sizes in zip(self.symbols, found)}
@@ -84,11 +88,22 @@ class Space:
         choices = choices_of(self.symbols, *claims)
         self.sizes, self.are_all = dict(choices.sizes), choices.are_all
         if not choices.are_all:
-            generator = np.random.default_rng(0)
-            for symbol, sizes in self.sizes.items():
-                drawn = generator.choice(self.symbols[symbol].sizes, DRAWN)
-                self.sizes[symbol] = np.concatenate([sizes, drawn])
+            self.sizes = self._spread(claims)
         self._keep_promises()
+
+    def _spread(self, claims: Sequence[sympy.Basic]) -> dict[Symbol, np.ndarray]:
+        """A grid of sizes and drawn ones, with those that the claims name, and their neighbours."""
+        generator, grid = np.random.default_rng(0), []
+        dims = [self.symbols[symbol] for symbol in self.sizes]
+        count = math.floor(ENUMERATE ** (1 / len(dims)))
+        for symbol, dim in zip(self.sizes, dims, strict=True):
+            of_dim = [claim for claim in claims if symbol in claim.free_symbols]
+            named = {int(number) for claim in of_dim for number in claim.atoms(sympy.Integer)}
+            near = {number + i for number in sorted(named)[-MOST_NAMED:] for i in (-1, 0, 1)} | {self.opt[symbol]}
+            grid.append(sorted({*samples(dim.sizes, count), *near.intersection(dim.sizes)}))
+        points = [axis.ravel() for axis in np.meshgrid(*map(np.array, grid), indexing="ij")]
+        drawn = [generator.choice(dim.sizes, DRAWN) for dim in dims]
+        return {s: np.concatenate(each) for s, *each in zip(self.sizes, points, drawn, strict=True)}
 
     def _keep_promises(self) -> None:
         """Let sizes with a common root depend on each other at all points as they do at calls."""
@@ -108,7 +123,9 @@ class Space:
         count = len(next(iter(self.sizes.values()))) if self.sizes else 1
         result = np.ones(count, bool)
         for claim in claims:
-            result = result & (truths(claim, self.sizes) if claim.free_symbols else bool(claim))
+            if claim not in self._where:
+                self._where[claim] = truths(claim, self.sizes) if claim.free_symbols else np.full(count, bool(claim))
+            result = result & self._where[claim]
         return result
 
     def where_any(self, parts: Sequence[Sequence[sympy.Basic]]) -> np.ndarray:
@@ -117,8 +134,20 @@ class Space:
 
     def text(self, claims: Sequence[sympy.Basic]) -> str:
         """Claims in the user's terms."""
-        words = [describe(claim, self.symbols) for claim in claims]
+        words = list(dict.fromkeys(describe(shortened(claim), self.symbols) for claim in claims))
         return " and ".join([*words[:SHOWN], *["..."] * (len(words) > SHOWN)]) or "every size"
+
+
+def shortened(claim: sympy.Basic) -> sympy.Basic:
+    """A comparison for a text: `4*x*y + 8 <= 4*x*y + 4*x` is `x >= 2`; others, and those it does not shorten, as is."""
+    if not isinstance(claim, sympy.core.relational.Relational):
+        return claim
+    _, difference = sympy.expand(claim.lhs - claim.rhs).as_content_primitive()
+    number, rest = difference.as_independent(*claim.free_symbols, as_Add=True)
+    short = claim.func(rest, -number, evaluate=False)
+    if rest.could_extract_minus_sign():
+        short = claim.reversed.func(-rest, number, evaluate=False)
+    return short if len(str(short)) < len(str(claim)) else claim
 
 
 def symbol_of(dim: Dim) -> Symbol:
@@ -137,7 +166,7 @@ def region_of(graph: torch.fx.GraphModule, specs: Sequence[Input], whole: Sequen
     meta = graph_meta(graph)
     names = {symbol: symbol_of(dim) for symbol, dim in meta.symbols.items()}
     decisions = [split.decision for split in meta.splits]
-    decisions += [d for d in meta.assumed.decisions if isinstance(counterexample(d.claim, meta.assumed.ranges), dict)]
+    decisions += false_assumptions(meta)
     claims = {decision.claim.xreplace(names): decision.place for decision in decisions}
     fixed = {
         symbol_of(Dim(i, spec.name, axis, 0, 0)): spec.min[axis]
@@ -152,6 +181,11 @@ def region_of(graph: torch.fx.GraphModule, specs: Sequence[Input], whole: Sequen
                 claims[sympy.Ge(symbol, 1)] = ""
     lines = list(dict.fromkeys(place for place in claims.values() if ":" in place))
     return Region(graph, list(claims), fixed, lines, _ties(meta, list(claims)))
+
+
+def false_assumptions(meta: GraphMeta) -> list[Decision]:
+    """The claims that torch took for granted which are false somewhere in the range."""
+    return [d for d in meta.assumed.decisions if isinstance(counterexample(d.claim, meta.assumed.ranges), dict)]
 
 
 def _ties(meta: GraphMeta, claims: Sequence[sympy.Basic]) -> list[tuple[Symbol, Symbol]]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from torch2rt.graph import Assumed, GraphMeta, graph_meta
 from torch2rt.interface import Interface
-from torch2rt.sizes import counterexample, holds, to_json
-from torch2rt.tracing.regions import SHOWN, Space, Symbol, Variant, claims_of, symbol_of, with_ties
+from torch2rt.sizes import holds, to_json
+from torch2rt.tracing.regions import SHOWN, Space, Symbol, Variant, claims_of, false_assumptions, symbol_of, with_ties
 
 
 def restrict(variant: Variant, space: Space) -> None:
@@ -24,6 +24,10 @@ def restrict(variant: Variant, space: Space) -> None:
     box = {symbol: (dim.min, dim.max) for symbol, dim in space.symbols.items()}
     if space.are_all:
         box |= {s: (int(sizes[inside].min()), int(sizes[inside].max())) for s, sizes in space.sizes.items()}
+    for symbol in own.fixed:  # also where not all sizes are looked at
+        if all(symbol in region.fixed for region in variant.regions):
+            sizes = [region.fixed[symbol] for region in variant.regions]
+            box[symbol] = min(sizes), max(sizes)
     for left, right in [*own.ties, *own.ties]:
         box[left] = box[right] = max(box[left][0], box[right][0]), min(box[left][1], box[right][1])
     opt = with_ties(_opt_inside(variant, space, inside), own.ties)
@@ -56,7 +60,8 @@ def without_claims(meta: GraphMeta) -> GraphMeta:
     """What is known of a graph, without the claims of its region, of which no call is checked for any."""
     # a claim of torch's that is false somewhere in the range is one of the region's
     ranges = meta.assumed.ranges
-    assumed = [d for d in meta.assumed.decisions if not isinstance(counterexample(d.claim, ranges), dict)]
+    false = false_assumptions(meta)
+    assumed = [decision for decision in meta.assumed.decisions if decision not in false]
     interface = dataclasses.replace(meta.interface, constraints=[])
     return dataclasses.replace(meta, interface=interface, assumed=Assumed(assumed, ranges), splits=())
 
@@ -99,7 +104,7 @@ def _constrained(
         return interface
     if len(regions) == 1:
         for claim in regions[0].claims:
-            interface = interface.constrained(claim, space.symbols)
+            interface = interface.constrained(claim, space.symbols, space.text([claim]))
         return interface
     parts = [
         _all(

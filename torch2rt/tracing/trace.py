@@ -41,7 +41,7 @@ from torch2rt.tracing.patches.size_functions import SIZE_FUNCTIONS
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.recorder import UnseenTensorError
-from torch2rt.tracing.regions import IsSame, Variant, not_empty
+from torch2rt.tracing.regions import IsSame, Variant, false_assumptions, not_empty
 from torch2rt.tracing.result import Result, end_graph
 from torch2rt.tracing.same_calls import same_calls
 from torch2rt.tracing.signature import keyword_names, tensor_names
@@ -105,6 +105,7 @@ def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: 
 
     `by_values` says whether two paths that make other calls compute the same, as for `coverage.cover`.
     """
+    same = [same_calls, *([by_values] if by_values else [])]
     try:
         graphs = traces.over_range()
     except TraceError:
@@ -112,8 +113,14 @@ def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: 
             raise
         graphs = []  # no graph takes symbolic sizes
     if traces.listed is None and not graph_meta(graphs[0]).splits and not traces.may_be_empty:
-        return [Variant(graphs[0], [])]
-    return cover(traces, graphs, max_variants, [same_calls, *([by_values] if by_values else [])], traces.listed)
+        alone = [Variant(graphs[0], [])]
+        if not false_assumptions(graph_meta(graphs[0])):
+            return alone
+        try:  # what torch takes for granted of sizes from 2 on is false for others
+            return cover(traces, graphs, max_variants, same, traces.listed)
+        except Exception:
+            return alone  # lowering says what is wrong
+    return cover(traces, graphs, max_variants, same, traces.listed)
 
 
 class Traces:
