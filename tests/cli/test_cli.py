@@ -469,3 +469,14 @@ def test_a_wrong_choice_of_tensorrt(tmp_path):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "TORCH2RT_TENSORRT='tensorflow' is not one of tensorrt, tensorrt_rtx" in done.stdout
+
+
+def test_precision(capsys):
+    model = ["convert", "torchvision:squeezenet1_1", "--input", "1x3x32x32", "--precision", "fp16"]
+    assert main([*model, "--keep-fp32", "classifier", "--plan"]) == 0
+    plan = capsys.readouterr().out
+    assert "classifier.1  " in plan and "(keep_fp32: 'classifier')" in plan and "build" not in plan
+    assert main([*model, "--compare"]) == 0
+    out = capsys.readouterr().out
+    assert "the reference beside the module" in out and "float16" in out
+    assert main([*model, "--plan", "--compare"]) == 2

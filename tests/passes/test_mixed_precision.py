@@ -399,3 +399,30 @@ def test_the_kernels_are_those_of_the_half_module():
         ours = [k.name for k in kernels(lower(low, passes=[]))]
         half = kernels(lower(trace(copy.deepcopy(model).half(), [x.half()])))
         assert len(ours) <= len(half), ours
+
+
+class Branching(nn.Module):
+    """Does something else for large batches, so that two engines or more serve the range."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.second(y.relu() if x.shape[0] > 2 else y.tanh())
+
+
+def test_several_engines_of_one_module(device):
+    model, x = Branching().eval().to(device), X.to(device)
+    data = (batch.to(device) for batch in (torch.randn(4, 6), torch.randn(1, 6)))  # which can be read once
+    for options in (dict(precision="fp16", io_precision="fp16"), dict(precision="int8", calibration=data)):
+        model_trt = torch2rt(model, [x], max_batch_size=5, **options)
+        run_ = model_trt if device.type == "cuda" else model_trt.reference()
+        for size in (1, 2, 5):
+            other = torch.randn(size, 6, device=device)
+            ours = run_(other.half() if "io_precision" in options else other)
+            torch.testing.assert_close(ours.float(), model(other), rtol=0.1, atol=0.1)
+    with pytest.raises(InputError, match=r"calibration_cache= is for one engine; the sizes that are asked for take \d"):
+        torch2rt(model, [x], max_batch_size=5, precision="int8", calibration=[x], calibration_cache="table.json")
