@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch2rt.errors import UnsupportedError as UnsupportedError
     from torch2rt.lowering import lower as lower
     from torch2rt.registry import converter as converter
+    from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
     from torch2rt.tracing.trace import trace as trace
 
@@ -37,6 +38,7 @@ _HOMES = {
     "build": "engine.build",
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
+    "GraphCache": "runtime.graph_cache",
     "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]

@@ -13,6 +13,7 @@ from torch2rt.backend.quirks import create_execution_context, why_no_dynamic_sha
 from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
 from torch2rt.engine.engine import Engine
 from torch2rt.errors import EngineError
+from torch2rt.runtime.fits import Fits
 from torch2rt.runtime.inputs import ALIGNMENT, Inputs
 from torch2rt.runtime.kernel_cache import KernelCache
 from torch2rt.runtime.shared_lock import SharedLock
@@ -51,6 +52,7 @@ class LoadedEngine:
     """A deserialized engine with one copy of its weights, of which any number of execution contexts are made.
 
     - `inputs`: what it takes; `outputs`: name and dtype of what it gives.
+    - `fits`: what is known of shapes, for all contexts.
     - `lock`: shared by the contexts that run. TensorRT for RTX 1.6 crashes if a context is made, or runs for the first
       time, while another one runs, so that is done under `lock.exclusive()`.
     - `kernels`: what TensorRT for RTX has compiled for this GPU.
@@ -67,6 +69,7 @@ class LoadedEngine:
         if any(spec.dynamic for spec in self.interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
             raise EngineError(reason)
         self.lock = SharedLock()
+        self.fits = Fits()
         self.inputs = Inputs(self.interface, self.device)
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in self.interface.outputs]
         with on_device(self.index), cuda.beside_captures():

@@ -10,7 +10,6 @@ All memory but the weights comes from torch: outputs, and the scratch memory of 
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import threading
@@ -24,11 +23,12 @@ from torch2rt.backend.cuda import current_device, current_stream, is_capturing, 
 from torch2rt.errors import EngineError
 from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
 from torch2rt.runtime.execution import NEEDS_WARM_UP, Execution
+from torch2rt.runtime.graph_cache import DEFAULT, GraphCache, Traffic
+from torch2rt.runtime.graph_memory import GraphMemory, NoRoom
 from torch2rt.runtime.loaded_engine import LoadedEngine
 
 BUSY = "Other inputs need another CUDA graph, but a stream is being captured with which the current one is ordered."
 TRIES = 3  # of captures, before an engine is taken for one that cannot be captured
-GRAPHS = 16  # CUDA graphs that a pool keeps, over all streams and shapes
 
 
 class IdleContexts(Protocol):
@@ -84,10 +84,11 @@ class ContextPool:
         self.device, self.index = loaded.device, loaded.index
         self.lock = threading.RLock()  # to capture and to drop graphs, not to replay them
         self.idle: dict[int, IdleContexts] = {}  # by stream
-        self.unused: list[Execution] = []  # that have not run on any stream yet
+        self.unused: list[Execution] = []  # that no stream uses
         self.external = ExternalStreamContexts()
         self.captured: list[Execution] = []  # in CUDA graphs of the callers' own
-        self.graphs: collections.OrderedDict[Any, CudaGraph] = collections.OrderedDict()
+        self.graphs: dict[Any, CudaGraph] = {}  # by stream, borrowing and shapes
+        self.traffic, self.memory = Traffic(), GraphMemory()
         self.uncapturable: str | None = None  # why calls cannot be captured in graphs, if they cannot
         self.failures = 0  # captures that have failed
         with on_device(self.index), cuda.beside_captures():
@@ -108,7 +109,9 @@ class ContextPool:
         with self.loaded.lock.exclusive(), on_device(self.index):
             return self.loaded.create_context(own_memory=True)
 
-    def run(self, tensors: Sequence[torch.Tensor], graph: bool = False, borrow: bool = False) -> list[torch.Tensor]:
+    def run(
+        self, tensors: Sequence[torch.Tensor], graph: bool | GraphCache = False, borrow: bool = False
+    ) -> list[torch.Tensor]:
         """The engine's outputs for these tensors, in the order of the caller's current stream."""
         if current_device() != self.index:
             with torch.cuda.device(self.index):
@@ -119,12 +122,12 @@ class ContextPool:
             idle = self.idle.setdefault(stream, [] if cuda.is_torchs(stream, self.index) else self.external)
         capturing = stream and is_capturing()
         if graph and not (capturing or self.uncapturable or idle is self.external):
-            outputs = self.replay(tensors, stream, idle, borrow)
-            if outputs is not None:
+            cache = graph if isinstance(graph, GraphCache) else DEFAULT
+            if (outputs := self.replay(tensors, stream, idle, borrow, cache)) is not None:
                 return outputs
         if capturing and self.uncapturable == UNCAPTURABLE:
             raise EngineError(f"{UNCAPTURABLE}: call the module outside of the capture.")
-        execution = self.take(idle)
+        execution = self.take(idle, tensors)
         try:
             outputs = execution.run(tensors, stream or self.stream)
         except BaseException:
@@ -137,16 +140,18 @@ class ContextPool:
             idle.append(execution)
         return outputs
 
-    def take(self, idle: IdleContexts) -> Execution:
-        """An idle execution context, or else one that no stream has used."""
+    def take(self, idle: IdleContexts, tensors: Sequence[torch.Tensor]) -> Execution:
+        """An idle execution context, the best of them for these shapes, or else one that no stream uses."""
         try:
-            return idle.pop()
+            execution = idle.pop()
         except IndexError:
             pass  # contextlib.suppress would take a microsecond
+        else:
+            return _best(execution, idle, tensors) if isinstance(idle, list) and idle else execution
         return self.unused_context()
 
     def unused_context(self) -> Execution:
-        """An execution context that no stream has used, made if need be; raises `EngineError` in a capture."""
+        """An execution context that no stream uses, made if need be; raises `EngineError` in a capture."""
         if is_capturing():
             raise EngineError(NEEDS_WARM_UP)
         with self.loaded.lock.exclusive(), cuda.beside_captures():
@@ -155,32 +160,38 @@ class ContextPool:
     # CUDA graphs -----------------------------------------------------------------------------------------------------
 
     def replay(
-        self, tensors: Sequence[torch.Tensor], stream: int, idle: IdleContexts, borrow: bool
+        self,
+        tensors: Sequence[torch.Tensor],
+        stream: int,
+        idle: IdleContexts,
+        borrow: bool,
+        cache: GraphCache = DEFAULT,
     ) -> list[torch.Tensor] | None:
-        """The engine's outputs by replaying the CUDA graph of this stream and these shapes, captured at the first call.
+        """The engine's outputs by replaying the CUDA graph of this stream and these shapes, captured if that pays.
 
-        `None` if the call could not be captured, and is to be made without a graph.
+        `None` if the call is not worth a graph or could not be captured, and is to be made without one.
         """
         outputs, graphs = None, self.graphs
         try:
-            key = (stream, borrow, *[tensor.shape for tensor in tensors])
+            key = (stream, borrow, tuple([tensor.shape for tensor in tensors]))
             while outputs is None:
                 if (graph := graphs.get(key)) is not None:
                     with graph.lock:
                         outputs = None if graph.gone else graph.run(tensors)
-                if outputs is None and not self.capture(key, tensors, idle, graph):
+                        graph.calls += 1
+                elif not self.traffic.is_worth(key, tensors, graphs, cache):
                     return None
-        except (AttributeError, RuntimeError):
+                if outputs is None and not self.capture(key, tensors, idle, graph, cache):
+                    return None
+        except (AttributeError, RuntimeError, TypeError):
             self.inputs.check(tensors)  # some are not what they should be, or not tensors at all
             raise
-        try:  # noqa: SIM105  (contextlib.suppress takes a microsecond)
-            graphs.move_to_end(key)
-        except KeyError:
-            pass  # another thread has dropped it meanwhile
         return outputs
 
-    def capture(self, key: Any, tensors: Sequence[torch.Tensor], idle: IdleContexts, before: CudaGraph | None) -> bool:
-        """Capture a call in a graph, in place of the graph `before`; the graph keeps an execution context for good.
+    def capture(
+        self, key: Any, tensors: Sequence[torch.Tensor], idle: IdleContexts, before: CudaGraph | None, cache: GraphCache
+    ) -> bool:
+        """Capture a call in a graph, in place of the graph `before`; the graph keeps an execution context.
 
         `False` if the capture fails. That may happen now and then: CUDA breaks a capture off if another thread waits
         for the whole device meanwhile, and that thread's wait, too. So after `TRIES` failures no more is tried.
@@ -192,26 +203,35 @@ class ContextPool:
                 return True  # another thread has done so
             self.inputs.check(tensors)
             cuda.enter_context(self.index)
+            copies_inputs = before is not None or self.traffic.brings_others(key, tensors)
             if before is not None and not self.drop_graph(key):
                 raise EngineError(BUSY)
-            execution = self.take(idle) if before is None else before.execution
+            execution = self.take(idle, tensors) if before is None else before.execution
             try:
                 with cuda.beside_captures():
                     graph = CudaGraph(
-                        execution, tensors, self.capture_stream, borrow=key[1], copies_inputs=before is not None
+                        execution,
+                        tensors,
+                        self.capture_stream,
+                        borrow=key[1],
+                        copies_inputs=copies_inputs,
+                        memory=lambda need, own: self._memory(key[0], need, own, cache),
                     )
             except BaseException as error:
                 execution.forget()
                 idle.append(execution)
+                if isinstance(error, NoRoom):
+                    self.traffic.leave_alone(key)
+                    return False
                 if not isinstance(error, cuda.CaptureError):
                     raise
                 self.failures += 1
                 if self.failures == TRIES:
                     self.uncapturable = str(error)
                 return False
+            self.traffic.captured(key)
             self.graphs[key] = graph
-            for oldest in list(self.graphs)[:-GRAPHS]:
-                self.drop_graph(oldest)
+            self._evict(key, cache)
             return True
 
     def drop_graph(self, key: Any) -> bool:
@@ -222,6 +242,46 @@ class ContextPool:
             if graph.gone:
                 del self.graphs[key]
             return graph.gone
+
+    def _evict(self, key: Any, cache: GraphCache) -> None:
+        """Let go of the graphs that are replayed the least, beyond the number that is kept."""
+        others = sorted((other for other in self.graphs if other != key), key=lambda other: self.graphs[other].calls)
+        self._retire(others[: max(0, len(self.graphs) - cache.shapes)])
+
+    def _retire(self, keys: Sequence[Any]) -> None:
+        """Let go of graphs, and of memory that the others of their streams do not need; others get their contexts."""
+        streams = set()
+        for key in keys:
+            execution = self.graphs[key].execution
+            if self.drop_graph(key):
+                execution.forget()
+                self.unused.append(execution)
+                streams.add(key[0])
+        for stream in streams:
+            left = self._graphs_of(stream)
+            if self.memory.is_too_large(stream, [self.graphs[key].need for key in left]):
+                self._retire(left)
+
+    def _graphs_of(self, stream: int) -> list[Any]:
+        """The keys of a stream's graphs."""
+        return [key for key in self.graphs if key[0] == stream]
+
+    def _memory(self, stream: int, need: int, own: int, cache: GraphCache) -> torch.Tensor:
+        """The memory that the graphs of a stream share, for another one that has some of its own, too.
+
+        Graphs of other streams that were not replayed of late give way to it; raises `NoRoom` if that is not enough.
+        """
+        total = torch.cuda.get_device_properties(self.index).total_memory
+        most = total // 4 if cache.bytes is None else cache.bytes
+        while True:
+            most_shared = most - own - sum(graph.own for graph in self.graphs.values())
+            try:
+                return self.memory.block(stream, need, most_shared, lambda: self._retire(self._graphs_of(stream)))
+            except NoRoom:
+                idle = [key for key, graph in self.graphs.items() if key[0] != stream and not graph.calls]
+                if not idle:
+                    raise
+                self._retire(idle[:1])
 
     # The end ---------------------------------------------------------------------------------------------------------
 
@@ -244,6 +304,7 @@ class ContextPool:
                 _NEVER_FREED.append(dict(self.__dict__))
                 return
             self.graphs.clear()
+            self.memory.blocks.clear()
             self.idle.clear()
             self.unused.clear()
             self.external = ExternalStreamContexts()
@@ -256,6 +317,28 @@ class ContextPool:
         if getattr(self, "loaded", None) is not None:
             with contextlib.suppress(Exception):  # Python or CUDA is closing down, and takes everything along
                 self.close()
+
+
+def _best(execution: Execution, idle: list[Execution], tensors: Sequence[torch.Tensor]) -> Execution:
+    """Of an execution context and the others that are idle on its stream, the one to use; the rest stays idle.
+
+    It is one that has run last with these shapes, or else the one that was idle the longest.
+    """
+    try:
+        shapes = [tensor.shape for tensor in tensors]
+    except (AttributeError, RuntimeError):
+        return execution  # some are not tensors, which is an error of the call
+    if execution.shapes == shapes:
+        return execution
+    others = idle[:]
+    for other in [*(other for other in others if other.shapes == shapes), *others[:1]]:
+        try:
+            idle.remove(other)
+        except ValueError:
+            continue  # another thread has taken it
+        idle.append(execution)
+        return other
+    return execution
 
 
 _NEVER_FREED: list[Any] = []  # what pools could not let go of when they were closed
