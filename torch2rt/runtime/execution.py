@@ -165,6 +165,9 @@ class Execution:
                 why = "; ".join(LOG.recent() if log is None else log)
                 raise InputError(f"TensorRT refuses the shape {sizes} of input '{self.inputs.names[place]}': {why}")
         self.told = told
+        if self.loaded.scratch is not None:
+            self.scratch = self.loaded.scratch
+            return
         self.scratch, self.scratch_address = context.update_device_memory_size_for_shapes(), -1
         if self.scratch < 0:
             why = "; ".join(LOG.recent() if log is None else log)
