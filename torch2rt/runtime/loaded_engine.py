@@ -18,7 +18,6 @@ from torch2rt.runtime.inputs import ALIGNMENT, Inputs
 from torch2rt.runtime.kernel_cache import KernelCache
 from torch2rt.runtime.shared_lock import SharedLock
 
-
 SHARE = 64  # scratch memory of up to this part of a GPU's may be taken for all shapes alike
 
 
