@@ -57,6 +57,7 @@ class Traffic:
         self.calls: dict[Hashable, int] = {}  # by shapes, over all streams; and by stream, borrowing and shapes
         self.addresses: dict[Hashable, list[int]] = {}  # of the last call's inputs, by shapes
         self.left = EPOCH
+        self.bar = 0  # the calls that shapes need, at least, to take another graph's place
 
     def is_worth(self, key: Any, tensors: Sequence[torch.Tensor], graphs: Mapping[Any, Any], cache: GraphCache) -> bool:
         """Count a call, and say whether it should be captured; `key` is its stream, borrowing and shapes."""
@@ -66,13 +67,16 @@ class Traffic:
         self.left -= 1
         if self.left <= 0:
             self._halve(graphs)
-        if len(graphs) < cache.shapes and own > 0 and total >= cache.after:
-            return True
-        if total == cache.after - 1 or own >= ADVANTAGE - 1:
-            self.addresses[shapes] = [tensor.data_ptr() for tensor in tensors]
-        if own < ADVANTAGE:
+        if len(graphs) < cache.shapes:
+            is_worth = own > 0 and total >= cache.after
+        elif own < self.bar:  # replays are counted meanwhile, which can only raise it
             return False
-        return own >= ADVANTAGE + 2 * min((graph.calls for graph in list(graphs.values())), default=0)
+        else:
+            self.bar = ADVANTAGE + 2 * min((graph.calls for graph in list(graphs.values())), default=0)
+            is_worth = own >= self.bar
+        if not is_worth:
+            self.addresses[shapes] = [tensor.data_ptr() for tensor in tensors]
+        return is_worth
 
     def brings_others(self, key: Any, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether the call before with these shapes is known to have had its inputs elsewhere."""
@@ -86,9 +90,10 @@ class Traffic:
     def captured(self, key: Any) -> None:
         """Shapes have their graph, whose own count goes on."""
         self.calls.pop(key, None)
+        self.bar = 0
 
     def _halve(self, graphs: Mapping[Any, Any]) -> None:
-        self.left = EPOCH
+        self.left, self.bar = EPOCH, 0
         self.calls = {key: int(count / 2) for key, count in list(self.calls.items()) if not -2 < count < 2}
         self.addresses = {}
         for graph in list(graphs.values()):
