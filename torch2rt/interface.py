@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 
 class Input:
     """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`).
 
-    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory.
+    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory. `others` are
+    the opt shapes of its optimization profiles but the first.
     """
 
     name: str
@@ -31,6 +33,12 @@ class Input:
     opt: Shape
     max: Shape
     memory_format: torch.memory_format = torch.contiguous_format
+    others: Sequence[Shape] = ()
+
+    @property
+    def opts(self) -> list[Shape]:
+        """The shape that each optimization profile is tuned for."""
+        return [self.opt, *self.others]
 
     @property
     def dynamic(self) -> list[int]:
@@ -90,6 +98,31 @@ class Interface:
             return None
         plain = {torch.Tensor: {"leaf": 0}, tuple: {"tuple": leaves}}
         return next((kind for kind, result in plain.items() if self.result == result), None)
+
+    @functools.cached_property
+    def profiles(self) -> list[list[Shape]]:
+        """The opt shapes of each of the engine's optimization profiles, which all serve the whole range."""
+        return [list(shapes) for shapes in zip(*[spec.opts for spec in self.inputs])] or [[]]
+
+    def check_profiles(self) -> None:
+        """Raise `InputError` for opt shapes that calls may not have."""
+        dtypes = [spec.dtype for spec in self.inputs]
+        for shapes in self.profiles if len(self.profiles) > 1 else ():
+            try:
+                self.check(shapes, dtypes)
+            except InputError as error:
+                raise InputError(f"opt_shapes has shapes that no call may have: {error}") from error
+
+    def nearest_profile(self, shapes: Sequence[Sequence[int]]) -> int:
+        """The index of the profile whose opt shapes are the nearest: the product of all ratios is the smallest.
+
+        Of several that are as near, it is the first.
+        """
+        distances = []
+        for opts in self.profiles:
+            pairs = [pair for opt, shape in zip(opts, shapes) for pair in zip(opt, shape)]
+            distances.append(math.prod(max(a, b, 1) / max(min(a, b), 1) for a, b in pairs))
+        return distances.index(min(distances))
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""
@@ -186,6 +219,7 @@ class Interface:
                 tuple(i["opt"]),
                 tuple(i["max"]),
                 getattr(torch, i.get("memory_format", "contiguous_format")),
+                tuple(map(tuple, i.get("others", ()))),
             )
             for i in data["inputs"]
         ]
@@ -229,23 +263,46 @@ def describe_inputs(
     lows = _shapes("min_shapes", min_shapes, arguments, with_batch(1))
     highs = _shapes("max_shapes", max_shapes, arguments, with_batch(max_batch_size or 1))
     between = {name: clipped(shape, lows[name], highs[name]) for name, shape in example.items()}
-    opts = _shapes("opt_shapes", opt_shapes, arguments, between)
+    sets = [_shapes("opt_shapes", one, arguments, between) for one in _sets(opt_shapes, arguments, list(example))]
+    profiles = list({tuple(opts.items()): opts for opts in sets}.values())
     result = []
     for name, leaf in zip(names, leaves, strict=True):
-        low, opt, high = lows[name], opts[name], highs[name]
+        low, high = lows[name], highs[name]
         if max_batch_size is not None and high and high[0] != max_batch_size:
             raise InputError(
                 f"{max_batch_size=} contradicts max_shapes, which gives input '{name}' {high}. Leave one of them out."
             )
-        for axis, (first, middle, last) in enumerate(zip(low, opt, high, strict=True)):
+        ranges = [
+            (axis, *sizes) for opts in profiles for axis, sizes in enumerate(zip(low, opts[name], high, strict=True))
+        ]
+        for axis, first, middle, last in ranges:
             if not 0 <= first <= middle <= last:
                 raise InputError(
                     f"Input '{name}', dimension {axis}: min {first}, opt {middle}, max {last} are not in order."
                 )
             if first == 0 < last:  # torch's tracing takes every dynamic size for larger than 0
                 raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
-        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf)))
+        opt, *others = (opts[name] for opts in profiles)
+        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf), tuple(others)))
     return result
+
+
+def _sets(shapes: Any, arguments: Spec, names: Sequence[str]) -> list[Any]:
+    """The sets of shapes in `opt_shapes`, which is one set or a list of several."""
+    if not isinstance(shapes, (list, tuple)) or not shapes or _is_shape(shapes):
+        return [shapes]
+    if all(isinstance(one, Mapping) and set(one) <= set(names) for one in shapes):
+        given = [name for one in shapes for name in one]
+        if len(given) != len(set(given)) or len(given) != len(names):
+            return list(shapes)
+    elif len(names) != sum(_count(one) for one in shapes) and all(_count(one) == len(names) for one in shapes):
+        return list(shapes)
+    return [shapes]
+
+
+def _count(shapes: Any) -> int:
+    """How many shapes there are in a nested value."""
+    return len(flatten(shapes, _is_shape, "opt_shapes")[0])
 
 
 def clipped(shape: Shape, low: Shape, high: Shape) -> Shape:

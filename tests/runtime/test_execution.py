@@ -174,6 +174,7 @@ def plain_pool(monkeypatch):
     pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), {}, None
     pool.traffic, pool.memory = Traffic(), GraphMemory()
     monkeypatch.setattr(pool_file, "DEFAULT", GraphCache(after=1))
+    pool.profiles = 1
     pool.index, pool.idle, pool.external, pool.stream, pool.failures = 0, {}, object(), 3, 0
     pool.captured, pool.capture_stream = [], 4
     pool.inputs = SimpleNamespace(check=lambda tensors: None)

@@ -36,7 +36,7 @@ class Execution:
         self.loaded, self.inputs, self.lock = loaded, loaded.inputs, loaded.lock
         self.context = context
         self.execute, self.set_address = context.execute_async_v3, context.set_tensor_address
-        self.has_run = False
+        self.has_run, self.profile = False, 0 if loaded.profiles == 1 else -1  # -1: not known
         self.forget()
 
     def forget(self) -> None:
@@ -60,7 +60,7 @@ class Execution:
         try:
             shapes = [tensor.shape for tensor in tensors]
             if not self.warm or self.shapes != shapes:
-                self.fit(tensors, shapes)
+                self.fit(tensors, shapes, stream)
             addresses, dtypes, dense, index, place = self.addresses, inputs.dtypes, inputs.dense, inputs.index, 0
             for tensor in tensors:
                 if (
@@ -130,36 +130,42 @@ class Execution:
         """Whether calls may be part of a CUDA graph, as far as TensorRT says; only that for RTX does."""
         return bool(getattr(self.context, "is_stream_capturable", lambda _: True)(stream))
 
-    def fit(self, tensors: Sequence[torch.Tensor], shapes: list[Any]) -> None:
-        """Prepare for other shapes than those of the last call."""
+    def fit(self, tensors: Sequence[torch.Tensor], shapes: list[Any], stream: int) -> None:
+        """Prepare for other shapes than those of the last call, on a stream."""
         fits, key = self.loaded.fits, tuple(shapes)
         if is_capturing() or (fit := fits.get(key)) is None:
             self.inputs.check(tensors)
             if is_capturing():
                 raise EngineError(NEEDS_WARM_UP)
             with LOG.capture() as log:
-                fit = self.fit_first(key, log)
+                fit = self.fit_first(key, stream, log)
             fits.keep(key, fit)
         else:
-            self.tell(fit.told)
+            self.tell(fit.told, fit.profile, stream)
         self.outputs, self.shapes = fit.outputs, shapes
 
-    def fit_first(self, shapes: Shapes, log: Sequence[str]) -> Fit:
+    def fit_first(self, shapes: Shapes, stream: int, log: Sequence[str]) -> Fit:
         """Tell TensorRT of shapes that the engine takes, and ask what it will give for them."""
-        told = [spec.in_memory(tuple(shape)) for spec, shape in zip(self.inputs.interface.inputs, shapes, strict=True)]
-        self.tell(told, log)
+        interface = self.inputs.interface
+        told = [spec.in_memory(tuple(shape)) for spec, shape in zip(interface.inputs, shapes, strict=True)]
+        profile = interface.nearest_profile(shapes)
+        self.tell(told, profile, stream, log)
         outputs = []
         for name, dtype in self.loaded.outputs:
             shape = tuple(self.context.get_tensor_shape(name))
             if min(shape, default=0) < 0:
                 raise EngineError(f"TensorRT cannot tell the shape of output '{name}' before it has run.")
             outputs.append((name, shape, contiguous_strides(shape), dtype))
-        return Fit(told, outputs)
+        return Fit(told, outputs, profile)
 
-    def tell(self, told: Sequence[tuple[int, ...]], log: Sequence[str] | None = None) -> None:
-        """Tell TensorRT the shape of each input whose shape is another than before; `log` are its errors."""
-        context, before = self.context, self.told
+    def tell(
+        self, told: Sequence[tuple[int, ...]], profile: int, stream: int, log: Sequence[str] | None = None
+    ) -> None:
+        """Tell TensorRT the profile and the shape of each input, if they are others than before; `log`: its errors."""
         self.shapes, self.warm = None, False
+        if profile != self.profile:
+            self.choose(profile, stream)
+        context, before = self.context, self.told
         for place, sizes in enumerate(told):
             if sizes != before[place] and not context.set_input_shape(self.inputs.names[place], sizes):
                 why = "; ".join(LOG.recent() if log is None else log)
@@ -172,3 +178,11 @@ class Execution:
         if self.scratch < 0:
             why = "; ".join(LOG.recent() if log is None else log)
             raise EngineError(f"TensorRT cannot tell how much memory these shapes need: {why}")
+
+    def choose(self, profile: int, stream: int) -> None:
+        """Take another optimization profile, of which the next run is as the first of all."""
+        self.forget()
+        self.has_run, self.profile = False, -1
+        if not self.context.set_optimization_profile_async(profile, stream):
+            raise EngineError(f"TensorRT refuses optimization profile {profile}: {'; '.join(LOG.recent())}")
+        self.profile = profile

@@ -15,10 +15,15 @@ Output = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]  # name, shap
 
 
 class Fit(NamedTuple):
-    """The engine takes these shapes: `told` is how TensorRT is told of each input, `outputs` what it will give."""
+    """The engine takes these shapes.
+
+    - `told`: how TensorRT is told of each input; `outputs`: what it will give.
+    - `profile`: the optimization profile that is the nearest.
+    """
 
     told: Sequence[tuple[int, ...]]
     outputs: Sequence[Output]
+    profile: int
 
 
 class Fits:

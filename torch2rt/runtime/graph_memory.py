@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from torch2rt.backend.cuda import empty
+
 LEAST = 2 << 20  # bytes of a block: torch takes no less from the GPU
 SPARE = 1.5  # a block has at most this many times the bytes that a graph of its stream needs
 
@@ -43,7 +45,7 @@ class GraphMemory:
         drop()
         self.blocks.pop(stream, None)
         size = min(max(size, int(SPARE * before), LEAST), most - others)
-        self.blocks[stream] = block = torch.empty(size, dtype=torch.uint8, device="cuda")
+        self.blocks[stream] = block = empty((size,), (1,), torch.uint8)
         return block
 
     def is_too_large(self, stream: int, needs: Sequence[int]) -> bool:

@@ -53,6 +53,7 @@ def deserialize(data: bytes, made_by: Mapping[str, str], index: int | None = Non
 class LoadedEngine:
     """A deserialized engine with one copy of its weights, of which any number of execution contexts are made.
 
+    - `profiles`: how many optimization profiles it has that calls choose from.
     - `inputs`: what it takes; `outputs`: name and dtype of what it gives.
     - `scratch`: the bytes of scratch memory for every call; `None` where each takes what its shapes need. Only a
       context that is never asked what they need may have what serves all shapes: TensorRT for RTX 1.6 takes 40 us to
@@ -73,6 +74,7 @@ class LoadedEngine:
         self.capability = torch.cuda.get_device_capability(self.device)
         if any(spec.dynamic for spec in self.interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
             raise EngineError(reason)
+        self.profiles = len(self.interface.profiles)
         self.lock = SharedLock()
         self.fits = Fits()
         self.scratch = self._scratch_of_all_shapes()

@@ -83,7 +83,8 @@ class ContextPool:
         self.interface, self.inputs = loaded.interface, loaded.inputs
         self.device, self.index = loaded.device, loaded.index
         self.lock = threading.RLock()  # to capture and to drop graphs, not to replay them
-        self.idle: dict[int, IdleContexts] = {}  # by stream
+        self.profiles = loaded.profiles
+        self.idle: dict[Any, IdleContexts] = {}  # by stream; by stream and profile, if there are several profiles
         self.unused: list[Execution] = []  # that no stream uses
         self.external = ExternalStreamContexts()
         self.captured: list[Execution] = []  # in CUDA graphs of the callers' own
@@ -107,7 +108,10 @@ class ContextPool:
     def context(self) -> Any:
         """A context with memory of its own, for the module's caller."""
         with self.loaded.lock.exclusive(), on_device(self.index):
-            return self.loaded.create_context(own_memory=True)
+            context = self.loaded.create_context(own_memory=True)
+            if self.profiles > 1:
+                context.set_optimization_profile_async(0, self.stream)
+            return context
 
     def run(
         self, tensors: Sequence[torch.Tensor], graph: bool | GraphCache = False, borrow: bool = False
@@ -117,9 +121,10 @@ class ContextPool:
             with torch.cuda.device(self.index):
                 return self.run(tensors, graph, borrow)
         stream = current_stream(self.index)
-        idle = self.idle.get(stream)
+        place = stream if self.profiles == 1 else (stream, self.profile(tensors))
+        idle = self.idle.get(place)
         if idle is None:
-            idle = self.idle.setdefault(stream, [] if cuda.is_torchs(stream, self.index) else self.external)
+            idle = self.idle.setdefault(place, [] if cuda.is_torchs(stream, self.index) else self.external)
         capturing = stream and is_capturing()
         if graph and not (capturing or self.uncapturable or idle is self.external):
             cache = graph if isinstance(graph, GraphCache) else DEFAULT
@@ -139,6 +144,15 @@ class ContextPool:
         else:
             idle.append(execution)
         return outputs
+
+    def profile(self, tensors: Sequence[torch.Tensor]) -> int:
+        """The optimization profile for a call; any, if its arguments are not what they should be."""
+        try:
+            shapes = tuple([tensor.shape for tensor in tensors])
+            fit = self.loaded.fits.get(shapes)
+            return self.interface.nearest_profile(shapes) if fit is None else fit.profile
+        except (AttributeError, RuntimeError, TypeError):
+            return 0
 
     def take(self, idle: IdleContexts, tensors: Sequence[torch.Tensor]) -> Execution:
         """An idle execution context, the best of them for these shapes, or else one that no stream uses."""
@@ -296,7 +310,8 @@ class ContextPool:
         own = [self.stream, self.capture_stream]
         with on_device(self.index), cuda.beside_captures():
             cuda.enter_context(self.index)
-            streams = own + [stream for stream, idle in self.idle.items() if idle is not self.external]
+            used = [place for place, idle in self.idle.items() if idle is not self.external]
+            streams = own + [place[0] if isinstance(place, tuple) else place for place in used]
             done = [cuda.synchronize(stream) for stream in streams]
             self.external.synchronize()
             self.loaded.kernels.save()
