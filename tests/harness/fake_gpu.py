@@ -14,7 +14,17 @@ import torch
 
 from torch2rt.backend import cuda
 from torch2rt.interface import Input, Interface
-from torch2rt.runtime import cuda_graph, execution, fits, graph_cache, graph_memory, inputs, loaded_engine, pool
+from torch2rt.runtime import (
+    cuda_graph,
+    execution,
+    fits,
+    graph_cache,
+    graph_memory,
+    idle_contexts,
+    inputs,
+    loaded_engine,
+    pool,
+)
 from torch2rt.runtime.shared_lock import SharedLock
 
 SIDE, OTHER, CAPTURE, OWN = 7, 8, 4, 3  # streams
@@ -26,6 +36,7 @@ class Context:
     def __init__(self, gpu):
         self.gpu, self.told, self.shapes, self.addresses = gpu, [], {}, {}
         self.scratch, self.memory, self.profile, self.refuses, self.runs = gpu.scratch, None, None, [], 0
+        self.asked_for = None  # the shapes for which it was asked how much memory they need
 
     def set_input_shape(self, name, shape):
         self.told.append((name, shape))
@@ -39,11 +50,11 @@ class Context:
 
     def update_device_memory_size_for_shapes(self):
         self.told.append("memory")
-        self.scratch = 64 * max(shape[0] for shape in self.shapes.values())
+        self.scratch, self.asked_for = 4 * max(shape[0] for shape in self.shapes.values()), dict(self.shapes)
         return self.scratch
 
     def set_device_memory(self, address, size):
-        assert size >= self.scratch
+        assert size >= self.scratch and address % 512 == 0
         self.memory = address, size
 
     def get_tensor_shape(self, name):
@@ -59,6 +70,7 @@ class Context:
     def execute_async_v3(self, stream):
         if self.gpu.fails:
             raise self.gpu.fails.pop()
+        assert self.asked_for in (None, self.shapes), "as TensorRT would, it works beyond the memory it has"
         self.runs += 1
         shapes, addresses, memory, scratch = dict(self.shapes), dict(self.addresses), self.memory, self.scratch
 
@@ -119,6 +131,14 @@ class Copy:
         ctypes.memmove(self.ends[cuda.Copy.TARGET], self.ends[cuda.Copy.SOURCE], self.size)
 
 
+def aligned(shape, stride, dtype):
+    """Memory that begins where torch's does on a GPU."""
+    size = torch.empty_strided(shape, stride, dtype=dtype, device="meta").untyped_storage().nbytes()
+    memory = torch.empty(size + 512, dtype=torch.uint8)
+    begin = -memory.data_ptr() % 512
+    return memory[begin : begin + size].view(dtype).as_strided(shape, stride, begin // dtype.itemsize)
+
+
 class FakeGpu:
     """`pool` has the contexts of an engine with these inputs; `made` are its contexts, `stream` the current stream.
 
@@ -130,9 +150,11 @@ class FakeGpu:
         self.stream, self.scratch = SIDE, scratch or 0
         self.current = threading.local()
         self.streams = collections.defaultdict(threading.RLock)  # each does one thing after the other
-        for file in (cuda_graph, execution, inputs):
+        for file in (execution, inputs):
             monkeypatch.setattr(file, "ALIGNMENT", 16)
-        for file in (pool, execution):
+        for file in (execution, graph_memory):
+            monkeypatch.setattr(file, "empty", aligned)
+        for file in (pool, execution, idle_contexts):
             monkeypatch.setattr(file, "is_capturing", lambda: False)
         monkeypatch.setattr(pool, "current_device", lambda: -1)
         monkeypatch.setattr(pool, "current_stream", lambda index: getattr(self.current, "stream", self.stream))

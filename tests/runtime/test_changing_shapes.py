@@ -11,6 +11,7 @@ from harness.threads import at_once
 from torch2rt import GraphCache
 from torch2rt.errors import InputError
 from torch2rt.runtime import fits
+from torch2rt.runtime.idle_contexts import CHANGES, REPEATS
 
 
 @pytest.fixture
@@ -28,14 +29,42 @@ def x(count, columns=5):
 def test_shapes_that_were_met_are_not_asked_about_again(make):
     gpu = make(scratch=256)
     gpu.call(x(3))
-    assert gpu.told() == [("x", (3, 5)), ("asked", "y")]
+    assert gpu.told() == [("x", (3, 5)), "memory", ("asked", "y")]
     gpu.call(x(3))
     assert gpu.told() == []
     gpu.call(x(4))
     gpu.told()
     for count in (3, 4, 3):
         gpu.call(x(count))
-        assert gpu.told() == [("x", (count, 5))]
+        assert gpu.told() == [("x", (count, 5)), "memory"]
+
+
+def test_shapes_that_change_often_get_a_context_that_is_not_asked_for_memory(make):
+    gpu = make(scratch=256)
+    for turn in range(40):
+        gpu.call(x(3 + turn % 2))
+    exact, other = gpu.made
+    assert exact.told.count("memory") == CHANGES + 1 and "memory" not in other.told
+    assert other.memory[1] == 256 and exact.runs + other.runs == 40
+    gpu.told()
+    for turn in range(40):
+        gpu.call(x(3 + turn % 2))
+    assert gpu.told() == []  # each of them has one of the two
+
+
+def test_shapes_that_repeat_go_back_to_an_exact_context(make):
+    gpu = make(scratch=256)
+    for turn in range(40):
+        gpu.call(x(3 + turn % 3))
+    gpu.told()
+    for _ in range(3 * REPEATS):
+        gpu.call(x(9))
+    assert gpu.told().count("memory") == 1 and len(gpu.made) == 2
+    runs = gpu.made[1].runs
+    for _ in range(5):
+        gpu.call(x(9))
+        gpu.call(x(7))
+    assert gpu.made[1].runs == runs + 5 and "memory" not in gpu.told()
 
 
 def test_contexts_share_what_they_know(make):
@@ -44,7 +73,7 @@ def test_contexts_share_what_they_know(make):
     gpu.stream = OTHER
     gpu.told()
     gpu.call(x(3))
-    assert len(gpu.made) == 2 and gpu.told() == [("x", (3, 5))]
+    assert len(gpu.made) == 2 and gpu.told() == [("x", (3, 5)), "memory"]
 
 
 def test_only_inputs_whose_shape_has_changed_are_told(make):
@@ -53,7 +82,7 @@ def test_only_inputs_whose_shape_has_changed_are_told(make):
     gpu.call(x(3), x(2, 3))
     gpu.told()
     gpu.call(x(3), x(4, 3))
-    assert gpu.told() == [("xb", (4, 3))]
+    assert gpu.told() == [("xb", (4, 3)), "memory"]
 
 
 def test_scratch_memory_is_asked_for_where_calls_take_their_own(make):
@@ -61,7 +90,7 @@ def test_scratch_memory_is_asked_for_where_calls_take_their_own(make):
     for count in (3, 9, 3, 3):
         gpu.call(x(count))
     assert gpu.told().count("memory") == 3
-    assert gpu.made[0].memory[1] == 64 * 3
+    assert gpu.made[0].memory[1] == 4 * 3
 
 
 def test_bad_shapes_are_refused_every_time_and_leave_a_pool_that_works(make):
@@ -105,7 +134,7 @@ def test_only_so_many_shapes_are_remembered(make, monkeypatch):
 
 
 def test_an_idle_context_that_ran_last_with_the_shapes_is_taken(make):
-    gpu = make(scratch=256)
+    gpu = make(scratch=None)
     held = [gpu.pool.take([], []) for _ in range(3)]
     gpu.pool.idle[SIDE] = idle = []
     for execution, count in zip(held, (3, 4, 5), strict=True):
@@ -147,7 +176,7 @@ def test_threads_with_many_shapes(make):
             gpu.call(x(choose.randint(1, 64)), x(choose.randint(1, 64), 3))
 
     at_once([lambda seed=seed: work(seed) for seed in range(6)])
-    assert len(gpu.made) <= 6 and not gpu.loaded.lock.holders
+    assert len(gpu.made) <= 12 and not gpu.loaded.lock.holders
 
 
 # Profiles ------------------------------------------------------------------------------------------------------------
@@ -203,7 +232,7 @@ def test_shapes_that_come_once_are_never_captured(make):
     gpu = make(rows(most=3000), scratch=256)
     for count in range(1, 2500):
         gpu.call(x(count), graph=True)
-    assert gpu.captured == 0 and len(gpu.made) == 1
+    assert gpu.captured == 0 and len(gpu.made) == 2
     assert len(gpu.pool.traffic.calls) < 5000
 
 
@@ -275,7 +304,7 @@ def test_graphs_of_a_stream_share_memory_and_those_of_others_do_not(make):
     graphs = gpu.pool.graphs
     blocks = {stream: {graphs[k].kept[1].data_ptr() for k in graphs if k[0] == stream} for stream in (SIDE, OTHER)}
     assert [len(found) for found in blocks.values()] == [1, 1] and blocks[SIDE] != blocks[OTHER]
-    assert gpu.pool.memory.held() <= 2 * 1.5 * max(graph.need for graph in graphs.values())
+    assert gpu.pool.memory.held() <= 2 * (2 << 20)
 
 
 def test_memory_follows_what_the_graphs_need(make):
@@ -303,7 +332,7 @@ def test_graphs_hold_no_more_bytes_than_they_may(make):
     for graph in gpu.pool.graphs.values():
         graph.calls = 0
     for _ in range(3):
-        gpu.call(x(2000, 64), graph=cache)
+        gpu.call(x(5000, 64), graph=cache)
     assert [key[0] for key in gpu.pool.graphs] == [OTHER]
 
 

@@ -15,6 +15,7 @@ from torch2rt import torch2rt
 from torch2rt.backend import cuda
 from torch2rt.backend.cuda import CaptureError, Copy
 from torch2rt.errors import EngineError
+from torch2rt.runtime import idle_contexts
 from torch2rt.runtime import pool as pool_file
 from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
 from torch2rt.runtime.graph_cache import GraphCache, Traffic
@@ -131,7 +132,10 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
     pool.traffic, pool.unused = Traffic(), []
     monkeypatch.setattr(pool.traffic, "is_worth", lambda *arguments: True)
     pool.index, pool.failures, pool.inputs = 0, 0, SimpleNamespace(check=lambda tensors: None)
-    pool.capture_stream, pool.unused_context = 4, lambda: SimpleNamespace(forget=lambda: None, shapes=None)
+    pool.capture_stream, pool.unused_context = (
+        4,
+        lambda: SimpleNamespace(forget=lambda: None, shapes=None, changes=0, exact=True),
+    )
     inputs = [torch.zeros(size) for size in range(1, 7)]
     idle = {stream: [] for stream in (1, 2)}
     done = itertools.count()
@@ -168,17 +172,20 @@ def plain_pool(monkeypatch):
     monkeypatch.setattr(pool_file.cuda, "is_torchs", lambda stream, index: True)
     monkeypatch.setattr(pool_file, "current_device", lambda: 0)
     monkeypatch.setattr(pool_file, "current_stream", lambda index: 7)
-    monkeypatch.setattr(pool_file, "is_capturing", lambda: False)
+    for file in (pool_file, idle_contexts):
+        monkeypatch.setattr(file, "is_capturing", lambda: False)
     monkeypatch.setattr(Uncapturable, "made", 0)
     pool = ContextPool.__new__(ContextPool)
     pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), {}, None
     pool.traffic, pool.memory = Traffic(), GraphMemory()
     monkeypatch.setattr(pool_file, "DEFAULT", GraphCache(after=1))
-    pool.profiles = 1
+    pool.profiles, pool.loaded = 1, SimpleNamespace(scratch=None, engine=None)
     pool.index, pool.idle, pool.external, pool.stream, pool.failures = 0, {}, object(), 3, 0
     pool.captured, pool.capture_stream = [], 4
     pool.inputs = SimpleNamespace(check=lambda tensors: None)
-    pool.unused_context = lambda: SimpleNamespace(run=lambda xs, stream: [xs[0] * 2], forget=lambda: None, shapes=None)
+    pool.unused_context = lambda: SimpleNamespace(
+        run=lambda xs, stream: [xs[0] * 2], forget=lambda: None, shapes=None, changes=0, exact=True
+    )
     return pool
 
 

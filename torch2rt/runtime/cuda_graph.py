@@ -15,7 +15,7 @@ from torch2rt.backend.cuda import CapturedGraph, CaptureError, Copy, empty
 from torch2rt.backend.tensorrt import LOG
 from torch2rt.errors import EngineError
 from torch2rt.runtime.execution import Execution
-from torch2rt.runtime.inputs import ALIGNMENT, LOWEST_ADDRESS
+from torch2rt.runtime.inputs import LOWEST_ADDRESS, SCRATCH_ALIGNMENT
 
 UNCAPTURABLE = "TensorRT cannot run this engine in a CUDA graph"
 
@@ -166,7 +166,7 @@ class CudaGraph:
 
 def _side_by_side(sizes: Sequence[int]) -> tuple[int, list[int]]:
     """How many bytes these take one after the other, aligned as TensorRT wants them, and where each begins."""
-    ends = list(itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes))
+    ends = list(itertools.accumulate(-(-size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT for size in sizes))
     return ends[-1], [0, *ends[:-1]]
 
 

@@ -55,9 +55,7 @@ class LoadedEngine:
 
     - `profiles`: how many optimization profiles it has that calls choose from.
     - `inputs`: what it takes; `outputs`: name and dtype of what it gives.
-    - `scratch`: the bytes of scratch memory for every call; `None` where each takes what its shapes need. Only a
-      context that is never asked what they need may have what serves all shapes: TensorRT for RTX 1.6 takes 40 us to
-      say it, and the next run then begins 20 us later.
+    - `scratch`: the bytes of scratch memory that serve all shapes; `None` where that is much, or shapes never change.
     - `fits`: what is known of shapes, for all contexts.
     - `lock`: shared by the contexts that run. TensorRT for RTX 1.6 crashes if a context is made, or runs for the first
       time, while another one runs, so that is done under `lock.exclusive()`.

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -25,50 +25,11 @@ from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
 from torch2rt.runtime.execution import NEEDS_WARM_UP, Execution
 from torch2rt.runtime.graph_cache import DEFAULT, GraphCache, Traffic
 from torch2rt.runtime.graph_memory import GraphMemory, NoRoom
+from torch2rt.runtime.idle_contexts import CHANGES, ExternalStreamContexts, IdleContexts, best, take_exact
 from torch2rt.runtime.loaded_engine import LoadedEngine
 
 BUSY = "Other inputs need another CUDA graph, but a stream is being captured with which the current one is ordered."
 TRIES = 3  # of captures, before an engine is taken for one that cannot be captured
-
-
-class IdleContexts(Protocol):
-    """Execution contexts that no call uses and that calls on a stream may take: a list, for torch's own streams."""
-
-    def pop(self) -> Execution:
-        """Take one; raises `IndexError` if there is none."""
-
-    def append(self, execution: Execution, /) -> None:
-        """Give one back, after a call on the current stream."""
-
-
-class ExternalStreamContexts:
-    """Idle execution contexts of streams that torch has not made (`torch.cuda.ExternalStream`).
-
-    Such a stream may be destroyed at any time. So its contexts are kept for the next caller on any other such stream,
-    each with an event after its last work.
-    """
-
-    def __init__(self) -> None:
-        self.idle: list[tuple[Execution, torch.cuda.Event]] = []
-
-    def pop(self) -> Execution:
-        """Take one, once its last work is done; raises `IndexError` if there is none, or in a capture."""
-        if is_capturing():
-            raise IndexError
-        execution, event = self.idle.pop()
-        event.wait()
-        return execution
-
-    def append(self, execution: Execution) -> None:
-        """Give one back, after a call on the current stream."""
-        event = torch.cuda.Event()
-        event.record()
-        self.idle.append((execution, event))
-
-    def synchronize(self) -> None:
-        """Wait for the last work of all of them."""
-        for _, event in self.idle:
-            event.synchronize()
 
 
 class ContextPool:
@@ -161,15 +122,20 @@ class ContextPool:
         except IndexError:
             pass  # contextlib.suppress would take a microsecond
         else:
-            return _best(execution, idle, tensors) if isinstance(idle, list) and idle else execution
+            if isinstance(idle, list) and (idle or execution.changes > CHANGES):
+                inexact = self.loaded.scratch is not None
+                return best(execution, idle, tensors, inexact, lambda: self.unused_context(exact=False))
+            return execution
         return self.unused_context()
 
-    def unused_context(self) -> Execution:
+    def unused_context(self, exact: bool = True) -> Execution:
         """An execution context that no stream uses, made if need be; raises `EngineError` in a capture."""
         if is_capturing():
             raise EngineError(NEEDS_WARM_UP)
         with self.loaded.lock.exclusive(), cuda.beside_captures():
-            return self.unused.pop() if self.unused else Execution(self.loaded)
+            if (place := next((i for i, one in enumerate(self.unused) if one.exact == exact), None)) is not None:
+                return self.unused.pop(place)
+            return Execution(self.loaded, exact)
 
     # CUDA graphs -----------------------------------------------------------------------------------------------------
 
@@ -220,7 +186,7 @@ class ContextPool:
             copies_inputs = before is not None or self.traffic.brings_others(key, tensors)
             if before is not None and not self.drop_graph(key):
                 raise EngineError(BUSY)
-            execution = self.take(idle, tensors) if before is None else before.execution
+            execution = before.execution if before is not None else take_exact(idle) or self.unused_context()
             try:
                 with cuda.beside_captures():
                     graph = CudaGraph(
@@ -332,28 +298,6 @@ class ContextPool:
         if getattr(self, "loaded", None) is not None:
             with contextlib.suppress(Exception):  # Python or CUDA is closing down, and takes everything along
                 self.close()
-
-
-def _best(execution: Execution, idle: list[Execution], tensors: Sequence[torch.Tensor]) -> Execution:
-    """Of an execution context and the others that are idle on its stream, the one to use; the rest stays idle.
-
-    It is one that has run last with these shapes, or else the one that was idle the longest.
-    """
-    try:
-        shapes = [tensor.shape for tensor in tensors]
-    except (AttributeError, RuntimeError):
-        return execution  # some are not tensors, which is an error of the call
-    if execution.shapes == shapes:
-        return execution
-    others = idle[:]
-    for other in [*(other for other in others if other.shapes == shapes), *others[:1]]:
-        try:
-            idle.remove(other)
-        except ValueError:
-            continue  # another thread has taken it
-        idle.append(execution)
-        return other
-    return execution
 
 
 _NEVER_FREED: list[Any] = []  # what pools could not let go of when they were closed
