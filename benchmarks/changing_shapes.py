@@ -11,6 +11,7 @@ calls of 10,000 shapes with a graph cache: how much memory torch holds then and 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import random
@@ -54,11 +55,24 @@ def order(count: int, length: int, seed: int = 0) -> list[int]:
     return [i % count if count <= 2 else choose.randrange(count) for i in range(length)]
 
 
-def bare(model_trt: TRTModule, inputs: list[torch.Tensor]) -> Callable[[int], Any]:
-    """A call of input number i by a TensorRT context of its own, on the caller's stream."""
-    context = model_trt._ready().loaded.create_context(own_memory=True)
+def bare(model_trt: TRTModule, inputs: list[torch.Tensor], threads: int) -> Callable[[], Callable[[int], Any]]:
+    """Calls by TensorRT contexts with memory of their own, one for each thread, on the thread's stream.
+
+    They are made and run once before, as TensorRT for RTX 1.6 crashes if one is made while another one runs.
+    """
+    loaded = model_trt._ready().loaded
+    contexts = [loaded.create_context(own_memory=True) for _ in range(threads)]
+    outputs = [model_trt(x) for x in inputs]
+    for context in contexts:
+        _bare(context, model_trt, inputs, outputs)(0)
+    torch.cuda.synchronize()
+    return lambda: _bare(contexts.pop(), model_trt, inputs, [y.clone() for y in outputs])
+
+
+def _bare(
+    context: Any, model_trt: TRTModule, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+) -> Callable[[int], Any]:
     (name,), (result,) = model_trt.input_names, model_trt.output_names
-    outputs = [torch.empty_like(model_trt(x)) for x in inputs]
     stream = torch.cuda.current_stream().cuda_stream
 
     def call(i: int) -> None:
@@ -88,18 +102,17 @@ def microseconds(call: Callable[[int], Any], count: int, repeats: int = 40) -> f
     return statistics.median(times)
 
 
-def ways(model: torch.nn.Module, inputs: list[torch.Tensor]) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Each way to run the model: a function that gives the function which a thread calls with the number of an input.
-
-    The ways other than bare read an input of the caller's own each time, as traffic brings them.
-    """
-    model_trt = torch2rt(model, [inputs[0]], verify=False, **RANGES)
+def ways(
+    model: torch.nn.Module, converted: TRTModule, inputs: list[torch.Tensor], threads: int = 1
+) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Each way to run the model: what gives the function that a thread calls with the number of an input."""
     yield "eager", lambda: lambda i: model(inputs[i])
-    yield "bare", lambda: bare(model_trt, inputs)
-    model_trt = torch2rt(model, [inputs[0]], verify=False, **RANGES)
-    yield "torch2rt", lambda: lambda i: model_trt(inputs[i])
-    model_trt = torch2rt(model, [inputs[0]], verify=False, cuda_graph=True, **RANGES)
-    yield "with graphs", lambda: lambda i: model_trt(inputs[i])
+    yield "bare", bare(copy.copy(converted), inputs, threads)
+    for name, graph in (("torch2rt", False), ("with graphs", True)):
+        model_trt = copy.copy(converted)  # with contexts of its own
+        model_trt.cuda_graph = graph
+        model_trt(inputs[0])
+        yield name, lambda made=model_trt: lambda i: made(inputs[i])  # type: ignore[misc]
 
 
 def held() -> float:
@@ -113,11 +126,11 @@ def released() -> None:
     torch.cuda.empty_cache()
 
 
-def one_thread(model: torch.nn.Module, count: int) -> dict[str, Any]:
+def one_thread(model: torch.nn.Module, converted: TRTModule, count: int) -> dict[str, Any]:
     inputs = [torch.randn(shape, device="cuda") for shape in drawn(count)]
     row: dict[str, Any] = {"shapes": count}
     with torch.cuda.stream(torch.cuda.Stream()):
-        for name, way in ways(model, inputs):
+        for name, way in ways(model, converted, inputs):
             released()
             before = held()
             row[name] = microseconds(way(), count)
@@ -153,10 +166,12 @@ def rate(make: Callable[[], Callable[[int], Any]], count: int, threads: int, sec
         return sum(made.result() for made in counts) / (time.perf_counter() - begun)
 
 
-def many_threads(model: torch.nn.Module, count: int, threads: int, seconds: float) -> dict[str, Any]:
+def many_threads(
+    model: torch.nn.Module, converted: TRTModule, count: int, threads: int, seconds: float
+) -> dict[str, Any]:
     inputs = [torch.randn(shape, device="cuda") for shape in drawn(count)]
     row: dict[str, Any] = {"calls a second of threads": threads, "shapes": count}
-    for name, way in ways(model, inputs):
+    for name, way in ways(model, converted, inputs, threads):
         released()
         before = held()
         row[name] = rate(way, count, threads, seconds)
@@ -164,11 +179,12 @@ def many_threads(model: torch.nn.Module, count: int, threads: int, seconds: floa
     return row
 
 
-def many_shapes(model: torch.nn.Module, count: int, calls: int) -> Iterator[dict[str, Any]]:
+def many_shapes(converted: TRTModule, count: int, calls: int) -> Iterator[dict[str, Any]]:
     """What torch holds after calls of so many shapes, some of which come back more often than others."""
     shapes, choose = drawn(count, 1), random.Random(2)
     for graph in (False, True):
-        model_trt = torch2rt(model, [torch.randn(shapes[0], device="cuda")], verify=False, cuda_graph=graph, **RANGES)
+        model_trt = copy.copy(converted)
+        model_trt.cuda_graph = graph
         with torch.cuda.stream(torch.cuda.Stream()):
             model_trt(torch.randn(shapes[0], device="cuda"))
             released()
@@ -200,11 +216,12 @@ def main() -> None:
     torch.set_grad_enabled(False)
     model = Net().eval().cuda()
     print(f"{torch.cuda.get_device_name()}, {FLAVOUR} {VERSION}, torch {torch.__version__}")
+    converted = torch2rt(model, [torch.randn(2, 3, 128, 128, device="cuda")], verify=False, **RANGES)
     rows: list[dict[str, Any]] = []
     steps: list[Callable[[], list[dict[str, Any]]]] = [
-        *[lambda count=count: [one_thread(model, count)] for count in (1, 2, 8, 64)],  # type: ignore[misc]
-        lambda: [many_threads(model, 64, 8, arguments.seconds)],
-        lambda: list(many_shapes(model, 10_000, 40_000)),
+        *[lambda count=count: [one_thread(model, converted, count)] for count in (1, 2, 8, 64)],  # type: ignore[misc]
+        lambda: [many_threads(model, converted, 64, 8, arguments.seconds)],
+        lambda: list(many_shapes(converted, 10_000, 30_000)),
     ]
     for step in steps:
         for row in step():

@@ -263,7 +263,7 @@ def describe_inputs(
     lows = _shapes("min_shapes", min_shapes, arguments, with_batch(1))
     highs = _shapes("max_shapes", max_shapes, arguments, with_batch(max_batch_size or 1))
     between = {name: clipped(shape, lows[name], highs[name]) for name, shape in example.items()}
-    sets = [_shapes("opt_shapes", one, arguments, between) for one in _sets(opt_shapes, arguments, list(example))]
+    sets = [_shapes("opt_shapes", one, arguments, between) for one in _sets(opt_shapes, list(example))]
     profiles = list({tuple(opts.items()): opts for opts in sets}.values())
     result = []
     for name, leaf in zip(names, leaves, strict=True):
@@ -287,7 +287,7 @@ def describe_inputs(
     return result
 
 
-def _sets(shapes: Any, arguments: Spec, names: Sequence[str]) -> list[Any]:
+def _sets(shapes: Any, names: Sequence[str]) -> list[Any]:
     """The sets of shapes in `opt_shapes`, which is one set or a list of several."""
     if not isinstance(shapes, (list, tuple)) or not shapes or _is_shape(shapes):
         return [shapes]
