@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
+    from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOMES = {
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
     "GraphCache": "runtime.graph_cache",
+    "record_shapes": "tracing.record_shapes",
     "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]

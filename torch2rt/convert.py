@@ -13,6 +13,7 @@ from torch2rt.debug.verify import Verifying, check_mode
 from torch2rt.engine.build import build
 from torch2rt.lowering import lower
 from torch2rt.passes.order import Pass, chosen, run
+from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.module import TRTModule
 from torch2rt.tracing.trace import as_arguments, trace
 
@@ -37,7 +38,7 @@ def torch2rt(
     log_level: Any = None,
     keep_network: bool = True,
     verify: bool | str = True,
-    cuda_graph: bool = False,
+    cuda_graph: bool | GraphCache = False,
     progress: bool | None = None,
     passes: Iterable[Pass] | None = None,
     configure: Callable[[Any], None] | None = None,
@@ -54,7 +55,9 @@ def torch2rt(
       copy; every input may have any strides, and is copied where they are not the engine's.
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
-      what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
+      what is not given is the example's shape. `opt_shapes`, which TensorRT tunes for, may also be a list of such sets of
+      shapes: the engine then has an optimization profile for each, and a call runs in the one whose sizes are the
+      nearest by their ratios. `torch2rt.record_shapes` proposes all three. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,
@@ -69,7 +72,8 @@ def torch2rt(
     - `nan`: `"keep"`, or `"ignore"` for a module that never meets a NaN, as for `torch2rt.lower`.
     - `passes`: what changes the traced graph before it is lowered; by default `torch2rt.passes.default(float64)`.
       `torch2rt.passes` says how to write one.
-    - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
+    - `cuda_graph`: replay calls whose shapes come back as CUDA graphs; `model_trt.cuda_graph` says so later on. A
+      `torch2rt.GraphCache` says how many are kept.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
