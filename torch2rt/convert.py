@@ -55,9 +55,10 @@ def torch2rt(
       copy; every input may have any strides, and is copied where they are not the engine's.
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
-      what is not given is the example's shape. `opt_shapes`, which TensorRT tunes for, may also be a list of such sets of
-      shapes: the engine then has an optimization profile for each, and a call runs in the one whose sizes are the
-      nearest by their ratios. `torch2rt.record_shapes` proposes all three. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
+      what is not given is the example's shape. `opt_shapes`, which TensorRT tunes for, may be a list of several such
+      sets: the engine then has an optimization profile for each, and a call runs in the one whose sizes are the nearest
+      by their ratios. `torch2rt.record_shapes` proposes all three. `max_batch_size=n` is short for dimension 0 from 1
+      to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
     - `input_names`, `output_names`: the engine's names, in the order of the tensors; one name may stand alone. By
       default, inputs are called as the parameters of `module.forward` are: `x`, `args_0` for the first of `*args`,

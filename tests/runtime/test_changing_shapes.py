@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 
 import pytest
 import torch
@@ -151,19 +152,70 @@ def test_an_idle_context_that_ran_last_with_the_shapes_is_taken(make):
     assert len(idle) == 3
 
 
-def test_only_the_first_run_of_a_context_waits_for_the_others(make):
-    gpu = make(scratch=256)
-    gpu.call(x(3))
+def is_done_beside_another_call(gpu, call):
+    """Whether a call ends while another one runs; it has ended afterwards."""
     lock = gpu.loaded.lock
     lock.acquire("another call")
-    gpu.call(x(4))  # does not wait
-    first = threading.Thread(target=lambda: gpu.pool.take([], []).run([x(4)], OTHER))
-    first.start()
-    first.join(0.05)
-    assert first.is_alive()
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(0.05)
+    waits = thread.is_alive()
     lock.release("another call")
-    first.join(10)
-    assert not first.is_alive()
+    thread.join(10)
+    assert not thread.is_alive()
+    return not waits
+
+
+def test_a_run_at_other_shapes_waits_for_the_others_and_they_for_it(make):
+    gpu = make(scratch=256)
+    gpu.call(x(3))
+    assert is_done_beside_another_call(gpu, lambda: gpu.call(x(3)))
+    for count in (4, 3):  # also at shapes that it has run with before
+        assert not is_done_beside_another_call(gpu, lambda count=count: gpu.call(x(count)))
+        assert is_done_beside_another_call(gpu, lambda count=count: gpu.call(x(count)))
+    first = gpu.pool.unused_context()
+    assert not is_done_beside_another_call(gpu, lambda: first.run([x(3)], OTHER))
+    inexact = gpu.pool.unused_context(exact=False)
+    for _ in range(2):
+        assert not is_done_beside_another_call(gpu, lambda: inexact.run([x(3)], OTHER))
+
+
+def test_runs_at_other_shapes_are_never_beside_another(make):
+    """TensorRT's part looks who else is in it: contexts of many threads, streams, shapes and graphs."""
+    gpu, inside, beside = make(rows(opts=(2, 32)), scratch=256), [], []
+
+    def looked_into(context, run):
+        def execute(stream):
+            shapes = dict(context.shapes)
+            changes, context.ran = shapes != context.ran, shapes
+            inside.append(changes)
+            time.sleep(0)
+            if len(inside) > 1 and any(inside):
+                beside.append(list(inside))
+            done = run(stream)
+            inside.remove(changes)
+            return done
+
+        return execute
+
+    def context(make=gpu.loaded.create_context):
+        if inside:
+            beside.append("made")
+        made = make()
+        made.ran, made.execute_async_v3 = None, looked_into(made, made.execute_async_v3)
+        return made
+
+    gpu.loaded.create_context = context
+
+    def work(seed):
+        choose = random.Random(seed)
+        gpu.current.stream = 10 + seed % 4
+        for turn in range(120):
+            count = choose.randint(1, 64) if turn % 30 < 15 else 5
+            gpu.call(x(count), graph=GraphCache(shapes=4) if seed % 2 else False)
+
+    at_once([lambda seed=seed: work(seed) for seed in range(6)])
+    assert not beside and len(gpu.made) > 4
 
 
 def test_threads_with_many_shapes(make):
@@ -330,7 +382,7 @@ def test_graphs_hold_no_more_bytes_than_they_may(make):
     assert len(gpu.pool.graphs) == 1 and gpu.pool.memory.held() <= 3 << 20
     gpu.stream = OTHER  # whose graphs get the memory of those that are not replayed any more
     for graph in gpu.pool.graphs.values():
-        graph.calls = 0
+        graph.calls = graph.calls_before = 0
     for _ in range(3):
         gpu.call(x(5000, 64), graph=cache)
     assert [key[0] for key in gpu.pool.graphs] == [OTHER]

@@ -102,7 +102,7 @@ def test_another_input_is_not_read_by_a_graph_of_the_first(graph):
 class Captured:
     """A graph that notices when it is replayed twice at once, or after it was let go of."""
 
-    made = calls = need = own = 0
+    made = calls = calls_before = need = own = 0
 
     def __init__(self, execution, tensors, capture_stream, borrow, copies_inputs, memory):
         self.execution, self.copies_inputs = execution, copies_inputs

@@ -179,8 +179,8 @@ def test_what_lies_as_the_engine_reads_it_is_not_copied(without_gpu_memory, monk
     inputs.index = -1
     one = execution.Execution.__new__(execution.Execution)
     one.context, one.execute, one.set_address = context, context.execute_async_v3, context.set_tensor_address
-    one.inputs, one.lock, one.has_run, one.profile = inputs, SharedLock(), False, 0
-    one.exact, one.changes = True, 0
+    one.inputs, one.lock, one.profile = inputs, SharedLock(), 0
+    one.exact, one.changes, one.is_alone = True, 0, True
     one.loaded = SimpleNamespace(outputs=[("y", torch.float32)], fits=Fits(), scratch=None)
     one.forget()
     x = layout(values(shape, torch.float32))

@@ -37,8 +37,8 @@ class CudaGraph:
     scratch. Torch gives it to others when the graphs are gone, so hold `lock` from looking at `gone` until the replay
     is enqueued.
 
-    `need` is what the graph needs of the shared memory and `own` what it holds besides, in bytes; `calls` counts its
-    replays.
+    `need` is what the graph needs of the shared memory and `own` what it holds besides, in bytes; `calls` counts
+    its replays in this epoch of `Traffic`, `calls_before` those in the one before.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class CudaGraph:
         memory: Callable[[int, int], torch.Tensor],
     ) -> None:
         self.lock, self.gone, self.execution, self.inputs = threading.Lock(), False, execution, execution.inputs
-        self.calls = 0
+        self.calls = self.calls_before = 0
         scratch: list[torch.Tensor] = []
         callers = torch.cuda.current_stream()
         stream = torch.cuda.ExternalStream(capture_stream, self.inputs.device)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torch2rt.backend.cuda import contiguous_strides, empty, is_capturing
+from torch2rt.backend.quirks import runs_alone_at_other_shapes
 from torch2rt.backend.tensorrt import LOG
 from torch2rt.errors import EngineError, InputError
 from torch2rt.runtime.fits import Fit, Output, Shapes
@@ -24,11 +25,12 @@ class Execution:
     """An execution context, with the shapes and addresses that it was told last.
 
     It is warm once it has run with these shapes, and only then can a call be part of a CUDA graph. What other contexts
-    have found out about shapes is not found out again (see `Fits`). The first run in a context's life has the engine
-    for itself (see `LoadedEngine.lock`).
+    have found out about shapes is not found out again (see `Fits`). A run with other shapes than the one before has the
+    engine for itself (see `torch2rt.backend.quirks.runs_alone_at_other_shapes`).
 
     An exact one asks TensorRT how much scratch memory new shapes need, which takes TensorRT for RTX 1.6 40 us, and the
     next run 20 us more; runs with the same shapes then take 30 us less. One that is not has what serves all shapes.
+    Whether that one may run beside others with the same shapes again is not known, so it never does.
     `changes` counts the changes of shape, `repeats` the choices of this context for the same shapes in a row.
     """
 
@@ -41,7 +43,8 @@ class Execution:
         self.context = context
         self.execute, self.set_address = context.execute_async_v3, context.set_tensor_address
         self.exact, self.changes, self.repeats = exact, 0, 0
-        self.has_run, self.profile = False, 0 if loaded.profiles == 1 else -1  # -1: not known
+        self.is_alone = runs_alone_at_other_shapes()
+        self.profile = 0 if loaded.profiles == 1 else -1  # -1: not known
         self.forget()
 
     def forget(self) -> None:
@@ -107,7 +110,7 @@ class Execution:
     def enqueue(self, stream: int) -> None:
         """Do the last call again, on the same memory."""
         lock = self.lock
-        if self.has_run:
+        if self.warm and self.exact or not self.is_alone:
             try:
                 lock.acquire(self)
                 done = self.execute(stream)
@@ -118,7 +121,7 @@ class Execution:
                 done = self.execute(stream)
         if not done:
             raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
-        self.warm = self.has_run = True
+        self.warm = True
 
     def move(self, addresses: Sequence[int], scratch_address: int) -> None:
         """Have the last call, done again, read, write and work at other addresses: of inputs, outputs, scratch."""
@@ -188,7 +191,8 @@ class Execution:
         if not self.exact:
             self.scratch = self.loaded.scratch or 0
             return
-        self.scratch, self.scratch_address = context.update_device_memory_size_for_shapes(), -1
+        with self.lock.exclusive():
+            self.scratch, self.scratch_address = context.update_device_memory_size_for_shapes(), -1
         if self.scratch < 0:
             why = "; ".join(LOG.recent() if log is None else log)
             raise EngineError(f"TensorRT cannot tell how much memory these shapes need: {why}")
@@ -196,7 +200,9 @@ class Execution:
     def choose(self, profile: int, stream: int) -> None:
         """Take another optimization profile, of which the next run is as the first of all."""
         self.forget()
-        self.has_run, self.profile = False, -1
-        if not self.context.set_optimization_profile_async(profile, stream):
+        self.profile = -1
+        with self.lock.exclusive():
+            done = self.context.set_optimization_profile_async(profile, stream)
+        if not done:
             raise EngineError(f"TensorRT refuses optimization profile {profile}: {'; '.join(LOG.recent())}")
         self.profile = profile

@@ -14,9 +14,8 @@ import torch
 
 from torch2rt.arguments import whole_number
 
-EPOCH = 1024  # calls without a graph, after which all counts are halved, so that old habits are forgotten
+EPOCH = 2048  # calls without a graph, of which the counts are kept until the next ones have passed
 ADVANTAGE = 32  # calls that shapes must have come more often than twice those of the graph which gives way to them
-LONG = 10 * EPOCH  # calls for which shapes that cannot be captured now are left alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,31 +47,33 @@ DEFAULT = GraphCache()
 
 
 class Traffic:
-    """How often shapes came, of late, to calls that had no graph.
+    """How often shapes came, of late, to calls that had no graph: in this epoch of such calls and the one before.
 
     Counts are approximate: threads that count at the same time may lose a call.
     """
 
     def __init__(self) -> None:
         self.calls: dict[Hashable, int] = {}  # by shapes, over all streams; and by stream, borrowing and shapes
+        self.before: dict[Hashable, int] = {}  # the same of the epoch before
         self.addresses: dict[Hashable, list[int]] = {}  # of the last call's inputs, by shapes
         self.left = EPOCH
         self.bar = 0  # the calls that shapes need, at least, to take another graph's place
 
     def is_worth(self, key: Any, tensors: Sequence[torch.Tensor], graphs: Mapping[Any, Any], cache: GraphCache) -> bool:
         """Count a call, and say whether it should be captured; `key` is its stream, borrowing and shapes."""
-        calls, shapes = self.calls, key[2]
+        if self.left <= 0:
+            self._begin(graphs)
+        self.left -= 1
+        calls, before, shapes = self.calls, self.before, key[2]
         calls[shapes] = total = calls.get(shapes, 0) + 1
         calls[key] = own = calls.get(key, 0) + 1
-        self.left -= 1
-        if self.left <= 0:
-            self._halve(graphs)
         if len(graphs) < cache.shapes:
-            is_worth = own > 0 and total >= cache.after
-        elif own < self.bar:  # replays are counted meanwhile, which can only raise it
+            is_worth = own > 0 and total + before.get(shapes, 0) >= cache.after
+        elif (own := own + before.get(key, 0)) < self.bar:  # replays are counted meanwhile, which can only raise it
             return False
         else:
-            self.bar = ADVANTAGE + 2 * min((graph.calls for graph in list(graphs.values())), default=0)
+            replays = [graph.calls + graph.calls_before for graph in list(graphs.values())]
+            self.bar = ADVANTAGE + 2 * min(replays, default=0)
             is_worth = own >= self.bar
         if not is_worth:
             self.addresses[shapes] = [tensor.data_ptr() for tensor in tensors]
@@ -85,16 +86,17 @@ class Traffic:
 
     def leave_alone(self, key: Any) -> None:
         """Shapes that cannot be captured now: let many calls go by until they are tried again."""
-        self.calls[key] = -LONG
+        self.calls[key] = -EPOCH
 
     def captured(self, key: Any) -> None:
         """Shapes have their graph, whose own count goes on."""
         self.calls.pop(key, None)
+        self.before.pop(key, None)
         self.bar = 0
 
-    def _halve(self, graphs: Mapping[Any, Any]) -> None:
+    def _begin(self, graphs: Mapping[Any, Any]) -> None:
+        """Begin another epoch."""
         self.left, self.bar = EPOCH, 0
-        self.calls = {key: int(count / 2) for key, count in list(self.calls.items()) if not -2 < count < 2}
-        self.addresses = {}
+        self.before, self.calls, self.addresses = self.calls, {}, {}
         for graph in list(graphs.values()):
-            graph.calls = min(graph.calls, EPOCH) // 2
+            graph.calls_before, graph.calls = graph.calls, 0

@@ -57,8 +57,8 @@ class LoadedEngine:
     - `inputs`: what it takes; `outputs`: name and dtype of what it gives.
     - `scratch`: the bytes of scratch memory that serve all shapes; `None` where that is much, or shapes never change.
     - `fits`: what is known of shapes, for all contexts.
-    - `lock`: shared by the contexts that run. TensorRT for RTX 1.6 crashes if a context is made, or runs for the first
-      time, while another one runs, so that is done under `lock.exclusive()`.
+    - `lock`: shared by the contexts that run. One is made, and runs at other shapes, under `lock.exclusive()` (see
+      `torch2rt.backend.quirks.runs_alone_at_other_shapes`).
     - `kernels`: what TensorRT for RTX has compiled for this GPU.
     - `placeholder`: memory whose address stands for tensors without elements, which have none.
     """

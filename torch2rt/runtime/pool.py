@@ -225,7 +225,7 @@ class ContextPool:
 
     def _evict(self, key: Any, cache: GraphCache) -> None:
         """Let go of the graphs that are replayed the least, beyond the number that is kept."""
-        others = sorted((other for other in self.graphs if other != key), key=lambda other: self.graphs[other].calls)
+        others = sorted((other for other in self.graphs if other != key), key=self._replays)
         self._retire(others[: max(0, len(self.graphs) - cache.shapes)])
 
     def _retire(self, keys: Sequence[Any]) -> None:
@@ -241,6 +241,11 @@ class ContextPool:
             left = self._graphs_of(stream)
             if self.memory.is_too_large(stream, [self.graphs[key].need for key in left]):
                 self._retire(left)
+
+    def _replays(self, key: Any) -> int:
+        """How often a graph was replayed of late."""
+        graph = self.graphs[key]
+        return graph.calls + graph.calls_before
 
     def _graphs_of(self, stream: int) -> list[Any]:
         """The keys of a stream's graphs."""
@@ -258,7 +263,7 @@ class ContextPool:
             try:
                 return self.memory.block(stream, need, most_shared, lambda: self._retire(self._graphs_of(stream)))
             except NoRoom:
-                idle = [key for key, graph in self.graphs.items() if key[0] != stream and not graph.calls]
+                idle = [key for key, graph in self.graphs.items() if key[0] != stream and not self._replays(key)]
                 if not idle:
                     raise
                 self._retire(idle[:1])
