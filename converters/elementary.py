@@ -15,6 +15,7 @@ from torch2rt.vocabulary import (
     less,
     logical_and,
     mul,
+    named,
     select,
     sub,
     torch,
@@ -24,14 +25,7 @@ from torch2rt.vocabulary import (
 )
 
 EW, Kind, Unary = trt.ElementWiseOperation, trt.ActivationType, trt.UnaryOperation
-Tensor, prims = torch.Tensor, torch.ops.prims
-
-
-def spellings(*names):
-    """All callables of these names: the function, the method, the special function and the primitive."""
-    owners = (torch, Tensor, torch.special, prims)
-    return dict.fromkeys(getattr(owner, name) for owner in owners for name in names if hasattr(owner, name))
-
+Tensor = torch.Tensor
 
 # One layer -----------------------------------------------------------------------------------------------------------
 
@@ -77,10 +71,10 @@ for table, make in ((FLOAT, _float), (SIGNED, _signed)):
     for op, names in table.items():
         function = make(op, names)
         function.__name__ = names[0]
-        converter(*spellings(*names))(function)
+        converter(*named(*names))(function)
 
 
-@converter(*spellings("sign", "sgn"))
+@converter(*named("sign", "sgn"))
 def sign(ctx: Context, input):
     """Of a NaN, torch makes 0."""
     dtype = ctx.out.dtype
@@ -91,7 +85,7 @@ def sign(ctx: Context, input):
     return cast(ctx, x, dtype)
 
 
-@converter(*spellings("neg", "negative"))
+@converter(*named("neg", "negative"))
 def neg(ctx: Context, input):
     """A byte goes through int32; 0 apart, the negative of an unsigned one is 256 - x."""
     dtype = ctx.out.dtype
@@ -124,24 +118,24 @@ def composed(*targets):
     return register
 
 
-@composed(*spellings("rsqrt"))
+@composed(*named("rsqrt"))
 def rsqrt(ctx: Context, x):
     return unary(ctx, Unary.RECIP, unary(ctx, Unary.SQRT, x))
 
 
-@composed(*spellings("exp2"))
+@composed(*named("exp2"))
 def exp2(ctx: Context, x):
     return elementwise(ctx, EW.POW, 2.0, x)
 
 
-@composed(*spellings("expm1"))
+@composed(*named("expm1"))
 def expm1(ctx: Context, x):
     """tanh(x / 2) * (exp(x) + 1), in which nothing cancels near 0."""
     half = activation(ctx, Kind.TANH, mul(ctx, x, 0.5))
     return mul(ctx, half, add(ctx, unary(ctx, Unary.EXP, x), 1.0))
 
 
-@composed(*spellings("log1p"))
+@composed(*named("log1p"))
 def log1p(ctx: Context, x):
     return log_one_plus(ctx, x)
 
@@ -154,12 +148,12 @@ def log_one_plus(ctx: Context, x):
     return select(ctx, less(ctx, unary(ctx, Unary.ABS, x), 0.5), near, far)
 
 
-@composed(*spellings("log2"))
+@composed(*named("log2"))
 def log2(ctx: Context, x):
     return mul(ctx, unary(ctx, Unary.LOG, x), 1 / math.log(2))
 
 
-@composed(*spellings("log10"))
+@composed(*named("log10"))
 def log10(ctx: Context, x):
     return mul(ctx, unary(ctx, Unary.LOG, x), 1 / math.log(10))
 
@@ -167,7 +161,7 @@ def log10(ctx: Context, x):
 ERFC = -0.82215223, 1.48851587, -1.13520398, 0.27886807, -0.18628806, 0.09678418, 0.37409196, 1.00002368, -1.26551223
 
 
-@composed(*spellings("erfc"))
+@composed(*named("erfc"))
 def erfc(ctx: Context, x):
     """1 - erf(x) loses the tail; the approximation of Numerical Recipes' erfcc is good to 1.2e-7 of the result."""
     size = unary(ctx, Unary.ABS, x)
@@ -180,24 +174,24 @@ def erfc(ctx: Context, x):
     return select(ctx, less(ctx, x, 0), sub(ctx, 2.0, tail), tail)
 
 
-@composed(*spellings("sinc"))
+@composed(*named("sinc"))
 def sinc(ctx: Context, x):
     angle = mul(ctx, x, math.pi)
     ratio = div(ctx, unary(ctx, Unary.SIN, angle), angle)
     return select(ctx, elementwise(ctx, EW.EQUAL, x, 0), 1.0, ratio)
 
 
-@composed(*spellings("deg2rad"))
+@composed(*named("deg2rad"))
 def deg2rad(ctx: Context, x):
     return mul(ctx, x, math.pi / 180)
 
 
-@composed(*spellings("rad2deg"))
+@composed(*named("rad2deg"))
 def rad2deg(ctx: Context, x):
     return mul(ctx, x, 180 / math.pi)
 
 
-@converter(*spellings("logit"), limits="eps up to 0.5")
+@converter(*named("logit"), limits="eps up to 0.5")
 def logit(ctx: Context, input, eps=None):
     dtype = wide(ctx.out.dtype)
     x = cast(ctx, input, dtype)
@@ -211,7 +205,7 @@ def logit(ctx: Context, input, eps=None):
 # Two operands --------------------------------------------------------------------------------------------------------
 
 
-@converter(*spellings("atan2", "arctan2"))
+@converter(*named("atan2", "arctan2"))
 def atan2(ctx: Context, input, other):
     """The angle of the magnitudes, mirrored to the left side and then to the lower one, where -0.0 lies, too."""
     dtype = wide(ctx.out.dtype)
@@ -224,7 +218,7 @@ def atan2(ctx: Context, input, other):
     return cast(ctx, select(ctx, is_negative(ctx, y), unary(ctx, Unary.NEG, angle), angle), ctx.out.dtype)
 
 
-@converter(*spellings("xlogy"))
+@converter(*named("xlogy"))
 def xlogy(ctx: Context, input, other):
     return vanishing(ctx, input, other, lambda y: unary(ctx, Unary.LOG, y))
 

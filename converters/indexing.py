@@ -7,6 +7,7 @@ from torch2rt.vocabulary import (
     MaskIndices,
     Selection,
     add,
+    answer,
     assign,
     cast,
     check,
@@ -95,6 +96,7 @@ def plain_getitem(input, index):
         items = index if isinstance(index, tuple) else (index,)
         return Selection(input.clone(), items[first], first)
     x, plain = _plain_index(input, index)
+    plain = _cut(x, plain)
     if plain is index:
         return NotImplemented
     items = index if isinstance(index, tuple) else (index,)
@@ -104,7 +106,7 @@ def plain_getitem(input, index):
 @composite(Tensor.__setitem__)
 def plain_setitem(input, index, value):
     """C++ takes integers that are sizes for constants, and computed ones without dimensions too."""
-    if (spelled := _as_mask(index)) is not index:
+    if (spelled := _cut(input, _as_mask(index))) is not index:
         if plain_setitem(input, spelled, value) is NotImplemented:
             input[spelled] = value
         return None
@@ -227,6 +229,44 @@ def _plain_index(input, index):
         return input, tuple(item for item in plain if not _is_single(item))
     same = len(plain) == len(items) and all(a is b for a, b in zip(plain, items, strict=True))
     return input, index if same else tuple(plain)
+
+
+def _cut(x, index):
+    """An index whose slices end within dynamic dimensions: Python cuts what lies beyond, whatever the size."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not any(isinstance(item, slice) and item != slice(None) for item in items):
+        return index
+    if any(item is not None and not isinstance(item, (slice, int)) and not _is_integers(item) for item in items):
+        return index  # a mask takes several dimensions
+    spelled = _spelled_out(items, x.dim())
+    sizes = iter(x.shape)
+    cut = [item if item is None else _cut_slice(item, next(sizes)) for item in spelled]
+    return index if all(a is b for a, b in zip(spelled, cut, strict=True)) else tuple(cut)
+
+
+def _is_integers(item):
+    return item is Ellipsis or is_symbolic(item) or (isinstance(item, Tensor) and item.dtype not in MASKS)
+
+
+def _cut_slice(part, size):
+    if not isinstance(part, slice) or not is_symbolic(size):
+        return part
+    first, last = (None if bound is None else _within_proven(bound, size) for bound in (part.start, part.stop))
+    if first is part.start and last is part.stop:
+        return part
+    if first is not None and answer(first <= (size if last is None else last)) is None:
+        last = torch.sym_max(first, size if last is None else last)
+    return slice(first, last, part.step)
+
+
+def _within_proven(bound, size):
+    """A bound of a slice that lies within, or the bound itself where torch's own rule is right for every size."""
+    is_negative = answer(bound < 0)
+    if is_negative is None:
+        return _within(bound, size)
+    if is_negative:
+        return bound if answer(bound + size >= 0) else torch.sym_max(bound + size, 0)
+    return bound if answer(bound <= size) else torch.sym_min(bound, size)
 
 
 def _is_single(item):
@@ -370,7 +410,7 @@ def counted_from_front(ctx: Context, index, size):
         low, high = int(index.min()), int(index.max())
         for value in (low, high):
             inside = size > value if value >= 0 else size >= -value
-            check(proven(ctx, inside), f"index {value} is out of range for size {size}")
+            require(ctx, inside, f"index {value} is out of range for size {size}", at_calls=True)
         if low >= 0:
             return index.long()
         if not is_symbolic(size):

@@ -68,7 +68,7 @@ def _in_range(ctx: Context, index, x, dim):
         size = dims(ctx, x)[dim] if dims(ctx, x) else 1
         for value in (int(index.min()), int(index.max())):
             check(value >= 0, f"index {value} is out of range")
-            require(ctx, size > value, f"index {value} is out of range")
+            require(ctx, size > value, f"index {value} is out of range", at_calls=True)
     return index
 
 

@@ -5,7 +5,7 @@ Where a function bends, a polynomial in float32 follows it: one through values t
 
 import math
 
-from torch2rt.vocabulary import check, composite, torch
+from torch2rt.vocabulary import check, composite, named, torch
 
 Tensor, aten, special = torch.Tensor, torch.ops.aten, torch.special
 
@@ -32,13 +32,6 @@ def curve(low, high, degree):
     return fit
 
 
-def spellings(*names):
-    """All callables of these names: the function, the method, the special function and the operators."""
-    overloads = [getattr(aten, prefix + name, None) for name in names for prefix in ("", "special_")]
-    found = [getattr(owner, name, None) for owner in (torch, Tensor, special) for name in names]
-    return [*filter(None, found), *(packet.default for packet in overloads if packet is not None)]
-
-
 def of_float32(*names):
     """Register a function of one float32 tensor, through which the other types go."""
 
@@ -47,7 +40,7 @@ def of_float32(*names):
             dtype = input.dtype if input.is_floating_point() else torch.get_default_dtype()
             return function(input.float()).to(dtype)
 
-        composite(*spellings(*names))(body)
+        composite(*named(*names))(body)
         return function
 
     return register
@@ -171,7 +164,7 @@ def polygamma_method(input, n):
     return torch.polygamma(n, input)
 
 
-@composite(*spellings("mvlgamma", "multigammaln"))
+@composite(*named("mvlgamma", "multigammaln"))
 def mvlgamma(input, p):
     dtype = input.dtype if input.is_floating_point() else torch.get_default_dtype()
     x = input.float()

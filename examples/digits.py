@@ -8,6 +8,7 @@ evaluated with torch, which shows the same arithmetic.
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,13 @@ def predict(model: torch.nn.Module, images: torch.Tensor, batch_size: int) -> to
         return torch.cat([model(batch).argmax(1) for batch in images.split(batch_size)])
 
 
+def precisions(batches) -> dict[str, dict[str, Any]]:
+    """The same network in other types: what `torch2rt` is told, by name. int8 needs batches to find ranges on."""
+    methods = ("entropy", "minmax", "percentile", "mse")
+    int8 = {f"int8 {m}": dict(precision="int8", calibration=batches, calibration_method=m) for m in methods}
+    return {"fp16": dict(precision="fp16"), "bf16": dict(precision="bf16"), **int8}
+
+
 def main(epochs: int = 8, batch_size: int = 64) -> dict[str, float]:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,9 +90,15 @@ def main(epochs: int = 8, batch_size: int = 64) -> dict[str, float]:
         loaded.load_state_dict(torch.load(path))
     results["reloaded disagreements"] = reloaded(loaded, model_trt, test_x, eager, batch_size)
 
+    for name, options in precisions(train_x.split(batch_size)[:8]).items():
+        low = torch2rt(model, [test_x[:batch_size]], max_batch_size=batch_size, **options)
+        read = predict(low if device.type == "cuda" else low.reference(), test_x, batch_size)
+        results[f"{name} accuracy"] = (read == test_y).double().mean().item()
+        results[f"{name} disagreements"] = int((eager != read).sum())
+
     print(f"{len(test_y)} held-out digits, read {'by the engine' if device.type == 'cuda' else 'without a GPU'}")
     for name, value in results.items():
-        print(f"{name:<24}{value:.4f}" if isinstance(value, float) else f"{name:<24}{value}")
+        print(f"{name:<32}{value:.4f}" if isinstance(value, float) else f"{name:<32}{value}")
     return results
 
 

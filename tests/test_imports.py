@@ -18,7 +18,9 @@ ORDER = [
     ["cli"],
     ["bench"],
     ["compile"],
+    ["precision_plan"],
     ["convert"],
+    ["prepared"],
     ["debug"],
     ["lowering"],
     ["lowering_errors"],
@@ -31,7 +33,9 @@ ORDER = [
     ["reference"],
     ["graph"],
     ["interface"],
+    ["promises"],
     ["registry", "structure"],
+    ["migration"],
     ["arguments"],
     ["backend"],
     ["sizes", "errors", "interrupts", "progress", "usage"],
@@ -80,7 +84,7 @@ def imported() -> dict[str, set[str]]:
     trees = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in modules().items()}
     found = {name: set(imports(tree)) for name, tree in trees.items() if name != "torch2rt"}
     (load,) = (n for n in trees["torch2rt.registry"].body if isinstance(n, ast.FunctionDef) and n.name == "load")
-    assert set(imports(load)) == {"torch2rt.converters", "torch2rt.converters.vision"}
+    assert set(imports(load)) == {f"torch2rt.converters{name}" for name in ("", ".vision", ".decomposed")}
     found["torch2rt.registry"] -= set(imports(load))
     return found
 

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch2rt import debug as debug
     from torch2rt import passes as passes
     from torch2rt.convert import torch2rt as torch2rt
     from torch2rt.engine.build import build as build
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch2rt.errors import TraceError as TraceError
     from torch2rt.errors import UnsupportedError as UnsupportedError
     from torch2rt.lowering import lower as lower
+    from torch2rt.precision_plan import plan as plan
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
@@ -36,6 +38,7 @@ _HOMES = {
     "torch2rt": "convert",
     "trace": "tracing.trace",
     "lower": "lowering",
+    "plan": "precision_plan",
     "build": "engine.build",
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
@@ -53,8 +56,8 @@ __all__ = [*_HOMES]  # noqa: PLE0604
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `torch2rt doctor` can speak where TensorRT is missing."""
-    if name == "passes":
-        return importlib.import_module("torch2rt.passes")
+    if name in ("passes", "debug"):
+        return importlib.import_module(f"torch2rt.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'torch2rt' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"torch2rt.{_HOMES[name]}"), name)

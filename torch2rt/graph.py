@@ -32,7 +32,7 @@ import sympy
 import torch
 from torch.fx.node import Node
 
-from torch2rt.errors import InputError
+from torch2rt.errors import InputError, TraceError
 from torch2rt.interface import Interface
 from torch2rt.sizes import Symbols, is_symbolic
 
@@ -45,6 +45,13 @@ class Decision:
     place: str
     internal: bool
     assumed: bool = False  # torch knew it of sizes from 2 on, and did not ask
+
+
+class Split(NamedTuple):
+    """A claim that is true for only a part of the range, and the error that says so."""
+
+    decision: Decision
+    error: TraceError
 
 
 class Assumed(NamedTuple):
@@ -66,6 +73,8 @@ class GraphMeta:
     - `assumed`: claims about sizes that are still to be proven.
     - `assumptions`: sentences for the report of the conversion, which passes add to.
     - `refusals`: entries of the list in `UnsupportedError`, which passes add where they find what cannot be converted.
+    - `splits`: claims that are true for only a part of the interface's ranges, while `trace` looks for paths that cover
+      the rest; none in a graph that `trace` returns.
     """
 
     interface: Interface
@@ -73,6 +82,7 @@ class GraphMeta:
     assumed: Assumed
     assumptions: tuple[str, ...] = ()
     refusals: tuple[str, ...] = ()
+    splits: tuple[Split, ...] = ()
 
 
 def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:

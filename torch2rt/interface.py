@@ -12,7 +12,8 @@ import sympy
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.sizes import Symbols, describe, evaluate_json, holds, to_json
+from torch2rt.promises import Asked, Promise, multiples, with_asked, within
+from torch2rt.sizes import Dim, Symbols, describe, evaluate_json, holds, to_json
 from torch2rt.structure import Spec, bare_name, children, flatten, is_same, take, unflatten
 
 Shape = tuple[int, ...]
@@ -23,8 +24,9 @@ AXES = {torch.channels_last: (0, 2, 3, 1), torch.channels_last_3d: (0, 2, 3, 4, 
 class Input:
     """One tensor that the engine takes: its dtype and the shapes it is served for (`min <= opt <= max`).
 
-    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory. `others` are
-    the opt shapes of its optimization profiles but the first.
+    The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory. `promises` say
+    what a trace may take for granted of dynamic sizes; the interface's constraints check it at calls.
+    `others` are the opt shapes of the engine's optimization profiles but the first.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Input:
     opt: Shape
     max: Shape
     memory_format: torch.memory_format = torch.contiguous_format
+    promises: tuple[Promise, ...] = ()
     others: Sequence[Shape] = ()
 
     @property
@@ -44,6 +47,11 @@ class Input:
     def dynamic(self) -> list[int]:
         """The axes whose size may vary."""
         return [axis for axis, (low, high) in enumerate(zip(self.min, self.max, strict=True)) if low != high]
+
+    def dim(self, index: int, axis: int) -> Dim:
+        """A dynamic dimension of this input, which is the `index`th."""
+        steps = [promise.factor for promise in self.promises if promise.axis == axis]
+        return Dim(index, self.name, axis, self.min[axis], self.max[axis], *steps)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -102,16 +110,13 @@ class Interface:
     @functools.cached_property
     def profiles(self) -> list[list[Shape]]:
         """The opt shapes of each of the engine's optimization profiles, which all serve the whole range."""
-        return [list(shapes) for shapes in zip(*[spec.opts for spec in self.inputs])] or [[]]
+        first, *others = self.asked_profiles
+        return [first, *(shapes for shapes in others if self.serves(shapes))]
 
-    def check_profiles(self) -> None:
-        """Raise `InputError` for opt shapes that calls may not have."""
-        dtypes = [spec.dtype for spec in self.inputs]
-        for shapes in self.profiles if len(self.profiles) > 1 else ():
-            try:
-                self.check(shapes, dtypes)
-            except InputError as error:
-                raise InputError(f"opt_shapes has shapes that no call may have: {error}") from error
+    @property
+    def asked_profiles(self) -> list[list[Shape]]:
+        """The opt shapes that were asked for; of several engines for one range, each has those that it serves."""
+        return [list(shapes) for shapes in zip(*[spec.opts for spec in self.inputs])] or [[]]
 
     def nearest_profile(self, shapes: Sequence[Sequence[int]]) -> int:
         """The index of the profile whose opt shapes are the nearest: the product of all ratios is the smallest.
@@ -175,6 +180,19 @@ class Interface:
             got = ", ".join(f"{i.name} {tuple(s)}" for i, s in zip(self.inputs, shapes, strict=True))
             raise InputError(f"The model needs {text}, got {got}.")
 
+    def shapes(self, shapes: Any) -> list[Shape]:
+        """One shape for each input, as a user gives them: a list, nested like the inputs, or a dict by name."""
+        by_name = _shapes("shapes", shapes, self.arguments, {spec.name: spec.opt for spec in self.inputs})
+        return list(by_name.values())
+
+    def serves(self, shapes: Sequence[Shape]) -> bool:
+        """Whether calls with these shapes are taken: within the ranges, and all claims about sizes are true of them."""
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            for size, low, high in zip(shape, spec.min, spec.max, strict=True):
+                if not low <= size <= high:
+                    return False
+        return all(evaluate_json(relation, shapes) for relation, _ in self.constraints)
+
     def unmet(self, shapes: list[Shape]) -> str | None:
         """The first claim about sizes that is false for these shapes."""
         return next((text for relation, text in self.constraints if not evaluate_json(relation, shapes)), None)
@@ -205,6 +223,7 @@ class Interface:
         """The interface as JSON values."""
         data = dataclasses.asdict(self)
         for item in data["inputs"]:
+            del item["promises"]
             item["dtype"], item["memory_format"] = bare_name(item["dtype"]), bare_name(item["memory_format"])
         return data
 
@@ -219,7 +238,7 @@ class Interface:
                 tuple(i["opt"]),
                 tuple(i["max"]),
                 getattr(torch, i.get("memory_format", "contiguous_format")),
-                tuple(map(tuple, i.get("others", ()))),
+                others=tuple(map(tuple, i.get("others", ()))),
             )
             for i in data["inputs"]
         ]
@@ -236,8 +255,10 @@ def describe_inputs(
     max_shapes: Any,
     max_batch_size: int | None,
     dtypes: Mapping[torch.dtype, Any],
+    multiple_of: Any = None,
+    asked: Mapping[int, Mapping[int, Asked]] | None = None,
 ) -> list[Input]:
-    """Check the tensors of a conversion and give each its name and range."""
+    """Check the tensors of a conversion and give each its name and range; `asked` is what `dynamic_shapes` says."""
     if len(names) != len(leaves):
         raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
     if len(set(names)) != len(names) or not all(names):
@@ -265,26 +286,73 @@ def describe_inputs(
     between = {name: clipped(shape, lows[name], highs[name]) for name, shape in example.items()}
     sets = [_shapes("opt_shapes", one, arguments, between) for one in _sets(opt_shapes, list(example))]
     profiles = list({tuple(opts.items()): opts for opts in sets}.values())
+    factors = _shapes("multiple_of", multiple_of, arguments, {name: (1,) * len(s) for name, s in example.items()})
+    if asked is not None and (max_batch_size is not None or multiple_of is not None):
+        raise InputError("dynamic_shapes says what max_batch_size and multiple_of would: leave one of them out.")
     result = []
     for name, leaf in zip(names, leaves, strict=True):
         low, high = lows[name], highs[name]
+        opt, *others = (opts[name] for opts in profiles)
+        promises = multiples(name, factors[name], low, high)
+        if asked is not None:
+            given = min_shapes is not None, max_shapes is not None
+            low, high, promises = with_asked(asked[id(leaf)], name, low, high, *given)
+            opt = opt if opt_shapes is not None else clipped(tuple(leaf.shape), low, high)
+        for promise in promises:
+            where, axis = f"Input '{name}', dimension {promise.axis}", promise.axis
+            for number, other in enumerate(others):
+                _, size, _ = within(promise, where, low[axis], other[axis], high[axis], True)
+                others[number] = (*other[:axis], size, *other[axis + 1 :])
+            ends = within(promise, where, low[axis], opt[axis], high[axis], opt_shapes is not None)
+            low, opt, high = (
+                (*shape[:axis], end, *shape[axis + 1 :]) for shape, end in zip((low, opt, high), ends, strict=True)
+            )
         if max_batch_size is not None and high and high[0] != max_batch_size:
             raise InputError(
                 f"{max_batch_size=} contradicts max_shapes, which gives input '{name}' {high}. Leave one of them out."
             )
         ranges = [
-            (axis, *sizes) for opts in profiles for axis, sizes in enumerate(zip(low, opts[name], high, strict=True))
+            (axis, *sizes)
+            for middle_shape in (opt, *others)
+            for axis, sizes in enumerate(zip(low, middle_shape, high, strict=True))
         ]
         for axis, first, middle, last in ranges:
             if not 0 <= first <= middle <= last:
                 raise InputError(
                     f"Input '{name}', dimension {axis}: min {first}, opt {middle}, max {last} are not in order."
                 )
-            if first == 0 < last:  # torch's tracing takes every dynamic size for larger than 0
-                raise InputError(f"Input '{name}', dimension {axis}: a dynamic size starts at 1, not at 0.")
-        opt, *others = (opts[name] for opts in profiles)
-        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf), tuple(others)))
+        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf), promises, tuple(others)))
     return result
+
+
+def listed_shapes(
+    shapes: Any, leaves: Sequence[torch.Tensor], arguments: Spec, names: Sequence[str], ranges: Sequence[Any]
+) -> list[list[Shape]]:
+    """The choices of shapes in `shapes=[...]`, each with one for each input; `ranges` must not be given beside."""
+    if any(value is not None for value in ranges):
+        raise InputError(
+            "shapes lists all that is to be served: leave out min_shapes, opt_shapes, max_shapes and max_batch_size."
+        )
+    if not isinstance(shapes, (list, tuple)) or not shapes or _is_shape(shapes):
+        raise InputError(
+            f"shapes must be a list of choices of shapes, such as [{{'x': (1, 3)}}, {{'x': (2, 3)}}]: {shapes!r}."
+        )
+    if len(names) != len(leaves):
+        raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
+    example = {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
+    choices = [list(_shapes(f"shapes[{i}]", one, arguments, example).values()) for i, one in enumerate(shapes)]
+    return [list(choice) for choice in dict.fromkeys(map(tuple, choices))]
+
+
+def check_profiles(interfaces: Sequence[Interface]) -> None:
+    """Raise `InputError` for opt shapes that none of the engines for a range serves."""
+    first = interfaces[0]
+    for shapes in first.asked_profiles[1:]:
+        if not any(one.serves(shapes) for one in interfaces):
+            try:
+                first.check(shapes, [spec.dtype for spec in first.inputs])
+            except InputError as error:
+                raise InputError(f"opt_shapes has shapes that no call may have: {error}") from error
 
 
 def _sets(shapes: Any, names: Sequence[str]) -> list[Any]:

@@ -65,11 +65,13 @@ def lower_with_values(
     graph = run(graph, chosen(passes, float64))
     lowering = _Lowering(graph, nan)
     lowering.run()
-    return lowering.lowered, {
+    values = {
         node.meta["origin"]: value
         for node, value in lowering.values.items()
         if node.graph is graph.graph and "origin" in node.meta and isinstance(value, trt.ITensor)
     }
+    lowering.lowered.values = {origin: value.name for origin, value in values.items()}
+    return lowering.lowered, values
 
 
 class _Lowering:
@@ -165,7 +167,7 @@ class _Lowering:
                 reason = f"its converter gives no result {args[1]} for these arguments"
                 raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
-        if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))):
+        if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))) and not self.registry.is_kept(node.target):  # type: ignore[arg-type]
             with torch.no_grad():
                 result = as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]
             tensors = [leaf for leaf in _leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]

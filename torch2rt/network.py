@@ -115,7 +115,8 @@ class Network:
     `definition` is the `INetworkDefinition`. `weights` holds every tensor that the network reads, by the name of the
     layer and the role there, such as `conv1.conv2d:kernel`: TensorRT refers to this memory and does not copy it.
     `assumptions` are for the report of the conversion (`torch2rt.engine.report.Report`). `nan` is what was asked of
-    `lower`.
+    `lower`. For `torch2rt.debug.compare`, `torch2rt()` adds the graph as it was `traced` and as it was `lowered`;
+    `values` are the names of the network's tensors by those of the traced nodes.
     """
 
     definition: Any
@@ -124,6 +125,9 @@ class Network:
     weights: dict[str, Weight] = dataclasses.field(default_factory=dict)
     assumptions: list[str] = dataclasses.field(default_factory=list)
     nan: str = "keep"
+    traced: torch.fx.GraphModule | None = None
+    lowered: torch.fx.GraphModule | None = None
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
     building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
 
     @property

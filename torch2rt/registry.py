@@ -118,6 +118,7 @@ class Registry:
         self.converters: dict[Target, Converter] = {}
         self.on_complex: dict[Target, Converter] = {}
         self.factories: set[Target] = set()
+        self.unfolded: set[Target] = set()
         self.rewrites: dict[Target, str] = {}
         self.composites: dict[Target, Callable[..., Any]] = {}
         self.fusions: dict[Target, Callable[..., None]] = {}
@@ -195,6 +196,17 @@ class Registry:
         """
         self.factories.update(targets)
 
+    def keep(self, *targets: Target) -> None:
+        """Declare callables whose layers the engine needs where all arguments are constant, too.
+
+        Other calls of constants are computed by torch. A weight that is quantised and brought back would be an ordinary
+        one then, and TensorRT would have no integers to multiply.
+        """
+        self.unfolded.update(targets)
+
+    def is_kept(self, target: Target) -> bool:
+        return bool(self.unfolded) and any(t in self.unfolded for t in _candidates(target))
+
     def composite(self, *targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function as the body of `targets`: other torch calls, recorded in their place.
 
@@ -268,6 +280,7 @@ complex_converter = REGISTRY.complex_converter
 composite = REGISTRY.composite
 factory = REGISTRY.factory
 fusion = REGISTRY.fusion
+keep = REGISTRY.keep
 rewrite = REGISTRY.rewrite
 _OWN = "torch2rt.converters."
 
@@ -275,12 +288,15 @@ _OWN = "torch2rt.converters."
 def load() -> Registry:
     """The registry with every converter that comes with torch2rt in it.
 
-    Those of torchvision's operators join when torchvision is imported, as it is before a module can call them.
+    Those of torchvision's operators join when torchvision is imported, as it is before a module can call them; those of
+    torch's quantised programs likewise.
     """
     import torch2rt.converters  # registers on import
 
     if "torchvision" in sys.modules:
-        import torch2rt.converters.vision  # noqa: F401
+        import torch2rt.converters.vision
+    if hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
+        import torch2rt.converters.decomposed  # noqa: F401
 
     return REGISTRY
 
@@ -336,6 +352,12 @@ _PUBLIC = {
     "torch.linalg": torch.linalg,
     "torch.special": torch.special,
 }
+
+
+def named(*names: str) -> list[Target]:
+    """All callables of these names: torch's function, the method, the special function and the primitive."""
+    owners = (torch, torch.Tensor, torch.special, torch.ops.prims)
+    return list(dict.fromkeys(getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)))
 
 
 def qualified_name(target: Target) -> str:

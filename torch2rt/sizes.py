@@ -26,18 +26,25 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 @dataclasses.dataclass(frozen=True)
 class Dim:
-    """A dynamic dimension: which input, which axis, and the range of sizes it is served for."""
+    """A dynamic dimension: which input, which axis, and the sizes it is served for, from `min` to `max` by `step`."""
 
     input: int
     name: str
     axis: int
     min: int
     max: int
+    step: int = 1
 
     @property
     def sizes(self) -> range:
         """All sizes that it is served for."""
-        return range(self.min, self.max + 1)
+        return range(self.min, self.max + 1, self.step)
+
+    def between(self, low: int, high: int) -> Dim:
+        """The dimension with those of its sizes that lie within another range."""
+        first = self.min - (self.min - max(low, self.min)) // self.step * self.step
+        last = self.min + (min(high, self.max) - self.min) // self.step * self.step
+        return dataclasses.replace(self, min=first, max=last)
 
     def __str__(self) -> str:
         return f"{self.name}.shape[{self.axis}]"
@@ -120,6 +127,14 @@ class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
         return x.tracer.create_proxy("call_function", round, (x,), {}) if isinstance(x, torch.fx.Proxy) else round(x)
 
     @staticmethod
+    def sqrt(x: Any) -> Any:
+        return torch.sym_sqrt(x)
+
+    @staticmethod
+    def log2(x: Any) -> Any:
+        return torch._sym_log2(x)  # type: ignore[attr-defined]
+
+    @staticmethod
     def expr_cond_pair(value: Any, condition: Any) -> Any:
         return value, condition
 
@@ -129,6 +144,17 @@ class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
         for value, condition in reversed(rest):
             result = torch.sym_ite(condition, value, result)
         return result
+
+
+def answer(claim: Any) -> bool | None:
+    """The truth of a claim about sizes of a trace for all that are served; `None` if it differs, or cannot be told.
+
+    What the module itself has asked before is known: the trace is only right for sizes with the same answer.
+    """
+    if not is_symbolic(claim):
+        return bool(claim)
+    found = claim.node.shape_env.known(claim.node.expr)
+    return None if found is None else bool(found)
 
 
 def evaluate(expr: sympy.Basic, values: Mapping[sympy.Symbol, int]) -> Any:
@@ -176,6 +202,7 @@ _PYTHON: dict[str, Any] = {
     "and_": lambda a, b: a and b,
     "or_": lambda a, b: a or b,
     "sqrt": math.sqrt,
+    "log2": math.log2,
     "identity": lambda a: a,
     "to_dtype": lambda a, dtype: float(a) if "float" in dtype else int(a),
     "trunc": math.trunc,
@@ -220,6 +247,7 @@ class _Vectors(dict):  # type: ignore[type-arg]
             or_=np.logical_or,
             not_=np.logical_not,
             sqrt=np.sqrt,
+            log2=np.vectorize(math.log2, otypes=[np.float64]),  # numpy's differs from Python's in the last digit
             trunc=np.trunc,
             to_dtype=lambda a, dtype: np.asarray(a).astype(np.float64 if "float" in dtype else np.int64),
             trunc_to_int=lambda a, dtype: np.trunc(a).astype(np.int64),
@@ -267,6 +295,16 @@ def truths(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, np.ndarray]) -> np.n
     except (OverflowError, ValueError, TypeError):  # numbers that only Python's own can be
         values = [list(map(int, sizes[symbol])) for symbol in order]
         return np.array([holds(claim, dict(zip(order, each))) for each in zip(*values)], bool)
+
+
+def values_at(tree: Any, shapes: Sequence[Sequence[Any]], count: int) -> np.ndarray | None:
+    """A stored expression's values for shapes whose sizes are vectors of `count`; `None` where some are no integers."""
+    operations = _Vectors()
+    try:
+        found = np.broadcast_to(np.asarray(evaluate_json(tree, shapes, operations)), (count,))
+    except (OverflowError, ValueError, TypeError):
+        return None
+    return found if found.dtype.kind == "i" and not np.any(operations.undefined) else None
 
 
 ENUMERATE = 1 << 16  # choices of sizes that are all looked at; of more, so many

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from harness import B, Call, S, Size, bools, case, check_case, half, ints, parametrize
+from harness import B, Call, S, Size, bools, case, check_case, compare, half, ints, parametrize
 
-from torch2rt import ConversionError, torch2rt
+from torch2rt import ConversionError, InputError, torch2rt
 
 T, aten = torch.Tensor, torch.ops.aten
 P = Size("P", 2, 3, 5)
@@ -314,13 +314,9 @@ def test_one_slice_and_one_reshape():
         (lambda x: with_twos(x, (x[0].argmax(), torch.tensor([0]), None)), "without dimensions"),
         (lambda x: x[: x.argmax()], "depends on the value"),
         (lambda x: x[:, torch.tensor([0, 5])], "index 5 is out of range for size 5"),
-        (lambda x: x[torch.tensor([0, 1])], "index 1 is out of range for size"),
-        (lambda x: x[torch.tensor([-2])], "index -2 is out of range"),
         (lambda x: x.index_select(1, torch.tensor([-1])), "index -1 is out of range"),
         (lambda x: x[1], r"index 1 is out of range, for input_0.shape\[0\] = 1"),
         (lambda x: x[-2], r"index -2 is out of range, for input_0.shape\[0\] = 1"),
-        (lambda x: x[2:], "length follows another rule for small sizes, for input_0"),
-        (lambda x: x[:3], "only does the same for every size"),
         (lambda x: x[False], "leaves nothing"),
         (lambda x: x[True, :, True], "True beside another True"),
         (lambda x: x[:, True, torch.tensor([0])], "True beside another True or an index tensor"),
@@ -331,6 +327,54 @@ def test_one_slice_and_one_reshape():
 def test_refused(function, message):
     with pytest.raises(ConversionError, match=message):
         torch2rt(Call(function), [torch.randn(4, 5)], max_batch_size=8)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([0, 3]), torch.tensor([[2], [-3]])], ids=["front", "back"])
+@pytest.mark.parametrize(
+    "take", [lambda x, i: x[i], lambda x, i: x.index_select(0, i.flatten().abs())], ids=["[]", "select"]
+)
+def test_places_that_small_sizes_do_not_have_are_refused_at_calls(take, index):
+    made = Call(lambda x: take(x, index) * 2)
+    run = torch2rt(made, [torch.randn(5, 3)], max_batch_size=8).reference()
+    for size in range(1, 9):
+        x = torch.randn(size, 3)
+        try:
+            expected = made(x)
+        except IndexError:
+            with pytest.raises(InputError, match=r"needs input_0.shape\[0\] (>|>=) \d"):
+                run(x)
+        else:
+            compare(run(x), expected)
+
+
+def written_rows(x, index):
+    x = x.clone()
+    x[index] = 2
+    return x
+
+
+SLICES = [
+    lambda x: x[:3] * 2,
+    lambda x: x[2:] * 2,
+    lambda x: x[-2:] * 2,
+    lambda x: x[:-3] * 2,
+    lambda x: x[2:5] * 2,
+    lambda x: x[-6:-1:2] * 2,
+    lambda x: x[1:7:3, None, ..., :2] * 2,
+    lambda x: x[x.shape[0] - 3 : x.shape[0] + 2] * 2,
+    lambda x: x[:, torch.tensor([0, 2])][:4],
+    lambda x: written_rows(x, slice(2, 5)),
+    lambda x: written_rows(x, slice(-3, None)),
+]
+
+
+@pytest.mark.parametrize("function", SLICES, ids=range(len(SLICES)))
+def test_slices_may_end_beyond_the_last_element(function):
+    made = Call(function)
+    run = torch2rt(made, [torch.randn(5, 3)], max_batch_size=8, verify=False).reference()
+    for size in range(1, 9):
+        x = torch.randn(size, 3)
+        compare(run(x), made(x))
 
 
 def test_out_of_range_is_torchs_error():

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
 from harness import B, Call, Data, S, Size, case, check_case, half, ints, parametrize
 
 from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
+from torch2rt.backend.quirks import computes_squares_wrong
 
 M = Size("M", 26, 30, 40)
 
@@ -222,3 +225,38 @@ def test_scaled_sums_round_once(device):
 def test_kron_of_many_dimensions_is_refused():
     with pytest.raises(TraceError, match="more than 4 dimensions"):
         torch2rt(Call(torch.kron), [torch.randn(1, 2, 1, 2, 1), torch.randn(2)])
+
+
+ALONE = {
+    "scaled": lambda x: (x @ x) * 0.03,
+    "with a residual": lambda x: torch.sigmoid(x @ x) + x,
+    "a factor inside": lambda x: (x * 2) @ x - 1,
+    "computed twice": lambda x: (F.relu(x) @ F.relu(x)) * 0.5,
+    "einsum": lambda x: torch.einsum("...ij,...jk->...ik", x, x) / 7,
+    "powers": lambda x: torch.linalg.matrix_power(x * 0.1, 5) * 3,
+    "Gram": lambda x: (x @ x.mT) * 0.03,
+    "one row": lambda x: (x[..., :1, :] @ x[..., :1, :].mT) * 0.03,
+    "two rows": lambda x: (x[..., :1, :] @ x[..., 1:2, :].mT) * 0.03,
+}
+OF_ITSELF = [
+    case(function, [Data((B, 64, 64), dtype)], id=f"{name}-{str(dtype)[6:]}")
+    for name, function in ALONE.items()
+    for dtype in (torch.float32, torch.float16)
+]
+
+
+@parametrize(OF_ITSELF)
+def test_products_of_a_tensor_with_itself(row, mode, device):
+    if row.inputs[0].dtype is torch.float16:
+        row = dataclasses.replace(row, rtol=8e-3, atol=8e-3)
+    check_case(row, mode, device)
+
+
+def test_only_products_of_a_tensor_with_itself_pay_for_it():
+    def negations(function):
+        network = lower(trace(Call(function), [torch.randn(2, 8, 8), torch.randn(2, 8, 8)], max_batch_size=4))
+        return [layer[1] for layer in network.facts()["layers"]].count("UNARY")
+
+    assert negations(lambda x, y: (x.exp() @ y) @ (y * 2)) == 1
+    assert negations(lambda x, y: (x @ x.mT) + F.scaled_dot_product_attention(x[None], y[None], y[None])) == 0
+    assert negations(lambda x, y: (x @ x) + (y @ (y * 2 + 1))) == (4 if computes_squares_wrong() else 0)

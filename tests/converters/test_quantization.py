@@ -2,7 +2,7 @@ import pytest
 import torch
 from harness import B, Call, S, case, check_case, compare, half, parametrize
 
-from torch2rt import TraceError, UnsupportedError, torch2rt
+from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
 
 SCALES, ZEROS = torch.tensor([0.1, 0.03, 0.7]), torch.tensor([3, -2, 0], dtype=torch.int32)
 
@@ -24,12 +24,34 @@ CASES = [
     ),
     case(torch.ops.aten.fake_quantize_per_tensor_affine.default, [(B, 3)], 0.07, 5, -10, 20),
     case(per_channel, [(B, 3, S)], id="per-channel"),
+    case(torch.fake_quantize_per_tensor_affine, [(B, 3, S)], 0.013, 0, -128, 127),
+    case(torch.fake_quantize_per_tensor_affine, [(B, 3)], 0.3, 0, -7, 4),
+    case(torch.fake_quantize_per_tensor_affine, [half(B, 5)], 0.01, 0, -127, 127),
+    case(lambda x: torch.fake_quantize_per_tensor_affine(x.bfloat16(), 0.3, 0, -128, 127), [(B, 3)], id="bfloat16"),
+    case(
+        lambda x: torch.fake_quantize_per_tensor_affine(
+            x, torch.tensor(0.07, device=x.device), torch.tensor(0, dtype=torch.int32, device=x.device), -128, 127
+        ),
+        [(B, 3, S)],
+        id="int8-scale-tensor",
+    ),
 ]
 
 
 @parametrize(CASES)
 def test_quantization(row, mode, device):
     check_case(row, mode, device)
+
+
+@pytest.mark.parametrize(("call", "layers"), [((0.1, 0, -128, 127), 1), ((0.1, 0, -20, 30), 1), ((0.1, 3, -20, 30), 0)])
+def test_int8_is_said_in_tensorrts_own_layers(call, layers):
+    kinds = [
+        name
+        for _, name in lower(trace(Call(torch.fake_quantize_per_tensor_affine, call), [torch.ones(2, 3)])).facts()[
+            "layers"
+        ]
+    ]
+    assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == layers
 
 
 def test_what_is_not_finite(device):

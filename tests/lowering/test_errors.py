@@ -42,7 +42,6 @@ CONVERSIONS = [
     (dict(inputs=[X], max_shapes=[(4, 3, 1)]), InputError, r"max_shapes gives input 'x' 3 dimensions"),
     (dict(inputs=[X], max_shapes=[(4, 3), (4, 3)]), InputError, r"max_shapes has 2 shapes for 1 input"),
     (dict(inputs=[X], max_shapes={"z": (4, 3)}), InputError, r"max_shapes names \['z'\], the inputs are \['x'\]"),
-    (dict(inputs=[X], min_shapes=[(0, 3)], max_shapes=[(4, 3)]), InputError, r"a dynamic size starts at 1"),
     (dict(inputs=[X], max_batch_size=0), InputError, r"max_batch_size=0 must be at least 1"),
     (
         dict(inputs=[X], max_batch_size=4, max_shapes=[(3, 8)]),

@@ -25,6 +25,10 @@ def test_digits(capsys):
     assert abs(results["engine accuracy"] - results["eager accuracy"]) < 0.005
     assert results["disagreements"] <= 1  # a digit on the fence, where kernels round differently
     assert results["reloaded disagreements"] <= 1
+    for precision in ("fp16", "bf16"):
+        assert results[f"{precision} disagreements"] <= 1
+    for method in ("entropy", "minmax", "percentile", "mse"):
+        assert results[f"int8 {method} accuracy"] > results["eager accuracy"] - 0.01
     assert "held-out digits" in capsys.readouterr().out
 
 

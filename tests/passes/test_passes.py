@@ -115,7 +115,7 @@ def test_a_pass_of_ones_own():
     assert {n.target for n in graph.graph.find_nodes(op="get_attr")} == {"weight"}
     model_trt = torch2rt(made, [x], passes=[*passes.default(), reciprocals])
     torch.testing.assert_close(model_trt.reference()(x), made(x))
-    assert any("mul" in name for name, _ in model_trt._network.facts()["layers"])
+    assert any("mul" in name for name, _ in model_trt.built.facts["layers"])
 
 
 def wrong(graph):

@@ -58,8 +58,8 @@ CASES = [
 
 @parametrize(CASES)
 def test_float32_in_its_place(row, mode, device):
-    model_trt = check_case(row, mode, device)
-    assert all("float64 is computed in float32" in text for text in model_trt._network.assumptions)
+    network = check_case(row, mode, device)
+    assert all("float64 is computed in float32" in text for text in network.assumptions)
 
 
 def test_what_is_assumed_is_said_once_a_line():

@@ -70,12 +70,40 @@ def rounds_powers_wrong(dtype: torch.dtype) -> bool:
     return dtype in (torch.float16, torch.bfloat16)
 
 
+def computes_squares_wrong() -> bool:
+    """Whether `(x @ x) * 2` is wrong: TensorRT for RTX 1.6, and others are not known to be right.
+
+    A product of a tensor with itself, neither transposed, and a call element by element after it become one kernel of
+    cuDNN's, which takes its operands for something else, or fails where a size is dynamic. So the second operand
+    becomes another tensor. Test: `test_linear.py::test_products_of_a_tensor_with_itself`, on a GPU.
+    """
+    return IS_RTX
+
+
 def computes_in_tf32_unasked() -> bool:
     """Whether float32 products are computed in TF32 whatever the builder is told: TensorRT for RTX 1.4 to 1.7.
 
     Only the environment variable `NVIDIA_TF32_OVERRIDE=0` turns that off. Test: `test_module.py`, on a GPU.
     """
     return IS_RTX and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+
+
+def computes_lone_products_low() -> bool:
+    """Whether a product in float32 between casts from and to a narrow type is computed in the narrow type.
+
+    TensorRT for RTX 1.6 does so with products of matrices, 1.7 with convolutions too: a weight of 1e6 is infinite in
+    the plan. An addition in float32 before the cast back prevents it.
+    Test: `test_mixed_precision.py`, by the build's log.
+    """
+    return IS_RTX
+
+
+def builds_int8_convolutions() -> bool:
+    """Whether a convolution of quantised values can be built: not by TensorRT for RTX before 1.7.
+
+    1.4 and 1.6 have no kernel for it. Test: `test_quantize.py`, by the build's log.
+    """
+    return not IS_RTX or tuple(int(part) for part in VERSION.split(".")[:2]) >= (1, 7)
 
 
 # Loops ---------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch2rt.errors import Torch2RTError
 
 OPTIONS = """
     max_batch_size input_names output_names nan float64 verify max_workspace_size compute_capabilities
-    optimization_level tf32 log_level
+    optimization_level tf32 log_level precision io_precision
 """.split()
 
 
@@ -39,6 +39,12 @@ def convert(arguments: argparse.Namespace) -> None:
     )
 
     model_trt = _converted(module, inputs, arguments, show)
+    if model_trt is None:
+        return
+    if arguments.compare:
+        from torch2rt.debug import compare
+
+        print(compare(model_trt, inputs))
     if arguments.output:
         try:
             model_trt.save_engine(arguments.output)
@@ -53,6 +59,9 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in OPTIONS}
+    options |= {name: getattr(arguments, name) or () for name in ("keep_fp32", "force_low")}
+    if arguments.plan:
+        return _planned(module, inputs, options)
     done: list[str] = []
 
     def on_stage(name: str, result: Any, seconds: float) -> None:
@@ -70,6 +79,13 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     if arguments.verify:
         _show_report(model_trt.report, show)
     return model_trt
+
+
+def _planned(module: torch.nn.Module, inputs: list[torch.Tensor], options: dict[str, Any]) -> None:
+    """Print what would compute in which type."""
+    from torch2rt import plan
+
+    print(plan(module, inputs, **options))
 
 
 def _show_stage(name: str, result: Any, seconds: float, show: Table) -> None:

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
     convert.add_argument("--nan", choices=("keep", "ignore"), default="keep", help="as for torch2rt.lower")
     convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
+    _add_precision(convert)
     _add_builder(convert)
     convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
@@ -157,6 +158,24 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    """The arguments about precision of `torch2rt.torch2rt`, and what shows them."""
+    precision = command.add_argument_group("precision")
+    precision.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        help="compute float32 in this type (default: as the model does)",
+    )
+    precision.add_argument("--io-precision", choices=("fp32", "fp16", "bf16"), help="the type of inputs and outputs")
+    for name, text in (("keep-fp32", "stay in float32"), ("force-low", "do not")):
+        help = f"modules and patterns, such as encoder.*.mlp, that {text}"
+        precision.add_argument(f"--{name}", type=usage.several, metavar="A,B,...", help=help)
+    precision.add_argument("--plan", action="store_true", help="print what computes in which type, and build nothing")
+    precision.add_argument(
+        "--compare", action="store_true", help="print how far off each module is, and where it begins"
+    )
+
+
 def _add_builder(command: argparse.ArgumentParser) -> None:
     """The arguments of `torch2rt.build`."""
     builder = command.add_argument_group("TensorRT's builder")
@@ -190,6 +209,8 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{which} is given {len(given)} times for {len(arguments.inputs)} --input.")
     if arguments.weights and not Path(arguments.weights).is_file():
         raise UsageError(f"there is no file {arguments.weights}.")
+    if arguments.plan and (arguments.output or arguments.compare):
+        raise UsageError("--plan builds nothing, so there is nothing for -o or --compare.")
     if arguments.output:
         usage.require_writable(arguments.output)
     from torch2rt.cli.convert import convert

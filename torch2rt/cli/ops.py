@@ -38,7 +38,7 @@ def families(pattern: str = "") -> dict[str, list[tuple[list[str], str]]]:
     return dict(sorted(found.items()))
 
 
-_PRIVATE = ("torch.ops.aten.", "torch.ops.prims.", "torch._")
+_PRIVATE = ("torch.ops.aten.", "torch.ops.prims.", "torch._", "torch2rt.passes.")
 
 
 def _converters(registry: Registry) -> dict[tuple[str, int, str], list[Target]]:

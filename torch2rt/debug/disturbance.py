@@ -71,9 +71,16 @@ class Disturbed(torch.fx.Interpreter):
         self.generator = torch.Generator().manual_seed(seed)
         self.noise: dict[tuple[torch.device, int], torch.Tensor] = {}
         self.kept: dict[str, Any] = {}
+        self.device: torch.device | None = None
         self.rounded = _rounded(graph.graph) if roundings else frozenset()
 
+    def fetch_attr(self, target: str) -> Any:
+        """A constant on the inputs' device: those that passes have computed are on the CPU."""
+        value = super().fetch_attr(target)
+        return value.to(self.device) if isinstance(value, torch.Tensor) and self.device is not None else value
+
     def __call__(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        self.device = next((x.device for x in tensors), None)
         with torch.no_grad(), self.within:
             return self.run(*tensors)
 

@@ -47,7 +47,7 @@ def first_calls(interface: Interface, tensors: Tensors, is_slow: bool) -> list[C
     if is_slow and sum(x.numel() for x in tensors) > LARGE:
         choices = [small, *choices]
     served = {tuple(shapes): shapes for shapes in choices if _is_served(interface, shapes)}
-    return [Call(list(map(_fitted, tensors, shapes)), shapes != example) for shapes in served.values()]
+    return [Call(list(map(fitted, tensors, shapes)), shapes != example) for shapes in served.values()]
 
 
 def calls_in_range(interface: Interface, tensors: Tensors) -> Iterator[Call]:
@@ -63,7 +63,7 @@ def calls_in_range(interface: Interface, tensors: Tensors) -> Iterator[Call]:
         if _is_served(interface, shapes := _drawn_shapes(interface, generator)):
             chosen[tuple(shapes)] = shapes
     for shapes in chosen.values():
-        yield Call([_drawn_values(_fitted(x, s), generator) for x, s in zip(tensors, shapes)], True)
+        yield Call([drawn_values(fitted(x, s), generator) for x, s in zip(tensors, shapes)], True)
 
 
 def _is_served(interface: Interface, shapes: Sequence[Shape]) -> bool:
@@ -86,7 +86,7 @@ def _drawn_shapes(interface: Interface, generator: torch.Generator) -> list[Shap
     return [tuple(drawn[ends] for ends in zip(s.min, s.max, strict=True)) for s in interface.inputs]
 
 
-def _fitted(x: torch.Tensor, shape: Shape) -> torch.Tensor:
+def fitted(x: torch.Tensor, shape: Shape) -> torch.Tensor:
     """A tensor cut or repeated to a shape: its values stay its own."""
     for axis, size in enumerate(shape):
         if size != x.shape[axis]:
@@ -94,7 +94,7 @@ def _fitted(x: torch.Tensor, shape: Shape) -> torch.Tensor:
     return x
 
 
-def _drawn_values(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def drawn_values(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Other values like a tensor's: some of its own, and between them where they are not whole numbers."""
     if not x.numel():
         return x

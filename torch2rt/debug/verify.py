@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch2rt.debug.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.debug.comparison import MULTIPLE, Comparison, is_near
 from torch2rt.debug.disturbance import Disturbed, WideProducts
-from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls
+from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls, fitted
 from torch2rt.engine.build import rounds_to_tf32
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Difference, Verification
@@ -73,7 +73,8 @@ class Verifying:
     """The verification of a conversion that is under way, of the module and what `trace` and `lower` made of it.
 
     Without a GPU, the reference is compared `while_building`, which TensorRT does with one core. `finish` compares what
-    has not been, and puts it into the report, or why nothing could be compared. Both raise `AccuracyError`.
+    has not been, and puts it into the report, or why nothing could be compared. Both raise `AccuracyError`. `also` are
+    shapes to compare at in any mode.
     """
 
     def __init__(
@@ -87,8 +88,9 @@ class Verifying:
         tf32: bool | None = None,
         build: Callable[[Network], Engine] | None = None,
         passes: Sequence[Pass] | None = None,
+        also: Sequence[Sequence[Shape]] = (),
     ) -> None:
-        self.mode, self.tensors = mode, tensors
+        self.mode, self.tensors, self.also = mode, tensors, also
         self.found: Verification | Unverifiable | None = None
         self.verifier = functools.partial(_Verifier, module, graph, network, tf32=tf32, build=build, passes=passes)
         self.early: _Verifier | None = None
@@ -100,11 +102,11 @@ class Verifying:
 
     def while_building(self) -> None:
         if (early := self.early) is not None:
-            self._keep(lambda: early.verify(self.tensors, self.mode))
+            self._keep(lambda: early.verify(self.tensors, self.mode, self.also))
 
     def finish(self, model_trt: Any) -> None:
         if self.mode and self.found is None:
-            self._keep(lambda: self.verifier(model_trt).verify(self.tensors, self.mode))
+            self._keep(lambda: self.verifier(model_trt).verify(self.tensors, self.mode, self.also))
         if isinstance(self.found, Unverifiable):
             text = f"that it computes what the module does, which was not verified: {self.found}"
             model_trt.report.assumptions.append(text)
@@ -140,7 +142,7 @@ class _Verifier:
         self.tf32 = torch.cuda.is_available() and rounds_to_tf32(lowered.definition, tf32)
         self.run, self.by = self._engine() or self._reference()
 
-    def verify(self, tensors: Tensors, mode: bool | str) -> Verification:
+    def verify(self, tensors: Tensors, mode: bool | str, also: Sequence[Sequence[Shape]] = ()) -> Verification:
         start = time.perf_counter()
         result = Verification("range" if mode == "range" else "example", self.by, notes=self.notes)
         calls = first_calls(self.interface, tensors, is_slow=not self.on_engine)
@@ -152,7 +154,8 @@ class _Verifier:
                 if not calls:
                     raise
                 self.notes.append(str(error))
-        for call in calls_in_range(self.interface, tensors) if mode == "range" else ():
+        further = calls_in_range(self.interface, tensors) if mode == "range" else ()
+        for call in (*(Call(list(map(fitted, tensors, shapes)), True) for shapes in also), *further):
             try:
                 result.differences += self.check(call)
             except Unverifiable as error:
@@ -244,7 +247,7 @@ class _Verifier:
 
     def _wide_products(self, call: Call) -> Any:
         """A context in which a CPU computes products of float16 in float32, as its own kernels take very long."""
-        weights = (t for t in (*self.module.parameters(), *call.tensors))
+        weights = (*self.module.parameters(), *self.graph.parameters(), *self.graph.buffers(), *call.tensors)
         slow = any(t.dtype is torch.float16 and t.device.type == "cpu" for t in weights)
         return WideProducts() if slow else contextlib.nullcontext()
 

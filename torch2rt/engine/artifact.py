@@ -1,7 +1,7 @@
 """An `Engine` as a file, which TensorRT itself can read, too: the plan, and after it what only torch2rt reads.
 
 The file ends in the header (all of the `Engine` but its plan, as JSON), the length of the header in eight bytes, and
-`MAGIC`.
+`MAGIC`. Where an `Engine` has variants, their plans follow each other, and TensorRT reads the first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import BinaryIO
 
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report
+from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError
 from torch2rt.interface import Interface
 
-FORMAT = 2  # 1 knew no memory formats; a report and facts about the network may be missing
+FORMAT = 3  # 1 knew no memory formats, 2 no variants; a report and facts about the network may be missing
 MAGIC = b"torch2rt"
 CHUNK = 4 << 20
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
@@ -97,13 +98,15 @@ def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
 def header(engine: Engine, digest: str) -> bytes:
     """All of an engine but its plan, whose digest this is, as JSON."""
     data = {
-        "format": FORMAT,
+        "format": FORMAT if engine.variants else 2,  # which older versions read
         "engine": dict(engine.made_by),
         "interface": engine.interface.to_json(),
         "digest": digest,
         "report": engine.report.to_json(),
         "network": dict(engine.facts),
     }
+    if engine.variants:
+        data["variants"] = [variant.to_json() for variant in engine.variants]
     return json.dumps(data).encode()
 
 
@@ -120,6 +123,7 @@ def parse(data: bytes, header: bytes) -> Engine:
             dict(read["engine"]),
             Report.from_json(read.get("report", {})),
             dict(read.get("network", {})),
+            tuple(map(EngineVariant.from_json, read.get("variants", ()))),
         )
         stated = read["digest"]
     except EngineError:

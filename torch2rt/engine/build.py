@@ -169,7 +169,6 @@ def rounds_to_tf32(definition: Any, asked: bool | None) -> bool:
 def _add_profiles(builder: Any, config: Any, interface: Interface) -> None:
     if not any(spec.dynamic for spec in interface.inputs):
         return
-    interface.check_profiles()
     for opts in interface.profiles:
         profile = builder.create_optimization_profile()
         for spec, opt in zip(interface.inputs, opts, strict=True):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from torch2rt.engine.report import Report
+from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError
 from torch2rt.interface import Interface
 
@@ -23,6 +25,7 @@ class Engine:
     - `made_by`: the TensorRT that built it (`flavour`, `version`), and the GPUs it was built for (`target`, in words).
     - `report`: what was verified of the conversion, what it assumes, and what its calls need.
     - `facts`: what `torch2rt inspect` tells of the network, as JSON values: dtypes and shapes of the outputs, layers.
+    - `variants`: where several engines serve the range together, what each is; their plans follow each other in `data`.
 
     >>> from torch2rt import build, lower, trace
     >>> engine = build(lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])))
@@ -35,6 +38,17 @@ class Engine:
     made_by: Mapping[str, str]
     report: Report = dataclasses.field(default_factory=Report)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    variants: tuple[EngineVariant, ...] = ()
+
+    def each(self) -> list[Engine]:
+        """The engines that this one holds, each by itself: copies of their plans, or this one where it is the only."""
+        if not self.variants:
+            return [self]
+        ends = list(itertools.accumulate(variant.size for variant in self.variants))
+        return [
+            dataclasses.replace(self, data=self.data[end - v.size : end], interface=v.interface, variants=())
+            for v, end in zip(self.variants, ends, strict=True)
+        ]
 
     def __bytes__(self) -> bytes:
         return self.data
@@ -43,7 +57,10 @@ class Engine:
         """Inputs, outputs, what calls need, and the size, such as `x: float32[1..4, 3] -> output_0; 0.1 MiB`."""
         inputs = ", ".join(f"{spec.name}: {spec.describe()}" for spec in self.interface.inputs)
         needs = "".join(f"; needs {text}" for _, text in self.interface.constraints)
-        return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {len(self.data) / 2**20:.1f} MiB"
+        size = f"{len(self.data) / 2**20:.1f} MiB"
+        if self.variants:
+            size += f" in {len(self.variants)} engines" + "".join(f"\n  {variant}" for variant in self.variants)
+        return f"{inputs} -> {', '.join(self.interface.outputs)}{needs}; {size}"
 
     def __repr__(self) -> str:
         return f"Engine({self.describe()})"
@@ -58,7 +75,8 @@ class Engine:
 
     def __reduce__(self) -> Any:
         """Pickle the plan as a tensor: torch.save writes tensors as they are, and bytes as text of twice the size."""
-        return _unpickled, (to_tensor(self.data), self.interface, dict(self.made_by), self.report, dict(self.facts))
+        others = self.interface, dict(self.made_by), self.report, dict(self.facts), self.variants
+        return _unpickled, (to_tensor(self.data), *others)
 
 
 def _unpickled(data: torch.Tensor, *others: Any) -> Engine:

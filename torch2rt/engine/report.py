@@ -64,6 +64,8 @@ class Report:
     - `needs`: claims about sizes that every call is checked for, beyond the ranges of the inputs.
     - `without_cuda_graphs`: why calls run without CUDA graphs though `cuda_graph` asks for them; `None` if they do not,
       or before the engine was used.
+    - `variants`: where the module takes several paths, a line for each engine: the sizes that it serves, the line of
+      the module that asked, how it is known to be right where the module takes another path, and its size.
 
     It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
 
@@ -76,10 +78,12 @@ class Report:
     assumptions: list[str] = dataclasses.field(default_factory=list)
     needs: list[str] = dataclasses.field(default_factory=list)
     without_cuda_graphs: str | None = None
+    variants: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = ["not verified" if self.verified is None else str(self.verified)]
         lines += [f"assumes: {text}" for text in self.assumptions] + [f"needs: {text}" for text in self.needs]
+        lines += self.variants
         if self.without_cuda_graphs:
             lines.append(f"runs without CUDA graphs: {self.without_cuda_graphs}")
         return "\n".join(lines)
@@ -95,4 +99,4 @@ class Report:
         if verified is not None:
             verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
         assumptions, needs = (list(data.get(name, ())) for name in ("assumptions", "needs"))
-        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"))
+        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"), list(data.get("variants", ())))

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import operator
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx.node import Node
 
 
-def copy_graph(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+def copy_graph(
+    graph: torch.fx.GraphModule, constant: Callable[[Any], Any] = lambda value: value
+) -> torch.fx.GraphModule:
     """A graph module with nodes of its own, which have the names and the metadata of the given graph's nodes.
 
-    The constants are the same tensors: a pass replaces them, and never writes to them. The copy can be run after
-    `finish`, which compiles its code.
+    The constants are the same tensors, or what `constant` makes of them: a pass replaces them, and never writes to
+    them. The copy can be run after `finish`, which compiles its code.
     """
     copy = torch.fx.GraphModule(torch.nn.Module(), torch.fx.Graph(), type(graph).__name__)
     copy.meta = dict(graph.meta)
     copies: dict[Node, Node] = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr":
-            _assign(copy, str(node.target), _attribute(graph, node))
+            _assign(copy, str(node.target), constant(_attribute(graph, node)))
         copies[node] = copy.graph.node_copy(node, copies.__getitem__)
     return copy
+
+
+def without_gpu_memory(*graphs: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+    """Graphs as they are, with constants on the CPU in the place of a GPU's, so that they keep no memory of the GPU."""
+    moved: dict[int, tuple[Any, Any]] = {}
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_cuda:
+            return value
+        return moved.setdefault(id(value), (value, value.detach().cpu()))[1]
+
+    def is_on_gpu(graph: torch.fx.GraphModule) -> bool:
+        return any(x.is_cuda for x in (*graph.parameters(), *graph.buffers()))
+
+    return [finish(copy_graph(graph, move)) if is_on_gpu(graph) else graph for graph in graphs]
 
 
 def add_constant(graph: torch.fx.GraphModule, name: str, value: torch.Tensor, before: Node) -> Node:

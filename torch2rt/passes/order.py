@@ -10,6 +10,8 @@ from torch2rt.errors import InputError
 from torch2rt.graph import check_graph
 from torch2rt.passes.float64 import narrow_float64
 from torch2rt.passes.fuse import fuse
+from torch2rt.passes.recognize import recognize_int8
+from torch2rt.passes.repeated import fold_repeated, recognise_causal
 
 Pass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]
 
@@ -19,15 +21,16 @@ FLOAT64 = ("float32", "refuse")
 def default(float64: str = "float32") -> list[Pass]:
     """The passes of a conversion that is given none, in the order in which they run.
 
-    - `float64`: `"float32"` begins with the pass that computes float64 values in float32; `"refuse"` leaves it out, so
-      that lowering refuses float64.
+    - `float64`: `"float32"` has the pass that computes float64 values in float32; `"refuse"` leaves it out, so that
+      lowering refuses float64.
 
     >>> [pass_.__name__ for pass_ in default()]
-    ['narrow_float64', 'fuse']
+    ['fold_repeated', 'recognise_causal', 'narrow_float64', 'recognize_int8', 'fuse']
     """
     if float64 not in FLOAT64:
         raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
-    return [narrow_float64, fuse] if float64 == "float32" else [fuse]
+    narrow: list[Pass] = [narrow_float64] if float64 == "float32" else []
+    return [fold_repeated, recognise_causal, *narrow, recognize_int8, fuse]
 
 
 def chosen(passes: Iterable[Pass] | None, float64: str) -> list[Pass]:

@@ -18,7 +18,7 @@ def value_numbers(graph: torch.fx.Graph, attribute: Callable[[str], Any]) -> dic
     numbers: dict[Node, int] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            key = _content(attribute(str(node.target)))
+            key = content(attribute(str(node.target)))
         elif node.op == "call_function":
             key = (node.target, _frozen(node.args, numbers), _frozen(node.kwargs, numbers))
         else:
@@ -40,7 +40,7 @@ def _frozen(value: Any, numbers: dict[Node, int]) -> Any:
     return type(value), repr(value)
 
 
-def _content(value: Any) -> Any:
+def content(value: Any) -> Any:
     """What tells a constant from others; of parameters and subgraphs, only the same object is the same."""
     if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
         return id(value)

@@ -14,6 +14,7 @@ from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, trt
 from torch2rt.engine import artifact
 from torch2rt.engine.engine import Engine, to_bytes, to_tensor
 from torch2rt.engine.report import Report
+from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
@@ -21,6 +22,7 @@ from torch2rt.reference.evaluator import Evaluator
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
+from torch2rt.runtime.variants import Dispatch, load
 
 
 class _Converted(torch.nn.Module):
@@ -45,7 +47,8 @@ class TRTModule(_Converted):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
     - `engine`: of `torch2rt.build`. `TRTModule()` is empty, until `load_state_dict` fills it.
-    - `network`: the network that it was built from, for `model_trt.network` and `model_trt.reference()`.
+    - `network`: the network that it was built from, for `model_trt.network` and `model_trt.reference()`; a list where
+      the engine has variants.
 
     The engine is deserialized at the first use, so that making, saving and loading a module needs no GPU.
 
@@ -60,7 +63,7 @@ class TRTModule(_Converted):
     first asked for), `device` (the GPU), `cuda_graph` and `borrow_outputs` (see `forward`).
     """
 
-    def __init__(self, engine: Engine | None = None, network: Network | None = None) -> None:
+    def __init__(self, engine: Engine | None = None, network: Network | Sequence[Network] | None = None) -> None:
         super().__init__()
         if not (engine is None or isinstance(engine, Engine)):
             raise InputError(
@@ -68,12 +71,12 @@ class TRTModule(_Converted):
                 "TRTModule.from_engine reads files and bytes."
             )
         self.built = engine
-        self._network = network
+        self._networks = [network] if isinstance(network, Network) else list(network or [])
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
         self._is_replica = False
-        self._pools: dict[int | None, ContextPool] = {}
+        self._pools: dict[int | None, Any] = {}  # a ContextPool each, or VariantPools
         self._lock = threading.RLock()
 
     @property
@@ -139,7 +142,7 @@ class TRTModule(_Converted):
             return tuple(outputs)
         return interface.wrap(outputs, [tuple(t.shape) for t in tensors])
 
-    def _ready(self, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> ContextPool:
+    def _ready(self, args: tuple[Any, ...] | None = None, kwargs: Mapping[str, Any] | None = None) -> Any:
         """The contexts on this module's GPU: the one it was put on, or else that of the first call's inputs."""
         with self._lock:
             interface = self._interface()
@@ -152,11 +155,11 @@ class TRTModule(_Converted):
                 self._index = pool.index
             return pool
 
-    def _pool(self, index: int | None) -> ContextPool:
+    def _pool(self, index: int | None) -> Any:
         """The contexts on a GPU, on the current one if not given, where the engine is loaded if need be."""
         with self._lock:
             if index is None or (pool := self._pools.get(index)) is None:
-                pool = ContextPool(LoadedEngine(self._engine(), index))
+                pool = load(self._engine(), index)
                 self._pools[pool.index] = pool
             return pool
 
@@ -181,7 +184,7 @@ class TRTModule(_Converted):
         replica._index, replica._is_replica = None, True
         return replica
 
-    def load(self, device: torch.device) -> ContextPool:
+    def load(self, device: torch.device) -> Any:
         """Load the engine on a GPU, for calls with tensors from there; `model_trt.device` stays as it is."""
         return self._pool(torch.cuda.current_device() if device.index is None else device.index)
 
@@ -193,7 +196,7 @@ class TRTModule(_Converted):
 
     @property
     def engine(self) -> Any:
-        """The `ICudaEngine`."""
+        """The `ICudaEngine`; raises `EngineError` where there are several."""
         return self._ready().loaded.engine
 
     @property
@@ -203,20 +206,37 @@ class TRTModule(_Converted):
 
     @property
     def network(self) -> Any:
-        """The `INetworkDefinition` the engine was built from, if it was kept."""
-        return None if self._network is None else self._network.definition
+        """The `INetworkDefinition` the engine was built from, if it was kept; a list where there are several."""
+        definitions = [network.definition for network in self._networks]
+        return definitions if len(definitions) > 1 else next(iter(definitions), None)
 
     def drop_network(self) -> None:
         """Let go of the network, and of the weights that it holds; `reference()` needs it."""
-        self._network = None
+        self._networks = []
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
-        if self._network is None:
+        if not self._networks:
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded engine has none."
             )
-        return ReferenceModule(self._network)
+        return ReferenceModule(*self._networks, interface=self.interface)
+
+    def variant_for(self, shapes: Any) -> EngineVariant:
+        """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
+
+        `shapes`: one for each input, in a list (flat, or nested like the inputs) or a dict by input name. Raises
+        `InputError` for shapes that none serves.
+
+        >>> model_trt.variant_for([(2, 3)]).region          # doctest: +SKIP
+        'x.shape[0] % 2 == 0'
+        """
+        engine = self._engine()
+        given = engine.interface.shapes(shapes)
+        if engine.variants:
+            return engine.variants[Dispatch(engine.interface, [v.interface for v in engine.variants]).find(given)]
+        engine.interface.check(given, [spec.dtype for spec in engine.interface.inputs])
+        return EngineVariant(0, engine.interface, "every size of the range", "", (), len(engine.data))
 
     # Saving and loading ----------------------------------------------------------------------------------------------
 
@@ -246,7 +266,7 @@ class TRTModule(_Converted):
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""
         with self._lock:
-            self.built, self._network, self._pools = engine, None, {}
+            self.built, self._networks, self._pools = engine, [], {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
@@ -281,7 +301,7 @@ class TRTModule(_Converted):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        return {**self.__dict__, "_pools": {}, "_network": None, "_lock": None}
+        return {**self.__dict__, "_pools": {}, "_networks": [], "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -305,21 +325,27 @@ class TRTModule(_Converted):
 
 
 class ReferenceModule(_Converted):
-    """A network evaluated with torch, layer by layer, under the converted module's calling convention."""
+    """A network evaluated with torch, layer by layer, under the converted module's calling convention.
 
-    def __init__(self, network: Network) -> None:
+    Of several networks, the one is evaluated that serves the shapes of a call; `interface` is that of all together.
+    """
+
+    def __init__(self, *networks: Network, interface: Interface | None = None) -> None:
         super().__init__()
         with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
-            self._evaluator = Evaluator(network.definition, network.weights_by_layer())
-        self._network = network
+            self._evaluators = [Evaluator(network.definition, network.weights_by_layer()) for network in networks]
+        self._networks = networks
+        self._dispatch: Dispatch | None = None
+        if len(networks) > 1 and interface is not None:
+            self._dispatch = Dispatch(interface, [network.interface for network in networks])
 
     @property
     def interface(self) -> Interface:
         """Names, dtypes and ranges of inputs and outputs."""
-        return self._network.interface
+        return self._networks[0].interface if self._dispatch is None else self._dispatch.interface
 
     def _interface(self) -> Interface:
-        return self._network.interface
+        return self.interface
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
@@ -329,11 +355,13 @@ class ReferenceModule(_Converted):
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's outputs for its inputs, each in the order of the interface."""
-        interface = self.interface
-        interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
+        shapes, dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
+        self.interface.check(shapes, dtypes)
+        index = 0 if self._dispatch is None else self._dispatch.find(shapes)
+        interface = self._networks[index].interface
         with torch.no_grad():
             given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
-            outputs = self._evaluator(given)
+            outputs = self._evaluators[index](given)
         return [outputs[name] for name in interface.outputs]
 
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import Mod
 
 from torch2rt.errors import TraceError
-from torch2rt.graph import Assumed, Decision
+from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.accepted_sizes import AcceptedSizes, IsRefused, Sizes
@@ -102,6 +103,8 @@ class Decisions:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
+        if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.Or):
+            claim = sympy.And(*map(sympy.Not, claim.args[0].args))
         if internal and not guarded and not isinstance(claim, sympy.core.relational.Relational):
             return
         if internal and isinstance(
@@ -111,6 +114,11 @@ class Decisions:
                 if self.shape_env.evaluate_expr(part) and isinstance(claim, sympy.Or):
                     break
             return
+        for part in claim.args if isinstance(claim, sympy.And) else (claim,):  # each may be of another kind
+            self._add(part, guarded, internal)
+
+    def _add(self, claim: sympy.Basic, guarded: bool, internal: bool) -> None:
+        """Take down one claim, the first place that makes it, and the user's rather than torch's."""
         known = self.claims.get(claim)
         if known is None or (known.internal and not internal):
             if internal and (_is_difference(claim) or _is_kernel_choice()):
@@ -133,10 +141,11 @@ class Decisions:
         sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
         return {symbol: size for symbol, size in sizes.items() if size.is_number}
 
-    def check(self, interface: Interface, accepts: Accepts) -> Interface:
+    def check(self, interface: Interface, accepts: Accepts, splits: list[Split] | None = None) -> Interface:
         """Raise `TraceError` for the first claim that narrows the range; returns the interface with the ties added.
 
-        `accepts` says whether the module runs with these shapes.
+        `accepts` says whether the module runs with these shapes. Claims that narrow the range are put into `splits`
+        where that is given, and raise nothing.
         """
         for symbol, size in self.fixed().items():
             claim = sympy.Eq(symbol, size)
@@ -153,11 +162,15 @@ class Decisions:
                 known[key] = not accepts(shapes)
             return known[key]
 
-        interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused)
+        interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused, splits)
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
         inputs = list(interface.inputs)
-        for dim in tied.values():
+        for symbol, dim in tied.items():
             inputs[dim.input] = _narrowed(inputs[dim.input], dim)
+            if dim.step > 1:
+                rest = f"{dim.min % dim.step} plus " if dim.min % dim.step else ""
+                claim = sympy.Eq(Mod(symbol - dim.min % dim.step, dim.step), 0)
+                interface = interface.constrained(claim, tied, f"{dim} to be {rest}a multiple of {dim.step}")
         return dataclasses.replace(interface, inputs=inputs)
 
     def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
@@ -186,18 +199,30 @@ class Decisions:
                         f"{right.min} to {right.max} have nothing in common."
                     )
                 for arg in tie.claim.args:
-                    ranges[arg] = dataclasses.replace(ranges[arg], min=low, max=high)
+                    ranges[arg] = ranges[arg].between(low, high)
         return ranges
 
 
 def hold(
-    decisions: list[Decision], ranges: Symbols, interface: Interface, is_refused: IsRefused = lambda sizes: False
+    decisions: list[Decision],
+    ranges: Symbols,
+    interface: Interface,
+    is_refused: IsRefused = lambda sizes: False,
+    splits: list[Split] | None = None,
 ) -> Interface:
     """Raise `TraceError` for the first claim that is false inside the ranges.
 
     Returns the interface that checks every call for the claims that no range can express. `is_refused` says whether the
-    module itself raises an error with some sizes, where the others are the opt ones.
+    module itself raises an error with some sizes, where the others are the opt ones. Where `splits` is given, the
+    claims that narrow the range are put there, and raise nothing.
     """
+
+    def narrow(decision: Decision, wrong: Mapping[Dim, int]) -> None:
+        error = _narrowing_error(decision, ranges, wrong)
+        if splits is None:
+            raise error
+        splits.append(Split(decision, error))
+
     accepted, relations, undecided = AcceptedSizes(ranges, interface, is_refused), [], []
     for decision in decisions:
         wrong = counterexample(decision.claim, ranges)
@@ -206,16 +231,18 @@ def hold(
         if isinstance(wrong, bool):
             undecided.append(decision)
         elif not interface.is_relation(decision.claim, ranges):
-            raise _narrowing_error(decision, ranges, wrong)
+            narrow(decision, wrong)
         elif impossible := _impossible_end(decision.claim, ranges):
-            raise _narrowing_error(decision, ranges, impossible)
+            narrow(decision, impossible)
         else:
             relations.append(decision)
     claims = [decision.claim for decision in relations]
-    for decision in relations:
+    for decision in list(relations):
         for sizes in _counterexamples(decision.claim, claims, ranges) if not decision.internal else ():
             if not is_refused(sizes):
-                raise _narrowing_error(decision, ranges, {ranges[symbol]: size for symbol, size in sizes.items()})
+                narrow(decision, {ranges[symbol]: size for symbol, size in sizes.items()})
+                relations.remove(decision)
+                break
     interface = accepted.constrained()  # before relations, which may say the same with less ease
     for decision in [*relations, *undecided]:
         interface = interface.constrained(decision.claim, ranges)
@@ -278,6 +305,15 @@ class _ShapeEnv(ShapeEnv):
             self._terms[expr] = 1 + sum(map(self._count, expr.args))
         return self._terms.get(expr, 1)
 
+    def known(self, claim: sympy.Basic) -> sympy.Basic | None:
+        """The answer to a question that has but one for all sizes that this trace serves: see `sizes.answer`."""
+        if isinstance(claim, sympy.logic.boolalg.BooleanAtom):
+            return claim
+        for answer, same in ((sympy.true, claim), (sympy.false, sympy.Not(claim))):
+            if same in self._decisions.claims:
+                return answer
+        return self._decisions.answer(claim)
+
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
             raise TooNestedError(
@@ -289,6 +325,8 @@ class _ShapeEnv(ShapeEnv):
             return answer
         before = len(self.guards)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        if self._decisions.is_in_torch and self._suppress_guards_tls():
+            return answer  # torch copies what it knows of another tensor
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
             self._decisions.note(orig_expr, answer, len(self.guards) > before)
         return answer

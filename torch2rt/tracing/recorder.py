@@ -20,7 +20,7 @@ from torch2rt.sizes import Dim, PythonAlgebra, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, is_selected
 from torch2rt.tracing.guards import Decisions
 from torch2rt.tracing.memory.constants import Constants
-from torch2rt.tracing.memory.tensors import is_wrapped
+from torch2rt.tracing.memory.tensors import is_wrapped, subclass_of
 from torch2rt.tracing.patches.fake_mode import FakeMode
 from torch2rt.tracing.source_lines import SourceLocation
 
@@ -108,6 +108,8 @@ class Recorder:
                 f"{self.location.here()}: a tensor that torch made without a call that torch2rt could see reached one "
                 "that it sees."
             )
+        if (kind := subclass_of(value)) is not None:
+            raise TypeError(f"a {kind.__name__} is no constant of an engine")  # `Tracer._open_subclass` says where
         if reason := self.constants.why_forbidden(value):
             raise TraceError(reason)
         return self.constants.node(value)

@@ -5,28 +5,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch.overrides import _pop_mode_temporarily
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
-from torch2rt.graph import GraphMeta
-from torch2rt.interface import Input, Interface, Shape, clipped, describe_inputs
-from torch2rt.passes.value_numbers import value_numbers
+from torch2rt.graph import GraphMeta, Split, graph_meta
+from torch2rt.interface import Input, Interface, Shape, check_profiles, describe_inputs, listed_shapes
 from torch2rt.progress import Spinner
-from torch2rt.sizes import expression, in_words, is_symbolic, to_json
-from torch2rt.structure import Spec, flatten, unflatten
+from torch2rt.promises import asked
+from torch2rt.sizes import in_words
+from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
+from torch2rt.tracing.coverage import MAX_VARIANTS, cover
 from torch2rt.tracing.guards import Accepts, TooNestedError
+from torch2rt.tracing.hints import most_telling, shapes_to_try
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared, uncached
 from torch2rt.tracing.patches.process_switches import (
@@ -35,10 +35,14 @@ from torch2rt.tracing.patches.process_switches import (
     without_compiler,
     without_logs,
 )
+from torch2rt.tracing.patches.size_functions import SIZE_FUNCTIONS
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.patches.transformer import masks_as_values
-from torch2rt.tracing.recorder import Recorder, UnseenTensorError
-from torch2rt.tracing.signature import distinct, keyword_names, tensor_names
+from torch2rt.tracing.recorder import UnseenTensorError
+from torch2rt.tracing.regions import IsSame, Variant, not_empty
+from torch2rt.tracing.result import Result, end_graph
+from torch2rt.tracing.same_calls import same_calls
+from torch2rt.tracing.signature import keyword_names, tensor_names
 from torch2rt.tracing.tracer import Tracer
 
 LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
@@ -56,6 +60,8 @@ def trace(
     opt_shapes: Any = None,
     max_shapes: Any = None,
     max_batch_size: int | None = None,
+    multiple_of: Any = None,
+    dynamic_shapes: Any = None,
     progress: bool | None = None,
 ) -> torch.fx.GraphModule:
     """Record the torch calls that `module(*inputs, **kwargs)` makes.
@@ -73,76 +79,185 @@ def trace(
     >>> [node.op for node in graph.graph.nodes]
     ['placeholder', 'call_function', 'output']
     """
-    from torch2rt.backend.tensorrt import DTYPES
+    ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
+    promised = dict(multiple_of=multiple_of, dynamic_shapes=dynamic_shapes)
+    with Traces(module, inputs, kwargs, input_names, output_names, *ranges, progress, **promised) as traces:
+        graphs = traces.over_range()
+        if traces.may_be_empty:
+            raise InputError("In one graph a dynamic size starts at 1, not at 0: torch2rt() makes an engine for 0.")
+        if splits := graph_meta(graphs[0]).splits:
+            try:
+                (variant,) = cover(traces, graphs, 1, [same_calls])
+            except Exception:
+                raise splits[0].error from None
+            return variant.graph
+        check_profiles([graph_meta(graphs[0]).interface])
+        return graphs[0]
 
-    if isinstance(module, torch.export.ExportedProgram):
-        module = module.module()
-    if not isinstance(module, torch.nn.Module):
-        raise InputError(
-            f"Expected a torch.nn.Module or a torch.export.ExportedProgram to convert, got {type(module).__name__}."
+
+def trace_variants(traces: Traces, max_variants: int = MAX_VARIANTS, by_values: IsSame | None = None) -> list[Variant]:
+    """The graphs that serve the range of a module together; one if one is right for the whole range.
+
+    `by_values` says whether two paths that make other calls compute the same, as for `coverage.cover`.
+    """
+    try:
+        graphs = traces.over_range()
+    except TraceError:
+        if traces.listed is None:
+            raise
+        graphs = []  # no graph takes symbolic sizes
+    if traces.listed is None and not graph_meta(graphs[0]).splits and not traces.may_be_empty:
+        return [Variant(graphs[0], [])]
+    return cover(traces, graphs, max_variants, [same_calls, *([by_values] if by_values else [])], traces.listed)
+
+
+class Traces:
+    """The traces of one module, at any sizes; a context, in which a trace may have changed something for the next one.
+
+    - `specs`: the inputs with the ranges that are to be served.
+    - `listed`: the choices of shapes that are to be served, where only some are.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module | torch.export.ExportedProgram,
+        inputs: Any,
+        kwargs: Mapping[str, Any] | None = None,
+        input_names: str | Sequence[str] | None = None,
+        output_names: str | Sequence[str] | None = None,
+        min_shapes: Any = None,
+        opt_shapes: Any = None,
+        max_shapes: Any = None,
+        max_batch_size: int | None = None,
+        progress: bool | None = None,
+        shapes: Any = None,
+        multiple_of: Any = None,
+        dynamic_shapes: Any = None,
+    ) -> None:
+        from torch2rt.backend.tensorrt import DTYPES
+
+        if isinstance(module, torch.export.ExportedProgram):
+            module = module.module()
+        if not isinstance(module, torch.nn.Module):
+            raise InputError(
+                f"Expected a torch.nn.Module or a torch.export.ExportedProgram to convert, got {type(module).__name__}."
+            )
+        self.leaves, self.arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
+        self.module = reloaded(getattr(module, "_orig_mod", module))  # what torch.compile has wrapped
+        names = given_names("input_names", input_names)
+        names = tensor_names(self.module.forward, self.arguments) if names is None else names
+        max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
+        self.listed: list[list[Shape]] | None = None
+        if shapes is not None:
+            given = min_shapes, opt_shapes, max_shapes, max_batch_size, multiple_of, dynamic_shapes
+            self.listed = listed_shapes(shapes, self.leaves, self.arguments, names, given)
+            min_shapes, max_shapes = (
+                [tuple(map(end, *each)) if len(each) > 1 else each[0] for each in zip(*self.listed)]
+                for end in (min, max)
+            )
+            opt_shapes = self.listed[0]
+        promised = None
+        if dynamic_shapes is not None:
+            promised = asked(dynamic_shapes, self.module.forward, *as_arguments(inputs, kwargs))
+        ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
+        self.specs: list[Input] = describe_inputs(
+            self.leaves, self.arguments, names, *ranges, DTYPES, multiple_of, promised
         )
-    leaves, arguments = flatten(as_arguments(inputs, kwargs), torch.is_tensor, "inputs")
-    module = reloaded(getattr(module, "_orig_mod", module))  # what torch.compile has wrapped
-    names = given_names("input_names", input_names)
-    names = tensor_names(module.forward, arguments) if names is None else names
-    max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
-    specs = describe_inputs(leaves, arguments, names, min_shapes, opt_shapes, max_shapes, max_batch_size, DTYPES)
-    parameters = keyword_names(module.forward)
-    spinner = Spinner("trace", progress)
+        self.parameters = keyword_names(self.module.forward)
+        self.output_names = output_names
+        self.spinner = Spinner("trace", progress)
+        self.record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in self.module.modules())
+        self.past_caches = False
+        self.stack = ExitStack()
 
-    def run(shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = Tracer(module, Interface(specs, arguments, parameters), record_operators)
-        with spinner.turning(lambda: tracer.recorder.location.latest):
-            return _run(module, tracer, leaves, shapes, output_names, accepts)
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a dynamic size may be 0."""
+        return not_empty(self.specs) != self.specs
 
-    def refusal(shapes: Sequence[Shape]) -> BaseException | None:
+    def __enter__(self) -> Traces:
+        self.stack.enter_context(unfused(self.module))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.stack.close()
+
+    def at(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        """The graph for inputs of these ranges, traced at these sizes; claims that narrow the ranges are its splits."""
+        while True:
+            try:
+                before = states_elsewhere()
+                graph = self._run(specs, shapes)
+                if states_elsewhere() != before and not are_equal(graph, self._run(specs, shapes)):
+                    raise TraceError(
+                        "The module draws numbers from Python's random or numpy.random, and does something else each "
+                        "time. An engine draws no random numbers. Pass the noise to the module as an input."
+                    )
+                return graph
+            except Exception as error:
+                if not self._can_try_again(error):
+                    raise
+
+    def _can_try_again(self, error: Exception) -> bool:
+        """Whether a trace failed for what can be changed for the next one, which is done."""
+        again = False
+        unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
+        if unseen and not self.record_operators:  # watching all that torch runs makes tracing slower by half
+            self.record_operators = again = True
+        if not self.past_caches and "unhashable type: non-nested SymInt" in str(error):
+            self.stack.enter_context(uncached())
+            self.past_caches = again = True
+        return again
+
+    def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        tracer = Tracer(self.module, Interface(specs, self.arguments, self.parameters), self.record_operators)
+        with self.spinner.turning(lambda: tracer.recorder.location.latest):
+            return _run(self.module, tracer, self.leaves, shapes, self.output_names, self.accepts)
+
+    def refusal(self, shapes: Sequence[Shape]) -> BaseException | None:
         """The error that the module itself raises with these shapes."""
-        static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(specs, shapes, strict=True)]
-        tracer = Tracer(module, Interface(static, arguments, parameters), record_operators)
+        static = [replace(spec, min=shape, opt=shape, max=shape) for spec, shape in zip(self.specs, shapes)]
+        tracer = Tracer(self.module, Interface(static, self.arguments, self.parameters), self.record_operators)
         try:
-            with spinner.turning(lambda: tracer.recorder.location.latest):
-                _run(module, tracer, leaves, shapes, None, lambda shapes: True)
+            with self.spinner.turning(lambda: tracer.recorder.location.latest):
+                _run(self.module, tracer, self.leaves, shapes, None, lambda shapes: True)
         except RefusedError as error:
             return error.__cause__
         except Torch2RTError:
             return None  # not the module's own
         return None
 
-    def accepts(shapes: Sequence[Shape]) -> bool:
-        return refusal(shapes) is None
+    def accepts(self, shapes: Sequence[Shape]) -> bool:
+        """Whether the module runs with these shapes."""
+        return self.refusal(shapes) is None
 
-    failure: Exception | None = None
-    record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
-    past_caches = first_was_tried_again = False
-    with ExitStack() as stack:
-        stack.enter_context(unfused(module))
-        for shapes in (to_try := _shapes_to_try(specs, leaves)):
+    def over_range(self) -> list[torch.fx.GraphModule]:
+        """A graph that is right for the whole range, or else those for parts of it that the sizes to try lead to.
+
+        Raises the most telling error where none leads to a graph.
+        """
+        specs = not_empty(self.specs)
+        failures: list[Exception] = []
+        parts: list[torch.fx.GraphModule] = []
+        claims: list[set[Any]] = []
+        for shapes in shapes_to_try(specs, self.leaves):
             try:
-                before = states_elsewhere()
-                graph = run(shapes)
-                if states_elsewhere() != before and not are_equal(graph, run(shapes)):
-                    raise TraceError(
-                        "The module draws numbers from Python's random or numpy.random, and does something else each "
-                        "time. An engine draws no random numbers. Pass the noise to the module as an input."
-                    )
-                return graph
+                graph = self.at(specs, shapes)
+                if not (splits := graph_meta(graph).splits):
+                    return [graph]
+                parts.append(graph)
+                if {split.decision.claim for split in splits} in claims:
+                    break  # other sizes take the same path
+                claims.append({split.decision.claim for split in splits})
             except TooNestedError:
                 raise
             except Exception as error:  # perhaps only for these sizes
-                again = False
-                unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
-                if unseen and not record_operators:  # watching all that torch runs makes tracing slower by half
-                    record_operators = again = True
-                if not past_caches and "unhashable type: non-nested SymInt" in str(error):
-                    stack.enter_context(uncached())
-                    past_caches = again = True
-                if again:
-                    to_try.append(shapes)
-                if failure is None or first_was_tried_again:
-                    failure, first_was_tried_again = error, again
-        assert failure is not None
+                failures.append(error)
+        if parts:
+            return parts
+        failure = most_telling(failures)
         if isinstance(failure, RefusedError) and not failure.of_types:
-            if (own := refusal([tuple(leaf.shape) for leaf in leaves])) is not None:
+            if (own := self.refusal([tuple(leaf.shape) for leaf in self.leaves])) is not None:
                 raise own  # whatever the sizes
         raise failure
 
@@ -150,24 +265,6 @@ def trace(
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
-
-
-def _shapes_to_try(specs: Sequence[Input], leaves: Sequence[torch.Tensor]) -> list[list[Shape]]:
-    """Sizes to trace with, in the order to try them: such as the engine serves, whatever the example's are.
-
-    torch specialises on 0 and 1, so all dynamic sizes are at least 2. Any such sizes would do, but dimensions that the
-    module ties together must agree, which the user's own shapes do, and small ones may derive a 1 that large ones do
-    not.
-    """
-    opt = [spec.opt for spec in specs]
-    example = [clipped(tuple(leaf.shape), s.min, s.max) for s, leaf in zip(specs, leaves, strict=True)]
-    fit = [
-        shapes
-        for shapes in (opt, [s.max for s in specs], example, [s.min for s in specs])
-        if all(shape[axis] > 1 for spec, shape in zip(specs, shapes, strict=True) for axis in spec.dynamic)
-    ]
-    raised = [tuple(max(size, 2) if axis in s.dynamic else size for axis, size in enumerate(s.opt)) for s in specs]
-    return list({tuple(shapes): shapes for shapes in [*fit, raised]}.values())
 
 
 def _run(
@@ -196,10 +293,19 @@ def _run(
         with ExitStack() as stack:
             without = (without_compiler, without_collections(), without_logs(LOGS))
             masks = masks_as_values(tracer.values.is_traced)
-            switches = (torch.no_grad(), *without, cleared(), *FOR_THIS_THREAD, masks, enable_python_dispatcher())
+            switches = (
+                torch.no_grad(),
+                *without,
+                cleared(),
+                *FOR_THIS_THREAD,
+                *SIZE_FUNCTIONS,
+                masks,
+                enable_python_dispatcher(),
+            )
             for context in (*switches, operators, tracer):
                 stack.enter_context(context)
-            result = _Result.of(tracer, module(*args, **kwargs))
+            tracer.keep_promises(fakes)
+            result = Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()
             if remembered or claims and state.has_changed():
@@ -229,24 +335,27 @@ def _run(
     finally:
         state.restore()
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
-    interface = _output(interface, recorder, result, output_names)
-    interface = recorder.decisions.check(interface, accepts)
-    _check_eager(tracer)
+    interface = end_graph(interface, recorder, result, output_names)
+    splits: list[Split] = []
+    interface = recorder.decisions.check(interface, accepts, splits)
+    _check_eager(tracer, shapes if splits else None)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users:
             recorder.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
     for node in recorder.graph.nodes:
         node.meta["origin"] = node.name
-    graph_module.meta["torch2rt"] = GraphMeta(interface, recorder.symbols, recorder.decisions.assumed)
+    graph_module.meta["torch2rt"] = GraphMeta(
+        interface, recorder.symbols, recorder.decisions.assumed, splits=tuple(splits)
+    )
     return graph_module
 
 
-def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _Result | None:
+def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> Result | None:
     """The result of a module's second run, or `None` where an optional one fails."""
     refused = tracer.refused
     try:
-        return _Result.of(tracer, run())
+        return Result.of(tracer, run())
     except Exception:
         if not is_optional:
             raise
@@ -254,13 +363,14 @@ def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> _R
         return None
 
 
-def _check_eager(tracer: Tracer) -> None:
-    """Raise `RefusedError` for a call that torch's real kernels refuse at the smallest sizes."""
+def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
+    """Raise `RefusedError` for a call that torch's real kernels refuse at these shapes, the smallest by default."""
     interface, recorder = tracer.interface, tracer.recorder
     inputs = {spec.name: spec.dtype for spec in interface.inputs}
-    shapes = [spec.min for spec in interface.inputs]
-    if interface.unmet(shapes) is not None:
-        shapes = [spec.opt for spec in interface.inputs]
+    if shapes is None:
+        shapes = [spec.min for spec in interface.inputs]
+        if interface.unmet(shapes) is not None:
+            shapes = [spec.opt for spec in interface.inputs]
     sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in recorder.symbols.items()}
     if (refusal := tracer.eager.refusal(sizes)) is None:
         return
@@ -270,55 +380,3 @@ def _check_eager(tracer: Tracer) -> None:
         at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
         message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
     raise RefusedError(message, of_types=call.mixes_types) from error
-
-
-@dataclass
-class _Result:
-    """What a module returned: the nodes of its tensors and its symbolic sizes, and how they nest."""
-
-    leaves: list[Any]
-    structure: Spec
-
-    @classmethod
-    def of(cls, tracer: Tracer, value: Any) -> _Result:
-        leaves, structure = flatten(value, lambda v: isinstance(v, torch.Tensor) or is_symbolic(v), "result")
-        with _pop_mode_temporarily():  # the tracer's: a view is looked up again by calls that are not the module's
-            return cls([leaf if is_symbolic(leaf) else tracer.values.argument(leaf) for leaf in leaves], structure)
-
-    def is_same(self, other: _Result, recorder: Recorder) -> bool:
-        """Whether another result is the same computation."""
-        if json.dumps(self.structure) != json.dumps(other.structure):
-            return False
-        numbers = value_numbers(recorder.graph, recorder.constants.held.__getitem__)
-        ours, theirs = (
-            [expression(leaf) if is_symbolic(leaf) else numbers[leaf] for leaf in result.leaves]
-            for result in (self, other)
-        )
-        return ours == theirs
-
-
-def _output(interface: Interface, recorder: Recorder, result: _Result, names: str | Sequence[str] | None) -> Interface:
-    """End the graph with the result's tensors; returns the interface with its outputs."""
-    nodes: list[torch.fx.Node] = []
-    leaves: list[dict[str, Any]] = []
-    for leaf in result.leaves:
-        if is_symbolic(leaf):
-            leaves.append({"size": to_json(expression(leaf), recorder.symbols)})
-            continue
-        if leaf not in nodes:
-            nodes.append(leaf)
-        leaves.append({"output": nodes.index(leaf)})
-    if not nodes:
-        raise TraceError("The module returns no tensor, so there is nothing for an engine to compute.")
-    taken = {spec.name for spec in interface.inputs}
-    names = given_names("output_names", names)
-    if names is None:
-        names = distinct((f"output_{i}" for i in range(len(nodes))), taken)
-    if len(names) != len(nodes):
-        raise InputError(f"output_names has {len(names)} names for {len(nodes)} output tensors: {names}.")
-    if len({*names, *taken}) != len(names) + len(taken) or not all(names):
-        raise InputError(
-            f"output_names must be distinct, not empty and no input's name: {names}, inputs {sorted(taken)}."
-        )
-    recorder.graph.output(tuple(nodes))
-    return replace(interface, outputs=names, result=result.structure, leaves=leaves)

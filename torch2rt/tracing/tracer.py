@@ -26,8 +26,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.interface import Input, Interface, Shape
+from torch2rt.promises import Promise
 from torch2rt.registry import Call, Target, by_schema, overload_of, qualified_name
-from torch2rt.sizes import Dim, is_symbolic
+from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
@@ -36,8 +37,9 @@ from torch2rt.tracing.calls.python_bodies import python_body
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
-from torch2rt.tracing.memory.tensors import is_wrapped
+from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of
 from torch2rt.tracing.recorder import Recorder
+from torch2rt.tracing.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
 
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
@@ -57,6 +59,7 @@ class Tracer(RecordingMode):
         self.interface = interface
         self.records_operators = records_operators
         self.eager = EagerCalls(self.recorder, self.values.storages)
+        self.size_tensors = SizeTensors()
         self.refused: TraceError | None = None
         self._failed: tuple[Exception, RecordedCall | None] | None = None  # the last error of a torch call, the call
         self._has_selections = False  # whether a computed mask has selected elements
@@ -84,11 +87,22 @@ class Tracer(RecordingMode):
         node.meta.update(val=fake, module="", source="", input=index)
         self.values.storages.bind(fake, node)
         for axis in spec.dynamic:
-            dim = Dim(index, spec.name, axis, spec.min[axis], spec.max[axis])
+            dim = spec.dim(index, axis)
             size = recorder.graph.call_function(torch.ops.aten.sym_size.int, (node, axis))
             size.meta.update(val=fake.shape[axis], module="", source="")
             recorder.add_symbol(fake.shape[axis].node.expr, dim, shape[axis], size)
         return fake
+
+    def keep_promises(self, fakes: Sequence[torch.Tensor]) -> None:
+        """Tell torch how sizes with a common root depend on each other: such claims are checked at every call."""
+        first: dict[str, tuple[Any, Promise]] = {}
+        for spec, fake in zip(self.interface.inputs, fakes, strict=True):
+            for promise in spec.promises:
+                size = fake.shape[promise.axis]
+                other, one = first.setdefault(promise.root, (size, promise))
+                if other is not size and is_symbolic(size) and is_symbolic(other):
+                    with self.recorder.decisions.in_torch():
+                        bool((size - promise.offset) * one.factor == (other - one.offset) * promise.factor)
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -96,7 +110,12 @@ class Tracer(RecordingMode):
         self, func: Target, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         try:
-            return self._function(overload_of(func, args, kwargs or {}), args, kwargs or {})
+            if (value := self.size_tensors.value(func, args, self.recorder.location.here)) is not NotImplemented:
+                return value
+            args, kwargs = self.size_tensors.replaced(func, args, kwargs or {})
+            out = self._function(overload_of(func, args, kwargs), args, kwargs)
+            self.size_tensors.note(func, args, kwargs, out)
+            return out
         except TraceError as error:
             self.refused = self.refused or error
             raise
@@ -146,6 +165,8 @@ class Tracer(RecordingMode):
     def _call(self, func: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._changes_shape(func, args, kwargs):
             return args[0]
+        if (kind := subclass_among((args, kwargs))) is not None and func not in self.recorder.open_calls:
+            return self._open_subclass(kind, func, args, kwargs)
         written, without_write = out_of_place(func, args, kwargs)
         if written is not None:
             return self._write((func, args, kwargs), written, without_write)
@@ -191,6 +212,22 @@ class Tracer(RecordingMode):
             raise TraceError(f"{self.recorder.location.here()}: {qualified_name(func)}: {error}.") from error
         finally:
             self.recorder.open_calls.pop()
+
+    def _open_subclass(self, kind: Any, func: Target, args: Any, kwargs: Any) -> Any:
+        """Record the calls that a tensor subclass makes of a call, on the tensors that it is made of."""
+        try:
+            return self._open(func, lambda *a, **k: kind.__torch_function__(func, (kind,), a, k), args, kwargs)
+        except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
+            name = next(
+                (name for name, owned in self.recorder.constants.owned.items() if subclass_of(owned) is kind),
+                "a tensor",
+            )
+            raise TraceError(
+                f"{self.recorder.location.here()}: '{name}' is a {kind.__module__}.{kind.__name__}, which does not say "
+                f"what {qualified_name(func)} does with it in torch calls that torch2rt can see "
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). Convert a module whose parameters "
+                "are plain tensors, such as before it was quantised, with precision=."
+            ) from error
 
     def _call_recorded(self, call: Call) -> Any:
         """Make a call and record the torch functions that it calls, where torch has set the mode aside."""

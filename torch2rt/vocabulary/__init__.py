@@ -16,12 +16,13 @@ from torch2rt.backend.tensorrt import (
     scales_groups_by_channel,
     trt,
 )
-from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, rewrite
-from torch2rt.sizes import expression, is_symbolic
+from torch2rt.passes.quantized import dequantize, fake_quantize
+from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, named, rewrite
+from torch2rt.sizes import answer, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
 from torch2rt.vocabulary.context import Complex, Context
-from torch2rt.vocabulary.layers import constant
+from torch2rt.vocabulary.layers import constant, dequantized, integers, quantized_and_back
 from torch2rt.vocabulary.movement import concat, expand, gather, iota, lift, narrow, permute, slice_nd, unlift
 from torch2rt.vocabulary.plain import (
     axes,
@@ -60,7 +61,8 @@ from torch2rt.vocabulary.pointwise import (
     sub,
     unary,
 )
-from torch2rt.vocabulary.reduction import matmul, reduce, weighted_gather
+from torch2rt.vocabulary.products import matmul
+from torch2rt.vocabulary.reduction import reduce, weighted_gather
 from torch2rt.vocabulary.shapes import shape_tensor
 from torch2rt.vocabulary.tensors import broadcast, cast, materialize, operands, reshape, result_type
 
@@ -74,6 +76,7 @@ __all__ = [
     "add",
     "add_attention",
     "add_normalization",
+    "answer",
     "assign",
     "axes",
     "broadcast",
@@ -86,6 +89,8 @@ __all__ = [
     "concat",
     "constant",
     "converter",
+    "dequantize",
+    "dequantized",
     "dims",
     "div",
     "dtype_of",
@@ -94,6 +99,7 @@ __all__ = [
     "expand",
     "expression",
     "factory",
+    "fake_quantize",
     "floor_div",
     "fuses_attention",
     "fusion",
@@ -102,11 +108,13 @@ __all__ = [
     "has_attention",
     "has_cumulative",
     "has_dynamic_while",
+    "integers",
     "iota",
     "is_integral",
     "is_negative",
     "is_symbolic",
     "is_traced",
+    "keep",
     "largest",
     "less",
     "lift",
@@ -118,12 +126,14 @@ __all__ = [
     "maximum",
     "minimum",
     "mul",
+    "named",
     "narrow",
     "ntuple",
     "operands",
     "permute",
     "prefers_attention_layer",
     "proven",
+    "quantized_and_back",
     "reduce",
     "refuse",
     "require",

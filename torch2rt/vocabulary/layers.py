@@ -45,6 +45,31 @@ def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: i
     return result
 
 
+def integers(ctx: Context, value: torch.Tensor) -> Any:
+    """An int8 tensor as a constant, which TensorRT takes in front of a layer that brings it back."""
+    result = ctx.network.add_constant(tuple(value.shape), ctx.weights(value)).get_output(0)
+    return ctx.track(result, tuple(value.shape))
+
+
+def dequantized(ctx: Context, x: Any, scale: torch.Tensor, dtype: torch.dtype, axis: int = 0) -> Any:
+    """int8 numbers, times a scale for each index of an axis or one for all; the scale is float32 for every type.
+
+    In half precision, the sum of a product would be scaled only after it has overflowed.
+    """
+    layer = ctx.network.add_dequantize(x, constant(ctx, scale), DTYPES[dtype])
+    if scale.dim():
+        layer.axis = axis
+    return ctx.track(layer.get_output(0), dims(ctx, x))
+
+
+def quantized_and_back(ctx: Context, x: Any, scale: torch.Tensor, dtype: torch.dtype, axis: int = 0) -> Any:
+    """A tensor, rounded to int8 multiples of a scale, one for each index of an axis or one for all."""
+    layer = ctx.network.add_quantize(x, constant(ctx, scale), trt.DataType.INT8)
+    if scale.dim():
+        layer.axis = axis
+    return dequantized(ctx, ctx.track(layer.get_output(0), dims(ctx, x)), scale, dtype, axis)
+
+
 def mark_bytes(ctx: Context, x: Any) -> Any:
     """Remember that an int32 tensor stands for a uint8 one; returns the tensor."""
     ctx.bytes.add(id(x))

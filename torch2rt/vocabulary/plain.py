@@ -137,14 +137,17 @@ def largest(ctx: Context, size: Any) -> int:
     return int(upper)
 
 
-def require(ctx: Context, claim: Any, reason: str) -> None:
+def require(ctx: Context, claim: Any, reason: str, at_calls: bool = False) -> None:
     """Refuse if a claim about sizes fails for one that is served.
 
-    What cannot be decided, and how the sizes of several dimensions must relate, is checked at every call.
+    What cannot be decided, and how the sizes of several dimensions must relate, is checked at every call; with
+    `at_calls` so is what torch raises an error for at some sizes, if it does not at the opt ones.
     """
     expr = expression(claim)
     wrong = counterexample(expr, ctx.symbols)
-    if isinstance(wrong, dict) and not ctx.lowered.interface.is_relation(expr, ctx.symbols):
+    interface = ctx.lowered.interface
+    is_checked = interface.holds_at_opt if at_calls else interface.is_relation
+    if isinstance(wrong, dict) and not is_checked(expr, ctx.symbols):
         refuse(f"{reason}, for {', '.join(f'{dim} = {size}' for dim, size in wrong.items())}")
     check(wrong is None or bool(expr.free_symbols), reason)
     if wrong:

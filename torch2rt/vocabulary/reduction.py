@@ -1,4 +1,4 @@
-"""Sums, extremes and products over dimensions."""
+"""Sums and extremes over dimensions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW
 from torch2rt.vocabulary.movement import gather
-from torch2rt.vocabulary.plain import Value, axes, broadcast_sizes, dims, dtype_of
+from torch2rt.vocabulary.plain import Value, axes, dims, dtype_of
 from torch2rt.vocabulary.pointwise import elementwise, select, unary, with_nans_of
-from torch2rt.vocabulary.tensors import broadcast, materialize, reshape
+from torch2rt.vocabulary.tensors import materialize, reshape
 
 
 def reduce(
@@ -57,16 +57,6 @@ def _reduce(ctx: Context, op: Any, x: Any, dim: int | Sequence[int] | None, keep
         if last > first and keepdim:
             x = reshape(ctx, x, (*before, *[1] * (last - first + 1), *after))
     return x
-
-
-def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpose_b: bool = False) -> Any:
-    """One matrix-multiply layer on values of one dtype, batch dimensions broadcast."""
-    a, b = broadcast(ctx, a, b)
-    op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
-    layer = ctx.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
-    rows, columns = dims(ctx, a)[-1 if transpose_a else -2], dims(ctx, b)[-2 if transpose_b else -1]
-    batch = broadcast_sizes(dims(ctx, a)[:-2], dims(ctx, b)[:-2])
-    return ctx.track(layer.get_output(0), (*batch, rows, columns))
 
 
 def weighted_gather(ctx: Context, x: Value, places: Value, weights: Value, dim: int) -> Any:

@@ -9,7 +9,18 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.functions import FloatTrueDiv, IntTrueDiv, ToFloat
+from torch.utils._sympy.functions import (
+    CeilToInt,
+    FloatTrueDiv,
+    FloorDiv,
+    FloorToInt,
+    IntTrueDiv,
+    Mod,
+    OpaqueUnaryFn_log2,
+    OpaqueUnaryFn_sqrt,
+    PythonMod,
+    ToFloat,
+)
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend.tensorrt import trt
@@ -27,10 +38,10 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
         return ctx.memo[key]
     if not any(map(is_symbolic, sizes)):
         result = constant(ctx, torch.tensor([int(s) for s in sizes], dtype=torch.int64))
-    elif len(sizes) == 1 and (table := _table(ctx, expression(sizes[0]))) is not None:
+    elif len(sizes) == 1 and (table := _table(ctx, expr := _whole_arithmetic(expression(sizes[0])))) is not None:
         result = table
     elif len(sizes) == 1:
-        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expression(sizes[0]))  # type: ignore[arg-type]
+        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expr)  # type: ignore[arg-type]
     else:
         parts: list[Any] = []
         for size in sizes:
@@ -43,9 +54,28 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
     return result
 
 
+def _whole_arithmetic(expr: sympy.Basic) -> sympy.Basic:
+    """A size with as little as possible that TensorRT cannot bound: it refuses to resize to what it takes for negative.
+
+    `x + -x % 32` becomes `-32 * (-x // 32)`. A quotient that Python rounds is the same in whole numbers below 2 ** 53.
+    """
+    expr = expr.replace(lambda e: isinstance(e, (Mod, PythonMod)), lambda e: e.args[0] - e.args[1] * FloorDiv(*e.args))
+    expr = expr.replace(functools.partial(_rounds_quotient, FloorToInt), lambda e: FloorDiv(*e.args[0].args))
+    return expr.replace(functools.partial(_rounds_quotient, CeilToInt), lambda e: _up(*e.args[0].args))
+
+
+def _up(a: sympy.Basic, b: sympy.Basic) -> sympy.Basic:
+    return -FloorDiv(-a, b)
+
+
+def _rounds_quotient(kind: type[sympy.Function], expr: sympy.Basic) -> bool:
+    return isinstance(expr, kind) and isinstance(expr.args[0], IntTrueDiv)
+
+
 # Tables of sizes -----------------------------------------------------------------------------------------------------
 
 
+_OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2)
 _TABLE = 2**16  # sizes; TensorRT computes with the rest as it can
 
 
@@ -55,13 +85,19 @@ def _table(ctx: Context, expr: sympy.Basic) -> Any:
     `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes, one less.
     """
     free = sorted(expr.free_symbols & set(ctx.symbols), key=str)
-    if len(free) != 1 or not expr.is_integer or not expr.has(FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float):
+    opaque = expr.has(*_OPAQUE)
+    if not expr.is_integer or not (opaque or expr.has(FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float)):
+        return None
+    if opaque and len(free) != 1:
+        refuse("TensorRT rounds the root or the logarithm of a product of dynamic sizes otherwise than Python does")
+    if len(free) != 1:
         return None
     sizes = ctx.symbols[free[0]].sizes
     if len(sizes) > _TABLE or expr.free_symbols != {free[0]}:
         return None
     values = [int(evaluate(expr, {free[0]: size})) for size in sizes]
     place = _binary(ctx, EW.SUB, _SymbolLayers(ctx).get(free[0]), sizes[0])
+    place = place if sizes.step == 1 else _binary(ctx, EW.FLOOR_DIV, place, sizes.step)
     return _looked_up(ctx, values, place)
 
 
@@ -213,6 +249,10 @@ class _ShapeLayers:
 
     def sqrt(self, a: Any) -> Any:
         return layers.unary(self.ctx, trt.UnaryOperation.SQRT, layers.cast(self.ctx, a, torch.float32))
+
+    def log2(self, a: Any) -> Any:
+        log = layers.unary(self.ctx, trt.UnaryOperation.LOG, layers.cast(self.ctx, a, torch.float32))
+        return _binary(self.ctx, EW.PROD, log, 1 / math.log(2))
 
     def trunc_to_int(self, a: Any, dtype: torch.dtype) -> Any:
         return layers.cast(self.ctx, a, torch.int64)

@@ -46,7 +46,7 @@ def quantize(layer: Any, stored: Stored) -> Run:
 
     def run(x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
         _no_zero_point(zero)
-        y = floats(x) / _scale_like(x, floats(scale), axis, block)
+        y = floats(x) * (1.0 / _scale_like(x, floats(scale), axis, block))  # as the kernels do, and torch's too
         y = y if to.is_floating_point else y.round()
         return y.clamp(low, high).to(to)
 

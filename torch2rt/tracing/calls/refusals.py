@@ -19,12 +19,13 @@ CASTS = {torch.float16: "half()", torch.float32: "float()", torch.bfloat16: "bfl
 class RefusedError(TraceError):
     """The module itself, or torch, raises an error for inputs that the engine would serve.
 
-    `of_types` says that it does so for inputs of these types, whatever their sizes.
+    `of_types` says that it does so for inputs of these types, whatever their sizes; `of_traced` that it is for the
+    sizes that a trace was made with.
     """
 
-    def __init__(self, message: str, of_types: bool = False) -> None:
+    def __init__(self, message: str, of_types: bool = False, of_traced: bool = False) -> None:
         super().__init__(message)
-        self.of_types = of_types
+        self.of_types, self.of_traced = of_types, of_traced
 
 
 def describe_error(
@@ -43,7 +44,7 @@ def describe_error(
         return RefusedError(in_words(text, symbols) + advice, of_types=True)
     if symbols:
         text += " The engine would serve such sizes. Narrow the range, or compute with x.shape, not with numbers."
-    return RefusedError(in_words(text, symbols))
+    return RefusedError(in_words(text, symbols), of_traced=True)
 
 
 def describe_refusal(call: RecordedCall, error: Exception, sizes: Sizes, inputs: Mapping[str, torch.dtype]) -> str:

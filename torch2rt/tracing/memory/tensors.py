@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.utils._pytree import tree_leaves
 
 
 def memory_of(tensor: torch.Tensor) -> int:
@@ -29,6 +32,25 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     if isinstance(value, dict):
         return [t for v in value.values() for t in tensors_in(v)]
     return []
+
+
+def subclass_of(value: Any) -> type | None:
+    """The class of a tensor that is made of others, as `torchao`'s quantised weights are; `None` for other values."""
+    if (
+        not isinstance(value, torch.Tensor)
+        or type(value) in _PLAIN
+        or isinstance(value, (FakeTensor, FunctionalTensor))
+    ):
+        return None
+    return type(value) if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ else None
+
+
+def subclass_among(value: Any) -> type | None:
+    """`subclass_of` the first such tensor within a value."""
+    return next((kind for leaf in tree_leaves(value) if (kind := subclass_of(leaf)) is not None), None)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_wrapped(value: Any) -> bool:

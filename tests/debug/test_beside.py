@@ -1,0 +1,128 @@
+"""A conversion beside its module: own errors are where they arise, total errors where they show."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import torch2rt as package
+from torch2rt import InputError, passes, torch2rt
+from torch2rt.debug import compare, first_difference
+from torch2rt.graph import check_graph
+
+
+class Chain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(5, 7), nn.Linear(7, 6), nn.Linear(6, 4)
+
+    def forward(self, x, *, scale):
+        x = self.second(torch.tanh(self.first(x)))
+        parts = x.split([2, 4], -1)
+        return self.third(torch.cat(parts[::-1], -1) * scale), x.argmax(-1), (x > 0).any()
+
+
+X, KWARGS = torch.randn(3, 5), {"scale": torch.tensor([2.0])}
+
+
+def wrong(graph):
+    """Scales what the second layer gives, which float32 does not."""
+    graph = passes.copy_graph(graph)
+    (second,) = [n for n in graph.graph.nodes if n.op == "call_function" and n.meta["module"] == "second"]
+    bias = graph.get_parameter("second.bias").detach()
+    new = passes.add_constant(graph, "other", bias + torch.tensor([0, 0, 0, 0.5, 0, 0]), before=second)
+    second.args = (*second.args[:2], new)
+    return passes.finish(graph)
+
+
+def test_an_error_is_found_where_it_arises():
+    model = Chain().eval()
+    model_trt = torch2rt(model, [X], kwargs=KWARGS, passes=[*passes.default(), wrong], verify=False)
+    found = compare(model_trt, [X], KWARGS)
+    by_call = {(row.module, row.function): row for row in found.rows}
+    second = by_call["second", "torch.nn.functional.linear"]
+    assert second.own == pytest.approx(0.5, abs=1e-5) and second.error == second.own
+    third = by_call["third", "torch.nn.functional.linear"]
+    assert third.error > 0.1 and third.own < 1e-5
+    assert found.modules()[0] == second
+    assert first_difference(model_trt, [X], KWARGS) == second
+    assert second.source.partition(":")[0].endswith(".py") and second.dtype == "float32"
+    assert second.low == pytest.approx(float(by_call_value(model).min())) and second.lost == 0
+    text = str(found)
+    assert text.splitlines()[0] == "the reference beside the module" and text.splitlines()[2].startswith("second")
+
+
+def by_call_value(model):
+    with torch.no_grad():
+        return model.second(torch.tanh(model.first(X)))
+
+
+def test_a_right_conversion_has_no_difference():
+    model_trt = torch2rt(Chain().eval(), [X], kwargs=KWARGS, verify=False)
+    assert first_difference(model_trt, [X], KWARGS) is None
+    assert first_difference(model_trt, [X], KWARGS, tolerance=-1.0) == compare(model_trt, [X], KWARGS).rows[0]
+
+
+@pytest.mark.parametrize(
+    "options", [dict(precision="fp16"), dict(precision="bf16"), dict(precision="fp16", io_precision="fp16")]
+)
+def test_in_low_precision(options):
+    model_trt = torch2rt(Chain().eval(), [X], kwargs=KWARGS, **options)
+    rows = compare(model_trt, [X], KWARGS).rows
+    low = {"fp16": "float16", "bf16": "bfloat16"}[options["precision"]]
+    assert {row.dtype for row in rows if row.function.endswith("linear")} == {low}
+    assert all(row.own_relative < 0.01 for row in rows if row.dtype == low)
+    assert first_difference(model_trt, [X], KWARGS) is None
+    assert first_difference(model_trt, [X], KWARGS, tolerance=1e-6).module == "first"
+
+
+def test_what_overflows_is_lost():
+    class Large(nn.Module):
+        def forward(self, x):
+            return torch.relu(x @ x.mT) * 1.0
+
+    model_trt = torch2rt(Large(), [X], precision="fp16", samples=[], verify=False)
+    row = first_difference(model_trt, [X * 1000])
+    assert row.function.endswith("matmul__") or "matmul" in row.function
+    assert row.lost > 0 and row.high > 65504
+    assert compare(model_trt, [X]).modules()[0].lost == 0
+
+
+def test_the_module_may_go():
+    model = Chain().eval()
+    model_trt = torch2rt(model, [X], kwargs=KWARGS)
+    check_graph(model_trt._networks[0].traced)
+    before = compare(model_trt, [X], KWARGS).rows
+    del model
+    assert compare(model_trt, [X], KWARGS).rows == before
+
+
+def test_refused():
+    model_trt = torch2rt(Chain().eval(), [X], kwargs=KWARGS, keep_network=False)
+    with pytest.raises(
+        InputError, match=r"this module has no network. Convert it with torch2rt\(..., keep_network=True\)"
+    ):
+        compare(model_trt, [X], KWARGS)
+    model_trt = torch2rt(Chain().eval(), [X], kwargs=KWARGS)
+    with pytest.raises(InputError, match="does not have the form"):
+        compare(model_trt, [X, X], KWARGS)
+    with pytest.raises(InputError, match="by='gpu' is not one of 'reference', 'engine'"):
+        compare(model_trt, [X], KWARGS, by="gpu")
+    assert package.debug.compare is compare
+
+
+def test_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    compare(torch2rt(Chain().eval(), [X], kwargs=KWARGS), [X], KWARGS).picture(tmp_path / "errors.png")
+    assert (tmp_path / "errors.png").stat().st_size > 1000
+
+
+def test_by_the_engine(device):
+    if device.type != "cuda":
+        pytest.skip("engines run on a GPU")
+    model, x, kwargs = copy.deepcopy(Chain()).eval().to(device), X.to(device), {"scale": KWARGS["scale"].to(device)}
+    model_trt = torch2rt(model, [x], kwargs=kwargs, precision="fp16")
+    assert first_difference(model_trt, [x], kwargs, by="engine") is None
+    assert not any(p.is_cuda for p in model_trt._networks[0].traced.parameters())

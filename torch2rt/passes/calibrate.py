@@ -1,0 +1,133 @@
+"""Calibration: the values of a traced graph on real data, and the ranges that they are quantised to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.fx.node import Node
+
+from torch2rt.errors import InputError
+from torch2rt.graph import graph_meta, place_of
+from torch2rt.interface import Interface
+from torch2rt.passes.histogram import METHODS, Histogram
+from torch2rt.passes.ranges import Measuring, Ranges
+from torch2rt.progress import Spinner
+
+
+@torch.inference_mode(False)
+def calibrate(
+    graph: torch.fx.GraphModule,
+    batches: Iterable[Any],
+    nodes: Sequence[Node],
+    method: str = "entropy",
+    progress: bool | None = None,
+    others: bool = False,
+) -> tuple[dict[str, float], Ranges]:
+    """The largest absolute values to quantise nodes' values to, and the ranges of all values, by the nodes' names.
+
+    - `batches`: each is the inputs of a call, in a list, a tuple, a dict by keyword, or one tensor; of any size, as one
+      that is larger than the graph takes is split along the first dimension.
+    - `others`: leave out batches of sizes that the graph does not serve, as another graph of the module does.
+    - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `torch2rt.passes.histogram` defines them.
+
+    Raises `InputError` for batches that the module does not take, for none, and for NaN and infinities in a value.
+
+    >>> from torch2rt import trace
+    >>> graph = trace(torch.nn.Linear(1, 1), [torch.ones(2, 1)])
+    >>> x = graph.graph.find_nodes(op="placeholder")
+    >>> calibrate(graph, [torch.tensor([[-3.0], [2.0]])], x, "minmax")[0]
+    {'input': 3.0}
+    """
+    if method not in METHODS:
+        raise InputError(f"calibration_method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
+    running = _Calibrating(graph, nodes)
+    count = used = 0
+    with Spinner("calibrate", progress).turning(lambda: f"batch {count}"):
+        for batch in batches:
+            for tensors in _calls(graph, batch, count, others):
+                used += 1
+                try:
+                    running.call(tensors)
+                except Exception as error:
+                    raise InputError(
+                        f"calibration: the module fails on batch {count} with {type(error).__name__}: "
+                        f"{(str(error).splitlines() or [''])[0]}"
+                    ) from error
+            count += 1
+    if count and not used:
+        raise InputError("calibration= has no batch of sizes that each of the engines serves.")
+    if not count:
+        raise InputError("calibration= has no batch. Pass some inputs such as the engine will be given.")
+    found = {}
+    for node in nodes:
+        histogram = running.histograms[node.name]
+        if histogram.not_finite:
+            inputs = graph_meta(graph).interface.inputs
+            is_input = node.op == "placeholder"
+            where = f"the input '{inputs[node.meta['input']].name}'" if is_input else place_of(node).strip()
+            raise InputError(f"calibration: {where} has {histogram.not_finite} on the calibration data.")
+        found[node.name] = METHODS[method](histogram) if histogram.largest else 0.0
+    return found, running.ranges
+
+
+class _Calibrating(Measuring):
+    """Counts the values of some nodes, and keeps the ranges of all."""
+
+    def __init__(self, graph: torch.fx.GraphModule, nodes: Sequence[Node]) -> None:
+        super().__init__(graph, torch.device("cpu"))
+        self.histograms = {node.name: Histogram() for node in nodes}
+
+    def call(self, tensors: Sequence[torch.Tensor]) -> Any:
+        self.device = next((x.device for x in tensors), torch.device("cpu"))
+        return super().call(tensors)
+
+    def seen(self, node: Node, value: Any) -> None:
+        super().seen(node, value)
+        if node.name in self.histograms:
+            self.histograms[node.name].add(value)
+
+
+def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> Iterator[list[torch.Tensor]]:
+    """A batch as calls that the graph takes."""
+    interface = graph_meta(graph).interface
+    keywords: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {}
+    args = tuple(batch) if isinstance(batch, (tuple, list)) else () if keywords else (batch,)
+    try:
+        tensors = interface.tensors(args, keywords)
+    except InputError as error:
+        raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
+    devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
+    tensors = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
+    try:
+        interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
+        yield tensors
+    except InputError as error:
+        if (parts := _parts(interface, tensors)) is None and others:
+            return
+        if parts is None:
+            raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
+        yield from parts
+
+
+def _parts(interface: Interface, tensors: list[torch.Tensor]) -> list[list[torch.Tensor]] | None:
+    """A batch in parts of sizes that are served; the last begins anew with the first samples where it is too small."""
+    if any(not x.dim() for x in tensors) or len({x.shape[0] for x in tensors}) != 1 or not len(tensors[0]):
+        return None
+    count, most = len(tensors[0]), min(spec.max[0] for spec in interface.inputs)
+    least = max(spec.min[0] for spec in interface.inputs)
+    if most < 1 or least > most:
+        return None
+    parts = []
+    for start in range(0, count, most):
+        size = max(min(most, count - start), least)
+        places = torch.tensor([*itertools.islice(itertools.cycle(range(count)), start, start + size)])
+        parts.append([x.index_select(0, places.to(x.device)) for x in tensors])
+    try:
+        for part in parts:
+            interface.check([tuple(x.shape) for x in part], [x.dtype for x in part])
+    except InputError:
+        return None
+    return parts

@@ -1,0 +1,134 @@
+"""The range to quantise a value to, from a histogram of its absolute values on calibration data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+BINS = 2048
+FIRST = 128  # bins that a threshold leaves at least: as many as an int8 has absolute values
+MOST = 32 * BINS  # bins; where more would be needed, they become twice as wide
+FEWEST = 8
+PERCENTILE = 99.99
+
+
+class Histogram:
+    """Counts of absolute values: 2,048 bins up to the largest of the first batch, and further ones as they are needed.
+
+    >>> histogram = Histogram()
+    >>> histogram.add(torch.tensor([0.5, -2.0]))
+    >>> histogram.largest, int(histogram.counts.sum()), histogram.width == 2 / BINS
+    (2.0, 2, True)
+    """
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self.width = 0.0
+        self.counts = np.zeros(0)
+        self.zeros = 0  # seen before anything else was
+        self.not_finite: str | None = None
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count a tensor's values; of one with a NaN or an infinity, only remember that."""
+        x = x.detach().float().abs().flatten()
+        if not x.numel():
+            return
+        largest = float(x.max())
+        if not math.isfinite(largest):
+            self.not_finite = "NaN" if math.isnan(largest) else "an infinity"
+            return
+        self.largest = max(self.largest, largest)
+        if not self.largest:
+            self.zeros += x.numel()
+            return
+        if not self.width:
+            self.width, self.counts = max(largest / BINS, np.finfo(np.float32).tiny), np.zeros(BINS)
+            self.counts[0] += self.zeros
+        self._reach(largest)
+        size = len(self.counts)
+        counted = torch.histc(x, size, 0.0, size * self.width)
+        missing = x.numel() - int(counted.double().sum())  # the largest, where rounding put it past the last bin
+        self.counts += counted.double().cpu().numpy()
+        self.counts[-1] += max(missing, 0)
+
+    def _reach(self, largest: float) -> None:
+        """Add bins until they hold a number, and make them wider where there would be too many."""
+        while largest > MOST * self.width:
+            counts = np.pad(self.counts, (0, len(self.counts) % 2))
+            self.width, self.counts = 2 * self.width, counts.reshape(-1, 2).sum(1)
+        needed = max(BINS, math.ceil(largest / self.width - 1e-6))
+        if needed > len(self.counts):
+            self.counts = np.pad(self.counts, (0, needed - len(self.counts)))
+
+    @property
+    def edges(self) -> np.ndarray:
+        return self.width * np.arange(len(self.counts) + 1)
+
+
+def minmax(histogram: Histogram) -> float:
+    """The largest value: nothing saturates."""
+    return histogram.largest
+
+
+def percentile(histogram: Histogram) -> float:
+    """The left edge of the first bin at which 99.99 % of the values are reached."""
+    reached = np.cumsum(histogram.counts) / histogram.counts.sum()
+    return float(histogram.edges[np.searchsorted(reached, PERCENTILE / 100)])
+
+
+def mse(histogram: Histogram) -> float:
+    """The centre of a bin for which the squared error of quantised bin centres is least."""
+    centers, counts = histogram.edges[:-1] + histogram.width / 2, histogram.counts
+    used = counts > 0
+    values, weights = centers[used], counts[used]
+    errors = []
+    for largest in centers[FIRST:]:
+        scale = largest / 127
+        errors.append(float(((np.clip(np.round(values / scale), 0, 127) * scale - values) ** 2 * weights).sum()))
+    return float(centers[FIRST + int(np.argmin(errors))])
+
+
+def entropy(histogram: Histogram) -> float:
+    """The threshold for which the Kullback-Leibler divergence of quantised from saturated values is least.
+
+    Of those up to each edge from the 128th on, the last with the least divergence. The first bin counts as the second
+    does, as zeros say nothing about a scale. With fewer numbers than `FEWEST` for each bin most bins are empty, and the
+    divergence says nothing: then it is the largest value.
+    """
+    if histogram.counts.sum() < FEWEST * len(histogram.counts):
+        return minmax(histogram)
+    counts = histogram.counts.copy()
+    counts[0] = counts[1]
+    tails = counts.sum() - np.cumsum(counts)
+    sizes = [*range(FIRST, len(counts), max(1, len(counts) // (4 * BINS))), len(counts)]
+    divergences = [_divergence(counts[:size], tails[size - 1]) for size in sizes]
+    last = len(divergences) - 1 - int(np.argmin(divergences[::-1]))
+    return float(histogram.edges[sizes[last]])
+
+
+def _divergence(counts: np.ndarray, tail: float) -> float:
+    """Of the counts, the last with the tail, from those that 128 groups of bins can tell apart."""
+    if not counts[-1] and tail > 0:  # the last bin has the tail, which no group of bins can stand for
+        return math.inf
+    is_used = counts > 0
+    if not is_used.any():
+        return math.inf
+    starts = np.ceil(np.linspace(0, len(counts), FIRST + 1)[:-1] - 1e-9).astype(int)
+    sums, used = np.add.reduceat(counts, starts), np.add.reduceat(is_used.astype(float), starts)
+    means = sums / np.maximum(used, 1)
+    coarse = np.repeat(means, np.diff(np.append(starts, len(counts)))) * is_used
+    fine = counts.copy()
+    fine[-1] += tail
+    p, q = fine[fine > 0] / fine.sum(), coarse[fine > 0] / coarse.sum()
+    return float((p * np.log(p / q)).sum())
+
+
+METHODS: dict[str, Callable[[Histogram], float]] = {
+    "entropy": entropy,
+    "minmax": minmax,
+    "percentile": percentile,
+    "mse": mse,
+}

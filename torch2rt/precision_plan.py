@@ -1,0 +1,96 @@
+"""The precision plan: which call of a module computes in which type, and why, before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections import Counter
+from typing import Any
+
+import torch
+
+from torch2rt.convert import torch2rt
+from torch2rt.migration import KEYWORDS, from_torch2trt
+from torch2rt.passes.options import Precision
+from torch2rt.passes.order import chosen, run
+from torch2rt.passes.precision import dtype_of
+from torch2rt.prepared import prepare
+from torch2rt.registry import qualified_name
+from torch2rt.structure import bare_name
+from torch2rt.tracing.trace import as_arguments, trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A call: the path of its module, its function, `file:line`, the type it computes in, and why."""
+
+    module: str
+    function: str
+    source: str
+    dtype: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the calls of a module compute in. It prints as a table, a row for each module; `rows` has each call.
+
+    `changes` are the sentences of `model_trt.report`, such as which calls stay in float32 because of their values.
+    """
+
+    rows: list[Row]
+    changes: list[str]
+
+    def __str__(self) -> str:
+        table = [("module", "computes in", "in float32")]
+        for module in dict.fromkeys(row.module for row in self.rows):
+            rows = [row for row in self.rows if row.module == module]
+            types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(row.dtype for row in rows).items())
+            wide = Counter(f"{row.function} ({row.reason})" for row in rows if row.dtype == "float32")
+            table.append((module or "(the module itself)", types, "; ".join(wide)))
+        widths = [max(len(line[column]) for line in table) for column in (0, 1)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in table]
+        return "\n".join(lines + [f"{text}" for text in self.changes])
+
+
+def precision_plan(graph: torch.fx.GraphModule) -> Plan:
+    """The plan of a graph that passes have run over."""
+    rows = [
+        Row(
+            node.meta["module"],
+            qualified_name(node.target),  # type: ignore[arg-type]
+            node.meta["source"],
+            bare_name(dtype_of(node)),
+            node.meta.get("precision", "as in the module"),
+        )
+        for node in graph.graph.nodes
+        if node.op == "call_function" and "origin" in node.meta and dtype_of(node) is not None
+    ]
+    return Plan(rows, list(graph.meta["torch2rt"].assumptions))
+
+
+def plan(module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **options: Any) -> Plan:
+    """What `torch2rt(module, inputs, **options)` would compute in which type, without building anything.
+
+    The options are those of `torch2rt.torch2rt`, and raise what they raise there.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1))
+    >>> print(plan(model, [torch.randn(2, 3)], precision="fp16"))
+    module  computes in  in float32
+    0       1 float16
+    1       1 float32    torch.softmax (computes in float32)
+    """
+    known = inspect.signature(torch2rt).parameters
+    if unknown := [name for name in options if name not in known and name not in KEYWORDS]:
+        raise TypeError(f"plan() got an unexpected keyword argument {unknown[0]!r}")
+    fields = [field.name for field in dataclasses.fields(Precision)]
+    keywords = {name: value for name, value in options.items() if name not in known}
+    precise = Precision(**from_torch2trt(keywords, {name: options[name] for name in fields if name in options})[0])
+    ordered = chosen(options.get("passes"), options.get("float64", "float32"))
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
+    tracing = {name: options[name] for name in inspect.signature(trace).parameters if name in options}
+    graph = trace(module, inputs, **tracing)
+    tensors = graph.meta["torch2rt"].interface.tensors(*as_arguments(inputs, options.get("kwargs")))
+    made = prepare(graph, ordered, precise, module, tensors)
+    return precision_plan(run(made.graph, made.passes))
