@@ -11,6 +11,7 @@ calls of 10,000 shapes with a graph cache: how much memory torch holds then and 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import gc
 import json
@@ -58,29 +59,32 @@ def order(count: int, length: int, seed: int = 0) -> list[int]:
 def bare(model_trt: TRTModule, inputs: list[torch.Tensor], threads: int) -> Callable[[], Callable[[int], Any]]:
     """Calls by TensorRT contexts with memory of their own, one for each thread, on the thread's stream.
 
-    They are made and run once before, as TensorRT for RTX 1.6 crashes if one is made while another one runs.
+    They are made before, and several threads tell and run them one after the other: TensorRT for RTX 1.6 crashes
+    otherwise (see `torch2rt.backend.quirks.runs_alone_at_other_shapes`).
     """
     loaded = model_trt._ready().loaded
     contexts = [loaded.create_context(own_memory=True) for _ in range(threads)]
     outputs = [model_trt(x) for x in inputs]
+    lock = threading.Lock() if threads > 1 else contextlib.nullcontext()
     for context in contexts:
-        _bare(context, model_trt, inputs, outputs)(0)
+        _bare(context, model_trt, inputs, outputs, lock)(0)
     torch.cuda.synchronize()
-    return lambda: _bare(contexts.pop(), model_trt, inputs, [y.clone() for y in outputs])
+    return lambda: _bare(contexts.pop(), model_trt, inputs, [y.clone() for y in outputs], lock)
 
 
 def _bare(
-    context: Any, model_trt: TRTModule, inputs: list[torch.Tensor], outputs: list[torch.Tensor]
+    context: Any, model_trt: TRTModule, inputs: list[torch.Tensor], outputs: list[torch.Tensor], lock: Any
 ) -> Callable[[int], Any]:
     (name,), (result,) = model_trt.input_names, model_trt.output_names
     stream = torch.cuda.current_stream().cuda_stream
 
     def call(i: int) -> None:
         x = inputs[i]
-        context.set_input_shape(name, tuple(x.shape))
-        context.set_tensor_address(name, x.data_ptr())
-        context.set_tensor_address(result, outputs[i].data_ptr())
-        context.execute_async_v3(stream)
+        with lock:
+            context.set_input_shape(name, tuple(x.shape))
+            context.set_tensor_address(name, x.data_ptr())
+            context.set_tensor_address(result, outputs[i].data_ptr())
+            context.execute_async_v3(stream)
 
     return call
 
