@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from torch2rt.lowering import lower as lower
     from torch2rt.planning import plan as plan
     from torch2rt.registry import converter as converter
+    from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
     from torch2rt.runtime.segments import PartitionedModule as PartitionedModule
     from torch2rt.submodules import convert_submodules as convert_submodules
+    from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
 
 __version__ = "0.1.0"
@@ -44,6 +46,8 @@ _HOMES = {
     "PartitionedModule": "runtime.segments",
     "convert_submodules": "submodules",
     "plan": "planning",
+    "GraphCache": "runtime.graph_cache",
+    "record_shapes": "tracing.record_shapes",
     "converter": "registry",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]

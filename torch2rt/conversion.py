@@ -18,6 +18,7 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.fallback import Choice, convert_in_segments, plan_in_words
 from torch2rt.graph import graph_meta
+from torch2rt.interface import check_profiles
 from torch2rt.lowering import lower
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
@@ -64,6 +65,7 @@ class Conversion:
             variants = trace_variants(traces, max_variants, by_values=by_values if merge == "values" else None)
         seconds = (time.perf_counter() - start) / len(variants)
         precise = self.precise.for_engines(len(variants))
+        check_profiles([graph_meta(variant.graph).interface for variant in variants])
         parts: list[TRTModule] = []
         networks: list[Network] = []
         for variant in variants:
@@ -95,6 +97,8 @@ class Conversion:
             )
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
         graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
+        if graph_meta(graph).interface.asked_profiles[1:]:
+            raise InputError("Several sets of opt_shapes are for modules that TensorRT takes as a whole. Give one.")
         refused: UnsupportedError | None = None
         try:
             self._lowered(graph)

@@ -16,6 +16,7 @@ from torch2rt.fallback import Choice
 from torch2rt.migration import from_torch2trt
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, chosen
+from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.segments import PartitionedModule
 from torch2rt.runtime.stateful import Found, StatefulModule, find_state
@@ -51,7 +52,7 @@ def torch2rt(
     log_level: Any = None,
     keep_network: bool = True,
     verify: bool | str = True,
-    cuda_graph: bool = False,
+    cuda_graph: bool | GraphCache = False,
     progress: bool | None = None,
     passes: Iterable[Pass] | None = None,
     precision: str | None = None,
@@ -85,7 +86,10 @@ def torch2rt(
       copy; every input may have any strides, and is copied where they are not the engine's.
     - `min_shapes`, `opt_shapes`, `max_shapes`: the shapes to serve, one per input tensor: a list (flat, or nested like
       `inputs`; tensors of `kwargs` come last) or a dict by input name. Where min and max differ a dimension is dynamic;
-      what is not given is the example's shape. `max_batch_size=n` is short for dimension 0 from 1 to n everywhere.
+      what is not given is the example's shape. `opt_shapes`, which TensorRT tunes for, may be a list of several such
+      sets: the engine then has an optimization profile for each, and a call runs in the one whose sizes are the nearest
+      by their ratios. `torch2rt.record_shapes` proposes all three. `max_batch_size=n` is short for dimension 0 from 1
+      to n everywhere.
       The module is traced at these shapes, also where they leave out the example's.
     - `multiple_of`: what dynamic sizes are multiples of, such as `{"x": (1, 1, 32, 32)}`, in the form of `min_shapes`.
       The module's Python need not be right for other sizes, and calls with them raise `InputError`.
@@ -135,7 +139,8 @@ def torch2rt(
       example once in float32. A call stays in float32 where float16 cannot hold its values there, with a factor of 2
       to spare, and `model_trt.report` names it. `[]` measures nothing.
     - `**torch2trt`: torch2trt's other keywords, such as `fp16_mode=True`; `torch2rt.migration` says what each does.
-    - `cuda_graph`: replay each call as a CUDA graph; `model_trt.cuda_graph` says so later on.
+    - `cuda_graph`: replay calls whose shapes come back as CUDA graphs; `model_trt.cuda_graph` says so later on. A
+      `torch2rt.GraphCache` says how many are kept.
     - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
       as for `torch2rt.build`.
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
@@ -240,7 +245,7 @@ def torch2rt(
     return _finished(converted, stateful, state, keep_network, cuda_graph)
 
 
-def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: bool, cuda_graph: bool) -> Any:
+def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: bool, cuda_graph: Any) -> Any:
     """A converted module as it was asked for."""
     if not keep_network:
         model_trt.drop_network()

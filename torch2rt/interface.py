@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class Input:
 
     The engine reads it in `memory_format`, and so has its axes in the order in which they lie in memory. `promises` say
     what a trace may take for granted of dynamic sizes; the interface's constraints check it at calls.
+    `others` are the opt shapes of the engine's optimization profiles but the first.
     """
 
     name: str
@@ -34,6 +36,12 @@ class Input:
     max: Shape
     memory_format: torch.memory_format = torch.contiguous_format
     promises: tuple[Promise, ...] = ()
+    others: Sequence[Shape] = ()
+
+    @property
+    def opts(self) -> list[Shape]:
+        """The shape that each optimization profile is tuned for."""
+        return [self.opt, *self.others]
 
     @property
     def dynamic(self) -> list[int]:
@@ -98,6 +106,28 @@ class Interface:
             return None
         plain = {torch.Tensor: {"leaf": 0}, tuple: {"tuple": leaves}}
         return next((kind for kind, result in plain.items() if self.result == result), None)
+
+    @functools.cached_property
+    def profiles(self) -> list[list[Shape]]:
+        """The opt shapes of each of the engine's optimization profiles, which all serve the whole range."""
+        first, *others = self.asked_profiles
+        return [first, *(shapes for shapes in others if self.serves(shapes))]
+
+    @property
+    def asked_profiles(self) -> list[list[Shape]]:
+        """The opt shapes that were asked for; of several engines for one range, each has those that it serves."""
+        return [list(shapes) for shapes in zip(*[spec.opts for spec in self.inputs])] or [[]]
+
+    def nearest_profile(self, shapes: Sequence[Sequence[int]]) -> int:
+        """The index of the profile whose opt shapes are the nearest: the product of all ratios is the smallest.
+
+        Of several that are as near, it is the first.
+        """
+        distances = []
+        for opts in self.profiles:
+            pairs = [pair for opt, shape in zip(opts, shapes) for pair in zip(opt, shape)]
+            distances.append(math.prod(max(a, b, 1) / max(min(a, b), 1) for a, b in pairs))
+        return distances.index(min(distances))
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The tensors of a call in input order; `InputError` if the call does not have the converted call's form."""
@@ -208,6 +238,7 @@ class Interface:
                 tuple(i["opt"]),
                 tuple(i["max"]),
                 getattr(torch, i.get("memory_format", "contiguous_format")),
+                others=tuple(map(tuple, i.get("others", ()))),
             )
             for i in data["inputs"]
         ]
@@ -253,13 +284,15 @@ def describe_inputs(
     lows = _shapes("min_shapes", min_shapes, arguments, with_batch(1))
     highs = _shapes("max_shapes", max_shapes, arguments, with_batch(max_batch_size or 1))
     between = {name: clipped(shape, lows[name], highs[name]) for name, shape in example.items()}
-    opts = _shapes("opt_shapes", opt_shapes, arguments, between)
+    sets = [_shapes("opt_shapes", one, arguments, between) for one in _sets(opt_shapes, list(example))]
+    profiles = list({tuple(opts.items()): opts for opts in sets}.values())
     factors = _shapes("multiple_of", multiple_of, arguments, {name: (1,) * len(s) for name, s in example.items()})
     if asked is not None and (max_batch_size is not None or multiple_of is not None):
         raise InputError("dynamic_shapes says what max_batch_size and multiple_of would: leave one of them out.")
     result = []
     for name, leaf in zip(names, leaves, strict=True):
-        low, opt, high = lows[name], opts[name], highs[name]
+        low, high = lows[name], highs[name]
+        opt, *others = (opts[name] for opts in profiles)
         promises = multiples(name, factors[name], low, high)
         if asked is not None:
             given = min_shapes is not None, max_shapes is not None
@@ -267,6 +300,9 @@ def describe_inputs(
             opt = opt if opt_shapes is not None else clipped(tuple(leaf.shape), low, high)
         for promise in promises:
             where, axis = f"Input '{name}', dimension {promise.axis}", promise.axis
+            for number, other in enumerate(others):
+                _, size, _ = within(promise, where, low[axis], other[axis], high[axis], True)
+                others[number] = (*other[:axis], size, *other[axis + 1 :])
             ends = within(promise, where, low[axis], opt[axis], high[axis], opt_shapes is not None)
             low, opt, high = (
                 (*shape[:axis], end, *shape[axis + 1 :]) for shape, end in zip((low, opt, high), ends, strict=True)
@@ -275,12 +311,17 @@ def describe_inputs(
             raise InputError(
                 f"{max_batch_size=} contradicts max_shapes, which gives input '{name}' {high}. Leave one of them out."
             )
-        for axis, (first, middle, last) in enumerate(zip(low, opt, high, strict=True)):
+        ranges = [
+            (axis, *sizes)
+            for middle_shape in (opt, *others)
+            for axis, sizes in enumerate(zip(low, middle_shape, high, strict=True))
+        ]
+        for axis, first, middle, last in ranges:
             if not 0 <= first <= middle <= last:
                 raise InputError(
                     f"Input '{name}', dimension {axis}: min {first}, opt {middle}, max {last} are not in order."
                 )
-        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf), promises))
+        result.append(Input(name, leaf.dtype, low, opt, high, _memory_format(leaf), promises, tuple(others)))
     return result
 
 
@@ -301,6 +342,35 @@ def listed_shapes(
     example = {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
     choices = [list(_shapes(f"shapes[{i}]", one, arguments, example).values()) for i, one in enumerate(shapes)]
     return [list(choice) for choice in dict.fromkeys(map(tuple, choices))]
+
+
+def check_profiles(interfaces: Sequence[Interface]) -> None:
+    """Raise `InputError` for opt shapes that none of the engines for a range serves."""
+    first = interfaces[0]
+    for shapes in first.asked_profiles[1:]:
+        if not any(one.serves(shapes) for one in interfaces):
+            try:
+                first.check(shapes, [spec.dtype for spec in first.inputs])
+            except InputError as error:
+                raise InputError(f"opt_shapes has shapes that no call may have: {error}") from error
+
+
+def _sets(shapes: Any, names: Sequence[str]) -> list[Any]:
+    """The sets of shapes in `opt_shapes`, which is one set or a list of several."""
+    if not isinstance(shapes, (list, tuple)) or not shapes or _is_shape(shapes):
+        return [shapes]
+    if all(isinstance(one, Mapping) and set(one) <= set(names) for one in shapes):
+        given = [name for one in shapes for name in one]
+        if len(given) != len(set(given)) or len(given) != len(names):
+            return list(shapes)
+    elif len(names) != sum(_count(one) for one in shapes) and all(_count(one) == len(names) for one in shapes):
+        return list(shapes)
+    return [shapes]
+
+
+def _count(shapes: Any) -> int:
+    """How many shapes there are in a nested value."""
+    return len(flatten(shapes, _is_shape, "opt_shapes")[0])
 
 
 def clipped(shape: Shape, low: Shape, high: Shape) -> Shape:

@@ -1,6 +1,5 @@
 """What a replay does on the host, with the GPU's part left out."""
 
-import collections
 import contextlib
 import itertools
 import random
@@ -16,8 +15,11 @@ from torch2rt import torch2rt
 from torch2rt.backend import cuda
 from torch2rt.backend.cuda import CaptureError, Copy
 from torch2rt.errors import EngineError
+from torch2rt.runtime import idle_contexts
 from torch2rt.runtime import pool as pool_file
 from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
+from torch2rt.runtime.graph_cache import GraphCache, Traffic
+from torch2rt.runtime.graph_memory import GraphMemory
 from torch2rt.runtime.pool import ContextPool
 
 
@@ -100,9 +102,9 @@ def test_another_input_is_not_read_by_a_graph_of_the_first(graph):
 class Captured:
     """A graph that notices when it is replayed twice at once, or after it was let go of."""
 
-    made = 0
+    made = calls = calls_before = need = own = 0
 
-    def __init__(self, execution, tensors, capture_stream, borrow, copies_inputs):
+    def __init__(self, execution, tensors, capture_stream, borrow, copies_inputs, memory):
         self.execution, self.copies_inputs = execution, copies_inputs
         self.lock, self.gone, self.running = threading.Lock(), False, False
         self.shape = tensors[0].shape
@@ -122,14 +124,18 @@ class Captured:
 def test_graphs_of_many_threads_come_and_go(monkeypatch):
     """Six keys, of which three are kept: each replay is of a graph that is there, and one at a time."""
     monkeypatch.setattr(pool_file, "CudaGraph", Captured)
-    monkeypatch.setattr(pool_file, "GRAPHS", 3)
     monkeypatch.setattr(pool_file.cuda, "synchronize", lambda stream: random.random() < 0.9)
     monkeypatch.setattr(pool_file.cuda, "beside_captures", contextlib.nullcontext)
     monkeypatch.setattr(pool_file.cuda, "enter_context", lambda index: None)
     pool = ContextPool.__new__(ContextPool)
-    pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), collections.OrderedDict(), None
+    pool.lock, pool.graphs, pool.uncapturable, pool.memory = threading.RLock(), {}, None, GraphMemory()
+    pool.traffic, pool.unused = Traffic(), []
+    monkeypatch.setattr(pool.traffic, "is_worth", lambda *arguments: True)
     pool.index, pool.failures, pool.inputs = 0, 0, SimpleNamespace(check=lambda tensors: None)
-    pool.capture_stream, pool.unused_context = 4, lambda: SimpleNamespace(forget=lambda: None)
+    pool.capture_stream, pool.unused_context = (
+        4,
+        lambda: SimpleNamespace(forget=lambda: None, shapes=None, changes=0, exact=True),
+    )
     inputs = [torch.zeros(size) for size in range(1, 7)]
     idle = {stream: [] for stream in (1, 2)}
     done = itertools.count()
@@ -139,7 +145,7 @@ def test_graphs_of_many_threads_come_and_go(monkeypatch):
         for _ in range(400):
             x, stream = choose.choice(inputs), choose.choice([1, 2])
             with contextlib.suppress(EngineError):  # no capture today, or a stream that is busy
-                (result,) = pool.replay([x], stream, idle[stream], borrow=False)
+                (result,) = pool.replay([x], stream, idle[stream], borrow=False, cache=GraphCache(shapes=3))
                 assert result is x
                 next(done)
 
@@ -166,14 +172,20 @@ def plain_pool(monkeypatch):
     monkeypatch.setattr(pool_file.cuda, "is_torchs", lambda stream, index: True)
     monkeypatch.setattr(pool_file, "current_device", lambda: 0)
     monkeypatch.setattr(pool_file, "current_stream", lambda index: 7)
-    monkeypatch.setattr(pool_file, "is_capturing", lambda: False)
+    for file in (pool_file, idle_contexts):
+        monkeypatch.setattr(file, "is_capturing", lambda: False)
     monkeypatch.setattr(Uncapturable, "made", 0)
     pool = ContextPool.__new__(ContextPool)
-    pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), collections.OrderedDict(), None
+    pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), {}, None
+    pool.traffic, pool.memory = Traffic(), GraphMemory()
+    monkeypatch.setattr(pool_file, "DEFAULT", GraphCache(after=1))
+    pool.profiles, pool.loaded = 1, SimpleNamespace(scratch=None, engine=None)
     pool.index, pool.idle, pool.external, pool.stream, pool.failures = 0, {}, object(), 3, 0
     pool.captured, pool.capture_stream = [], 4
     pool.inputs = SimpleNamespace(check=lambda tensors: None)
-    pool.unused_context = lambda: SimpleNamespace(run=lambda xs, stream: [xs[0] * 2], forget=lambda: None)
+    pool.unused_context = lambda: SimpleNamespace(
+        run=lambda xs, stream: [xs[0] * 2], forget=lambda: None, shapes=None, changes=0, exact=True
+    )
     return pool
 
 

@@ -14,7 +14,7 @@ from harness.threads import at_once
 from test_callers import as_told
 from test_tracing import module
 
-from torch2rt import torch2rt
+from torch2rt import GraphCache, torch2rt
 from torch2rt.errors import EngineError, InputError
 from torch2rt.runtime import pool as pool_file
 from torch2rt.runtime.cuda_graph import CudaGraph
@@ -173,7 +173,8 @@ def test_a_capture_without_a_warm_up_is_refused(net, model_trt):
 
 def test_captures_touch_nothing_of_other_threads(net, device):
     """While calls are captured, others draw random numbers, allocate, free, and wait for streams and events."""
-    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=True)
+    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)])
+    fast.cuda_graph = GraphCache(shapes=96, after=1)
     inputs = [torch.randn(1, 3, 8 + turn % 24, 8 + turn // 24, device=device) for turn in range(96)]
     with torch.no_grad():
         expected = [net(x) for x in inputs]
@@ -227,7 +228,8 @@ def test_a_capture_leaves_the_generator_and_the_pools_of_memory_alone(net, devic
 
 
 def test_graphs_that_are_gone_give_their_memory_back(net, device):
-    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)], cuda_graph=True)
+    fast = torch2rt(net, [images()], min_shapes=[(1, 3, 8, 8)], max_shapes=[(4, 3, 32, 32)])
+    fast.cuda_graph = GraphCache(after=1)
     allocated = []
     for width in [*range(8, 33)] * 3:
         fast(torch.randn(1, 3, 8, width, device=device))

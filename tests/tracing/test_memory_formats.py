@@ -15,6 +15,7 @@ from torch2rt import TraceError, TRTModule, torch2rt
 from torch2rt.interface import Input, Interface
 from torch2rt.runtime import execution
 from torch2rt.runtime import inputs as inputs_file
+from torch2rt.runtime.fits import Fits
 from torch2rt.runtime.shared_lock import SharedLock
 
 LAST, LAST_3D, PLAIN = torch.channels_last, torch.channels_last_3d, torch.contiguous_format
@@ -178,8 +179,10 @@ def test_what_lies_as_the_engine_reads_it_is_not_copied(without_gpu_memory, monk
     inputs.index = -1
     one = execution.Execution.__new__(execution.Execution)
     one.context, one.execute, one.set_address = context, context.execute_async_v3, context.set_tensor_address
-    one.inputs, one.lock, one.loaded = inputs, SharedLock(), SimpleNamespace(outputs=[("y", torch.float32)])
-    one.shapes, one.warm, one.scratch = None, False, 0
+    one.inputs, one.lock, one.profile = inputs, SharedLock(), 0
+    one.exact, one.changes, one.is_alone = True, 0, True
+    one.loaded = SimpleNamespace(outputs=[("y", torch.float32)], fits=Fits(), scratch=None)
+    one.forget()
     x = layout(values(shape, torch.float32))
     for _ in range(2):
         one.run([x], 0)

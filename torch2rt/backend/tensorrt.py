@@ -206,6 +206,11 @@ def is_listed(capability: tuple[int, int]) -> bool:
     return hasattr(trt.ComputeCapability, f"SM{capability[0]}{capability[1]}")
 
 
+def scratch_of_all_shapes(engine: Any) -> int:
+    """The bytes of scratch memory with which a context runs at every shape that the engine serves."""
+    return int(engine.device_memory_size_v2)
+
+
 def builds_without_gpu() -> bool:
     """Whether engines are built without a GPU, for GPUs that `compute_capabilities` names: TensorRT for RTX alone."""
     return IS_RTX

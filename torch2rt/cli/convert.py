@@ -109,7 +109,9 @@ def _show_stage(name: str, result: Any, seconds: float, show: Table) -> None:
 
     if name == "trace":
         for spec in graph_meta(result).interface.inputs:
-            show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
+            show.row(
+                spec.name, spec.describe(), f"optimized for {' and '.join(map(by, spec.opts))}" if spec.dynamic else ""
+            )
         calls = [n for n in result.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
         made = f"{len(calls)} calls"
     elif name == "lower":

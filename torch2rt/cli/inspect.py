@@ -24,7 +24,9 @@ def inspect(path: str, layers: bool) -> None:
     built = f"{saved.made_by.get('flavour', 'unknown')} {saved.made_by.get('version', '')}"
     show.row("built by", built, f"for {saved.made_by.get('target', 'an unknown GPU')}")
     for spec in saved.interface.inputs:
-        show.row(spec.name, spec.describe(), f"optimized for {by(spec.opt)}" if spec.dynamic else "")
+        show.row(
+            spec.name, spec.describe(), f"optimized for {' and '.join(map(by, spec.opts))}" if spec.dynamic else ""
+        )
     outputs = saved.facts.get("outputs", {})
     for name in saved.interface.outputs:
         show.row(name, outputs.get(name, "output"))

@@ -100,7 +100,7 @@ def build(
         raise InputError(
             f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
         )
-    _add_profile(builder, config, network.interface)
+    _add_profiles(builder, config, network.interface)
     timings = TimingCache(config) if has_timing_cache() else None
     if configure is not None:
         configure(config)
@@ -166,16 +166,17 @@ def rounds_to_tf32(definition: Any, asked: bool | None) -> bool:
     return any(_has(definition, names) and (unasked or torchs.allow_tf32) for names, torchs in kinds)
 
 
-def _add_profile(builder: Any, config: Any, interface: Interface) -> None:
+def _add_profiles(builder: Any, config: Any, interface: Interface) -> None:
     if not any(spec.dynamic for spec in interface.inputs):
         return
-    profile = builder.create_optimization_profile()
-    for spec in interface.inputs:
-        profile.set_shape(spec.name, *map(spec.in_memory, (spec.min, spec.opt, spec.max)))
-    with LOG.capture() as log:
-        index = config.add_optimization_profile(profile)
-    if index < 0:
-        raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
+    for opts in interface.profiles:
+        profile = builder.create_optimization_profile()
+        for spec, opt in zip(interface.inputs, opts, strict=True):
+            profile.set_shape(spec.name, *map(spec.in_memory, (spec.min, opt, spec.max)))
+        with LOG.capture() as log:
+            index = config.add_optimization_profile(profile)
+        if index < 0:
+            raise BuildError("TensorRT refuses the range of shapes:\n" + "\n".join(log))
 
 
 def _serialize(

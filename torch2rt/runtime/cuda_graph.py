@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch2rt.backend.cuda import CapturedGraph, CaptureError, Copy, empty
 from torch2rt.backend.tensorrt import LOG
 from torch2rt.errors import EngineError
 from torch2rt.runtime.execution import Execution
-from torch2rt.runtime.inputs import LOWEST_ADDRESS
+from torch2rt.runtime.inputs import LOWEST_ADDRESS, SCRATCH_ALIGNMENT
 
 UNCAPTURABLE = "TensorRT cannot run this engine in a CUDA graph"
 
@@ -31,8 +32,13 @@ class CudaGraph:
     the next outputs are made ready, and their copies told, while the GPU works on the call before. For a caller who has
     dropped them, torch gives the same memory again.
 
-    All memory of a graph is torch's and belongs to the caller's stream, on which the graph is replayed. Torch gives it
-    to others when the graph is gone, so hold `lock` from looking at `gone` until the replay is enqueued.
+    All memory of a graph is torch's and belongs to the caller's stream, on which the graph is replayed. Graphs of one
+    stream never run at once, so they share what `memory(size)` gives: their inputs, outputs before they are copied, and
+    scratch. Torch gives it to others when the graphs are gone, so hold `lock` from looking at `gone` until the replay
+    is enqueued.
+
+    `need` is what the graph needs of the shared memory and `own` what it holds besides, in bytes; `calls` counts
+    its replays in this epoch of `Traffic`, `calls_before` those in the one before.
     """
 
     def __init__(
@@ -42,40 +48,62 @@ class CudaGraph:
         capture_stream: int,
         borrow: bool,
         copies_inputs: bool,
+        memory: Callable[[int, int], torch.Tensor],
     ) -> None:
         self.lock, self.gone, self.execution, self.inputs = threading.Lock(), False, execution, execution.inputs
-        self.scratch: list[torch.Tensor] = []
+        self.calls = self.calls_before = 0
+        scratch: list[torch.Tensor] = []
         callers = torch.cuda.current_stream()
         stream = torch.cuda.ExternalStream(capture_stream, self.inputs.device)
         with torch.inference_mode(False):
             usable = [self.inputs.usable(place, tensor) for place, tensor in enumerate(tensors)]
             self.copies_inputs = copies_inputs or any(a.data_ptr() != b.data_ptr() for a, b in zip(usable, tensors))
-            self.read = [x.clone() for x in usable] if self.copies_inputs else [x.detach() for x in tensors]
             stream.wait_stream(callers)
             try:
-                self.outputs = execution.run(self.read, capture_stream, self.scratch)
+                outputs = execution.run(usable, capture_stream, scratch)
             finally:
-                cuda.synchronize(capture_stream)  # the memory is of the caller's stream, which does not wait
-            fresh = [] if borrow else [torch.empty_like(output) for output in self.outputs]
-        self.graph = self._capture(capture_stream, usable, fresh)
+                callers.wait_stream(stream)  # the memory is of the caller's stream
+            own = [] if self.copies_inputs else [x.detach() for x in tensors], outputs if borrow else []
+            self.own = sum(x.nbytes for xs in own for x in xs)
+            self.need, places = _side_by_side(
+                [0 if own[0] else x.nbytes for x in usable]
+                + [0 if own[1] else x.nbytes for x in outputs]
+                + [execution.scratch]
+            )
+            self.kept = own, memory(self.need, self.own)
+        start, nothing = self.kept[1].data_ptr(), execution.loaded.placeholder.data_ptr()
+        shared = [start + place if x.nbytes else nothing for place, x in zip(places, [*usable, *outputs])]
+        read = [x.data_ptr() or nothing for x in own[0]] or shared[: len(usable)]
+        written = [x.data_ptr() or nothing for x in own[1]] or shared[len(usable) :]
+        execution.move([*read, *written], start + places[-1])
+        copied_in = list(zip(read, usable)) if self.copies_inputs else []
+        copied_out = [] if borrow else list(zip(outputs, written))
+        self.graph = self._capture(capture_stream, copied_in, copied_out)
         found = self.graph.copies()
         self.replay = self.graph.replay_on(callers.cuda_stream)
-        self.sources = [_found(found, x, y) if self.copies_inputs else None for x, y in zip(self.read, usable)]
-        self.addresses = [x.data_ptr() for x in self.read]
-        self.results = [(tuple(x.shape), x.stride(), x.dtype, _found(found, x, y)) for x, y in zip(fresh, self.outputs)]
+        self.sources = [_found(found, y, x.data_ptr(), x.nbytes) for y, x in copied_in] or [None] * len(usable)
+        self.addresses, self.outputs = read, own[1]
+        self.results = [
+            (tuple(x.shape), x.stride(), x.dtype, _found(found, x.data_ptr(), y, x.nbytes)) for x, y in copied_out
+        ]
         self.ready: list[torch.Tensor] | None = None
         self.last: Any = lambda: None  # a weak reference to an output of the last call
 
-    def _capture(self, stream: int, given: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> CapturedGraph:
+    def _capture(
+        self, stream: int, copied_in: list[tuple[int, torch.Tensor]], copied_out: list[tuple[torch.Tensor, int]]
+    ) -> CapturedGraph:
         """The last call of the execution context, recorded with the copies before and after it."""
         if not self.execution.can_be_captured(stream):
             raise CaptureError(UNCAPTURABLE)
         try:
             with LOG.capture(), CapturedGraph(stream) as graph:
-                if self.copies_inputs:
-                    _copy(graph, self.read, given)
+                for address, x in copied_in:
+                    if x.nbytes:
+                        graph.copy(address, x.data_ptr(), x.nbytes)
                 self.execution.enqueue(stream)
-                _copy(graph, results, self.outputs)
+                for x, address in copied_out:
+                    if x.nbytes:
+                        graph.copy(x.data_ptr(), address, x.nbytes)
             return graph
         except EngineError as error:
             raise CaptureError(str(error).rstrip(".")) from error
@@ -136,16 +164,14 @@ class CudaGraph:
         return outputs
 
 
-def _copy(graph: CapturedGraph, targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
-    """Copy tensors, as part of a graph's work."""
-    for target, source in zip(targets, sources):
-        if target.nbytes:
-            graph.copy(target.data_ptr(), source.data_ptr(), target.nbytes)
+def _side_by_side(sizes: Sequence[int]) -> tuple[int, list[int]]:
+    """How many bytes these take one after the other, aligned as TensorRT wants them, and where each begins."""
+    ends = list(itertools.accumulate(-(-size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT for size in sizes))
+    return ends[-1], [0, *ends[:-1]]
 
 
-def _found(found: dict[tuple[int, int], Copy], target: torch.Tensor, source: torch.Tensor) -> Copy | None:
-    """The copy from one tensor to another, which those with elements must have."""
-    ends = target.data_ptr(), source.data_ptr()
-    if target.nbytes and ends not in found:
+def _found(found: dict[tuple[int, int], Copy], target: int, source: int, size: int) -> Copy | None:
+    """The copy from one address to another, which tensors with elements must have."""
+    if size and (target, source) not in found:
         raise CaptureError("CUDA has captured a copy in a way that cannot be changed")
-    return found.get(ends)
+    return found.get((target, source)) if size else None

@@ -8,26 +8,33 @@ from typing import Any
 import torch
 
 from torch2rt.backend.cuda import contiguous_strides, empty, is_capturing
+from torch2rt.backend.quirks import runs_alone_at_other_shapes
 from torch2rt.backend.tensorrt import LOG
 from torch2rt.errors import EngineError, InputError
-from torch2rt.runtime.inputs import ALIGNMENT, LOWEST_ADDRESS
+from torch2rt.runtime.fits import Fit, Output, Shapes
+from torch2rt.runtime.inputs import ALIGNMENT, LOWEST_ADDRESS, SCRATCH_ALIGNMENT
 from torch2rt.runtime.loaded_engine import LoadedEngine
 
 NEEDS_WARM_UP = (
     "CUDA graph capture needs a context that has run with these shapes on this stream: call the module once on it, as "
     "the warm-up for a capture does, before each capture"
 )
-Output = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]  # name, shape, strides, dtype
 
 
 class Execution:
     """An execution context, with the shapes and addresses that it was told last.
 
-    It is warm once it has run with these shapes. The first run has the engine for itself (see `LoadedEngine.lock`), and
-    cannot be part of a CUDA graph.
+    It is warm once it has run with these shapes, and only then can a call be part of a CUDA graph. What other contexts
+    have found out about shapes is not found out again (see `Fits`). A run with other shapes than the one before has the
+    engine for itself (see `torch2rt.backend.quirks.runs_alone_at_other_shapes`).
+
+    An exact one asks TensorRT how much scratch memory new shapes need, which takes TensorRT for RTX 1.6 40 us, and the
+    next run 20 us more; runs with the same shapes then take 30 us less. One that is not has what serves all shapes.
+    Whether that one may run beside others with the same shapes again is not known, so it never does.
+    `changes` counts the changes of shape, `repeats` the choices of this context for the same shapes in a row.
     """
 
-    def __init__(self, loaded: LoadedEngine) -> None:
+    def __init__(self, loaded: LoadedEngine, exact: bool = True) -> None:
         with LOG.capture() as log:
             context = loaded.create_context()
         if context is None:
@@ -35,9 +42,17 @@ class Execution:
         self.loaded, self.inputs, self.lock = loaded, loaded.inputs, loaded.lock
         self.context = context
         self.execute, self.set_address = context.execute_async_v3, context.set_tensor_address
+        self.exact, self.changes, self.repeats = exact, 0, 0
+        self.is_alone = runs_alone_at_other_shapes()
+        self.profile = 0 if loaded.profiles == 1 else -1  # -1: not known
+        self.forget()
+
+    def forget(self) -> None:
+        """Take nothing for known: after an error, the next call tells the context everything again."""
         self.shapes: list[Any] | None = None
-        self.addresses: list[int] = []
-        self.outputs: list[Output] = []
+        self.told: Sequence[Any] = [None] * len(self.inputs.names)
+        self.outputs: Sequence[Output] = []
+        self.addresses = [-1] * (len(self.inputs.names) + len(self.loaded.outputs))
         self.scratch, self.scratch_address = 0, -1
         self.warm = False
 
@@ -51,8 +66,9 @@ class Execution:
         held: Any = None  # inputs that were copied, until the engine is enqueued
         inputs = self.inputs
         try:
-            if not self.warm or self.shapes != [tensor.shape for tensor in tensors]:
-                self.fit(tensors)
+            shapes = [tensor.shape for tensor in tensors]
+            if not self.warm or self.shapes != shapes:
+                self.fit(tensors, shapes, stream)
             addresses, dtypes, dense, index, place = self.addresses, inputs.dtypes, inputs.dense, inputs.index, 0
             for tensor in tensors:
                 if (
@@ -70,7 +86,7 @@ class Execution:
                     self.set_address(inputs.names[place], address)
                     addresses[place] = address
                 place += 1
-        except (AttributeError, RuntimeError):
+        except (AttributeError, RuntimeError, TypeError):
             inputs.check(tensors)  # some are not what they should be, or not tensors at all
             raise
         outputs = []
@@ -85,8 +101,7 @@ class Execution:
         if self.scratch:
             scratch = empty((self.scratch,), (1,), torch.uint8)
             if (address := scratch.data_ptr()) != self.scratch_address:
-                self.context.set_device_memory(address, self.scratch)
-                self.scratch_address = address
+                self.set_scratch(address)
             if keep_scratch is not None:
                 keep_scratch.append(scratch)
         self.enqueue(stream)
@@ -95,7 +110,7 @@ class Execution:
     def enqueue(self, stream: int) -> None:
         """Do the last call again, on the same memory."""
         lock = self.lock
-        if self.warm:
+        if self.warm and self.exact or not self.is_alone:
             try:
                 lock.acquire(self)
                 done = self.execute(stream)
@@ -108,36 +123,86 @@ class Execution:
             raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
         self.warm = True
 
-    def forget(self) -> None:
-        """Take nothing for known: after an error, the next call tells the context everything again."""
-        self.shapes = None
+    def move(self, addresses: Sequence[int], scratch_address: int) -> None:
+        """Have the last call, done again, read, write and work at other addresses: of inputs, outputs, scratch."""
+        names = [*self.inputs.names, *[name for name, *_ in self.outputs]]
+        for place, (name, address) in enumerate(zip(names, addresses, strict=True)):
+            self.set_address(name, address)
+            self.addresses[place] = address
+        if self.scratch:
+            self.set_scratch(scratch_address)
+
+    def set_scratch(self, address: int) -> None:
+        """Have runs work in this memory; TensorRT would log that an address is not aligned, and take the one before."""
+        if address % SCRATCH_ALIGNMENT:
+            raise EngineError(
+                f"The scratch memory at {address:#x} does not begin at a multiple of {SCRATCH_ALIGNMENT}."
+            )
+        self.scratch_address = -1
+        self.context.set_device_memory(address, self.scratch)
+        self.scratch_address = address
 
     def can_be_captured(self, stream: int) -> bool:
         """Whether calls may be part of a CUDA graph, as far as TensorRT says; only that for RTX does."""
         return bool(getattr(self.context, "is_stream_capturable", lambda _: True)(stream))
 
-    def fit(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Prepare for other shapes than those of the last call."""
-        context = self.context
-        self.inputs.check(tensors)
-        shapes = [tensor.shape for tensor in tensors]
-        sizes = [tuple(shape) for shape in shapes]
-        if is_capturing():
-            raise EngineError(NEEDS_WARM_UP)
-        self.shapes, self.warm = None, False
-        with LOG.capture() as log:
-            for spec, shape in zip(self.inputs.interface.inputs, sizes, strict=True):
-                if not context.set_input_shape(spec.name, spec.in_memory(shape)):
-                    raise InputError(f"TensorRT refuses the shape {shape} of input '{spec.name}': {'; '.join(log)}")
-            self.scratch = context.update_device_memory_size_for_shapes()
-        if self.scratch < 0:
-            raise EngineError("TensorRT cannot tell how much memory these shapes need: " + "; ".join(log))
-        self.outputs = []
+    def fit(self, tensors: Sequence[torch.Tensor], shapes: list[Any], stream: int) -> None:
+        """Prepare for other shapes than those of the last call, on a stream."""
+        fits, key = self.loaded.fits, tuple(shapes)
+        if is_capturing() or (fit := fits.get(key)) is None:
+            self.inputs.check(tensors)
+            if is_capturing():
+                raise EngineError(NEEDS_WARM_UP)
+            with LOG.capture() as log:
+                fit = self.fit_first(key, stream, log)
+            fits.keep(key, fit)
+        else:
+            self.tell(fit.told, fit.profile, stream)
+        self.outputs, self.shapes = fit.outputs, shapes
+
+    def fit_first(self, shapes: Shapes, stream: int, log: Sequence[str]) -> Fit:
+        """Tell TensorRT of shapes that the engine takes, and ask what it will give for them."""
+        interface = self.inputs.interface
+        told = [spec.in_memory(tuple(shape)) for spec, shape in zip(interface.inputs, shapes, strict=True)]
+        profile = interface.nearest_profile(shapes)
+        self.tell(told, profile, stream, log)
+        outputs = []
         for name, dtype in self.loaded.outputs:
-            shape = tuple(context.get_tensor_shape(name))
+            shape = tuple(self.context.get_tensor_shape(name))
             if min(shape, default=0) < 0:
                 raise EngineError(f"TensorRT cannot tell the shape of output '{name}' before it has run.")
-            self.outputs.append((name, shape, contiguous_strides(shape), dtype))
-        self.addresses = [-1] * (len(sizes) + len(self.outputs))
-        self.scratch_address = -1
-        self.shapes = shapes
+            outputs.append((name, shape, contiguous_strides(shape), dtype))
+        return Fit(told, outputs, profile)
+
+    def tell(
+        self, told: Sequence[tuple[int, ...]], profile: int, stream: int, log: Sequence[str] | None = None
+    ) -> None:
+        """Tell TensorRT the profile and the shape of each input, if they are others than before; `log`: its errors."""
+        self.shapes, self.warm = None, False
+        self.changes, self.repeats = self.changes + 1, 0
+        if profile != self.profile:
+            self.choose(profile, stream)
+        context, before = self.context, self.told
+        for place, sizes in enumerate(told):
+            if sizes != before[place] and not context.set_input_shape(self.inputs.names[place], sizes):
+                why = "; ".join(LOG.recent() if log is None else log)
+                raise InputError(f"TensorRT refuses the shape {sizes} of input '{self.inputs.names[place]}': {why}")
+        self.told = told
+        if not self.exact:
+            self.scratch = self.loaded.scratch or 0
+            return
+        with self.lock.exclusive():
+            self.scratch, self.scratch_address = context.update_device_memory_size_for_shapes(), -1
+        if self.scratch < 0:
+            why = "; ".join(LOG.recent() if log is None else log)
+            raise EngineError(f"TensorRT cannot tell how much memory these shapes need: {why}")
+
+    def choose(self, profile: int, stream: int) -> None:
+        """Take another optimization profile, of which the next run is as the first of all."""
+        self.forget()
+        self.profile = -1
+        with self.lock.exclusive():
+            done = self.context.set_optimization_profile_async(profile, stream)
+        if not done:
+            raise EngineError(f"TensorRT refuses optimization profile {profile}: {'; '.join(LOG.recent())}")
+        self.profile = profile

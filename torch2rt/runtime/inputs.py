@@ -12,6 +12,7 @@ from torch2rt.errors import InputError
 from torch2rt.interface import Interface
 
 ALIGNMENT = 256  # bytes; TensorRT reads and writes no other addresses
+SCRATCH_ALIGNMENT = 512  # the same of scratch memory; torch's begins at its multiples
 LOWEST_ADDRESS = 1 << 32  # no GPU memory begins below; a tensor whose storage was freed seems to be at its offset
 
 

@@ -10,12 +10,15 @@ import torch
 from torch2rt.backend import cuda
 from torch2rt.backend.cuda import on_device
 from torch2rt.backend.quirks import create_execution_context, why_no_dynamic_shapes
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, trt
+from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, scratch_of_all_shapes, trt
 from torch2rt.engine.engine import Engine
 from torch2rt.errors import EngineError
+from torch2rt.runtime.fits import Fits
 from torch2rt.runtime.inputs import ALIGNMENT, Inputs
 from torch2rt.runtime.kernel_cache import KernelCache
 from torch2rt.runtime.shared_lock import SharedLock
+
+SHARE = 64  # scratch memory of up to this part of a GPU's may be taken for all shapes alike
 
 
 class Deserialized(NamedTuple):
@@ -50,9 +53,12 @@ def deserialize(data: bytes, made_by: Mapping[str, str], index: int | None = Non
 class LoadedEngine:
     """A deserialized engine with one copy of its weights, of which any number of execution contexts are made.
 
+    - `profiles`: how many optimization profiles it has that calls choose from.
     - `inputs`: what it takes; `outputs`: name and dtype of what it gives.
-    - `lock`: shared by the contexts that run. TensorRT for RTX 1.6 crashes if a context is made, or runs for the first
-      time, while another one runs, so that is done under `lock.exclusive()`.
+    - `scratch`: the bytes of scratch memory that serve all shapes; `None` where that is much, or shapes never change.
+    - `fits`: what is known of shapes, for all contexts.
+    - `lock`: shared by the contexts that run. One is made, and runs at other shapes, under `lock.exclusive()` (see
+      `torch2rt.backend.quirks.runs_alone_at_other_shapes`).
     - `kernels`: what TensorRT for RTX has compiled for this GPU.
     - `placeholder`: memory whose address stands for tensors without elements, which have none.
     """
@@ -66,12 +72,21 @@ class LoadedEngine:
         self.capability = torch.cuda.get_device_capability(self.device)
         if any(spec.dynamic for spec in self.interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
             raise EngineError(reason)
+        self.profiles = len(self.interface.profiles)
         self.lock = SharedLock()
+        self.fits = Fits()
+        self.scratch = self._scratch_of_all_shapes()
         self.inputs = Inputs(self.interface, self.device)
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in self.interface.outputs]
         with on_device(self.index), cuda.beside_captures():
             self.kernels = KernelCache(self.engine, built.data, self.device)
             self.placeholder = torch.empty(ALIGNMENT, dtype=torch.uint8, device=self.device)
+
+    def _scratch_of_all_shapes(self) -> int | None:
+        """The bytes that serve every call, if shapes change at all and that is little beside the GPU's memory."""
+        size = scratch_of_all_shapes(self.engine)
+        most = torch.cuda.get_device_properties(self.device).total_memory // SHARE
+        return size if any(spec.dynamic for spec in self.interface.inputs) and size <= most else None
 
     def create_context(self, own_memory: bool = False) -> Any:
         """An `IExecutionContext`, with scratch memory of its own or none; `None` if TensorRT refuses."""

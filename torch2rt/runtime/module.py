@@ -19,6 +19,7 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
+from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.variants import Dispatch, load
@@ -71,7 +72,7 @@ class TRTModule(Converted):
             )
         self.built = engine
         self._networks = [network] if isinstance(network, Network) else list(network or [])
-        self.cuda_graph = False
+        self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
         self._is_replica = False
@@ -115,9 +116,10 @@ class TRTModule(Converted):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine in the order of the caller's current CUDA stream, without waiting for it.
 
-        It may be called from any number of threads and streams at once. With `cuda_graph` set, the call is captured
-        once for each stream and shapes, and replayed; with `borrow_outputs` too, the outputs of a replay are the
-        graph's own, overwritten by the next call on the same stream with the same shapes. A `torch.cuda.ExternalStream`
+        It may be called from any number of threads and streams at once. With `cuda_graph` set, calls whose shapes come
+        back are captured for their stream and shapes, and replayed (`torch2rt.GraphCache` says when, and how many
+        graphs are kept); with `borrow_outputs` too, the outputs of a replay are the graph's own, overwritten by the
+        next call on the same stream with the same shapes. A `torch.cuda.ExternalStream`
         may be gone before its graphs, so calls on one are not captured. Some engines cannot be captured, such as those
         of recurrent layers over a dynamic length. Their calls run plainly, and `print(model_trt)` and
         `cuda_graph_refused` say why.

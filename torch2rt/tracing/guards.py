@@ -298,11 +298,13 @@ def _counterexamples(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symb
 
 def _narrowed(spec: Input, dim: Dim) -> Input:
     """An input whose dimension has the range that the dimensions it is tied to leave of its own."""
-    sizes = {"min": dim.min, "opt": min(max(spec.opt[dim.axis], dim.min), dim.max), "max": dim.max}
-    shapes = {name: list(getattr(spec, name)) for name in sizes}
-    for name, size in sizes.items():
-        shapes[name][dim.axis] = size
-    return dataclasses.replace(spec, **{name: tuple(shape) for name, shape in shapes.items()})  # type: ignore[arg-type]
+
+    def with_size(shape: Shape, size: int) -> Shape:
+        return (*shape[: dim.axis], size, *shape[dim.axis + 1 :])
+
+    opt, *others = (with_size(shape, min(max(shape[dim.axis], dim.min), dim.max)) for shape in spec.opts)
+    low, high = with_size(spec.min, dim.min), with_size(spec.max, dim.max)
+    return dataclasses.replace(spec, min=low, opt=opt, max=high, others=tuple(others))
 
 
 class _ShapeEnv(ShapeEnv):

@@ -17,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split, graph_meta
-from torch2rt.interface import Input, Interface, Shape, describe_inputs, listed_shapes
+from torch2rt.interface import Input, Interface, Shape, check_profiles, describe_inputs, listed_shapes
 from torch2rt.passes.effects import draws
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked
@@ -97,6 +97,7 @@ def trace(
             except Exception:
                 raise splits[0].error from None
             return variant.graph
+        check_profiles([graph_meta(graphs[0]).interface])
         return graphs[0]
 
 
