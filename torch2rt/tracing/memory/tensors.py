@@ -37,7 +37,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 def subclass_of(value: Any) -> type | None:
     """The class of a tensor that is made of others, as `torchao`'s quantised weights are; `None` for other values."""
     if (
-        not isinstance(value, torch.Tensor)
+        not issubclass(type(value), torch.Tensor)  # what stands for a tensor only says that it is one
         or type(value) in _PLAIN
         or isinstance(value, (FakeTensor, FunctionalTensor))
     ):
