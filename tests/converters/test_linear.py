@@ -230,12 +230,13 @@ def test_kron_of_many_dimensions_is_refused():
 ALONE = {
     "scaled": lambda x: (x @ x) * 0.03,
     "with a residual": lambda x: torch.sigmoid(x @ x) + x,
-    "a factor inside": lambda x: (x * 2) @ x - 1,
+    "a factor inside": lambda x: (x * 0.02) @ x - 1,
     "computed twice": lambda x: (F.relu(x) @ F.relu(x)) * 0.5,
     "einsum": lambda x: torch.einsum("...ij,...jk->...ik", x, x) / 7,
     "powers": lambda x: torch.linalg.matrix_power(x * 0.1, 5) * 3,
     "Gram": lambda x: (x @ x.mT) * 0.03,
     "one row": lambda x: (x[..., :1, :] @ x[..., :1, :].mT) * 0.03,
+    "a row and a column": lambda x: (x[..., 3:4, :] @ x[..., :, 5:6]) * 0.03 + 1,
     "two rows": lambda x: (x[..., :1, :] @ x[..., 1:2, :].mT) * 0.03,
 }
 OF_ITSELF = [

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend.quirks import computes_squares_wrong
+from torch2rt.backend.quirks import computes_dot_products_wrong, computes_squares_wrong
 from torch2rt.backend.tensorrt import trt
+from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary.context import Context
-from torch2rt.vocabulary.plain import Value, broadcast_sizes, dims
-from torch2rt.vocabulary.pointwise import unary
-from torch2rt.vocabulary.tensors import broadcast
+from torch2rt.vocabulary.layers import EW
+from torch2rt.vocabulary.plain import Value, broadcast_sizes, dims, dtype_of
+from torch2rt.vocabulary.pointwise import elementwise, unary
+from torch2rt.vocabulary.reduction import reduce
+from torch2rt.vocabulary.tensors import broadcast, cast, reshape
 
 _KIND = trt.LayerType
 _FOLLOWED = (_KIND.ELEMENTWISE, _KIND.UNARY, _KIND.ACTIVATION, _KIND.SHUFFLE, _KIND.IDENTITY, _KIND.CAST)
@@ -25,11 +28,23 @@ def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpos
     if computes_squares_wrong() and may_be_one and _are_made_of_one(ctx, a, b):
         for _ in range(2):
             b = unary(ctx, trt.UnaryOperation.NEG, b)
-    op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
-    layer = ctx.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
     rows, columns = dims(ctx, a)[-1 if transpose_a else -2], dims(ctx, b)[-2 if transpose_b else -1]
     batch = broadcast_sizes(dims(ctx, a)[:-2], dims(ctx, b)[:-2])
+    if rows == columns == 1 and any(map(is_symbolic, batch)) and computes_dot_products_wrong(dtype_of(a)):
+        return _dot_products(ctx, a, b)
+    op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
+    layer = ctx.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
     return ctx.track(layer.get_output(0), (*batch, rows, columns))
+
+
+def _dot_products(ctx: Context, a: Any, b: Any) -> Any:
+    """Products of one row and one column, as sums in float32."""
+    dtype = dtype_of(a)
+    terms = []
+    for x in (a, b):
+        *batch, one, other = dims(ctx, x)
+        terms.append(cast(ctx, reshape(ctx, x, (*batch, 1, other if one == 1 else one)), torch.float32))
+    return cast(ctx, reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, *terms), -1, keepdim=True), dtype)
 
 
 def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
