@@ -13,9 +13,10 @@ from harness import Case, callable_of, compare, eager, prepared
 from harness import plain_functions as coverage
 
 from torch2rt import lower, trace
+from torch2rt.callables import qualified_name
 from torch2rt.cli import ops as operators
 from torch2rt.errors import Torch2RTError
-from torch2rt.registry import ALIASES, Converter, load, qualified_name, renamed
+from torch2rt.registry import ALIASES, Converter, load, renamed
 from torch2rt.runtime.module import ReferenceModule
 
 REGISTRY = load()
@@ -76,7 +77,7 @@ ELSEWHERE = {
     "kernels torch.ops.aten.mkldnn_linear": "its tensors have a memory layout of their own",
     "vision torch.ops.torchvision.nms": "it only refuses",
     "vision torch.ops.torchvision.box_iou_rotated": "it only refuses",
-    "quantization torch2rt.passes.quantized.dequantize": "passes make its calls, of constants",
+    "quantization torch2rt.passes.quantization.quantized.dequantize": "passes make its calls, of constants",
     "resize torch._C._nn._upsample_lanczos2d_aa": "it came with torch 2.15, and has a test of its own",
     "complex torch.scalar_tensor": "it is folded",
 }

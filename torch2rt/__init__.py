@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch2rt.registry import converter as converter
     from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
-    from torch2rt.runtime.segments import PartitionedModule as PartitionedModule
+    from torch2rt.runtime.partitioned.segments import PartitionedModule as PartitionedModule
     from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
@@ -43,7 +43,7 @@ _HOMES = {
     "build": "engine.build",
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
-    "PartitionedModule": "runtime.segments",
+    "PartitionedModule": "runtime.partitioned.segments",
     "convert_submodules": "submodules",
     "plan": "planning",
     "GraphCache": "runtime.graph_cache",

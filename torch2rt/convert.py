@@ -9,18 +9,18 @@ from typing import Any
 import torch
 
 from torch2rt.arguments import whole_number
-from torch2rt.conversion import Conversion
+from torch2rt.conversion.conversion import Conversion
+from torch2rt.conversion.fallback import Choice
 from torch2rt.debug.verify import check_mode
 from torch2rt.errors import BuildError, InputError, TraceError, UnsupportedError
-from torch2rt.fallback import Choice
 from torch2rt.migration import from_torch2trt
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, chosen
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.segments import PartitionedModule
+from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.runtime.stateful import Found, StatefulModule, find_state
-from torch2rt.tracing.coverage import MAX_VARIANTS
+from torch2rt.tracing.sizes.coverage import MAX_VARIANTS
 from torch2rt.tracing.trace import as_arguments
 
 MERGE = ("values", "proof")

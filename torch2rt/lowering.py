@@ -18,12 +18,12 @@ from torch2rt.graph import graph_meta
 from torch2rt.interface import AXES
 from torch2rt.lowering_errors import NO_CONVERTER, describe_call, kind_of, line_below, list_of, quote, recorded_of
 from torch2rt.network import Network, origin_of
-from torch2rt.passes.effects import is_random
 from torch2rt.passes.float64 import as_recorded
 from torch2rt.passes.order import Pass, chosen, run
+from torch2rt.passes.partitioning.effects import is_random
 from torch2rt.registry import Converter, load
 from torch2rt.sizes import counterexample, expression, is_symbolic
-from torch2rt.tracing.guards import hold
+from torch2rt.tracing.sizes.guards import hold
 from torch2rt.vocabulary import constant, permute
 from torch2rt.vocabulary.context import Complex, Context
 

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from torch2rt.backend.tensorrt import trt
+from torch2rt.callables import qualified_name
 from torch2rt.graph import place_of
 from torch2rt.network import describe
-from torch2rt.registry import Registry, qualified_name
+from torch2rt.registry import Registry
 from torch2rt.sizes import Symbols, in_words
 from torch2rt.structure import bare_name
 from torch2rt.vocabulary.context import Complex

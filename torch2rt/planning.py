@@ -15,12 +15,12 @@ from torch.fx.node import Node, map_aggregate
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from torch2rt.conversion.fallback import Choice, Partitioner, describe_segments, fitting, refused_calls
 from torch2rt.errors import UnsupportedError
-from torch2rt.fallback import Choice, Partitioner, describe_segments, fitting, refused_calls
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.passes.order import chosen, run
-from torch2rt.passes.split import Program
+from torch2rt.passes.partitioning.split import Program
 from torch2rt.precision_plan import PrecisionPlan, plan_precision
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.tracing.trace import trace

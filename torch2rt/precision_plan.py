@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from torch2rt.callables import qualified_name
+from torch2rt.conversion.prepared import prepare
 from torch2rt.convert import torch2rt
 from torch2rt.migration import KEYWORDS, from_torch2trt
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import chosen, run
 from torch2rt.passes.precision import dtype_of
-from torch2rt.prepared import prepare
-from torch2rt.registry import qualified_name
 from torch2rt.structure import bare_name
 from torch2rt.tracing.trace import as_arguments, trace
 

@@ -11,15 +11,14 @@ import dataclasses
 import functools
 import inspect
 import sys
-import types
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container
 from typing import Any
 
 import torch
 
+from torch2rt.callables import Target, candidates, functional, operator_of, qualified_name
 from torch2rt.errors import ConversionError
 
-Target = Callable[..., Any]
 Call = tuple[Target, Any, Any]  # with its arguments by position and by name
 
 ALIASES = {
@@ -154,7 +153,7 @@ class Registry:
             entry = Converter(function, limits, parameters)
             if not (is_own := function.__module__.startswith(_OWN)):
                 load()  # so that a target with a converter is known as such, in whatever order they are registered
-            served = [_operator(target) for target in targets]
+            served = [operator_of(target) for target in targets]
             for target in served:  # before any of them is registered
                 if not callable(target):
                     raise TypeError(f"{entry.name}: {target!r} is not callable.")
@@ -183,7 +182,7 @@ class Registry:
         Our own files may give one target a converter and a body, which steps aside, and an ATen operator its own
         converter beside that of torch's function.
         """
-        spellings = (target,) if is_own else tuple(_candidates(target))
+        spellings = (target,) if is_own else tuple(candidates(target))
         found = next((table[t].name for t in spellings if t in table), None)
         if found is None and not is_own and table is self.converters:
             found = next((self.composites[t].__name__ for t in spellings if t in self.composites), None)
@@ -205,7 +204,7 @@ class Registry:
         self.unfolded.update(targets)
 
     def is_kept(self, target: Target) -> bool:
-        return bool(self.unfolded) and any(t in self.unfolded for t in _candidates(target))
+        return bool(self.unfolded) and any(t in self.unfolded for t in candidates(target))
 
     def composite(self, *targets: Target) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register the decorated function as the body of `targets`: other torch calls, recorded in their place.
@@ -248,16 +247,16 @@ class Registry:
 
     def advice(self, *targets: Target) -> str | None:
         """What to write instead of a call that cannot be converted, if somebody knows."""
-        return next((self.rewrites[t] for target in targets for t in _candidates(target) if t in self.rewrites), None)
+        return next((self.rewrites[t] for target in targets for t in candidates(target) if t in self.rewrites), None)
 
     def find(self, target: Target) -> Converter | None:
         """The converter that serves a callable, or `None`."""
-        found = next((self.converters[t] for t in _candidates(target) if t in self.converters), None)
-        return found or next((self.on_complex[t] for t in _candidates(target) if t in self.on_complex), None)
+        found = next((self.converters[t] for t in candidates(target) if t in self.converters), None)
+        return found or next((self.on_complex[t] for t in candidates(target) if t in self.on_complex), None)
 
     def body(self, target: Target) -> Callable[..., Any] | None:
         """The composite that serves a callable, or `None`: an operator's own converter goes before its namesake's."""
-        for candidate in _candidates(target):
+        for candidate in candidates(target):
             if candidate in self.composites:
                 return self.composites[candidate]
             if candidate in self.converters:
@@ -266,12 +265,12 @@ class Registry:
 
     def find_complex(self, target: Target) -> Converter | None:
         """The converter that serves a callable's calls on complex numbers, or `None`."""
-        found = next((self.on_complex[t] for t in _candidates(target) if t in self.on_complex), None)
+        found = next((self.on_complex[t] for t in candidates(target) if t in self.on_complex), None)
         shared = self.find(target)
         return found or next((c for t, c in self.on_complex.items() if self.converters.get(t) is shared), None)
 
     def is_factory(self, target: Target) -> bool:
-        return any(t in self.factories for t in _candidates(target))
+        return any(t in self.factories for t in candidates(target))
 
 
 REGISTRY = Registry()
@@ -299,112 +298,3 @@ def load() -> Registry:
         import torch2rt.converters.decomposed  # noqa: F401
 
     return REGISTRY
-
-
-NOT_WRITES = frozenset(
-    """
-        requires_grad_ detach_ share_memory_ t_ transpose_ swapaxes_ swapdims_ squeeze_ unsqueeze_ resize_
-        resize_as_ set_ as_strided_ rename_
-    """.split()
-)
-OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
-OTHERWISE = {  # names that `torch.ops.prims` has for functions of torch
-    "erf_inv": "erfinv",
-    "bessel_i0": "i0",
-    "bessel_i0e": "special_i0e",
-    "bessel_i1": "special_i1",
-    "bessel_i1e": "special_i1e",
-    "erfcx": "special_erfcx",
-    "ndtri": "special_ndtri",
-}
-
-
-def _operator(target: Target) -> Target:
-    """What a call of a target is recorded as: for an operator made by `torch.library.custom_op`, torch's own object."""
-    return target._opoverload.overloadpacket if isinstance(target, torch.library.CustomOpDef) else target
-
-
-def _candidates(target: Target) -> Iterable[Target]:
-    yield target
-    if isinstance(target, torch._ops.OpOverload):
-        yield target.overloadpacket
-        target = target.overloadpacket
-    if not isinstance(target, torch._ops.OpOverloadPacket):
-        return
-    namespace, _, name = target._qualified_op_name.partition("::")
-    if namespace == "prims":
-        name = OTHERWISE.get(name, name)
-    if namespace in ("aten", "prims"):
-        module, _, rest = name.partition("_")
-        for owner in (torch, torch.Tensor, torch._C._nn):
-            if (same := getattr(owner, name, None)) is not None:
-                yield same
-        if rest and module in ("linalg", "special", "fft"):
-            if (same := getattr(getattr(torch, module), rest, None)) is not None:
-                yield same
-
-
-_PUBLIC = {
-    "torch.Tensor": torch.Tensor,
-    "torch.nn.functional": torch.nn.functional,
-    "torch": torch,
-    "torch.fft": torch.fft,
-    "torch.linalg": torch.linalg,
-    "torch.special": torch.special,
-}
-
-
-def named(*names: str) -> list[Target]:
-    """All callables of these names: torch's function, the method, the special function and the primitive."""
-    owners = (torch, torch.Tensor, torch.special, torch.ops.prims)
-    return list(dict.fromkeys(getattr(owner, name) for owner in owners for name in names if hasattr(owner, name)))
-
-
-def qualified_name(target: Target) -> str:
-    """How a user would write a callable, such as `torch.Tensor.add` or `torch.nn.functional.relu`."""
-    if isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return f"torch.ops.{target}"
-    name = getattr(target, "__name__", repr(target))
-    if isinstance(target, types.MethodWrapperType):  # the getter of a property such as Tensor.T
-        return f"torch.Tensor.{target.__self__.__name__}"  # type: ignore[attr-defined]
-    for prefix, owner in _PUBLIC.items():
-        for spelling in (name, name.partition("_")[2]):  # torch.fft.fft calls itself fft_fft
-            if spelling and getattr(owner, spelling, None) is target:
-                return f"{prefix}.{spelling}"
-    if (public := _by_other_names().get(id(target))) is not None:
-        return public
-    module = getattr(target, "__module__", None)
-    return f"{module}.{name}" if module else name
-
-
-@functools.cache
-def _by_other_names() -> dict[int, str]:
-    """Public names of callables that call themselves something else, as `F.logsigmoid` does log_sigmoid."""
-    return {
-        id(value): f"{prefix}.{name}"
-        for prefix, owner in reversed(_PUBLIC.items())
-        for name, value in vars(owner).items()
-        if callable(value) and not name.startswith("_")
-    }
-
-
-def functional(target: Target) -> Target | None:
-    """The out-of-place counterpart of an in-place callable, or `None` where there is none."""
-    if isinstance(target, torch._ops.OpOverload):
-        if target.namespace != "aten":  # of another library, we know no more than the name
-            return None
-        packet = target.overloadpacket.__name__
-        same = getattr(torch.ops.aten, packet[:-1], None) if packet.endswith("_") else None
-        return getattr(same, target._overloadname, None) if same is not None else None
-    name = getattr(target, "__name__", "")
-    if name in NOT_WRITES:
-        return None
-    if name.startswith("__i") and name.endswith("__") and name != "__invert__":
-        name = "__" + name[3:]
-    elif name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]
-    else:
-        return None
-    owner = next((o for o in OWNERS if getattr(o, target.__name__, None) is target), None)
-    same = getattr(owner, name, None)
-    return same if callable(same) else None

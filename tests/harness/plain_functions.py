@@ -12,8 +12,9 @@ import torch.nn.functional as F
 
 from harness import Data, case, floats, ints, prepared
 from torch2rt import lower, trace
+from torch2rt.callables import qualified_name
 from torch2rt.errors import Torch2RTError
-from torch2rt.registry import load, qualified_name
+from torch2rt.registry import load
 
 linalg, special, fft, Tensor = torch.linalg, torch.special, torch.fft, torch.Tensor
 

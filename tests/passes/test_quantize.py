@@ -15,13 +15,13 @@ from torch2rt import InputError, lower, passes, torch2rt, trace
 from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
-from torch2rt.passes.calibrate import calibrate
-from torch2rt.passes.calibration_file import fingerprint, names
-from torch2rt.passes.histogram import BINS, METHODS, Histogram, entropy, mse, percentile
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import run
-from torch2rt.passes.quantize import observed, quantizable, quantize
-from torch2rt.passes.quantized import dequantize, fake_quantize, quantized
+from torch2rt.passes.quantization.calibrate import calibrate
+from torch2rt.passes.quantization.calibration_file import fingerprint, names
+from torch2rt.passes.quantization.histogram import BINS, METHODS, Histogram, entropy, mse, percentile
+from torch2rt.passes.quantization.quantize import observed, quantizable, quantize
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, quantized
 
 
 def quantized_graph(model, inputs, precision="int8", **options):

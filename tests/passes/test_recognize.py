@@ -11,8 +11,8 @@ from torch2rt import TraceError, passes, torch2rt, trace
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
 from torch2rt.passes.order import run
-from torch2rt.passes.quantized import dequantize, fake_quantize
-from torch2rt.passes.recognize import on_grid
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
+from torch2rt.passes.quantization.recognize import on_grid
 
 S = torch.tensor(0.031)
 INVERSE = 1 / S

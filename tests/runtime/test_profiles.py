@@ -10,7 +10,8 @@ from test_callers import GRAPHS, as_told
 from test_tracing import module
 
 from torch2rt import GraphCache, InputError, TRTModule, torch2rt, trace
-from torch2rt.interface import Interface, _sets
+from torch2rt.input_ranges import _sets
+from torch2rt.interface import Interface
 
 TWO = ["x", "y"]
 A, B, C, D = (2, 3), (4, 3), (6, 3), (8, 3)

@@ -15,7 +15,7 @@ from torch import nn
 from torch2rt import torch2rt
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.segments import PartitionedModule
+from torch2rt.runtime.partitioned.segments import PartitionedModule
 
 
 @torch.library.custom_op("torch2rt_tests::waves", mutates_args=())

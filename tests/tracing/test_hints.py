@@ -11,7 +11,7 @@ from test_tracing import module
 from torch2rt import TraceError, torch2rt, trace
 from torch2rt.interface import Input
 from torch2rt.promises import Promise
-from torch2rt.tracing.hints import shapes_to_try
+from torch2rt.tracing.sizes.hints import shapes_to_try
 
 
 def first(*specs):

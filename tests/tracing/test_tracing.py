@@ -15,7 +15,7 @@ from harness import compare
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt import TraceError, trace
-from torch2rt.registry import qualified_name
+from torch2rt.callables import qualified_name
 
 GENERATOR = torch.Generator().manual_seed(3)
 

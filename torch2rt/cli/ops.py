@@ -12,8 +12,9 @@ from collections.abc import Iterator
 import torch
 import torchvision  # noqa: F401  (so that the converters of its operators are listed)
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.cli.levels import MEASURED, TORCH
-from torch2rt.registry import Registry, Target, load, qualified_name
+from torch2rt.registry import Registry, load
 
 LEVELS = {
     "opened": "converted as the torch calls that torch's own Python makes for them",

@@ -16,13 +16,13 @@ import torch
 from torch.fx.node import Node, map_aggregate
 
 from torch2rt.backend.tensorrt import LOG
+from torch2rt.callables import qualified_name
 from torch2rt.debug.bisection import OfEngine
 from torch2rt.engine.build import build
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
-from torch2rt.registry import qualified_name
 from torch2rt.structure import bare_name
 
 Values = Mapping[str, torch.Tensor]

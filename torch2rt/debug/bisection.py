@@ -11,6 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.tensorrt import LOG
+from torch2rt.callables import qualified_name
 from torch2rt.debug.comparison import MULTIPLE, Comparison
 from torch2rt.debug.disturbance import Disturbed
 from torch2rt.engine.engine import Engine
@@ -19,7 +20,6 @@ from torch2rt.lowering import lower_with_values
 from torch2rt.network import Network
 from torch2rt.passes.order import Pass
 from torch2rt.reference.evaluator import Evaluator
-from torch2rt.registry import qualified_name
 from torch2rt.runtime.loaded_engine import LoadedEngine
 from torch2rt.runtime.pool import ContextPool
 

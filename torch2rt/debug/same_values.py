@@ -31,8 +31,8 @@ from torch2rt.structure import flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
 from torch2rt.tracing.patches.process_switches import without_compiler
-from torch2rt.tracing.regions import Region, Space, Symbol, with_ties
-from torch2rt.tracing.served_sizes import without_claims
+from torch2rt.tracing.sizes.regions import Region, Space, Symbol, with_ties
+from torch2rt.tracing.sizes.served_sizes import without_claims
 
 FEW = 4  # sizes of a dimension, of which a region may have so many to be compared by values
 DRAWN = 2  # inputs that are drawn for each choice of shapes
@@ -41,7 +41,7 @@ ATTEMPTS = 4  # runs with roundings that come out otherwise, before a difference
 
 
 class SameValues:
-    """Says how a region's graph is known to be right in another region, for `torch2rt.tracing.coverage.cover`.
+    """Says how a region's graph is known to be right in another region, for `torch2rt.tracing.sizes.coverage.cover`.
 
     - `module`, `tensors`: what is converted, and the tensors of its example call. `lower`: makes networks of graphs.
     - `compared`: the shapes at which a graph was found to be right, in lists with the region.

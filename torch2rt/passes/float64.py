@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch.fx.node import Node, map_aggregate
 
+from torch2rt.callables import qualified_name
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.value_numbers import value_sources
-from torch2rt.registry import load, qualified_name
+from torch2rt.registry import load
 from torch2rt.sizes import is_symbolic
 
 NARROW = {torch.float64: torch.float32, torch.complex128: torch.complex64}

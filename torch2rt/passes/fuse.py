@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch.fx.node import map_aggregate
 
+from torch2rt.callables import Target
 from torch2rt.network import COMPUTED, Origin, origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
-from torch2rt.registry import Registry, Target, load
+from torch2rt.registry import Registry, load
 
 
 @torch.inference_mode(False)

@@ -12,13 +12,13 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
-from torch2rt.passes import calibration_file
-from torch2rt.passes.calibrate import calibrate
 from torch2rt.passes.copies import copy_graph, finish
-from torch2rt.passes.histogram import METHODS
 from torch2rt.passes.order import Pass
 from torch2rt.passes.precision import mixed_precision
-from torch2rt.passes.quantize import observed, quantize
+from torch2rt.passes.quantization import calibration_file
+from torch2rt.passes.quantization.calibrate import calibrate
+from torch2rt.passes.quantization.histogram import METHODS
+from torch2rt.passes.quantization.quantize import observed, quantize
 from torch2rt.passes.ranges import Ranges, as_samples, measure
 from torch2rt.passes.search import Metric, search
 from torch2rt.passes.selection import select

@@ -10,7 +10,7 @@ from torch2rt.errors import InputError
 from torch2rt.graph import check_graph
 from torch2rt.passes.float64 import narrow_float64
 from torch2rt.passes.fuse import fuse
-from torch2rt.passes.recognize import recognize_int8
+from torch2rt.passes.quantization.recognize import recognize_int8
 from torch2rt.passes.repeated import fold_repeated, recognise_causal
 
 Pass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]

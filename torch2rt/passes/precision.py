@@ -18,16 +18,17 @@ import torch
 from torch.fx.node import Node, map_aggregate
 
 from torch2rt.backend.quirks import computes_lone_products_low
+from torch2rt.callables import qualified_name
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
 from torch2rt.passes import precision_rules as rules
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import name_of
-from torch2rt.passes.quantized import dequantize
+from torch2rt.passes.quantization.quantized import dequantize
 from torch2rt.passes.ranges import Range, Ranges
 from torch2rt.passes.value_numbers import value_sources
-from torch2rt.registry import load, qualified_name
+from torch2rt.registry import load
 from torch2rt.structure import bare_name
 
 HEADROOM = 2.0  # other inputs than the samples may have values larger by this factor

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.passes.quantized import fake_quantize
+from torch2rt.passes.quantization.quantized import fake_quantize
 
 # Products gain most from a narrow type, and their kernels add in float32. A table of embeddings is read, not computed.
 LOW = frozenset(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.fx.node import Node
 
+from torch2rt.callables import qualified_name
 from torch2rt.errors import InputError
 from torch2rt.passes.precision_rules import spellings
-from torch2rt.registry import load, qualified_name
+from torch2rt.registry import load
 
 
 def select(argument: str, items: Any, graph: torch.fx.GraphModule, modules: Mapping[str, Any]) -> dict[Node, str]:

@@ -14,8 +14,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target, qualified_name
 from torch2rt.tracing.calls.in_place import out_of_place, written_arguments, written_copies
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.recorder import Recorder

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function
 
+from torch2rt.callables import Target, functional
 from torch2rt.errors import ConversionError
-from torch2rt.registry import Target, functional
 
 COUNTED = "how many elements a computed mask selects depends on data; keep all and use torch.where or a product"
 

@@ -14,14 +14,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._sympy.interp import sympy_interp
 
+from torch2rt.callables import Target
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target, load
+from torch2rt.registry import load
 from torch2rt.sizes import Dim, PythonAlgebra, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, is_selected
-from torch2rt.tracing.guards import Decisions
 from torch2rt.tracing.memory.constants import Constants
 from torch2rt.tracing.memory.tensors import is_wrapped, subclass_of
 from torch2rt.tracing.patches.fake_mode import FakeMode
+from torch2rt.tracing.sizes.guards import Decisions
 from torch2rt.tracing.source_lines import SourceLocation
 
 

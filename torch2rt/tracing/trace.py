@@ -5,49 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch._dispatch.python import enable_python_dispatcher
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
-from torch2rt.graph import GraphMeta, Split, graph_meta
-from torch2rt.interface import Input, Interface, Shape, check_profiles, describe_inputs, listed_shapes
-from torch2rt.passes.effects import draws
+from torch2rt.graph import graph_meta
+from torch2rt.input_ranges import check_profiles, describe_inputs, listed_shapes
+from torch2rt.interface import Input, Interface, Shape
+from torch2rt.passes.partitioning.effects import draws
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked
-from torch2rt.sizes import in_words
-from torch2rt.structure import flatten, unflatten
-from torch2rt.tracing.aten import OperatorRecorder
+from torch2rt.structure import flatten
 from torch2rt.tracing.calls.randomness import are_equal, notices_seeds, states_elsewhere
-from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
-from torch2rt.tracing.coverage import MAX_VARIANTS, cover
-from torch2rt.tracing.guards import Accepts, TooNestedError
-from torch2rt.tracing.hints import most_telling, shapes_to_try
-from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
-from torch2rt.tracing.patches.memos import cleared, uncached
-from torch2rt.tracing.patches.process_switches import (
-    FOR_THIS_THREAD,
-    without_collections,
-    without_compiler,
-    without_logs,
-)
-from torch2rt.tracing.patches.size_functions import SIZE_FUNCTIONS
+from torch2rt.tracing.calls.refusals import RefusedError
+from torch2rt.tracing.patches.memos import uncached
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
-from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.recorder import UnseenTensorError
-from torch2rt.tracing.regions import IsSame, Variant, false_assumptions, not_empty
-from torch2rt.tracing.result import Result, end_graph
-from torch2rt.tracing.same_calls import same_calls
 from torch2rt.tracing.signature import keyword_names, tensor_names
+from torch2rt.tracing.sizes.coverage import MAX_VARIANTS, cover
+from torch2rt.tracing.sizes.guards import TooNestedError
+from torch2rt.tracing.sizes.hints import most_telling, shapes_to_try
+from torch2rt.tracing.sizes.regions import IsSame, Variant, false_assumptions, not_empty
+from torch2rt.tracing.sizes.same_calls import same_calls
+from torch2rt.tracing.traced_run import run_traced
 from torch2rt.tracing.tracer import Tracer
-
-LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
 
 
 @torch.inference_mode(False)
@@ -232,7 +218,7 @@ class Traces:
     def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
         tracer = self._tracer(specs)
         with self.spinner.turning(lambda: tracer.recorder.location.latest):
-            return _run(self.module, tracer, self.leaves, shapes, self.output_names, self.accepts)
+            return run_traced(self.module, tracer, self.leaves, shapes, self.output_names, self.accepts)
 
     def _tracer(self, specs: Sequence[Input]) -> Tracer:
         interface = Interface(specs, self.arguments, self.parameters)
@@ -244,7 +230,7 @@ class Traces:
         tracer = self._tracer(static)
         try:
             with self.spinner.turning(lambda: tracer.recorder.location.latest):
-                _run(self.module, tracer, self.leaves, shapes, None, lambda shapes: True)
+                run_traced(self.module, tracer, self.leaves, shapes, None, lambda shapes: True)
         except RefusedError as error:
             return error.__cause__
         except Torch2RTError:
@@ -289,127 +275,3 @@ class Traces:
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
-
-
-def _run(
-    module: torch.nn.Module,
-    tracer: Tracer,
-    leaves: Sequence[torch.Tensor],
-    shapes: Sequence[Shape],
-    output_names: str | Sequence[str] | None,
-    accepts: Accepts,
-) -> torch.fx.GraphModule:
-    """Trace with these sizes standing for the dynamic ones.
-
-    A module that keeps something between calls runs twice. The second run must not use values that the first has kept.
-    Where both runs compute the same, a claim that only the first has made is dropped: it compares the sizes with those
-    of a call before the trace, as a module does that keeps a table for the sizes of its last call.
-    """
-    interface, recorder = tracer.interface, tracer.recorder
-    fakes = [
-        tracer.placeholder(i, spec, leaf, shape)
-        for i, (spec, leaf, shape) in enumerate(zip(interface.inputs, leaves, shapes, strict=True))
-    ]
-    args, kwargs = unflatten(interface.arguments, fakes)
-    operators = OperatorRecorder(recorder, tracer) if tracer.records_operators else nullcontext()
-    state = ModuleState(module)
-    try:
-        with ExitStack() as stack:
-            without = (without_compiler, without_collections(), without_logs(LOGS))
-            masks = masks_as_values(tracer.values.is_traced)
-            switches = (
-                torch.no_grad(),
-                *without,
-                cleared(),
-                *FOR_THIS_THREAD,
-                *SIZE_FUNCTIONS,
-                masks,
-                enable_python_dispatcher(),
-            )
-            for context in (*switches, operators, tracer):
-                stack.enter_context(context)
-            tracer.keep_promises(fakes)
-            result = Result.of(tracer, module(*args, **kwargs))
-            remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
-            claims = recorder.decisions.set_aside()
-            if remembered or claims and state.has_changed():
-                for name, owner, key, _ in remembered:
-                    owner[key] = EarlierValue(name, recorder.location.here)
-                again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
-                is_same = again is not None and result.is_same(again, recorder)
-                claims = {} if is_same and not recorder.decisions.fixed() else claims
-            recorder.decisions.claims.update(claims)
-        if tracer.refused is not None:
-            raise tracer.refused
-    except Torch2RTError as error:
-        error.args = (in_words(str(error), recorder.symbols),)
-        raise
-    except GuardOnDataDependentSymNode as error:
-        raise TraceError(
-            f"{recorder.location.of(error)}: the module's Python depends on a size that depends on tensors' values, "
-            "such as how many elements a mask selects. A fixed graph cannot: move the decision out of the module."
-        ) from error
-    except Exception as error:
-        if isinstance(error, AssertionError) and str(error).startswith("Guard failed"):
-            raise TraceError(
-                f"The program was exported for other sizes ({error}). Give torch.export.export the dynamic_shapes that "
-                "are to be served."
-            ) from error
-        if not isinstance(error, TypeError) or "SymInt" not in str(error):
-            raise tracer.refusal(error, shapes) from error
-        raise TraceError(
-            f"{recorder.location.of(error)}: Python code needs a dynamic size as a plain number ({error}). Make the "
-            "dimension static, or compute with the size."
-        ) from error
-    finally:
-        state.restore()
-    tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
-    interface = end_graph(interface, recorder, result, output_names)
-    splits: list[Split] = []
-    interface = recorder.decisions.check(interface, accepts, splits)
-    _check_eager(tracer, shapes if splits else None)
-    for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
-        if node.op not in ("placeholder", "output") and not node.users and not (recorder.fallback and draws(node)):
-            recorder.graph.erase_node(node)
-    graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
-    for node in recorder.graph.nodes:
-        node.meta["origin"] = node.name
-    graph_module.meta["torch2rt"] = GraphMeta(
-        interface,
-        recorder.symbols,
-        recorder.decisions.assumed,
-        splits=tuple(splits),
-        asserted=recorder.decisions.asserted(),
-    )
-    return graph_module
-
-
-def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> Result | None:
-    """The result of a module's second run, or `None` where an optional one fails."""
-    refused = tracer.refused
-    try:
-        return Result.of(tracer, run())
-    except Exception:
-        if not is_optional:
-            raise
-        tracer.refused = refused
-        return None
-
-
-def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
-    """Raise `RefusedError` for a call that torch's real kernels refuse at these shapes, the smallest by default."""
-    interface, recorder = tracer.interface, tracer.recorder
-    inputs = {spec.name: spec.dtype for spec in interface.inputs}
-    if shapes is None:
-        shapes = [spec.min for spec in interface.inputs]
-        if interface.unmet(shapes) is not None:
-            shapes = [spec.opt for spec in interface.inputs]
-    sizes = {symbol: shapes[dim.input][dim.axis] for symbol, dim in recorder.symbols.items()}
-    if (refusal := tracer.eager.refusal(sizes)) is None:
-        return
-    call, error = refusal
-    message = describe_refusal(call, error, sizes, inputs)
-    if sizes and not call.mixes_types:
-        at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
-        message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
-    raise RefusedError(message, of_types=call.mixes_types) from error

@@ -24,10 +24,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.promises import Promise
-from torch2rt.registry import Call, Target, by_schema, overload_of, qualified_name
+from torch2rt.registry import Call, by_schema, overload_of
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import guarded, reads_values
@@ -40,7 +41,7 @@ from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
 from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of
 from torch2rt.tracing.recorder import Recorder
-from torch2rt.tracing.size_tensors import SizeTensors
+from torch2rt.tracing.sizes.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
 
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})

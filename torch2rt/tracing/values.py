@@ -14,8 +14,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, UnsupportedOperatorException
 from torch.overrides import TorchFunctionMode
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
-from torch2rt.registry import Call, Target, qualified_name
+from torch2rt.registry import Call
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.computed_masks import is_selected
 from torch2rt.tracing.memory.storages import Storages

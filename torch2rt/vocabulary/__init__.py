@@ -16,8 +16,9 @@ from torch2rt.backend.tensorrt import (
     scales_groups_by_channel,
     trt,
 )
-from torch2rt.passes.quantized import dequantize, fake_quantize
-from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, named, rewrite
+from torch2rt.callables import named
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
+from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, rewrite
 from torch2rt.sizes import answer, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target, qualified_name
 from torch2rt.tracing.recorder import Recorder
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)

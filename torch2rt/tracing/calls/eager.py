@@ -18,7 +18,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
-from torch2rt.registry import Target, qualified_name
+from torch2rt.callables import Target, qualified_name
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.structure import bare_name
 from torch2rt.tracing.calls.in_place import out_of_place

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from torch2rt.registry import Call, Target, functional
+from torch2rt.callables import Target, functional
+from torch2rt.registry import Call
 
 
 def out_of_place(

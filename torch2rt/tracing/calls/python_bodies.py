@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 
-from torch2rt.registry import Target
+from torch2rt.callables import Target
 
 
 @functools.cache

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target, qualified_name
 from torch2rt.tracing.calls.randomness import states
 from torch2rt.tracing.memory.tensors import is_wrapped
 from torch2rt.tracing.recorder import Recorder

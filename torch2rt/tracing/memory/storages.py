@@ -18,8 +18,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._pytree import tree_map
 
+from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
-from torch2rt.registry import Call, Target, qualified_name
+from torch2rt.registry import Call
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.tracing.memory.tensors import is_same_view, memory_of, tensors_in
 from torch2rt.tracing.memory.views import INVERSES, SCATTERS, View, views_of

@@ -13,11 +13,11 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.backend.tensorrt import VERSION
+from torch2rt.callables import qualified_name
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
 from torch2rt.passes.precision_rules import name_of
-from torch2rt.passes.quantized import INT8
-from torch2rt.registry import qualified_name
+from torch2rt.passes.quantization.quantized import INT8
 
 FORMAT = "torch2rt calibration 1"
 

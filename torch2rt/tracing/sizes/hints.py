@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from torch2rt.interface import Input, Shape, clipped
+from torch2rt.input_ranges import clipped
+from torch2rt.interface import Input, Shape
 from torch2rt.tracing.calls.refusals import RefusedError
 
 _FARTHEST = 64  # from the opt size; and not far smaller, as small sizes meet limits that others do not

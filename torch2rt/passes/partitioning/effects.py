@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx.node import Node
 
-from torch2rt.registry import qualified_name
+from torch2rt.callables import qualified_name
 
 KNOWN = ("aten", "prims", "torchvision", "quantized_decomposed")  # namespaces whose tags say what operators draw
 WITH_TRAINING = ("dropout", "rrelu", "lstm", "gru", "rnn", "attention")  # parts of names

@@ -11,6 +11,7 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.arguments import whole_number
+from torch2rt.callables import qualified_name
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
@@ -20,17 +21,17 @@ from torch2rt.graph import graph_meta, place_of
 from torch2rt.lowering import lower
 from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.network import Network
-from torch2rt.passes.effects import draws, writes_unseen
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
-from torch2rt.passes.partition import Segment, describe_target, is_call, partition, why_no_type
-from torch2rt.passes.split import MAX_SIZE, Piece, Program, split
-from torch2rt.registry import load, qualified_name
+from torch2rt.passes.partitioning.effects import draws, writes_unseen
+from torch2rt.passes.partitioning.partition import Segment, describe_target, is_call, partition, why_no_type
+from torch2rt.passes.partitioning.split import MAX_SIZE, Piece, Program, split
+from torch2rt.registry import load
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.schedule import Schedule
-from torch2rt.runtime.segments import PartitionedModule, PartitionedNetwork
-from torch2rt.runtime.torch_segment import TorchSegment
-from torch2rt.tracing.guards import hold
+from torch2rt.runtime.partitioned.schedule import Schedule
+from torch2rt.runtime.partitioned.segments import PartitionedModule, PartitionedNetwork
+from torch2rt.runtime.partitioned.torch_segment import TorchSegment
+from torch2rt.tracing.sizes.guards import hold
 
 MIN_SEGMENT_CALLS = 3
 Refused = dict[Node, str]

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from torch2rt.callables import Target
 from torch2rt.errors import TraceError
-from torch2rt.registry import Target
 from torch2rt.sizes import is_symbolic
 
 MOST = 256  # elements of a tensor that is followed

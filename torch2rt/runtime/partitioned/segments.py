@@ -17,8 +17,8 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
 from torch2rt.runtime.module import Converted, ReferenceModule, TRTModule
-from torch2rt.runtime.schedule import Carriers, Runner, Schedule, address, run
-from torch2rt.runtime.torch_segment import TorchSegment
+from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
+from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 
 FORMAT = 1
 

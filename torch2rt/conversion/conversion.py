@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
+from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
+from torch2rt.conversion.prepared import prepare
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.build import build
 from torch2rt.engine.joined import joined
 from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import InputError, UnsupportedError
-from torch2rt.fallback import Choice, convert_in_segments, plan_in_words
 from torch2rt.graph import graph_meta
-from torch2rt.interface import check_profiles
+from torch2rt.input_ranges import check_profiles
 from torch2rt.lowering import lower
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
-from torch2rt.prepared import prepare
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.segments import PartitionedModule
-from torch2rt.tracing.regions import Variant
+from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
 
 

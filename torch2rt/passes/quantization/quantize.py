@@ -16,12 +16,13 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.backend.quirks import builds_int8_convolutions
+from torch2rt.callables import qualified_name
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import name_of
-from torch2rt.passes.quantized import INT8, dequantize, fake_quantize, quantized
-from torch2rt.registry import load, qualified_name
+from torch2rt.passes.quantization.quantized import INT8, dequantize, fake_quantize, quantized
+from torch2rt.registry import load
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 PRODUCTS = CONVOLUTIONS | {"linear"}  # transposed convolutions are only simulated

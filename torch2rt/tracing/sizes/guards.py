@@ -26,7 +26,7 @@ from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
-from torch2rt.tracing.accepted_sizes import AcceptedSizes, IsRefused, Sizes
+from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
 from torch2rt.tracing.source_lines import SourceLocation
 
 Accepts = Callable[[Sequence[Shape]], bool]

@@ -13,7 +13,16 @@ import numpy as np
 from torch2rt.graph import Assumed, GraphMeta, graph_meta
 from torch2rt.interface import Interface
 from torch2rt.sizes import holds, to_json
-from torch2rt.tracing.regions import SHOWN, Space, Symbol, Variant, claims_of, false_assumptions, symbol_of, with_ties
+from torch2rt.tracing.sizes.regions import (
+    SHOWN,
+    Space,
+    Symbol,
+    Variant,
+    claims_of,
+    false_assumptions,
+    symbol_of,
+    with_ties,
+)
 
 
 def restrict(variant: Variant, space: Space) -> None:

@@ -17,7 +17,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.passes.copies import constant_of
 from torch2rt.passes.value_numbers import content
 from torch2rt.sizes import expression, is_symbolic, to_json, values_at
-from torch2rt.tracing.regions import Region, Space, symbol_of
+from torch2rt.tracing.sizes.regions import Region, Space, symbol_of
 
 MOST = 1 << 22  # elements of a constant that is computed to be compared
 _NOTHING = frozenset({"contiguous", "clone", "detach", "alias"})

@@ -22,9 +22,9 @@ from torch.fx.node import Node
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.tensorrt import DTYPES
+from torch2rt.callables import qualified_name
 from torch2rt.graph import is_size
-from torch2rt.passes.effects import draws
-from torch2rt.registry import qualified_name
+from torch2rt.passes.partitioning.effects import draws
 from torch2rt.structure import bare_name
 
 MAX_RANK = 8  # of TensorRT's tensors

@@ -12,7 +12,7 @@ from torch.fx.node import Node
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.interface import Interface
-from torch2rt.passes.histogram import METHODS, Histogram
+from torch2rt.passes.quantization.histogram import METHODS, Histogram
 from torch2rt.passes.ranges import Measuring, Ranges
 from torch2rt.progress import Spinner
 
@@ -31,7 +31,7 @@ def calibrate(
     - `batches`: each is the inputs of a call, in a list, a tuple, a dict by keyword, or one tensor; of any size, as one
       that is larger than the graph takes is split along the first dimension.
     - `others`: leave out batches of sizes that the graph does not serve, as another graph of the module does.
-    - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `torch2rt.passes.histogram` defines them.
+    - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `histogram.py` defines them.
 
     Raises `InputError` for batches that the module does not take, for none, and for NaN and infinities in a value.
 

@@ -17,8 +17,8 @@ from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
-from torch2rt.passes.quantize import CONVOLUTIONS, PRODUCTS
-from torch2rt.passes.quantized import dequantize, fake_quantize
+from torch2rt.passes.quantization.quantize import CONVOLUTIONS, PRODUCTS
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
 from torch2rt.registry import load
 
 _AWAY = 1e-4  # of a step, by which the multiples of a scale may be off

@@ -19,7 +19,7 @@ CARRIER_CHUNK = 1 << 16  # bytes that a carrier of sizes has at least
 class Step:
     """One segment of a program: where its tensors come from and where they go.
 
-    - `inputs`: for each tensor a slot, or the size of a carrier as JSON (see `torch2rt.passes.split`).
+    - `inputs`: for each tensor a slot, or the size of a carrier as JSON (see `torch2rt.passes.partitioning.split`).
     - `outputs`: the slots of what it returns. `free`: the slots that nobody reads afterwards.
     """
 

@@ -21,7 +21,7 @@ from torch2rt.errors import TraceError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Input, Shape
 from torch2rt.sizes import describe
-from torch2rt.tracing.regions import (
+from torch2rt.tracing.sizes.regions import (
     IsSame,
     Region,
     Space,
@@ -33,7 +33,7 @@ from torch2rt.tracing.regions import (
     region_of,
     with_ties,
 )
-from torch2rt.tracing.served_sizes import restrict
+from torch2rt.tracing.sizes.served_sizes import restrict
 
 MAX_VARIANTS = 8
 MOST_TRACES = 4  # for each variant that may be, as several paths may compute the same

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from torch2rt.graph import Assumed, GraphMeta, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
-from torch2rt.passes.effects import draws
-from torch2rt.passes.partition import Segment
+from torch2rt.passes.partitioning.effects import draws
+from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.sizes import Dim, Symbols, describe, evaluate, expression, extremes, is_symbolic, to_json
 
 CARRIER = torch.bool

@@ -1,0 +1,1 @@
+"""One conversion from its arguments to the module: whole, or as engines and torch calls."""

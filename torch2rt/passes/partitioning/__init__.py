@@ -1,0 +1,1 @@
+"""Which calls of a graph are engines', and a graph for each segment."""

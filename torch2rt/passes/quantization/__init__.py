@@ -1,0 +1,1 @@
+"""Quantisation: what a graph's values range over, and the quantised calls that are made of it."""
