@@ -91,8 +91,8 @@ def _check(data: bytes) -> None:
         raise EngineError(f"A torch segment's archive is damaged: {error}.") from error
 
 
-def _check_tensors(name: str, config: Any) -> None:
-    entries = config.get("config", {}) if isinstance(config, dict) else None
+def _check_tensors(name: str, listed: Any) -> None:
+    entries = listed.get("config", {}) if isinstance(listed, dict) else None
     if not isinstance(entries, dict):
         raise EngineError(f"A torch segment's archive is damaged: '{name}' lists no tensors.")
     for key, entry in entries.items():

@@ -254,7 +254,7 @@ class PartitionedReference(Converted):
 
     def __init__(self, network: PartitionedNetwork) -> None:
         super().__init__()
-        self.network = network
+        self.whole = network
         self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
         self.eager = {index: segment.copy() for index, segment in network.eager.items()}
         self.runners: list[Runner] = [
@@ -266,10 +266,10 @@ class PartitionedReference(Converted):
     @property
     def interface(self) -> Interface:
         """Names, dtypes and ranges of inputs and outputs."""
-        return self.network.interface
+        return self.whole.interface
 
     def _interface(self) -> Interface:
-        return self.network.interface
+        return self.whole.interface
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on the device of the inputs; raises `InputError` for what the engines would refuse."""
@@ -281,7 +281,7 @@ class PartitionedReference(Converted):
         """The outputs for the input tensors, each in the order of the interface."""
         self.interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
         kept = {address(t) for part in self.parts if part is not None for t in part.constants()} - {0}
-        return run(self.network.schedule, tensors, self.runners, self._carriers, lambda: kept)
+        return run(self.whole.schedule, tensors, self.runners, self._carriers, lambda: kept)
 
 
 def _evaluated(network: Network, eager: TorchSegment | None) -> Runner:
