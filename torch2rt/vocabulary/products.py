@@ -54,7 +54,7 @@ def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
     element counts. A tensor and its transpose are two.
     """
     layers = [ctx.network.get_layer(i) for i in range(ctx.network.num_layers)]
-    makers = {layer.get_output(0).name: layer for layer in layers}
+    makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
 
     def root(name: str) -> str:
         while (layer := makers.get(name)) is not None and (kind := _kind(layer)) in _FOLLOWED:
