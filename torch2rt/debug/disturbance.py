@@ -184,7 +184,7 @@ def _within(name: str, args: Sequence[Any]) -> float:
         terms = weight.numel() // max(1, weight.shape["transpose" in name])
     elif "attention" in name and len(tensors) > 1:
         terms = max(tensors[1].shape[-2:])
-    elif name in PRODUCTS:
+    elif name in PRODUCTS or name.startswith("fft_"):  # which are products with the roots of one
         terms = max((x.shape[-1] for x in tensors), default=0)
     return terms * TERM * torch.finfo(torch.float32).eps
 
