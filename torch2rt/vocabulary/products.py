@@ -30,21 +30,22 @@ def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpos
             b = unary(ctx, trt.UnaryOperation.NEG, b)
     rows, columns = dims(ctx, a)[-1 if transpose_a else -2], dims(ctx, b)[-2 if transpose_b else -1]
     batch = broadcast_sizes(dims(ctx, a)[:-2], dims(ctx, b)[:-2])
-    if rows == columns == 1 and any(map(is_symbolic, batch)) and computes_dot_products_wrong(dtype_of(a)):
-        return _dot_products(ctx, a, b)
+    is_dot = not is_symbolic(rows) and not is_symbolic(columns) and (rows, columns) == (1, 1)
+    if is_dot and any(map(is_symbolic, batch)) and computes_dot_products_wrong(dtype_of(a)):
+        return _dot_products(ctx, a, b, -2 if transpose_a else -1, -1 if transpose_b else -2)
     op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
     layer = ctx.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
     return ctx.track(layer.get_output(0), (*batch, rows, columns))
 
 
-def _dot_products(ctx: Context, a: Any, b: Any) -> Any:
-    """Products of one row and one column, as sums in float32."""
-    dtype = dtype_of(a)
+def _dot_products(ctx: Context, a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
+    """Products of one row and one column, whose terms lie along these axes, as sums in float32."""
     terms = []
-    for x in (a, b):
-        *batch, one, other = dims(ctx, x)
-        terms.append(cast(ctx, reshape(ctx, x, (*batch, 1, other if one == 1 else one)), torch.float32))
-    return cast(ctx, reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, *terms), -1, keepdim=True), dtype)
+    for x, axis in ((a, axis_a), (b, axis_b)):
+        row = reshape(ctx, x, (*dims(ctx, x)[:-2], 1, dims(ctx, x)[axis]))
+        terms.append(cast(ctx, row, torch.float32))
+    total = reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, *terms), -1, keepdim=True)
+    return cast(ctx, total, dtype_of(a))
 
 
 def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
