@@ -215,7 +215,10 @@ class _Lowering:
                 if any(_is_complex(leaf) for leaf in _leaves((args, kwargs, self.ctx.out))):
                     converter = self.on_complex(node, converter, args, kwargs)
                 bound_args, bound_kwargs = converter.bind(args, kwargs, node.target)  # type: ignore[arg-type]
+                fixed = self.ctx.fixed_sizes()
                 result = converter.function(self.ctx, *bound_args, **bound_kwargs)
+                if self.ctx.fixed_sizes() != fixed:
+                    raise ConversionError("its converter takes a dynamic size for the one that was traced with")
                 self.finish(node, result)
             except UnsupportedError:
                 raise

@@ -321,7 +321,6 @@ def test_one_slice_and_one_reshape():
         (lambda x: x[True, :, True], "True beside another True"),
         (lambda x: x[:, True, torch.tensor([0])], "True beside another True or an index tensor"),
         (lambda x: x[[[0]]], "write a tuple or a tensor"),
-        (lambda x: written(x, slice(None, x.shape[0] ** 2)), "only does the same for every size"),
     ],
 )
 def test_refused(function, message):

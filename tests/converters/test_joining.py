@@ -2,7 +2,7 @@ import pytest
 import torch
 from harness import B, Call, S, Size, bools, case, check_case, compare, half, ints, parametrize
 
-from torch2rt import ConversionError, torch2rt
+from torch2rt import ConversionError, torch2rt, trace
 
 T = torch.Tensor
 P = Size("P", 2, 3, 5)
@@ -95,9 +95,14 @@ def test_parted(row, mode, device):
     check_case(row, mode, device)
 
 
-def test_number_of_parts_is_fixed():
+def test_the_number_of_parts_of_one_graph_is_fixed():
+    split = Call(lambda x: x.split(2))
     with pytest.raises(ConversionError, match="the module only does the same for every size"):
-        torch2rt(Call(lambda x: x.split(2)), [torch.randn(4, 3)], max_batch_size=8)
+        trace(split, [torch.randn(4, 3)], max_batch_size=6)
+    by_number = torch2rt(split, [torch.randn(4, 3)], max_batch_size=6).reference()
+    for batch in range(1, 7):
+        x = torch.randn(batch, 3)
+        compare(by_number(x), split(x))
 
 
 def test_float64_is_refused():

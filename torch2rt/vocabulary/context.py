@@ -63,8 +63,9 @@ class Context:
         self.network = lowered.definition
         self.out: Any = None
         self.symbols: Symbols = graph_meta(graph).symbols
-        placeholders = (n for n in graph.graph.nodes if n.op == "placeholder")
-        self.device: Any = next((n.meta["val"].device for n in placeholders), None)
+        recorded = next((n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"), None)
+        self.device: Any = None if recorded is None else recorded.device
+        self._shape_env: Any = None if recorded is None else recorded.fake_mode.shape_env
         self.inputs: list[Any] = []  # network inputs, in interface order
         self.sizes: dict[int, tuple[Any, Sizes]] = {}  # by id of an ITensor: the tensor and its sizes
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
@@ -78,6 +79,10 @@ class Context:
     def arguments(self) -> Mapping[str, Any]:
         """Of a call on complex numbers, the arguments by the names of its converter for real numbers."""
         return self.calls.arguments
+
+    def fixed_sizes(self) -> int:
+        """How many dynamic sizes torch takes for numbers or for each other, as it does once they were compared."""
+        return 0 if self._shape_env is None else len(self._shape_env.replacements)
 
     def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
         """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
