@@ -21,7 +21,7 @@ from test_callers import GRAPHS, as_told
 
 from torch2rt import TRTModule, torch2rt
 from torch2rt.errors import InputError
-from torch2rt.runtime import module as module_file
+from torch2rt.runtime import variants as variants_file
 
 THREADS = 8
 TOLERANCE = 1e-3
@@ -469,8 +469,8 @@ class Slow:
 
 def test_other_weights_never_mix_with_the_ones_before(monkeypatch):
     """The same without a GPU, of what `TRTModule` does around its pools."""
-    monkeypatch.setattr(module_file, "LoadedEngine", lambda engine, index: (engine, index))
-    monkeypatch.setattr(module_file, "ContextPool", Slow)
+    monkeypatch.setattr(variants_file, "LoadedEngine", lambda engine, index: (engine, index))
+    monkeypatch.setattr(variants_file, "ContextPool", Slow)
     x, states = torch.ones(2, 3), []
     for engine, function in ((b"\2", lambda x: x * 2), (b"\3", lambda x: (x * 3, x * 3))):
         made = torch2rt(Call(function), [x], verify=False)
