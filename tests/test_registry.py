@@ -68,6 +68,7 @@ ELSEWHERE = {
     "linalg torch.ops.aten._linalg_det": FOR_GRADIENTS,
     "normalization torch.ops.aten._batch_norm_with_update": "it only refuses",
     "normalization torch.cudnn_batch_norm": ON_A_GPU,
+    "normalization torch.batch_norm": "in training it is state, which test_stateful.py has",
     "recurrence torch._cudnn_rnn": ON_A_GPU,
     "recurrence torch.ops.aten._thnn_fused_gru_cell": "only a GPU has kernels; it has a test of its own",
     "recurrence torch.ops.aten._thnn_fused_lstm_cell": "only a GPU has kernels; it has a test of its own",
