@@ -175,7 +175,7 @@ class _Lowering:
                 reason = f"its converter gives no result {args[1]} for these arguments"
                 raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
-        if is_random(node):
+        if is_random(node) and self.registry.find(node.target) is None:  # type: ignore[arg-type]  # one looks at `training`
             raise UnsupportedError(self.describe(node, args, kwargs, "an engine draws no random numbers"))
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))) and not self.registry.is_kept(node.target):  # type: ignore[arg-type]
             with torch.no_grad():

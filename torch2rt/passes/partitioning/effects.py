@@ -25,7 +25,7 @@ def draws(node: Node) -> bool:
 
 
 def is_random(node: Node) -> bool:
-    """Whether a call draws random numbers whatever its arguments are; its first one may be the operator that does."""
+    """Whether torch says of a call that it draws random numbers; its first argument may be the operator that does."""
     operators = [t for t in (node.target, *node.args[:1]) if isinstance(t, torch._ops.OpOverload)]
     return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)
 
