@@ -80,7 +80,7 @@ def plan_precision(
     >>> print(plan_precision(model, [torch.randn(2, 3)], precision="fp16"))
     module  computes in  in float32
     0       1 float16
-    1       1 float32    torch.softmax (computes in float32)
+    1       1 float32    torch.Tensor.softmax (computes in float32)
     """
     known = inspect.signature(torch2rt).parameters
     if unknown := [name for name in options if name not in known and name not in KEYWORDS]:

@@ -38,8 +38,8 @@ def calibrate(
     >>> from torch2rt import trace
     >>> graph = trace(torch.nn.Linear(1, 1), [torch.ones(2, 1)])
     >>> x = graph.graph.find_nodes(op="placeholder")
-    >>> calibrate(graph, [torch.tensor([[-3.0], [2.0]])], x, "minmax")[0]
-    {'input': 3.0}
+    >>> list(calibrate(graph, [torch.tensor([[-3.0], [2.0]])], x, "minmax")[0].values())
+    [3.0]
     """
     if method not in METHODS:
         raise InputError(f"calibration_method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
