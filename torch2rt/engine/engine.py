@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,3 +93,17 @@ def to_bytes(value: Any, name: str) -> bytes:
     if not isinstance(value, torch.Tensor) or value.dtype != torch.uint8 or value.dim() != 1:
         raise EngineError(f"'{name}' of the state dict is not a 1-d uint8 tensor.")
     return value.cpu().numpy().tobytes()
+
+
+def stored(
+    state_dict: Mapping[str, Any], prefix: str, names: Sequence[str], missing: list[str], unexpected: list[str]
+) -> list[bytes] | None:
+    """The bytes of a module that keeps these entries and no others in a state dict; `None` where one is missing.
+
+    `missing` and `unexpected` are the lists that torch's `_load_from_state_dict` is given.
+    """
+    keys = [prefix + name for name in names]
+    absent = [key for key in keys if key not in state_dict]
+    missing.extend(absent)
+    unexpected.extend(key for key in state_dict if key.startswith(prefix) and key not in keys)
+    return None if absent else [to_bytes(state_dict[key], key) for key in keys]

@@ -12,7 +12,7 @@ import torch
 
 from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, trt
 from torch2rt.engine import artifact
-from torch2rt.engine.engine import Engine, to_bytes, to_tensor
+from torch2rt.engine.engine import Engine, stored, to_tensor
 from torch2rt.engine.report import Report
 from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
@@ -255,13 +255,8 @@ class TRTModule(Converted):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        keys = {name: prefix + name for name in ("engine", "header")}
-        missing = [key for key in keys.values() if key not in state_dict]
-        missing_keys.extend(missing)
-        unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in keys.values())
-        if not missing:
-            data, header = (to_bytes(state_dict[key], key) for key in keys.values())
-            self._set(artifact.parse(data, header))
+        if (kept := stored(state_dict, prefix, ("engine", "header"), missing_keys, unexpected_keys)) is not None:
+            self._set(artifact.parse(*kept))
 
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""

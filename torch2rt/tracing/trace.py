@@ -36,7 +36,6 @@ from torch2rt.tracing.traced_run import run_traced
 from torch2rt.tracing.tracer import Tracer
 
 
-@torch.inference_mode(False)
 def trace(
     module: torch.nn.Module | torch.export.ExportedProgram,
     inputs: Any,
@@ -117,6 +116,7 @@ class Traces:
     - `listed`: the choices of shapes that are to be served, where only some are.
     """
 
+    @torch.inference_mode(False)  # it may load the module again, see `__enter__`
     def __init__(
         self,
         module: torch.nn.Module | torch.export.ExportedProgram,

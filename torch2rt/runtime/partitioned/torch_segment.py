@@ -10,7 +10,7 @@ import torch
 from torch.export.passes import move_to_device_pass
 from torch.fx.node import map_aggregate
 
-from torch2rt.engine.engine import to_bytes, to_tensor
+from torch2rt.engine.engine import stored, to_tensor
 from torch2rt.errors import EngineError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface
@@ -110,12 +110,8 @@ class TorchSegment(Converted):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        keys = {name: prefix + name for name in ("program", "header")}
-        missing = [key for key in keys.values() if key not in state_dict]
-        missing_keys.extend(missing)
-        unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in keys.values())
-        if not missing:
-            data, text = (to_bytes(state_dict[key], key) for key in keys.values())
+        if (kept := stored(state_dict, prefix, ("program", "header"), missing_keys, unexpected_keys)) is not None:
+            data, text = kept
             header = json.loads(text)
             self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
             self.program, self.device = exported.load(data), torch.device(header["device"])
