@@ -163,6 +163,19 @@ class Recorder:
             self._sizes[expr] = node
         return node
 
+    def now(self) -> Any:
+        """The graph as it is now, for `back_to`."""
+        return next(iter(reversed(self.graph.nodes)), None), dict(self._sizes)
+
+    def back_to(self, then: Any) -> None:
+        """Remove the calls that were recorded since then: they belong to a body that could not be recorded."""
+        last, self._sizes = then[0], dict(then[1])
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            if node.op == "call_function":
+                self.graph.erase_node(node)
+
     # Errors ----------------------------------------------------------------------------------------------------------
 
     def draws_numbers(self, what: str, func: Target = torch.randn) -> str:

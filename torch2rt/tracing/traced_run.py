@@ -12,11 +12,12 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from torch2rt.errors import Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split
-from torch2rt.interface import Shape
+from torch2rt.interface import Interface, Shape
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.sizes import in_words
 from torch2rt.structure import unflatten
 from torch2rt.tracing.aten import OperatorRecorder
+from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.memos import cleared
@@ -111,7 +112,7 @@ def run_traced(
     interface = end_graph(interface, recorder, result, output_names)
     splits: list[Split] = []
     interface = recorder.decisions.check(interface, accepts, splits)
-    _check_eager(tracer, shapes if splits else None)
+    _check_eager(tracer, module, leaves, shapes if splits else None)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users and not (recorder.fallback and draws(node)):
             recorder.graph.erase_node(node)
@@ -140,7 +141,9 @@ def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> Re
         return None
 
 
-def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
+def _check_eager(
+    tracer: Tracer, module: torch.nn.Module, leaves: Sequence[torch.Tensor], shapes: Sequence[Shape] | None
+) -> None:
     """Raise `RefusedError` for a call that torch's real kernels refuse at these shapes, the smallest by default."""
     interface, recorder = tracer.interface, tracer.recorder
     inputs = {spec.name: spec.dtype for spec in interface.inputs}
@@ -152,8 +155,26 @@ def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
     if (refusal := tracer.eager.refusal(sizes)) is None:
         return
     call, error = refusal
+    if not sizes and _runs(module, interface, leaves):
+        return  # the call refuses the values that it was asked about, such as a matrix of zeros
     message = describe_refusal(call, error, sizes, inputs)
     if sizes and not call.mixes_types:
         at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
         message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
     raise RefusedError(message, of_types=call.mixes_types) from error
+
+
+def _runs(module: torch.nn.Module, interface: Interface, leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether a module of static sizes takes the example itself; it stays as it is."""
+    if [tuple(leaf.shape) for leaf in leaves] != [spec.opt for spec in interface.inputs]:
+        return False
+    args, kwargs = unflatten(interface.arguments, [leaf.detach().clone() for leaf in leaves])
+    state = ModuleState(module)
+    try:
+        with torch.no_grad(), same_states():
+            module(*args, **kwargs)
+    except Exception:
+        return False
+    finally:
+        state.restore()
+    return True

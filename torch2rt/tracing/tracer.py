@@ -34,12 +34,13 @@ from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
 from torch2rt.tracing.calls.in_place import out_of_place
+from torch2rt.tracing.calls.opaque import needs_run, record_opaque
 from torch2rt.tracing.calls.python_bodies import python_body
 from torch2rt.tracing.calls.randomness import put_back, states, writes_random_numbers
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
-from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of
+from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of, tensor_versions
 from torch2rt.tracing.recorder import Recorder
 from torch2rt.tracing.sizes.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
@@ -149,8 +150,15 @@ class Tracer(RecordingMode):
             self.values.written_constants.writable(args[0])
         args, kwargs = self.values.written_constants.replaced((args, kwargs))
         call = self._described(func, args, kwargs)
+        before = self.recorder.now(), tensor_versions((args, kwargs)), self.refused
         try:
             out = guarded(self.recorder, func, lambda: self._call(func, args, kwargs))
+        except TraceError as error:
+            if not self.recorder.fallback or not needs_run(error) or before[1] != tensor_versions((args, kwargs)):
+                raise
+            self.recorder.back_to(before[0])
+            self.refused = before[2]
+            return record_opaque(self.values, func, args, kwargs, error)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if self._failed is None or self._failed[0] is not error:
                 self._failed = error, call

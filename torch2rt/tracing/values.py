@@ -20,7 +20,7 @@ from torch2rt.registry import Call
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.computed_masks import is_selected
 from torch2rt.tracing.memory.storages import Storages
-from torch2rt.tracing.memory.tensors import tensors_in
+from torch2rt.tracing.memory.tensors import tensor_versions
 from torch2rt.tracing.memory.written_constants import WrittenConstants
 from torch2rt.tracing.patches.fake_mode import with_numbers
 from torch2rt.tracing.recorder import Recorder
@@ -100,7 +100,7 @@ class Values:
         """Run one call on the fake tensors and append it to the graph."""
         recorder, mode = self.recorder, self.recorder.fake_mode
         node_args, node_kwargs = self.argument(args), self.argument(kwargs)
-        before = _write_counts((args, kwargs))
+        before = tensor_versions((args, kwargs))
         with recorder.fake_tensors(), mode.reading() as numbers:
             fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
             try:
@@ -109,7 +109,7 @@ class Values:
                 # cuDNN's kernels have no fake ones; torch's others give the same shapes
                 with torch.backends.cudnn.flags(enabled=False):
                     out = func(*fake_args, **fake_kwargs)
-        if before != _write_counts((args, kwargs)):
+        if before != tensor_versions((args, kwargs)):
             raise TraceError(
                 f"{recorder.location.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
             )
@@ -137,8 +137,3 @@ class RecordingMode(TorchFunctionMode):
     def __init__(self, values: Values) -> None:
         super().__init__()
         self.values = values
-
-
-def _write_counts(value: Any) -> list[int]:
-    """torch's own write counters of the traced tensors in a call's arguments."""
-    return [t._version for t in tensors_in(value) if isinstance(t, FakeTensor)]
