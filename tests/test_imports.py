@@ -36,7 +36,7 @@ ORDER = [
     ["interface"],
     ["promises"],
     ["registry", "structure"],
-    ["callables"],
+    ["callables", "generators"],
     ["migration"],
     ["arguments"],
     ["backend"],

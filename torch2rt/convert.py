@@ -236,7 +236,7 @@ def torch2rt(
     converted: TRTModule | PartitionedModule | None = None
     if choice is None:
         converted = conversion.engines(most, merge)
-    elif not choice.torch_executed:
+    elif not choice.torch_executed and conversion.may_be_whole:
         with contextlib.suppress(TraceError, UnsupportedError, BuildError):
             converted = conversion.engines(most, merge)
     if converted is None:

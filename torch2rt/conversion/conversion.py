@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
+from torch2rt.backend.tensorrt import DTYPES
 from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
 from torch2rt.conversion.prepared import prepare
 from torch2rt.debug.same_values import SameValues
@@ -25,6 +27,7 @@ from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
+from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.tracing.sizes.regions import Variant
@@ -55,6 +58,12 @@ class Conversion:
     progress: bool | None
     on_stage: Callable[[str, Any, float], None]
     says_plan: bool
+
+    @property
+    def may_be_whole(self) -> bool:
+        """Whether TensorRT has the types of all inputs."""
+        leaves = tree_leaves(as_arguments(self.inputs, self.kwargs))
+        return all(leaf.dtype in DTYPES for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def engines(self, max_variants: int, merge: str) -> TRTModule:
         """The module as one engine, or as several that cover its range together."""
@@ -101,7 +110,8 @@ class Conversion:
             raise InputError("Several sets of opt_shapes are for modules that TensorRT takes as a whole. Give one.")
         refused: UnsupportedError | None = None
         try:
-            self._lowered(graph)
+            if takes_inputs(graph):
+                self._lowered(graph)
         except UnsupportedError as error:
             refused = error
         return convert_in_segments(

@@ -20,6 +20,8 @@ from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
+from torch2rt.tracing.patches.detection import boxes_as_values
+from torch2rt.tracing.patches.functions import whole_functions
 from torch2rt.tracing.patches.memos import cleared
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
@@ -69,9 +71,12 @@ def run_traced(
                 *FOR_THIS_THREAD,
                 *SIZE_FUNCTIONS,
                 masks,
+                boxes_as_values(),
+                whole_functions(tracer) if recorder.fallback else nullcontext(),
                 enable_python_dispatcher(),
             )
-            for context in (*switches, operators, tracer):
+            generators = nullcontext() if recorder.generators is None else recorder.generators.watched()
+            for context in (*switches, generators, operators, tracer):
                 stack.enter_context(context)
             tracer.keep_promises(fakes)
             result = Result.of(tracer, module(*args, **kwargs))
@@ -80,10 +85,14 @@ def run_traced(
             if remembered or claims and state.has_changed():
                 for name, owner, key, _ in remembered:
                     owner[key] = EarlierValue(name, recorder.location.here)
+                before = recorder.now()
                 again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
                 is_same = again is not None and result.is_same(again, recorder)
+                recorder.back_to(before)
                 claims = {} if is_same and not recorder.decisions.fixed() else claims
             recorder.decisions.claims.update(claims)
+            if recorder.generators is not None:
+                recorder.generators.settle()
         if tracer.refused is not None:
             raise tracer.refused
     except Torch2RTError as error:

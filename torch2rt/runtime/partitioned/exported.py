@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from torch2rt.errors import EngineError
+from torch2rt.generators import uses_generators
 from torch2rt.interface import Interface
 
 # Members of an archive without code; `\d` and names are those of `torch.export.save`.
@@ -27,6 +28,9 @@ _SAMPLES = re.compile(r"[^/]+/data/sample_inputs/[\w.]+\.pt")
 
 def dump(graph: torch.nn.Module, interface: Interface, device: torch.device) -> bytes:
     """The archive of a segment's calls; raises `EngineError` for calls that torch cannot export."""
+    graphs = [m for m in graph.modules() if isinstance(m, torch.fx.GraphModule)]
+    if any(uses_generators(node.target) for one in graphs for node in one.graph.nodes):
+        raise EngineError("A torch segment that has a generator, or sets the seed of one, cannot be saved.")
     inputs = interface.inputs  # torch takes a size of 1 for a constant
     shapes = [spec.opt for spec in inputs]
     if any(spec.opt[axis] < 2 for spec in inputs for axis in spec.dynamic):

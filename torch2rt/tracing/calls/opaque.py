@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
+from torch2rt.passes.partitioning.effects import draws
 from torch2rt.sizes import is_symbolic
-from torch2rt.tracing.calls.data_dependence import DATA_DEPENDENT, reads_values
+from torch2rt.tracing.calls.data_dependence import reads_values
+from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.memory.tensors import memory_of
 from torch2rt.tracing.values import Values
 
@@ -31,11 +33,6 @@ FILLS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 )
 
 
-def needs_run(error: BaseException) -> bool:
-    """Whether an error says that torch must run a call to know its result."""
-    return isinstance(error.__cause__, (*DATA_DEPENDENT, UnsupportedOperatorException))
-
-
 def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: TraceError) -> Any:
     """Record a call as it is, with a result as of runs on drawn values; raises `error` for a call that cannot be."""
     recorder = values.recorder
@@ -44,7 +41,9 @@ def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: T
         raise error
     spec, kinds = shown[0]
     if any(other != spec or _types(k) != _types(kinds) for other, k in shown[1:]):
-        raise TraceError(f"{recorder.location.here()}: what {qualified_name(func)} returns depends on values.") from error
+        raise TraceError(
+            f"{recorder.location.here()}: what {qualified_name(func)} returns depends on values."
+        ) from error
     if not recorder.unbacked:
         raise TraceError(f"{error} (sizes may depend on values)") from error  # traced again, see `trace.Traces`
     is_static = not any(is_symbolic(s) for x in tree_leaves((args, kwargs)) for s in getattr(x, "shape", (x,)))
@@ -60,6 +59,8 @@ def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: T
             made.append(torch.empty(sizes, dtype=dtype, device=device))
     out = tree_unflatten(made, spec)
     node = recorder.node(func, values.argument(args), values.argument(kwargs), out)
+    if recorder.generators is not None and draws(node):
+        recorder.generators.note_draw(node)
     values.bind(out, node, (func, args, kwargs))
     with recorder.fake_tensors():
         for size, number in claims:
@@ -80,12 +81,11 @@ def _runs(values: Values, func: Target, args: Any, kwargs: Any) -> Iterator[tupl
     for device in devices:
         found = []
         for fill in FILLS:
-            given = tree_map(lambda value: _given(value, fill, device), (args, kwargs))  # noqa: B023
-            tensors = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]
-            before = [t._version for t in tensors]
             try:
-                with torch.random.fork_rng([]), torch.no_grad(), torch._C.DisableTorchFunction():
-                    torch.manual_seed(0)
+                with same_states(), torch.no_grad():
+                    given = tree_map(lambda value: _given(value, fill, device), (args, kwargs))  # noqa: B023
+                    tensors = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]
+                    before = [t._version for t in tensors]
                     out = func(*given[0], **given[1])
             except Exception:  # these values may not be such as the call takes
                 continue

@@ -1,0 +1,64 @@
+"""Calls of a graph that draw from a generator of the module's, or change the state of one, as callables."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class _Call:
+    """A callable that torch.fx can print."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = self.__qualname__ = name
+
+
+class DrawsFrom(_Call):
+    """A torch function with a generator of its own, which the module keeps, or has made."""
+
+    def __init__(self, function: Callable[..., Any], generator: torch.Generator) -> None:
+        super().__init__(getattr(function, "__name__", "draw").split(".")[0])
+        self.function, self.generator = function, generator
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, generator=self.generator, **kwargs)
+
+
+class SavesState(_Call):
+    """Keeps the state of a generator, for a `SetsState` of the same call, in the same thread."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__("save_state")
+        self.generator, self.kept = generator, threading.local()
+
+    def __call__(self) -> None:
+        self.kept.state = self.generator.get_state()
+
+
+class SetsState(_Call):
+    """Gives a generator a state: one that is known, as after `torch.manual_seed(3)`, or one that was saved."""
+
+    def __init__(self, generator: torch.Generator, state: bytes | SavesState) -> None:
+        is_saved = isinstance(state, SavesState)
+        super().__init__("restore_state" if is_saved else f"set_state_{hashlib.sha256(state).hexdigest()[:16]}")
+        self.generator, self.state = generator, state
+
+    def __call__(self) -> None:
+        if isinstance(self.state, SavesState):
+            self.generator.set_state(self.state.kept.state)
+        else:
+            set_state(self.generator, self.state)
+
+
+def set_state(generator: torch.Generator, state: bytes) -> None:
+    """Give a generator a state of `get_state`, as bytes."""
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def uses_generators(target: Any) -> bool:
+    """Whether a call of a graph has a generator in it, which no file can hold."""
+    return isinstance(target, _Call)

@@ -1,0 +1,46 @@
+"""Who asks about a dynamic size: torch's own code also asks where the answer changes no value."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+# Modules between the code that asks about a size and the answer.
+_TRANSPARENT = frozenset(
+    {
+        __name__,
+        "torch2rt.tracing.sizes.guards",
+        "torch",
+        "contextlib",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch.fx.experimental.sym_node",
+        "torch.fx.experimental.recording",
+        "torch._guards",
+        "torch.utils._contextlib",
+    }
+)
+_CHOICES = {  # module and function
+    ("torch._subclasses.fake_impls", "conv"),
+    ("torch._prims_common", "are_strides_like_channels_last"),
+    ("torch._prims_common", "are_strides_like_channels_last_or_false"),
+    ("torch._decomp.decompositions", "_upsample_nearest"),  # on a GPU few channels are better off contiguous
+    ("torch._decomp.decompositions", "_upsample_linear"),
+    ("torch._meta_registrations", "upsample_nearest2d"),
+}
+
+
+# torchvision goes from class to class if there are more boxes than so many, which gives the same boxes
+FEW_ENOUGH = {("torchvision.ops.boxes", "batched_nms")}
+
+
+def is_kernel_choice() -> bool:
+    """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
+    return is_asked_in(_CHOICES)
+
+
+def is_asked_in(functions: set[tuple[str, str]]) -> bool:
+    """Whether one of these functions asks about a size."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
+        frame = frame.f_back
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in functions
