@@ -34,7 +34,7 @@ ORDER = [
     ["graph"],
     ["input_ranges"],
     ["interface"],
-    ["promises"],
+    ["objects", "promises"],
     ["registry", "structure"],
     ["callables", "generators"],
     ["migration"],

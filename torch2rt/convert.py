@@ -153,11 +153,12 @@ def torch2rt(
     - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
       number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
       other sizes run such a segment with torch.
-    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs.
-      `"refuse"` raises `TraceError`. `"write"` returns a `StatefulModule`, which keeps the tensors in the same way, and
-      writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
-      ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
-      example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
+    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs, or
+      changes objects among these, such as transformers' caches. `"refuse"` raises `TraceError`. `"write"` returns a
+      `StatefulModule`, which keeps the tensors in the same way, and writes to inputs. `"explicit"` makes them an
+      argument, a dict `state` by name, and returns the result, the new ones in a dict, and in a list what inputs have
+      become, tensors before objects. What is written to is seen in a run of the module on the example; it must keep its
+      shapes, but in objects. `max_batch_size` has no meaning then: give `max_shapes`.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
@@ -252,7 +253,7 @@ def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: 
     model_trt.cuda_graph = cuda_graph
     if stateful is None or state == "explicit":
         return model_trt
-    return StatefulModule(model_trt, stateful.values, stateful.module._written)
+    return StatefulModule(model_trt, stateful.values, stateful.module._written, stateful.objects)
 
 
 def _state(module: Any, inputs: Any, kwargs: Any, state: str, max_batch_size: Any, shapes: Any) -> Found | None:

@@ -43,8 +43,8 @@ class SetsState(_Call):
     """Gives a generator a state: one that is known, as after `torch.manual_seed(3)`, or one that was saved."""
 
     def __init__(self, generator: torch.Generator, state: bytes | SavesState) -> None:
-        is_saved = isinstance(state, SavesState)
-        super().__init__("restore_state" if is_saved else f"set_state_{hashlib.sha256(state).hexdigest()[:16]}")
+        digest = "" if isinstance(state, SavesState) else hashlib.sha256(state).hexdigest()[:16]
+        super().__init__(f"set_state_{digest}" if digest else "restore_state")
         self.generator, self.state = generator, state
 
     def __call__(self) -> None:

@@ -277,16 +277,6 @@ def test_a_decision_about_a_size_that_depends_on_values_is_refused():
         torch2rt(Empty(), [torch.rand(5, 4), torch.rand(5)], fallback=True)
 
 
-def test_a_module_that_sets_the_seed_is_refused():
-    class Seeded(nn.Module):
-        def forward(self, x):
-            torch.manual_seed(3)
-            return x * torch.rand_like(x)
-
-    with pytest.raises(TraceError, match="sets the seed"):
-        torch2rt(Seeded(), [torch.ones(3)], fallback=True)
-
-
 def test_few_boxes():
     def few(self, y):
         nms = pytest.importorskip("torchvision").ops.nms

@@ -13,15 +13,16 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch2rt.errors import Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split
 from torch2rt.interface import Interface, Shape
+from torch2rt.objects import has_changed, parts
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.sizes import in_words
-from torch2rt.structure import unflatten
+from torch2rt.structure import objects_in, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
-from torch2rt.tracing.patches.detection import boxes_as_values
 from torch2rt.tracing.patches.functions import whole_functions
+from torch2rt.tracing.patches.libraries import libraries_as_values
 from torch2rt.tracing.patches.memos import cleared
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
@@ -71,7 +72,7 @@ def run_traced(
                 *FOR_THIS_THREAD,
                 *SIZE_FUNCTIONS,
                 masks,
-                boxes_as_values(),
+                libraries_as_values(),
                 whole_functions(tracer) if recorder.fallback else nullcontext(),
                 enable_python_dispatcher(),
             )
@@ -79,6 +80,7 @@ def run_traced(
             for context in (*switches, generators, operators, tracer):
                 stack.enter_context(context)
             tracer.keep_promises(fakes)
+            objects = [(one, dict(parts(one))) for one in objects_in((args, kwargs))]
             result = Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()
@@ -117,6 +119,11 @@ def run_traced(
         ) from error
     finally:
         state.restore()
+    if changed := next((one for one, before in objects if has_changed(before, dict(parts(one)))), None):
+        raise TraceError(
+            f"The module changes the {type(changed).__name__} among its inputs, which an engine would not do to the "
+            'caller\'s. Convert it with state="write", which does, or with state="explicit", which returns a new one.'
+        )
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     interface = end_graph(interface, recorder, result, output_names)
     splits: list[Split] = []

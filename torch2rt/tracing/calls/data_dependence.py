@@ -49,8 +49,8 @@ def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if "no fake impl" in str(error):  # of a custom operator
             raise UnknownResultError(
-                f"{recorder.location.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
-                "without running it, as no fake implementation was registered."
+                f"{recorder.location.here()}: torch itself cannot tell the shape of what {qualified_name(func)} "
+                "returns without running it, as no fake implementation was registered."
             ) from error
         if isinstance(error, TypeError) and "FakeTensor" in str(error):  # a tensor in the place of a number
             raise UnknownResultError(_depends_on_data(recorder, func)) from error
