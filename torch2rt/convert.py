@@ -19,6 +19,7 @@ from torch2rt.passes.order import Pass, chosen
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.runtime.recomputed import Recomputed, check_backward
 from torch2rt.runtime.stateful import Found, StatefulModule, find_state
 from torch2rt.tracing.sizes.coverage import MAX_VARIANTS
 from torch2rt.tracing.trace import as_arguments
@@ -72,6 +73,7 @@ def torch2rt(
     min_segment_calls: int | None = None,
     max_sizes: int | None = None,
     state: str = "refuse",
+    backward: str | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
 ) -> TRTModule | PartitionedModule | StatefulModule:
@@ -159,6 +161,9 @@ def torch2rt(
       argument, a dict `state` by name, and returns the result, the new ones in a dict, and in a list what inputs have
       become, tensors before objects. What is written to is seen in a run of the module on the example; it must keep its
       shapes, but in objects. `max_batch_size` has no meaning then: give `max_shapes`.
+    - `backward`: what a call under autograd gives. `None`: results without gradients. `"recompute"`: inputs that need a
+      gradient get it, by a run of the module itself in the backward pass, which stays in memory beside the engine.
+      Parameters get none: they are the engine's. A loaded engine has no module, and so no gradients.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
@@ -171,6 +176,7 @@ def torch2rt(
     torch.Size([7, 5])
     """
     check_mode(verify)
+    check_backward(backward)
     asked, iterations = from_torch2trt(
         torch2trt,
         dict(
@@ -243,6 +249,10 @@ def torch2rt(
     if converted is None:
         assert choice is not None
         converted = conversion.segments(choice)
+    if backward is not None:
+        if stateful is not None:
+            raise InputError(f"{backward=} is for modules without state, which a second run would change again.")
+        converted.recomputed = Recomputed(module, draws=isinstance(converted, PartitionedModule))
     return _finished(converted, stateful, state, keep_network, cuda_graph)
 
 

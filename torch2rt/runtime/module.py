@@ -22,11 +22,17 @@ from torch2rt.reference.evaluator import Evaluator
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
+from torch2rt.runtime.recomputed import Recomputed
 from torch2rt.runtime.variants import Dispatch, load
 
 
 class Converted(torch.nn.Module):
-    """What an engine and its reference have in common: the calling convention."""
+    """What an engine and its reference have in common: the calling convention.
+
+    `recomputed` gives inputs that need it a gradient, where a conversion was asked for it (`backward="recompute"`).
+    """
+
+    recomputed: Recomputed | None = None
 
     def _interface(self) -> Interface:
         """The calling convention; raises `EngineError` where there is none."""
@@ -130,6 +136,8 @@ class TRTModule(Converted):
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
         """
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         pool = self._pools.get(self._index) or self._ready(args, kwargs)
         interface = pool.interface  # not self.interface, which load_state_dict may be changing
         tensors: Any = args
@@ -220,7 +228,9 @@ class TRTModule(Converted):
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded engine has none."
             )
-        return ReferenceModule(*self._networks, interface=self.interface)
+        reference = ReferenceModule(*self._networks, interface=self.interface)
+        reference.recomputed = self.recomputed
+        return reference
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
@@ -344,6 +354,8 @@ class ReferenceModule(Converted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         interface = self.interface
         tensors = interface.tensors(args, kwargs)
         return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])

@@ -108,6 +108,8 @@ class PartitionedModule(Converted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the segments; raises `InputError` for tensors that do not fit."""
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         interface = self._interface()
         tensors = interface.tensors(args, kwargs)
         shapes = [tuple(t.shape) for t in tensors]
@@ -183,7 +185,9 @@ class PartitionedModule(Converted):
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
             )
-        return self._network.reference()
+        reference = self._network.reference()
+        reference.recomputed = self.recomputed
+        return reference
 
     # Saving and loading ----------------------------------------------------------------------------------------------
 
@@ -236,6 +240,7 @@ class PartitionedModule(Converted):
         copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
         copied.segments = copy.deepcopy(self.segments, memo)
         copied.eager = copy.deepcopy(self.eager, memo)
+        copied.recomputed = self.recomputed
         memo[id(self)] = copied
         return copied
 
@@ -273,6 +278,8 @@ class PartitionedReference(Converted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on the device of the inputs; raises `InputError` for what the engines would refuse."""
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         interface = self.interface
         tensors = interface.tensors(args, kwargs)
         return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])

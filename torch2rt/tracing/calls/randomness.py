@@ -24,6 +24,11 @@ def states(arguments: Any) -> list[torch.Tensor]:
     return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
 
 
+def put_states(before: list[torch.Tensor]) -> None:
+    """Give torch's default generators these states, of `states(())`."""
+    put_back(before, ())
+
+
 def put_back(before: list[torch.Tensor], arguments: Any) -> bool:
     """Give the generators their former states, and say whether any had drawn numbers."""
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
