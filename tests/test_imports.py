@@ -36,7 +36,7 @@ ORDER = [
     ["interface"],
     ["objects", "promises"],
     ["registry", "structure"],
-    ["callables", "generators"],
+    ["callables", "python_calls"],
     ["migration"],
     ["arguments"],
     ["backend"],

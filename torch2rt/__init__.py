@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
+    from torch2rt.tracing.whole_calls import graph_break as graph_break
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _HOMES = {
     "TRTModule": "runtime.module",
     "PartitionedModule": "runtime.partitioned.segments",
     "convert_submodules": "submodules",
+    "graph_break": "tracing.whole_calls",
     "plan": "planning",
     "GraphCache": "runtime.graph_cache",
     "record_shapes": "tracing.record_shapes",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch2rt import torch2rt
+from torch2rt import graph_break, torch2rt
 from torch2rt.errors import EngineError, InputError, TraceError
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 
@@ -174,7 +174,7 @@ def test_generators_are_not_saved(function):
     module = Between(function).eval()
     model_trt = torch2rt(module, [torch.randn(4, 6)], fallback=True, min_segment_calls=99)
     same(module, model_trt, torch.randn(4, 6))
-    with pytest.raises(EngineError, match="has a generator, or sets the seed"):
+    with pytest.raises(EngineError, match="has a generator, sets the seed"):
         model_trt.state_dict()
 
 
@@ -207,3 +207,50 @@ def test_inputs_of_other_types():
     again = PartitionedModule()
     again.load_state_dict(model_trt.state_dict())
     assert again.interface == model_trt.interface
+
+
+class Chooses(nn.Module):
+    """Python that looks at values and counts calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.calls = nn.Linear(6, 3), 0
+
+    def forward(self, y, *, limit):
+        self.calls += 1
+        rows = [row * 2 if row.sum() > limit["at"] else row - 1 for row in y if row[0] < 0.5]
+        rows = torch.stack(rows) if rows else y.new_zeros(0, 6)
+        return {"rows": self.last(rows), "count": torch.tensor(len(rows)), "none": None}
+
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 6), Chooses(), nn.Linear(3, 5)
+
+    def forward(self, x):
+        found = self.middle(torch.tanh(self.first(x)) * 2, limit={"at": 0.3})
+        return self.last(found["rows"]).softmax(-1) + 1, found["count"] * 2
+
+
+def test_graph_break():
+    module, x = Broken().eval(), torch.randn(8, 6)
+    with pytest.raises(TraceError, match="depends on the value of a tensor"):
+        torch2rt(module, [x], max_batch_size=9, fallback=True)
+    assert graph_break(module.middle) is module.middle
+    model_trt = torch2rt(module, [x], max_batch_size=9, fallback=True, min_segment_calls=1)
+    assert len(model_trt.engines) == 2 and len(model_trt.torch_segments) == 1
+    before = module.middle.calls
+    for size in (8, 1, 9):
+        same(module, model_trt.reference(), torch.randn(size, 6))
+    assert module.middle.calls == before + 12  # it is the module itself that runs, also within the converted one
+    with pytest.raises(EngineError, match="Python that cannot be traced"):
+        model_trt.state_dict()
+    with pytest.raises(InputError, match="not a function"):
+        graph_break(F.relu)
+
+
+def test_graph_break_of_what_returns_views():
+    module = nn.Sequential(nn.Linear(6, 4), graph_break(nn.Flatten()), nn.ReLU()).eval()
+    with pytest.raises(TraceError, match=r"Flatten returns is not known: on drawn values .* views"):
+        torch2rt(module, [torch.randn(2, 6)], fallback=True)

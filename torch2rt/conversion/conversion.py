@@ -32,6 +32,7 @@ from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
+from torch2rt.tracing.whole_calls import has_graph_breaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Conversion:
 
     @property
     def may_be_whole(self) -> bool:
-        """Whether TensorRT has the types of all inputs."""
+        """Whether TensorRT has the types of all inputs, and the user has broken the graph nowhere."""
+        if isinstance(self.module, torch.nn.Module) and has_graph_breaks(self.module):
+            return False
         leaves = tree_leaves(as_arguments(self.inputs, self.kwargs))
         return all(leaf.dtype in DTYPES for leaf in leaves if isinstance(leaf, torch.Tensor))
 

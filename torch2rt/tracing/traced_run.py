@@ -21,7 +21,6 @@ from torch2rt.tracing.aten import OperatorRecorder
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
-from torch2rt.tracing.patches.functions import whole_functions
 from torch2rt.tracing.patches.libraries import libraries_as_values
 from torch2rt.tracing.patches.memos import cleared
 from torch2rt.tracing.patches.process_switches import (
@@ -35,6 +34,7 @@ from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.result import Result, end_graph
 from torch2rt.tracing.sizes.guards import Accepts
 from torch2rt.tracing.tracer import Tracer
+from torch2rt.tracing.whole_calls import whole_calls
 
 LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
 
@@ -73,7 +73,7 @@ def run_traced(
                 *SIZE_FUNCTIONS,
                 masks,
                 libraries_as_values(),
-                whole_functions(tracer) if recorder.fallback else nullcontext(),
+                whole_calls(tracer) if recorder.fallback else nullcontext(),
                 enable_python_dispatcher(),
             )
             generators = nullcontext() if recorder.generators is None else recorder.generators.watched()

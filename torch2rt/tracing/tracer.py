@@ -173,6 +173,14 @@ class Tracer(RecordingMode):
             with torch._C.DisableTorchFunction():
                 return record_opaque(self.values, func, args, kwargs, error)
 
+    def whole(self, func: Target, args: Any, kwargs: Any, run: Target) -> Any:
+        """Record a call as it is; `run` shows what it returns."""
+        error = UnknownResultError(
+            f"{self.recorder.location.here()}: what {func.__name__} returns is not known: on drawn values it raises "
+            "errors, returns views of its inputs or other things than tensors, or writes to its inputs."
+        )
+        return record_opaque(self.values, func, args, kwargs, error, run)
+
     def _described(self, func: Target, args: Any, kwargs: Any) -> RecordedCall | None:
         """A call of the module's own, or of torch's Python code, to ask torch's real kernels about."""
         is_ours = any(self.recorder.registry.body(function) is not None for function in self.recorder.open_calls)

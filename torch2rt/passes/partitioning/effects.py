@@ -8,7 +8,7 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.callables import qualified_name
-from torch2rt.generators import uses_generators
+from torch2rt.python_calls import PythonCall
 
 KNOWN = ("aten", "prims", "torchvision", "quantized_decomposed")  # namespaces whose tags say what operators draw
 WITH_TRAINING = ("dropout", "rrelu", "lstm", "gru", "rnn", "attention")  # parts of names
@@ -29,7 +29,7 @@ def draws(node: Node) -> bool:
 
 def is_random(node: Node) -> bool:
     """Whether torch says of a call that it draws random numbers; its first argument may be the operator that does."""
-    if uses_generators(node.target):
+    if isinstance(node.target, PythonCall):
         return True
     operators = [t for t in (node.target, *node.args[:1]) if isinstance(t, torch._ops.OpOverload)]
     return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch2rt.generators import DrawsFrom, SavesState, SetsState, set_state
+from torch2rt.python_calls import DrawsFrom, SavesState, SetsState, set_state
 
 _SEEDS = itertools.count(0x7051F00D5EED)
 _DEPTH = 3  # of lists and dicts in a module's attributes, in which generators are looked for

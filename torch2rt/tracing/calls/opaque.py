@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
 from torch2rt.passes.partitioning.effects import draws
+from torch2rt.python_calls import PythonCall
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.calls.data_dependence import reads_values
 from torch2rt.tracing.calls.randomness import same_states
@@ -33,11 +34,13 @@ FILLS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 )
 
 
-def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: TraceError) -> Any:
-    """Record a call as it is, with a result as of runs on drawn values; raises `error` for a call that cannot be."""
+def record_opaque(
+    values: Values, func: Target, args: Any, kwargs: Any, error: TraceError, run: Target | None = None
+) -> Any:
+    """Record a call as it is, with a result as of runs of `run` on drawn values; raises `error` where none succeeds."""
     recorder = values.recorder
     is_unknown = reads_values(func) or isinstance(func, torch._ops.HigherOrderOperator)
-    if is_unknown or not (shown := list(_runs(values, func, args, kwargs))):
+    if is_unknown or not (shown := list(_runs(run or func, args, kwargs))):
         raise error
     spec, kinds = shown[0]
     if any(other != spec or _types(k) != _types(kinds) for other, k in shown[1:]):
@@ -49,7 +52,7 @@ def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: T
     is_static = not any(is_symbolic(s) for x in tree_leaves((args, kwargs)) for s in getattr(x, "shape", (x,)))
     claims, made = [], []
     with recorder.fake_tensors():
-        for several in zip(*(kinds for _, kinds in shown), strict=True):
+        for several in zip(*([kind for kind in kinds if kind] for _, kinds in shown), strict=True):
             shapes = [shape for shape, _, _ in several]
             _, dtype, device = several[0]
             sizes = [recorder.decisions.shape_env.create_unbacked_symint() for _ in shapes[0]]
@@ -57,11 +60,12 @@ def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: T
                 torch._check(size >= 0)
                 claims += [(size, seen[0])] * (is_static and len(set(seen)) == 1)
             made.append(torch.empty(sizes, dtype=dtype, device=device))
-    out = tree_unflatten(made, spec)
-    node = recorder.node(func, values.argument(args), values.argument(kwargs), out)
+    out = tree_unflatten(_put(made, kinds), spec)
+    given = tuple(made) if isinstance(func, PythonCall) else out
+    node = recorder.node(func, values.argument(args), values.argument(kwargs), given)
     if recorder.generators is not None and draws(node):
         recorder.generators.note_draw(node)
-    values.bind(out, node, (func, args, kwargs))
+    values.bind(given, node, (func, args, kwargs))
     with recorder.fake_tensors():
         for size, number in claims:
             torch._check(size == number)
@@ -69,13 +73,19 @@ def record_opaque(values: Values, func: Target, args: Any, kwargs: Any, error: T
 
 
 def _types(kinds: list[Any]) -> list[Any]:
-    return [(len(shape), dtype) for shape, dtype, _ in kinds]
+    return [kind and (len(kind[0]), kind[1]) for kind in kinds]
 
 
-def _runs(values: Values, func: Target, args: Any, kwargs: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """For each run that succeeds: how its tensors nest, and the shape, the dtype and the device of each.
+def _put(tensors: list[torch.Tensor], kinds: list[Any]) -> list[torch.Tensor | None]:
+    """The leaves of a result: these tensors in their order, and `None` where the result has it."""
+    rest = iter(tensors)
+    return [next(rest) if kind else None for kind in kinds]
 
-    None for calls that write to their arguments, return views of them, or return other things than tensors.
+
+def _runs(func: Target, args: Any, kwargs: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """For each run that succeeds: how its tensors nest, and the shape, dtype and device of each, `None` for a `None`.
+
+    Nothing for calls that write to their arguments, return views of them, or return other things than tensors.
     """
     devices = dict.fromkeys(["cpu", *(t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))])
     for device in devices:
@@ -90,13 +100,13 @@ def _runs(values: Values, func: Target, args: Any, kwargs: Any) -> Iterator[tupl
             except Exception:  # these values may not be such as the call takes
                 continue
             leaves, spec = tree_flatten(out)
-            memory = {memory_of(t) for t in tensors}
-            if [t._version for t in tensors] != before or not all(isinstance(x, torch.Tensor) for x in leaves):
+            memory, results = {memory_of(t) for t in tensors}, [x for x in leaves if x is not None]
+            if [t._version for t in tensors] != before or not all(isinstance(x, torch.Tensor) for x in results):
                 return
-            if any(x.layout is not torch.strided or memory_of(x) in memory for x in leaves):
+            if not results or any(x.layout is not torch.strided or memory_of(x) in memory for x in results):
                 return
             where = next((t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)), "cpu")
-            found.append((spec, [(tuple(x.shape), x.dtype, where) for x in leaves]))
+            found.append((spec, [None if x is None else (tuple(x.shape), x.dtype, where) for x in leaves]))
         if found:
             yield from found
             return

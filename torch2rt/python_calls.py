@@ -1,4 +1,7 @@
-"""Calls of a graph that draw from a generator of the module's, or change the state of one, as callables."""
+"""Callables of traced graphs that are more than torch's functions, and that no file can hold.
+
+They draw from a generator of the module's, change the state of one, or run the user's Python.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from typing import Any
 import torch
 
 
-class _Call:
+class PythonCall:
     """A callable that torch.fx can print."""
 
     def __init__(self, name: str) -> None:
         self.__name__ = self.__qualname__ = name
 
 
-class DrawsFrom(_Call):
+class DrawsFrom(PythonCall):
     """A torch function with a generator of its own, which the module keeps, or has made."""
 
     def __init__(self, function: Callable[..., Any], generator: torch.Generator) -> None:
@@ -28,7 +31,7 @@ class DrawsFrom(_Call):
         return self.function(*args, generator=self.generator, **kwargs)
 
 
-class SavesState(_Call):
+class SavesState(PythonCall):
     """Keeps the state of a generator, for a `SetsState` of the same call, in the same thread."""
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -39,7 +42,7 @@ class SavesState(_Call):
         self.kept.state = self.generator.get_state()
 
 
-class SetsState(_Call):
+class SetsState(PythonCall):
     """Gives a generator a state: one that is known, as after `torch.manual_seed(3)`, or one that was saved."""
 
     def __init__(self, generator: torch.Generator, state: bytes | SavesState) -> None:
@@ -57,8 +60,3 @@ class SetsState(_Call):
 def set_state(generator: torch.Generator, state: bytes) -> None:
     """Give a generator a state of `get_state`, as bytes."""
     generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
-
-
-def uses_generators(target: Any) -> bool:
-    """Whether a call of a graph has a generator in it, which no file can hold."""
-    return isinstance(target, _Call)
