@@ -68,10 +68,11 @@ def torch2rt(
     tolerance: float | None = None,
     metric: Callable[[Any, Any], float] | None = None,
     configure: Callable[[Any], None] | None = None,
-    fallback: bool = False,
+    fallback: bool | str = False,
     torch_executed: Iterable[Any] = (),
     min_segment_calls: int | None = None,
     max_sizes: int | None = None,
+    torch_segments: str | None = None,
     state: str = "refuse",
     backward: str | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
@@ -147,7 +148,8 @@ def torch2rt(
       as for `torch2rt.build`.
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
-      refused, and the error says what `fallback=True` would do.
+      refused, and the error says what `fallback=True` would do. `"measure"` also runs each engine on the GPU beside the
+      torch calls that it is for, at the opt shapes, and leaves to torch what is faster there.
     - `torch_executed`: with `fallback`, what is to stay torch's in any case: functions as the graph calls them
       (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
     - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
@@ -155,6 +157,8 @@ def torch2rt(
     - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
       number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
       other sizes run such a segment with torch.
+    - `torch_segments`: with `fallback`, how torch makes its calls: `"eager"` (the default) or `"compile"`, through
+      `torch.compile`, but for calls that draw random numbers or whose sizes depend on values.
     - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs, or
       changes objects among these, such as transformers' caches. `"refuse"` raises `TraceError`. `"write"` returns a
       `StatefulModule`, which keeps the tensors in the same way, and writes to inputs. `"explicit"` makes them an
@@ -195,7 +199,7 @@ def torch2rt(
     )
     precise = Precision(**asked)
     ordered = chosen(passes, float64)
-    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes)
+    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes, torch_segments)
     if merge not in MERGE:
         raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
@@ -246,6 +250,8 @@ def torch2rt(
     elif not choice.torch_executed and conversion.may_be_whole:
         with contextlib.suppress(TraceError, UnsupportedError, BuildError):
             converted = conversion.engines(most, merge)
+        if choice.measures and converted is not None and conversion.is_slow(converted, choice):
+            converted = None
     if converted is None:
         assert choice is not None
         converted = conversion.segments(choice)

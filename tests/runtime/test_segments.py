@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch2rt import torch2rt
+from torch2rt.conversion import measuring
+from torch2rt.conversion.conversion import Conversion
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.partitioned import torch_segment
 from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 
 
 @torch.library.custom_op("torch2rt_tests::waves", mutates_args=())
@@ -243,7 +247,9 @@ def test_small_engines_become_torch_calls():
     [
         ({"torch_executed": ["a"]}, "need fallback=True"),
         ({"min_segment_calls": 2}, "need fallback=True"),
-        ({"fallback": "yes"}, "neither True nor False"),
+        ({"fallback": "yes"}, "none of True, False and 'measure'"),
+        ({"fallback": True, "torch_segments": "fast"}, "none of 'eager' and 'compile'"),
+        ({"torch_segments": "compile"}, "need fallback=True"),
         ({"fallback": True, "torch_executed": "a"}, "is not a list"),
         ({"fallback": True, "torch_executed": [3]}, "is no function, no module path"),
         ({"fallback": True, "torch_executed": ["c"]}, "names c, which none"),
@@ -253,6 +259,66 @@ def test_small_engines_become_torch_calls():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InputError, match=message):
         torch2rt(Parts().eval(), [torch.randn(3, 6)], **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="which says that there is no GPU")
+def test_measuring_needs_a_gpu():
+    with pytest.raises(InputError, match="there is none here"):
+        torch2rt(Parts().eval(), [torch.randn(3, 6)], fallback="measure")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "engines", "torch_calls"),
+    [((1.0, 1.0), 2, 1), ((1.0, 0.97), 2, 1), ((1.0, 0.5), 0, 1), ((1.0, {5: 0.5}), 1, 1)],
+    ids=["same", "about the same", "torch", "torch for the second"],
+)
+def test_what_is_faster_in_torch_stays_there(monkeypatch, seconds, engines, torch_calls):
+    """Engines are measured beside their calls by a function that gives these seconds, also by the size of an output."""
+    measured = []
+
+    def clock(run, tensors):
+        measured.append(tuple(tensors[0].shape))
+        if not isinstance(run, TorchSegment):
+            return seconds[0]
+        by_size = seconds[1] if isinstance(seconds[1], dict) else {}
+        return by_size.get(run(*tensors)[0].shape[-1], 2.0) if by_size else seconds[1]
+
+    monkeypatch.setattr(measuring, "seconds", clock)
+    module, x = Layers(svd).eval(), torch.randn(4, 6)
+    model_trt = torch2rt(module, [x], max_batch_size=9, fallback="measure", min_segment_calls=1)
+    assert (len(model_trt.engines), len(model_trt.torch_segments)) == (engines, torch_calls)
+    assert (4, 6) in measured  # the opt shapes
+    assert any("torch was faster: 500.000 ms" in line for line in model_trt.report.segments) == (engines < 2)
+    run = model_trt.reference() if x.device.type == "cpu" else model_trt
+    same(module, run, torch.randn(7, 6))
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_one_engine_is_measured_too(monkeypatch, factor):
+    monkeypatch.setattr(measuring, "seconds", lambda run, tensors: factor if isinstance(run, TorchSegment) else 1.0)
+    monkeypatch.setattr(Conversion, "is_slow", lambda self, model_trt, choice: factor < 1)
+    model_trt = torch2rt(Parts().eval(), [torch.randn(3, 6)], fallback="measure")
+    assert isinstance(model_trt, TRTModule) == (factor > 1)
+    assert factor > 1 or not model_trt.engines
+
+
+@pytest.mark.parametrize("between", [svd, samples], ids=lambda f: f.__name__)
+def test_torch_segments_are_compiled(monkeypatch, device, between):
+    graphs = []
+    monkeypatch.setattr(torch_segment, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    module, x = Layers(between).to(device).eval(), torch.randn(4, 6, device=device)
+    model_trt = torch2rt(
+        module, [x], max_batch_size=9, fallback=True, min_segment_calls=1, torch_segments="compile", verify=False
+    )
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    assert not graphs
+    for size in (4, 9):
+        same(module, run, torch.randn(size, 6, device=device))
+    compiled = [segment.compiles for segment in model_trt.torch_segments]
+    assert any(compiled) == bool(graphs) == (between is svd)  # what draws would draw other numbers
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    assert [segment.compiles for segment in again.torch_segments] == compiled
 
 
 def test_the_module_keeps_its_parameters():

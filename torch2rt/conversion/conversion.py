@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.tensorrt import DTYPES
 from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
+from torch2rt.conversion.measuring import faster_in_torch
 from torch2rt.conversion.prepared import prepare
+from torch2rt.debug.inputs import first_calls
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.build import build
@@ -22,6 +24,7 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
+from torch2rt.interface import Interface
 from torch2rt.lowering import lower
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
@@ -30,6 +33,7 @@ from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.structure import unflatten
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
 from torch2rt.tracing.whole_calls import has_graph_breaks
@@ -97,6 +101,22 @@ class Conversion:
         if described[0].notes:
             parts[0].report.variants.append(str(described[0]))
         return parts[0]
+
+    def is_slow(self, model_trt: TRTModule, choice: Choice) -> bool:
+        """Whether torch makes the module's calls faster than its engine."""
+        interface = model_trt._interface()
+        inputs = self._inputs_of(interface)
+        module = torch.compile(self.module) if choice.compiles else self.module
+        args, kwargs = unflatten(interface.arguments, inputs)
+        return (
+            faster_in_torch(lambda *_: model_trt(*args, **kwargs), lambda *_: module(*args, **kwargs), inputs)
+            is not None
+        )
+
+    def _inputs_of(self, interface: Interface) -> list[torch.Tensor]:
+        """The example's tensors at shapes that are served."""
+        tensors = interface.tensors(*as_arguments(self.inputs, self.kwargs))
+        return first_calls(interface, tensors, is_slow=False)[0].tensors
 
     def segments(self, choice: Choice) -> PartitionedModule:
         """The module as engines and torch calls."""
