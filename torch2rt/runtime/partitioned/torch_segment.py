@@ -61,14 +61,17 @@ class TorchSegment(Converted):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """The tuple of results; a first call on another device moves the constants there."""
-        device = next((t.device for t in tensors if t.is_cuda), tensors[0].device if tensors else self.device)
-        if device.type != self.device.type or (device.type == "cuda" and device != self.device):
-            self.move(device)
-        graph = self.graph
+        if tensors and (tensors[0].device != self.device or self.device.type == "cpu"):  # a first 0-d one is often there
+            device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
+            if device.type != self.device.type or (device.type == "cuda" and device != self.device):
+                self.move(device)
+        graph = self._graph[0]
         if self.compiles:
             if not self._compiled:
                 self._compiled = [torch.compile(graph, backend=BACKEND)]
             graph = self._compiled[0]
+        elif self.program is None:
+            return graph.forward(*tensors)  # torch's own call of a module takes longer than small kernels
         return graph(*tensors) if self.program is None else graph(tensors)
 
     def move(self, device: torch.device) -> None:
