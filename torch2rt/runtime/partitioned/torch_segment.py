@@ -61,7 +61,8 @@ class TorchSegment(Converted):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """The tuple of results; a first call on another device moves the constants there."""
-        if tensors and (tensors[0].device != self.device or self.device.type == "cpu"):  # a first 0-d one is often there
+        if tensors and (tensors[0].device != self.device or self.device.type == "cpu"):
+            # the first may be a 0-d tensor, which torch leaves on the CPU
             device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
             if device.type != self.device.type or (device.type == "cuda" and device != self.device):
                 self.move(device)
