@@ -17,7 +17,7 @@ ORDER = [
     ["__main__"],
     ["cli"],
     ["bench"],
-    ["compile_backend", "planning", "submodules"],
+    ["compile_backend", "planning", "saving", "submodules"],
     ["precision_plan"],
     ["convert"],
     ["conversion"],

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
     from torch2rt.runtime.partitioned.segments import PartitionedModule as PartitionedModule
+    from torch2rt.saving import load as load
+    from torch2rt.saving import save as save
     from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
@@ -49,6 +51,8 @@ _HOMES = {
     "GraphCache": "runtime.graph_cache",
     "record_shapes": "tracing.record_shapes",
     "converter": "registry",
+    "save": "saving",
+    "load": "saving",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
         + ["InputError", "EngineError"],

@@ -100,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="say what an engine file holds",
-        description="Say what a file of `torch2rt convert -o` or TRTModule.save_engine holds, without a GPU.",
+        description="Say what a file of `torch2rt convert -o`, TRTModule.save_engine or torch2rt.save holds, without a "
+        "GPU.",
     )
     inspect.add_argument("file", metavar="FILE")
     inspect.add_argument("--layers", action="store_true", help="list all layers of the network, and not their number")

@@ -24,6 +24,7 @@ from torch2rt.backend.tensorrt import (
     trt,
 )
 from torch2rt.engine.engine import Engine
+from torch2rt.engine.fingerprint import present
 from torch2rt.engine.report import Report
 from torch2rt.engine.timing_cache import TimingCache
 from torch2rt.errors import BuildError, InputError
@@ -115,6 +116,16 @@ def build(
     report = Report(assumptions=list(network.assumptions), needs=needs)
     with network.building:  # TensorRT must not build a network while it is read
         facts = network.facts()
+    asked = _capabilities(compute_capabilities) if builds_without_gpu() else None
+    facts["built"] = present(
+        {
+            "max_workspace_size": size,
+            "compute_capabilities": asked,
+            "optimization_level": level,
+            "tf32": tf32,
+            "configure": configure is not None,
+        }
+    )
     return Engine(bytes(plan), network.interface, made_by, report, facts)
 
 

@@ -29,7 +29,7 @@ class Deserialized(NamedTuple):
     engine: Any
 
 
-def deserialize(data: bytes, made_by: Mapping[str, str], index: int | None = None) -> Deserialized:
+def deserialize(data: bytes | memoryview, made_by: Mapping[str, str], index: int | None = None) -> Deserialized:
     """Have TensorRT read a plan, on this GPU or the current one; raises `EngineError` where it cannot be used."""
     if not torch.cuda.is_available():
         raise EngineError(
@@ -79,7 +79,7 @@ class LoadedEngine:
         self.inputs = Inputs(self.interface, self.device)
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in self.interface.outputs]
         with on_device(self.index), cuda.beside_captures():
-            self.kernels = KernelCache(self.engine, built.data, self.device)
+            self.kernels = KernelCache(self.engine, built.data, self.device, built.kernels)
             self.placeholder = torch.empty(ALIGNMENT, dtype=torch.uint8, device=self.device)
 
     def _scratch_of_all_shapes(self) -> int | None:

@@ -87,7 +87,7 @@ class TRTModule(Converted):
     @property
     def engine_bytes(self) -> bytes | None:
         """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
-        return None if self.built is None else self.built.data
+        return None if self.built is None else bytes(self.built)
 
     @property
     def made_by(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from torch2rt.engine.artifact import seal, unseal
 from torch2rt.engine.engine import to_bytes, to_tensor
 from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, InputError, Torch2RTError
@@ -21,6 +22,7 @@ from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, ad
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 
 FORMAT = 1
+KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager"))
 
 
 @dataclasses.dataclass
@@ -198,7 +200,7 @@ class PartitionedModule(Converted):
             "torch": [isinstance(segment, TorchSegment) for segment in self.segments],
             "eager": list(self.eager),
         }
-        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
+        destination[prefix + "header"] = to_tensor(seal(header))
 
     def _load_from_state_dict(
         self,
@@ -215,9 +217,10 @@ class PartitionedModule(Converted):
             missing_keys.append(key)
             return
         try:
-            header = json.loads(to_bytes(state_dict[key], key))
-            if header["format"] != FORMAT:
-                raise EngineError(f"The module was saved in format {header['format']}, this torch2rt reads {FORMAT}.")
+            text = to_bytes(state_dict[key], key)
+            if (version := json.loads(text)["format"]) != FORMAT:
+                raise EngineError(f"The module was saved in format {version}, this torch2rt reads {FORMAT}.")
+            header = unseal(text, KEYS)
             self.interface = Interface.from_json(header["interface"])
             self.schedule = Schedule.from_json(header["schedule"])
             self.report = Report.from_json(header["report"])
