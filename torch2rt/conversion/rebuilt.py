@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from torch2rt.callables import qualified_name
 from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
-from torch2rt.engine.source import Decoded, decode, getattr_of, is_value, needed_nodes
+from torch2rt.engine.source import Decoded, decode, getattr_of, is_value, name_of, needed_nodes
 from torch2rt.errors import ConversionError, EngineError
 from torch2rt.interface import Interface
 from torch2rt.lowering import lower
@@ -79,7 +78,7 @@ def _unfolded(graph: torch.fx.GraphModule, decoded: Decoded) -> torch.fx.GraphMo
 def _name_places(graph: torch.fx.GraphModule, decoded: Decoded) -> None:
     """Give calls the modules and lines that they had, if the calls are the same ones."""
     calls = [n for n in graph.graph.nodes if is_value(n) and n.target not in [f for f, _ in decoded.kept.values()]]
-    if [qualified_name(n.target) for n in calls] == [name for name, _, _ in decoded.places]:  # type: ignore[arg-type]
+    if [name_of(n.target) for n in calls] == [name for name, _, _ in decoded.places]:
         for node, (_, module, source) in zip(calls, decoded.places, strict=True):
             node.meta.update(module=module, source=source)
 

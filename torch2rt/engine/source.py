@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,10 @@ def decode(nodes: Sequence[Any], tensors: Sequence[torch.Tensor], device: torch.
                 found[name] = module.graph.create_node("call_function", function, tuple(args), kwargs)
                 if places is not None and is_root:
                     decoded.places.append((target, *map(str, places)))
+            elif op in ("tensor", "subgraph", "placeholder") and not _is_name(
+                target, op == "placeholder"
+            ):  # torch.fx writes names into code as they are
+                raise EngineError(f"The graph has a node named {target!r}, which is no name.")
             elif op in ("tensor", "subgraph"):
                 assign(module, target, tensors[rest[0]].to(device) if op == "tensor" else graph_of(rest[0]))
                 found[name] = module.graph.get_attr(target)
@@ -158,6 +163,13 @@ def decode(nodes: Sequence[Any], tensors: Sequence[torch.Tensor], device: torch.
         raise
     except Exception as error:
         raise EngineError(f"The graph makes no sense ({type(error).__name__}: {error}).") from error
+
+
+def _is_name(name: Any, is_variable: bool) -> bool:
+    """Whether this is the name of a variable, or of an attribute within attributes that Python has no meaning for."""
+    if not isinstance(name, str) or (is_variable and not name.isidentifier()):
+        return False
+    return all(re.fullmatch(r"(?!__)[A-Za-z0-9_]+", part) for part in name.split("."))
 
 
 def _constants(module: torch.fx.GraphModule, args: Sequence[Any]) -> list[Any] | None:
@@ -210,9 +222,14 @@ def _table() -> dict[str, Callable[..., Any]]:
     return {**converted, **_ARITHMETIC}
 
 
+def name_of(target: Any) -> str:
+    """What a callable is called in JSON."""
+    return _NAMES.get(target) or qualified_name(target)
+
+
 def _name(node: Node, table: Mapping[str, Callable[..., Any]]) -> str:
     target: Any = node.target
-    name = _NAMES.get(target) or qualified_name(target)
+    name = name_of(target)
     if _callable(name, table) is not target:
         raise EngineError(f"The graph calls {name}, which another callable is called, too.")
     return name
