@@ -20,6 +20,7 @@ ORDER = [
     ["compile_backend", "planning", "saving", "submodules"],
     ["precision_plan"],
     ["convert"],
+    ["background"],
     ["conversion"],
     ["debug"],
     ["lowering"],

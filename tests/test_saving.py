@@ -172,6 +172,36 @@ def test_verifying_needs_a_gpu_and_an_example(tmp_path):
             load(tmp_path / "with", verify=True)
 
 
+# In the background -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_loaded_in_the_background(saved, monkeypatch):
+    _, model_trt, x, path = saved
+    for cls in (TRTModule, PartitionedModule, StatefulModule):
+        monkeypatch.setattr(cls, "warm_up", lambda self: None)
+    model = load(path, key=KEY, background=True, module=lambda x: x - 1)
+    assert type(model.wait(60)) is type(model_trt) and model.ready
+    assert model.input_names == model_trt.input_names
+    model = load(path, key=b"another", background=True, module=lambda x: x - 1, rebuild="never")
+    with pytest.raises(EngineError, match="another key"):
+        model.wait(60)
+    assert torch.equal(model(x), x - 1)
+    for wrong in (dict(background=True), dict(module=Mixed())):
+        with pytest.raises(InputError, match="background=True needs module="):
+            load(path, **wrong)
+
+
+def test_a_file_is_built_again_in_the_background(saved, monkeypatch, other_tensorrt):
+    """The helper has the TensorRT of the file, as nobody patches it there; here only its result is used."""
+    kind, model_trt, _, path = saved
+    if kind != "engine":
+        pytest.skip("one start of a helper is enough")
+    monkeypatch.setattr(TRTModule, "warm_up", lambda self: None)
+    model = load(path, background=True, module=Branches(), rebuild="auto")
+    converted = model.wait(120)
+    assert isinstance(converted, TRTModule) and converted.interface == model_trt.interface
+
+
 # Kernels -------------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch2rt import debug as debug
     from torch2rt import passes as passes
+    from torch2rt.background.module import BackgroundModule as BackgroundModule
     from torch2rt.convert import torch2rt as torch2rt
     from torch2rt.engine.build import build as build
     from torch2rt.engine.engine import Engine as Engine
@@ -46,6 +47,7 @@ _HOMES = {
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
     "PartitionedModule": "runtime.partitioned.segments",
+    "BackgroundModule": "background.module",
     "convert_submodules": "submodules",
     "plan": "planning",
     "GraphCache": "runtime.graph_cache",

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from torch2rt.background.conversion import RESULT, result_of
+from torch2rt.background.job import Job
+from torch2rt.background.module import BackgroundModule, check_on_ready
 from torch2rt.conversion.rebuilt import check_source, network_of, rebuilt
 from torch2rt.debug.comparison import Comparison
 from torch2rt.engine import container
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.fingerprint import differences, present
-from torch2rt.engine.manifest import KIND, engine_of, engines_in, readable
+from torch2rt.engine.manifest import KIND, readable
 from torch2rt.engine.report import Difference, Verification
 from torch2rt.engine.source import encode
 from torch2rt.errors import AccuracyError, EngineError, InputError
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.saved import Reader, Source, Writer
+from torch2rt.runtime.saved import Reader, Source, Writer, write_module
 from torch2rt.runtime.stateful import StatefulModule
 from torch2rt.structure import flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
@@ -83,7 +89,16 @@ def save(
     container.write(path, manifest, writer.parts, key)
 
 
-def load(path: str | PathLike[str], *, verify: bool = False, rebuild: str = "never", key: bytes | None = None) -> Any:
+def load(
+    path: str | PathLike[str],
+    *,
+    verify: bool = False,
+    rebuild: str = "never",
+    key: bytes | None = None,
+    background: bool = False,
+    module: Any = None,
+    on_ready: Callable[[Any], None] | None = None,
+) -> Any:
     """The module in a file of `torch2rt.save`, without the Python of the module that it was converted from.
 
     An engine is code to TensorRT, which runs it: load only files that you trust. What torch2rt itself reads is data.
@@ -98,6 +113,9 @@ def load(path: str | PathLike[str], *, verify: bool = False, rebuild: str = "nev
       `source=True`, and compares the result with the saved example, if there is one. `save` keeps it.
     - `key`: the bytes that the file was signed with. A file that is not, or was changed since, is refused before
       anything else of it is read. Without `key`, a signature is not looked at.
+    - `background`: `True` returns a `BackgroundModule` at once, whose calls run `module` until the engine is loaded and
+      warm. Where it is to be built again, a helper process does that. Errors are in `model_trt.error`, and raised by
+      `model_trt.wait()`. `on_ready`: called with the module when it is ready.
 
     Raises `EngineError` for a file that is damaged (it says where), that is none of `torch2rt.save`, or whose engine
     cannot be used here.
@@ -109,22 +127,50 @@ def load(path: str | PathLike[str], *, verify: bool = False, rebuild: str = "nev
         raise InputError(f"{rebuild=} is not one of {', '.join(map(repr, REBUILD))}.")
     if not isinstance(verify, bool):
         raise InputError(f"{verify=} is neither True nor False.")
-    file = container.read(path, container.check_key(key))
+    key = container.check_key(key)
+    check_on_ready(on_ready, background)
+    if background != (module is not None) or not (module is None or callable(module)):
+        raise InputError("background=True needs module=, a module that answers until the engine is ready, and only it.")
+    if not background:
+        return _loaded(path, verify, rebuild, key)
+    job = Job(_load_to, os.fspath(path), verify, key) if rebuild == "auto" else None
+    make = functools.partial(_loaded_or_rebuilt, path, verify, key, job)
+    return BackgroundModule(module, make, job.stop if job is not None else lambda: None, on_ready)
+
+
+def _loaded_or_rebuilt(path: str | PathLike[str], verify: bool, key: bytes | None, job: Job | None) -> Any:
+    """The module in a file, of a helper process where its engine has to be built again."""
+    try:
+        loaded = _loaded(path, verify, "never", key, tries=job is not None)
+    except EngineError:
+        if job is None:
+            raise
+        return result_of(job)
+    if job is not None:
+        job.close()
+    return loaded
+
+
+def _load_to(folder: Path, path: str, verify: bool, key: bytes | None) -> None:
+    """What the helper does."""
+    write_module(_loaded(path, verify, "auto", key), folder / RESULT)
+
+
+def _loaded(path: str | PathLike[str], verify: bool, rebuild: str, key: bytes | None, tries: bool | None = None) -> Any:
+    """The module in a file. `tries` has a GPU load its engines, to see whether they have to be built again."""
+    file = container.read(path, key)
     with readable(file):
-        nodes = engines_in(file.manifest["module"])
         again: list[str] = []
 
         def engine_or_rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
-            reason = _why_not(engine)
+            reason = _why_not(engine, tries=rebuild == "auto" if tries is None else tries)
             if not reason:
                 return TRTModule(engine)
             _refuse(file.name, engine, reason, rebuild, bool(sources))
             again.append(reason)
             return rebuilt(engine, sources)
 
-        module = Reader(file, engine_or_rebuilt if rebuild == "auto" or not _all_fit(file, nodes) else None).module(
-            file.manifest["module"]
-        )
+        module = Reader(file, engine_or_rebuilt).module(file.manifest["module"])
         example = file.manifest["example"]
         if verify and example is None:
             raise EngineError(f"verify=True: {file.name} holds no example; save(..., inputs=[x]) keeps one.")
@@ -138,15 +184,11 @@ def load(path: str | PathLike[str], *, verify: bool = False, rebuild: str = "nev
 # Engines that cannot be used here ------------------------------------------------------------------------------------
 
 
-def _all_fit(file: container.Container, nodes: Sequence[Mapping[str, Any]]) -> bool:
-    return not any(differences(engine_of(file, node)).grave for node in nodes)
-
-
-def _why_not(engine: Engine) -> str:
-    """Why an engine cannot be used here; empty if it can, as far as that is known without a GPU."""
+def _why_not(engine: Engine, tries: bool) -> str:
+    """Why an engine cannot be used here; empty if it can, as far as is known, or where a GPU `tries` it."""
     if (found := differences(engine)).grave:
         return str(found)
-    if torch.cuda.is_available():
+    if tries and torch.cuda.is_available():
         try:
             TRTModule(engine).load(torch.device("cuda"))
         except EngineError as error:

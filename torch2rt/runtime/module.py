@@ -19,28 +19,11 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
+from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.variants import Dispatch, load
-
-
-class Converted(torch.nn.Module):
-    """What an engine and its reference have in common: the calling convention."""
-
-    def _interface(self) -> Interface:
-        """The calling convention; raises `EngineError` where there is none."""
-        raise NotImplementedError
-
-    @property
-    def input_names(self) -> list[str]:
-        """The engine's inputs, in the order of the tensors in a call."""
-        return [spec.name for spec in self._interface().inputs]
-
-    @property
-    def output_names(self) -> list[str]:
-        """The engine's outputs."""
-        return list(self._interface().outputs)
 
 
 class TRTModule(Converted):
@@ -110,6 +93,14 @@ class TRTModule(Converted):
 
     def _interface(self) -> Interface:
         return self._engine().interface
+
+    def _parts(self) -> Sequence[Interface]:
+        return [variant.interface for variant in self._engine().variants] or [self._interface()]
+
+    def _make_contexts(self, count: int) -> None:
+        pool = self._ready()
+        for each in getattr(pool, "pools", [pool]):
+            each.make_contexts(count)
 
     # Calls -----------------------------------------------------------------------------------------------------------
 

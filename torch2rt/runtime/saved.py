@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
 
 from torch2rt.engine.artifact import described
-from torch2rt.engine.container import Buffer, Container
+from torch2rt.engine.container import Buffer, Container, read, write
 from torch2rt.engine.engine import Engine, to_bytes
-from torch2rt.engine.manifest import engine_of
+from torch2rt.engine.manifest import KIND, engine_of, readable
 from torch2rt.engine.source import encode
 from torch2rt.errors import EngineError, InputError
 from torch2rt.network import Network, versions
@@ -101,6 +102,19 @@ class Writer:
         self.networks.append(network)
         nodes, tensors = encode(network.lowered)
         return {"nodes": nodes, "nan": network.nan, "tensors": [self.tensor("weight", x) for x in tensors]}
+
+
+def write_module(module: Any, path: str | PathLike[str]) -> None:
+    """Write a converted module to a file for a process on this machine, with what was compiled of it."""
+    writer = Writer(source=False, kernels=True)
+    write(path, {"kind": KIND, "module": writer.module(module)}, writer.parts)
+
+
+def read_module(path: str | PathLike[str]) -> Any:
+    """The module in a file of `write_module`."""
+    file = read(path)
+    with readable(file):
+        return Reader(file).module(file.manifest["module"])
 
 
 def compiled(module: TRTModule) -> dict[str, list[bytes]]:

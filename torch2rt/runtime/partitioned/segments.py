@@ -17,7 +17,8 @@ from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
-from torch2rt.runtime.module import Converted, ReferenceModule, TRTModule
+from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.module import ReferenceModule, TRTModule
 from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 
@@ -139,6 +140,10 @@ class PartitionedModule(Converted):
 
     def _eager(self, index: int) -> Any:
         return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
+
+    def _make_contexts(self, count: int) -> None:
+        for engine in self.engines:
+            engine._make_contexts(count)
 
     def _constants(self) -> set[int]:
         if self._kept is None:

@@ -15,7 +15,7 @@ from torch2rt.errors import EngineError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface
 from torch2rt.passes.copies import copy_graph
-from torch2rt.runtime.module import Converted
+from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.partitioned import exported
 
 
