@@ -78,8 +78,15 @@ def engines(model_trt):
     return model_trt.engines if isinstance(model_trt, PartitionedModule) else [model_trt]
 
 
+def same_results(ours, theirs, shape):
+    x = torch.randn(shape)
+    with torch.no_grad():
+        results = [torch.utils._pytree.tree_leaves(m.reference()(x)) for m in (ours, theirs)]
+    return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 def test_what_is_saved_is_loaded(saved):
-    kind, model_trt, _, path = saved
+    kind, model_trt, x, path = saved
     loaded = load(path, key=KEY)
     assert type(loaded) is type(model_trt) is KINDS.get(kind, TRTModule)
     assert loaded.input_names == model_trt.input_names and loaded._interface() == model_trt._interface()
@@ -90,6 +97,7 @@ def test_what_is_saved_is_loaded(saved):
         again = TRTModule()
         again.load_state_dict(ours.state_dict())
         assert again.built == theirs.built
+    assert same_results(loaded, model_trt, x.shape), "its source is the network"
     if kind == "stateful":
         assert torch.equal(loaded.state["total"], model_trt.state["total"])
         loaded.state["total"].fill_(7)
@@ -106,11 +114,7 @@ def test_an_engine_is_built_again_by_another_tensorrt(saved, other_tensorrt):
         load(path)
     again = load(path, rebuild="auto")
     assert "saved by the reference" in again.report.verified.by
-    others = torch.randn(x.shape)
-    with torch.no_grad():
-        ours, theirs = (m.reference()(others) for m in (again, model_trt))
-    for a, b in zip(torch.utils._pytree.tree_leaves(ours), torch.utils._pytree.tree_leaves(theirs), strict=True):
-        assert torch.equal(a, b)
+    assert same_results(again, model_trt, x.shape)
     save(again, path.with_name("again"), inputs=[x], source=True)
     assert any("that it was built again for" in text for text in again.report.assumptions) or kind == "partitioned"
 

@@ -17,7 +17,7 @@ import torch
 from torch2rt.background.conversion import RESULT, result_of
 from torch2rt.background.job import Job
 from torch2rt.background.module import BackgroundModule, check_on_ready
-from torch2rt.conversion.rebuilt import check_source, network_of, rebuilt
+from torch2rt.conversion.rebuilt import check_source, network_of, networks_of, rebuilt
 from torch2rt.debug.comparison import Comparison
 from torch2rt.engine import container
 from torch2rt.engine.engine import Engine
@@ -104,7 +104,8 @@ def load(
     An engine is code to TensorRT, which runs it: load only files that you trust. What torch2rt itself reads is data.
 
     Every byte is checked against the digests in the file. The engine is memory of the file, of which there is no other
-    copy, so the file must not be written to while the module is in use; replacing it as a whole is safe.
+    copy, so the file must not be written to while the module is in use; replacing it as a whole is safe. Of a file with
+    `source=True`, `model_trt.reference()` evaluates the engine's network, as after a conversion.
 
     - `verify`: compare with the outputs that were saved for an example; raises `AccuracyError` where they differ by
       more than roundings. It needs a GPU.
@@ -165,7 +166,9 @@ def _loaded(path: str | PathLike[str], verify: bool, rebuild: str, key: bytes | 
         def engine_or_rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
             reason = _why_not(engine, tries=rebuild == "auto" if tries is None else tries)
             if not reason:
-                return TRTModule(engine)
+                made = TRTModule(engine)
+                made._make_networks = functools.partial(networks_of, engine, sources) if sources else None
+                return made
             _refuse(file.name, engine, reason, rebuild, bool(sources))
             again.append(reason)
             return rebuilt(engine, sources)

@@ -19,6 +19,7 @@ from torch2rt.lowering import lower
 from torch2rt.network import Network
 from torch2rt.passes.copies import add_constant, copy_graph, finish, without_gpu_memory
 from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.saved import Source
 from torch2rt.tracing.trace import trace
 
 
@@ -101,15 +102,20 @@ def check_source(network: Network, saved: Network) -> None:
         )
 
 
-def rebuilt(engine: Engine, sources: Sequence[tuple[Sequence[Any], Sequence[torch.Tensor], str]]) -> TRTModule:
-    """The engine, or each of several, built again: nodes, tensors and `nan` of each graph are its sources."""
-    options = dict(engine.facts.get("built", {}).get("options", {}))
-    if options.pop("configure", False):
-        raise EngineError("The engine was built with configure=, which no file holds: convert the module again.")
+def networks_of(engine: Engine, sources: Sequence[Source]) -> list[Network]:
+    """The network of an engine, or of each of several, made again of their graphs."""
     interfaces = [variant.interface for variant in engine.variants] or [engine.interface]
     if len(interfaces) != len(sources):
         raise EngineError(f"The file has {len(sources)} graphs for {len(interfaces)} engines.")
-    networks = [network_of(*source[:2], interface, source[2]) for source, interface in zip(sources, interfaces)]
+    return [network_of(*source[:2], interface, source[2]) for source, interface in zip(sources, interfaces)]
+
+
+def rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
+    """The engine, or each of several, built again."""
+    options = dict(engine.facts.get("built", {}).get("options", {}))
+    if options.pop("configure", False):
+        raise EngineError("The engine was built with configure=, which no file holds: convert the module again.")
+    networks = networks_of(engine, sources)
     engines = [build(network, **options, progress=False) for network in networks]
     if not engine.variants:
         made = dataclasses.replace(engines[0], report=_report(engine))

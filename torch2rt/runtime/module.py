@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -55,6 +55,7 @@ class TRTModule(Converted):
             )
         self.built = engine
         self._networks = [network] if isinstance(network, Network) else list(network or [])
+        self._make_networks: Callable[[], list[Network]] | None = None  # of graphs in the file it was loaded from
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -203,15 +204,22 @@ class TRTModule(Converted):
 
     def drop_network(self) -> None:
         """Let go of the network, and of the weights that it holds; `reference()` needs it."""
-        self._networks = []
+        self._networks, self._make_networks = [], None
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
+        return ReferenceModule(*self.networks(), interface=self.interface)
+
+    def networks(self) -> list[Network]:
+        """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""
+        if not self._networks and self._make_networks is not None:
+            self._networks = self._make_networks()
         if not self._networks:
             raise Torch2RTError(
-                "reference() needs the network: convert with keep_network=True; a loaded engine has none."
+                "reference() needs the network: convert with keep_network=True; a loaded engine has none, unless "
+                "torch2rt.save(..., source=True) has kept its graph."
             )
-        return ReferenceModule(*self._networks, interface=self.interface)
+        return self._networks
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
@@ -252,7 +260,7 @@ class TRTModule(Converted):
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""
         with self._lock:
-            self.built, self._networks, self._pools = engine, [], {}
+            self.built, self._networks, self._make_networks, self._pools = engine, [], None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
@@ -287,7 +295,7 @@ class TRTModule(Converted):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        return {**self.__dict__, "_pools": {}, "_networks": [], "_lock": None}
+        return {**self.__dict__, "_pools": {}, "_networks": [], "_make_networks": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

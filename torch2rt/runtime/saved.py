@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -14,7 +15,7 @@ from torch2rt.engine.container import Buffer, Container, read, write
 from torch2rt.engine.engine import Engine, to_bytes
 from torch2rt.engine.manifest import KIND, engine_of, readable
 from torch2rt.engine.source import encode
-from torch2rt.errors import EngineError, InputError
+from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.network import Network, versions
 from torch2rt.runtime.kernel_cache import gpu_key
 from torch2rt.runtime.module import TRTModule
@@ -24,7 +25,7 @@ from torch2rt.runtime.stateful import StatefulModule
 from torch2rt.structure import bare_name
 
 Source = tuple[Sequence[Any], Sequence[torch.Tensor], str]  # nodes, tensors and `nan` of a graph
-Rebuild = Callable[[Engine, Sequence[Source]], TRTModule]
+Make = Callable[[Engine, Sequence[Source]], TRTModule]
 
 
 class Writer:
@@ -86,11 +87,15 @@ class Writer:
         return found
 
     def _networks(self, module: TRTModule) -> list[Network]:
-        if not module._networks or any(network.lowered is None for network in module._networks):
+        networks = []
+        with contextlib.suppress(Torch2RTError):
+            networks = module.networks()
+        if not networks or any(network.lowered is None for network in networks):
             raise EngineError(
-                "source=True needs the graph: convert with torch2rt() and keep_network=True; a loaded engine has none."
+                "source=True needs the graph: convert with torch2rt() and keep_network=True; a loaded engine has it "
+                "only if it was saved with source=True."
             )
-        return module._networks
+        return networks
 
     def _source(self, network: Network) -> dict[str, Any]:
         assert network.lowered is not None
@@ -135,10 +140,10 @@ def _own_entries(module: Any) -> dict[str, bytes]:
 
 
 class Reader:
-    """The inverse of `Writer`: modules of a file's parts. `rebuild` makes another engine in the place of one."""
+    """The inverse of `Writer`: modules of a file's parts. `make` makes those of engines and what they were built of."""
 
-    def __init__(self, container: Container, rebuild: Rebuild | None = None) -> None:
-        self.container, self.rebuild = container, rebuild
+    def __init__(self, container: Container, make: Make | None = None) -> None:
+        self.container, self.make = container, make
 
     def tensor(self, listed: Any) -> torch.Tensor:
         """A tensor whose memory is the file's; writes to it do not reach the file."""
@@ -160,7 +165,7 @@ class Reader:
         kind = node["kind"]
         if kind == "engine":
             engine = engine_of(self.container, node)
-            return TRTModule(engine) if self.rebuild is None else self.rebuild(engine, self.sources(node))
+            return TRTModule(engine) if self.make is None else self.make(engine, self.sources(node))
         if kind == "torch":
             return _filled(TorchSegment(), node["header"], program=self.container.part(node["program"]))
         if kind == "partitioned":
@@ -170,7 +175,8 @@ class Reader:
                 raise EngineError(f"{self.container.name} is damaged: it has other segments than it states.")
             module.segments = torch.nn.ModuleList(map(self.module, node["segments"]))
             module.eager = torch.nn.ModuleDict(dict(zip(names, map(self.module, node["eager"]))))
-            module._network = _network_of(module)
+            if all(s._networks or s._make_networks is not None for s in module.engines):
+                module._make_network = _network_of
             return module
         if kind == "stateful":
             state = {name: self.tensor(listed).clone() for name, listed in node["state"].items()}
@@ -189,11 +195,9 @@ def _filled(module: Any, header: Any, **parts: Buffer) -> Any:
     return module
 
 
-def _network_of(module: PartitionedModule) -> PartitionedNetwork | None:
-    """What the segments are lowered to, if all engines among them were built again."""
+def _network_of(module: PartitionedModule) -> PartitionedNetwork:
+    """What the segments are lowered to, if the file has the graphs of all engines among them."""
     assert module.schedule is not None
-    parts: list[Any] = [next(iter(s._networks), None) if isinstance(s, TRTModule) else s for s in module.segments]
-    if any(part is None for part in parts):
-        return None
+    parts: list[Any] = [s.networks()[0] if isinstance(s, TRTModule) else s for s in module.segments]
     eager: dict[int, Any] = {int(place): segment for place, segment in module.eager.items()}
     return PartitionedNetwork(parts, module.schedule, module._interface(), module.report.assumptions, eager)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,7 @@ class PartitionedModule(Converted):
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
         self._network = network
+        self._make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None  # of graphs in a file
         self._carriers = Carriers()
         self._kept: set[int] | None = None
 
@@ -180,12 +181,14 @@ class PartitionedModule(Converted):
 
     def drop_network(self) -> None:
         """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
-        self._network = None
+        self._network, self._make_network = None, None
         for engine in self.engines:
             engine.drop_network()
 
     def reference(self) -> PartitionedReference:
         """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
+        if self._network is None and self._make_network is not None:
+            self._network = self._make_network(self)
         if self._network is None:
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
@@ -233,7 +236,7 @@ class PartitionedModule(Converted):
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
-        self._network, self._kept = None, None
+        self._network, self._make_network, self._kept = None, None, None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the state dict, which is data."""
