@@ -42,6 +42,8 @@ setup(
         "rtx": ["tensorrt-rtx>=1.4"],
         "tensorrt": ["tensorrt>=10.3"],
         "onnx": ["onnx", "onnxscript"],
+        "serve": ["starlette", "uvicorn", "prometheus-client"],
+        "batch": ["ray[data]"],
         "bench": ["matplotlib", "onnx", "onnxscript"],
         "test": [
             "pytest",
