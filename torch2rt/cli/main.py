@@ -107,6 +107,27 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--layers", action="store_true", help="list all layers of the network, and not their number")
     inspect.set_defaults(command=_inspect)
 
+    triton = commands.add_parser(
+        "export-triton",
+        help="write a model repository for NVIDIA's Triton Inference Server",
+        description="Write a model repository for NVIDIA's Triton Inference Server: the plan for its TensorRT backend, "
+        "or, as that does not know TensorRT for RTX, a model for its Python backend.",
+    )
+    triton.add_argument("file", metavar="FILE", help="of torch2rt.save, TRTModule.save_engine or torch2rt convert -o")
+    triton.add_argument("folder", metavar="DIR", help="the model repository, which may hold other models")
+    triton.add_argument("--name", help="of the model (default: that of the file)")
+    triton.add_argument("--instances", type=usage.number, default=1, metavar="N", help="on each GPU (default: 1)")
+    triton.add_argument(
+        "--delay",
+        type=usage.number,
+        default=2000,
+        metavar="MICROSECONDS",
+        help="of a request, to wait for others (default: 2000)",
+    )
+    triton.add_argument("--no-batching", dest="batching", action="store_false", help="run every request by itself")
+    triton.add_argument("--backend", choices=("auto", "tensorrt", "python"), default="auto")
+    triton.set_defaults(command=_export_triton)
+
     bench = commands.add_parser(
         "bench",
         help="measure the ways to run a model on this GPU",
@@ -222,6 +243,17 @@ def _convert(arguments: argparse.Namespace) -> int:
     from torch2rt.cli.convert import convert
 
     convert(arguments)
+    return 0
+
+
+def _export_triton(arguments: argparse.Namespace) -> int:
+    from torch2rt.cli.triton import export_triton
+
+    names = ("name", "instances", "delay", "batching", "backend")
+    try:
+        export_triton(arguments.file, arguments.folder, **{name: getattr(arguments, name) for name in names})
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}.") from error
     return 0
 
 
