@@ -42,7 +42,7 @@ setup(
         "rtx": ["tensorrt-rtx>=1.4"],
         "tensorrt": ["tensorrt>=10.3"],
         "onnx": ["onnx", "onnxscript"],
-        "serve": ["starlette", "uvicorn", "prometheus-client"],
+        "serve": ["starlette", "uvicorn", "prometheus-client", "safetensors"],
         "batch": ["ray[data]"],
         "bench": ["matplotlib", "onnx", "onnxscript"],
         "test": [

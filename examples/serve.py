@@ -5,7 +5,7 @@
     python examples/serve.py model.t2rt --reference                    # without one, if saved with source=True
     python examples/load_test.py http://127.0.0.1:8000 --seconds 60
 
-`POST /infer` takes the inputs by name as a .npz file and returns the outputs as one. Requests whose inputs are of the
+`POST /infer` takes the inputs by name as a safetensors file and returns the outputs as one. Requests whose inputs are of the
 same sizes but for the first dimension run as one call, as long as that serves them. `GET /metrics` is for Prometheus,
 `GET /metadata` says what the model takes, and `GET /health` answers once the engine is warm.
 """
@@ -14,12 +14,11 @@ import argparse
 import asyncio
 import collections
 import dataclasses
-import io
 import threading
 import time
 from concurrent.futures import Future
 
-import numpy as np
+import safetensors.torch
 import torch
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -124,8 +123,8 @@ class Batcher:
         together = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*(r.tensors for r in batch))]
         args, kwargs = unflatten(self.interface.arguments, [x.to(self.device) for x in together])
         outputs, _ = flatten(self.model(*args, **kwargs), torch.is_tensor)
-        names = self.interface.outputs if len(self.interface.outputs) == len(outputs) else range(len(outputs))
-        outputs = {str(name): y.cpu() for name, y in zip(names, outputs)}
+        names = [self.interface.outputs[leaf["output"]] for leaf in self.interface.leaves if "output" in leaf]
+        outputs = {name: y.cpu() for name, y in zip(names, outputs, strict=True)}
         if len(batch) == 1:
             return [outputs]
         rows = [request.rows for request in batch]
@@ -187,22 +186,19 @@ def application(batcher, metrics):
 
 
 def read(body, names):
-    """The tensors in a .npz file, in the order of these names; raises `InputError` for others."""
+    """The tensors in a safetensors file, in the order of these names; raises `InputError` for others."""
     try:
-        with np.load(io.BytesIO(body), allow_pickle=False) as file:
-            found = {name: torch.from_numpy(np.ascontiguousarray(file[name])) for name in file.files}
+        found = safetensors.torch.load(body)
     except Exception as error:
-        raise InputError(f"The body is no .npz file of arrays: {error}.") from error
+        raise InputError(f"The body is no safetensors file: {error}.") from error
     if found.keys() != set(names):
         raise InputError(f"The inputs are {names}, given are {list(found)}.")
     return [found[name] for name in names]
 
 
 def write(outputs):
-    """A .npz file of tensors by name."""
-    file = io.BytesIO()
-    np.savez(file, **{name: y.numpy() for name, y in outputs.items()})
-    return file.getvalue()
+    """A safetensors file of tensors by name."""
+    return safetensors.torch.save({name: y.contiguous() for name, y in outputs.items()})
 
 
 def main(argv=None):

@@ -1,12 +1,12 @@
 """The examples of serving: what is answered is the model's, whoever else asks at the same time."""
 
-import io
 import socket
 import threading
 import time
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from test_examples import load
 
@@ -64,29 +64,30 @@ def get(url, path, body=None):
         return error.code, error.read()
 
 
-def npz(**arrays):
-    file = io.BytesIO()
-    np.savez(file, **arrays)
-    return file.getvalue()
+def tensors(**arrays):
+    return safetensors.numpy.save(arrays)
 
 
 def test_answers_are_the_models_own(served):
     _, url, _, model = served
     x, weights = torch.randn(3, 5), torch.rand(3)
-    status, body = get(url, "/infer", npz(x=x.numpy(), weights=weights.numpy()))
+    status, body = get(url, "/infer", tensors(x=x.numpy(), weights=weights.numpy()))
     assert status == 200
-    answer = np.load(io.BytesIO(body))
+    answer = safetensors.numpy.load(body)
     expected = model(x, weights=weights)
     torch.testing.assert_close(torch.from_numpy(answer["output_0"]), expected["scores"].detach())
     assert answer["output_1"].tolist() == expected["best"].tolist()
 
 
 WRONG = [
-    (b"text", "no .npz file"),
-    (npz(x=np.ones((2, 5), np.float32)), r"The inputs are \['x', 'weights'\]"),
-    (npz(x=np.ones((7, 5), np.float32), weights=np.ones(7, np.float32)), "has size 7 in dimension 0"),
-    (npz(x=np.ones((2, 5), np.float64), weights=np.ones(2, np.float32)), "is torch.float64"),
-    (npz(x=np.ones((2, 5), np.float32), weights=np.ones(3, np.float32)), r"needs x\.shape\[0\] == weights\.shape\[0\]"),
+    (b"text", "no safetensors file"),
+    (tensors(x=np.ones((2, 5), np.float32)), r"The inputs are \['x', 'weights'\]"),
+    (tensors(x=np.ones((7, 5), np.float32), weights=np.ones(7, np.float32)), "has size 7 in dimension 0"),
+    (tensors(x=np.ones((2, 5), np.float64), weights=np.ones(2, np.float32)), "is torch.float64"),
+    (
+        tensors(x=np.ones((2, 5), np.float32), weights=np.ones(3, np.float32)),
+        r"needs x\.shape\[0\] == weights\.shape\[0\]",
+    ),
 ]
 
 
@@ -136,7 +137,9 @@ def test_requests_of_other_sizes_are_not_put_together(served):
 
 def test_outputs_that_are_no_rows_are_an_error(served):
     serve, _, batcher, _ = served
-    broken = serve.Batcher(lambda x, weights: x.sum(0), batcher.interface, torch.device("cpu"), 1, 0.2)
+    broken = serve.Batcher(
+        lambda x, weights: {"scores": x.sum(0), "best": weights}, batcher.interface, torch.device("cpu"), 1, 0.2
+    )
     futures = [broken.submit([torch.rand(2, 5), torch.rand(2)]) for _ in range(2)]
     for future in futures:
         with pytest.raises(RuntimeError, match="--no-batching"):
