@@ -5,9 +5,9 @@
     python examples/serve.py model.t2rt --reference                    # without one, if saved with source=True
     python examples/load_test.py http://127.0.0.1:8000 --seconds 60
 
-`POST /infer` takes the inputs by name as a safetensors file and returns the outputs as one. Requests whose inputs are of the
-same sizes but for the first dimension run as one call, as long as that serves them. `GET /metrics` is for Prometheus,
-`GET /metadata` says what the model takes, and `GET /health` answers once the engine is warm.
+`POST /infer` takes the inputs by name as a safetensors file and returns the outputs as one. Requests whose inputs are
+of the same sizes but for the first dimension run as one call, as long as the engine serves it. `GET /metrics` is for
+Prometheus, `GET /metadata` says what the model takes, and `GET /health` answers once the engine is warm.
 """
 
 import argparse

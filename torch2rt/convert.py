@@ -52,6 +52,7 @@ def torch2rt(
     nan: str = "keep",
     float64: str = "float32",
     log_level: Any = None,
+    weight_budget: int | None = None,
     keep_network: bool = True,
     verify: bool | str = True,
     cuda_graph: bool | GraphCache = False,
@@ -145,8 +146,8 @@ def torch2rt(
     - `**torch2trt`: torch2trt's other keywords, such as `fp16_mode=True`; `torch2rt.migration` says what each does.
     - `cuda_graph`: replay calls whose shapes come back as CUDA graphs; `model_trt.cuda_graph` says so later on. A
       `torch2rt.GraphCache` says how many are kept.
-    - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
-      as for `torch2rt.build`.
+    - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`,
+      `weight_budget`, `configure`: as for `torch2rt.build`.
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
       refused, and the error says what `fallback=True` would do.
@@ -236,6 +237,7 @@ def torch2rt(
             optimization_level=optimization_level,
             tf32=tf32,
             log_level=log_level,
+            weight_budget=weight_budget,
             configure=_timing(configure, iterations),
         ),
         progress=progress,

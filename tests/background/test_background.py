@@ -206,6 +206,19 @@ def test_a_conversion_in_a_helper_process(monkeypatch):
     assert model(x) == "the engine ran"
 
 
+def test_the_switch_on_a_gpu(device):
+    if device.type != "cuda":
+        pytest.skip("runs the engine: needs --device cuda")
+    module, x = Tied().eval().to(device), torch.randn(2, 3, device=device)
+    with torch.no_grad():
+        expected = module(x)
+    model = torch2rt(module, [x], background=True, max_batch_size=4)
+    while not model.ready and model.error is None:
+        torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+    assert "the engine on" in model.wait().report.verified.by
+    torch.testing.assert_close(model(x), expected, rtol=1e-3, atol=1e-3)
+
+
 def leave_facts(folder, module, tensors):
     torch.save(
         {

@@ -115,6 +115,7 @@ def rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
     options = dict(engine.facts.get("built", {}).get("options", {}))
     if options.pop("configure", False):
         raise EngineError("The engine was built with configure=, which no file holds: convert the module again.")
+    options["compute_capabilities"] = _capabilities(options.get("compute_capabilities"))
     networks = networks_of(engine, sources)
     engines = [build(network, **options, progress=False) for network in networks]
     if not engine.variants:
@@ -126,6 +127,14 @@ def rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
     ]
     whole = joined(engines, engine.interface, variants)
     return TRTModule(dataclasses.replace(whole, report=_report(engine)), networks)
+
+
+def _capabilities(asked: Sequence[str] | None) -> Sequence[str] | None:
+    """The GPUs to build for: those that were asked for, if the present one is among them, else the default."""
+    if not asked or list(asked) == ["current"]:
+        return None
+    here = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else asked[0]
+    return asked if here in asked else None
 
 
 def _report(engine: Engine) -> Any:
