@@ -66,6 +66,8 @@ def torch2rt(
     keep_float: Any = (),
     tolerance: float | None = None,
     metric: Callable[[Any, Any], float] | None = None,
+    smooth_quant: float | None = None,
+    bias_correction: bool = False,
     configure: Callable[[Any], None] | None = None,
     fallback: bool = False,
     torch_executed: Iterable[Any] = (),
@@ -184,6 +186,8 @@ def torch2rt(
             keep_float=keep_float,
             tolerance=tolerance,
             metric=metric,
+            smooth_quant=smooth_quant,
+            bias_correction=bias_correction,
         ),
     )
     precise = Precision(**asked)

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from torch2rt.passes.quantization.quantized import FP8, INT8
+
 BINS = 2048
 FIRST = 128  # bins that a threshold leaves at least: as many as an int8 has absolute values
 MOST = 32 * BINS  # bins; where more would be needed, they become twice as wide
 FEWEST = 8
 PERCENTILE = 99.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A type that values are quantised to: its largest number, and how numbers up to that are rounded in it."""
+
+    largest: float
+    rounded: Callable[[np.ndarray], np.ndarray]
+
+
+def _fp8(x: np.ndarray) -> np.ndarray:
+    """Rounded to 3 bits after the point, and to multiples of 2 ** -9 where that is coarser."""
+    step = np.exp2(np.maximum(np.floor(np.log2(np.maximum(x, 2.0**-9))), -6) - 3)
+    rounded: np.ndarray = np.round(x / step) * step
+    return rounded
+
+
+INT8_NUMBER, FP8_NUMBER = Number(INT8, np.round), Number(FP8, _fp8)
 
 
 class Histogram:
@@ -68,35 +89,36 @@ class Histogram:
         return self.width * np.arange(len(self.counts) + 1)
 
 
-def minmax(histogram: Histogram) -> float:
+def minmax(histogram: Histogram, number: Number = INT8_NUMBER) -> float:
     """The largest value: nothing saturates."""
     return histogram.largest
 
 
-def percentile(histogram: Histogram) -> float:
+def percentile(histogram: Histogram, number: Number = INT8_NUMBER) -> float:
     """The left edge of the first bin at which 99.99 % of the values are reached."""
     reached = np.cumsum(histogram.counts) / histogram.counts.sum()
     return float(histogram.edges[np.searchsorted(reached, PERCENTILE / 100)])
 
 
-def mse(histogram: Histogram) -> float:
+def mse(histogram: Histogram, number: Number = INT8_NUMBER) -> float:
     """The centre of a bin for which the squared error of quantised bin centres is least."""
     centers, counts = histogram.edges[:-1] + histogram.width / 2, histogram.counts
     used = counts > 0
     values, weights = centers[used], counts[used]
     errors = []
     for largest in centers[FIRST:]:
-        scale = largest / 127
-        errors.append(float(((np.clip(np.round(values / scale), 0, 127) * scale - values) ** 2 * weights).sum()))
+        scale = largest / number.largest
+        back = number.rounded(np.minimum(values / scale, number.largest)) * scale
+        errors.append(float(((back - values) ** 2 * weights).sum()))
     return float(centers[FIRST + int(np.argmin(errors))])
 
 
-def entropy(histogram: Histogram) -> float:
+def entropy(histogram: Histogram, number: Number = INT8_NUMBER) -> float:
     """The threshold for which the Kullback-Leibler divergence of quantised from saturated values is least.
 
     Of those up to each edge from the 128th on, the last with the least divergence. The first bin counts as the second
     does, as zeros say nothing about a scale. With fewer numbers than `FEWEST` for each bin most bins are empty, and the
-    divergence says nothing: then it is the largest value.
+    divergence says nothing: then it is the largest value. It is for int8, whose numbers are 128 groups of equal size.
     """
     if histogram.counts.sum() < FEWEST * len(histogram.counts):
         return minmax(histogram)
@@ -126,7 +148,7 @@ def _divergence(counts: np.ndarray, tail: float) -> float:
     return float((p * np.log(p / q)).sum())
 
 
-METHODS: dict[str, Callable[[Histogram], float]] = {
+METHODS: dict[str, Callable[[Histogram, Number], float]] = {
     "entropy": entropy,
     "minmax": minmax,
     "percentile": percentile,

@@ -17,7 +17,7 @@ from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
-from torch2rt.passes.quantization.quantize import CONVOLUTIONS, PRODUCTS
+from torch2rt.passes.quantization.formats import CONVOLUTIONS
 from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
 from torch2rt.registry import load
 
@@ -31,6 +31,7 @@ def _spellings(*names: str) -> frozenset[object]:
 
 
 _TIMES, _OVER = _spellings("mul", "multiply", "__mul__", "__rmul__"), _spellings("div", "true_divide", "__truediv__")
+PRODUCTS = CONVOLUTIONS | {"linear"}
 _ROUND, _BETWEEN = _spellings("round"), _spellings("clamp", "clip")
 
 
