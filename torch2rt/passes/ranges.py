@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
+from torch2rt.interface import Interface
 from torch2rt.passes.precision_rules import name_of
 
 
@@ -117,20 +119,50 @@ def measure(
 def as_samples(graph: torch.fx.GraphModule, samples: Iterable[Any], others: bool = False) -> list[list[torch.Tensor]]:
     """Samples as users give them, as the tensors of the graph's inputs.
 
-    Each is the positional arguments of a call, in a list or tuple, one tensor, or a dict of keyword arguments. Raises
-    `InputError` for one that the engine would not take; with `others`, those of sizes that it does not serve are left
-    out, as another engine of the module serves them.
+    Each is what `calls_of` takes. Raises `InputError` for one that the engine would not take.
     """
-    interface, found = graph_meta(graph).interface, []
+    return [tensors for sample in samples for tensors in calls_of(graph, sample, others)]
+
+
+def calls_of(graph: torch.fx.GraphModule, sample: Any, others: bool = False) -> list[list[torch.Tensor]]:
+    """A sample as calls that the graph takes, each the tensors of its inputs.
+
+    A sample is the positional arguments of a call, in a list or tuple, one tensor, or a dict of keyword arguments. One
+    with a larger batch than the graph takes is split along the first dimension. Raises `InputError` for one that the
+    engine would not take; with `others`, those of sizes that it does not serve are left out, as another engine of the
+    module serves them.
+    """
+    interface = graph_meta(graph).interface
+    keywords: Mapping[str, Any] = sample if isinstance(sample, Mapping) else {}
+    args = tuple(sample) if isinstance(sample, (tuple, list)) else () if keywords else (sample,)
+    tensors = interface.tensors(args, keywords)
     devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
-    for sample in samples:
-        args = tuple(sample) if isinstance(sample, (tuple, list)) else () if isinstance(sample, Mapping) else (sample,)
-        tensors = interface.tensors(args, sample if isinstance(sample, Mapping) else {})
-        try:
-            interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
-        except InputError:
-            if others:
-                continue
+    tensors = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
+    try:
+        interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
+        return [tensors]
+    except InputError:
+        if (parts := _parts(interface, tensors)) is None and not others:
             raise
-        found.append([x.to(device) for x, device in zip(tensors, devices, strict=True)])
-    return found
+        return parts or []
+
+
+def _parts(interface: Interface, tensors: list[torch.Tensor]) -> list[list[torch.Tensor]] | None:
+    """A batch in parts of sizes that are served; the last begins anew with the first samples where it is too small."""
+    if any(not x.dim() for x in tensors) or len({x.shape[0] for x in tensors}) != 1 or not len(tensors[0]):
+        return None
+    count, most = len(tensors[0]), min(spec.max[0] for spec in interface.inputs)
+    least = max(spec.min[0] for spec in interface.inputs)
+    if most < 1 or least > most:
+        return None
+    parts = []
+    for start in range(0, count, most):
+        size = max(min(most, count - start), least)
+        places = torch.tensor([*itertools.islice(itertools.cycle(range(count)), start, start + size)])
+        parts.append([x.index_select(0, places.to(x.device)) for x in tensors])
+    try:
+        for part in parts:
+            interface.check([tuple(x.shape) for x in part], [x.dtype for x in part])
+    except InputError:
+        return None
+    return parts

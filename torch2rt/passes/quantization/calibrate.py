@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta, place_of
-from torch2rt.interface import Interface
 from torch2rt.passes.quantization.histogram import INT8_NUMBER, METHODS, Histogram, Number
-from torch2rt.passes.ranges import Measuring, Ranges
+from torch2rt.passes.ranges import Measuring, Ranges, calls_of
 from torch2rt.progress import Spinner
 
 
@@ -131,44 +129,9 @@ class _Calibrating(Measuring):
             self.channels[node.name].add(value)
 
 
-def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> Iterator[list[torch.Tensor]]:
+def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> list[list[torch.Tensor]]:
     """A batch as calls that the graph takes."""
-    interface = graph_meta(graph).interface
-    keywords: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {}
-    args = tuple(batch) if isinstance(batch, (tuple, list)) else () if keywords else (batch,)
     try:
-        tensors = interface.tensors(args, keywords)
+        return calls_of(graph, batch, others)
     except InputError as error:
         raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
-    devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
-    tensors = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
-    try:
-        interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
-        yield tensors
-    except InputError as error:
-        if (parts := _parts(interface, tensors)) is None and others:
-            return
-        if parts is None:
-            raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
-        yield from parts
-
-
-def _parts(interface: Interface, tensors: list[torch.Tensor]) -> list[list[torch.Tensor]] | None:
-    """A batch in parts of sizes that are served; the last begins anew with the first samples where it is too small."""
-    if any(not x.dim() for x in tensors) or len({x.shape[0] for x in tensors}) != 1 or not len(tensors[0]):
-        return None
-    count, most = len(tensors[0]), min(spec.max[0] for spec in interface.inputs)
-    least = max(spec.min[0] for spec in interface.inputs)
-    if most < 1 or least > most:
-        return None
-    parts = []
-    for start in range(0, count, most):
-        size = max(min(most, count - start), least)
-        places = torch.tensor([*itertools.islice(itertools.cycle(range(count)), start, start + size)])
-        parts.append([x.index_select(0, places.to(x.device)) for x in tensors])
-    try:
-        for part in parts:
-            interface.check([tuple(x.shape) for x in part], [x.dtype for x in part])
-    except InputError:
-        return None
-    return parts
