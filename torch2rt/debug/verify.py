@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt.debug.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.debug.comparison import MULTIPLE, Comparison, is_near
-from torch2rt.debug.disturbance import Disturbed, WideProducts
+from torch2rt.debug.disturbance import Disturbed
 from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls, fitted
 from torch2rt.engine.build import rounds_to_tf32
 from torch2rt.engine.engine import Engine
@@ -26,6 +26,7 @@ from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTErro
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.passes.order import Pass
+from torch2rt.passes.wide_products import WideProducts
 from torch2rt.runtime.module import ReferenceModule
 from torch2rt.runtime.partitioned.segments import PartitionedNetwork
 from torch2rt.structure import bare_name, flatten, is_same, unflatten

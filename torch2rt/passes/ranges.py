@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface
 from torch2rt.passes.precision_rules import name_of
+from torch2rt.passes.wide_products import WideProducts
 
 
 @dataclasses.dataclass
@@ -38,12 +40,21 @@ class Range:
 Ranges = dict[str, Range]  # by the names of nodes
 
 
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node's recorded value has."""
+    value = node.meta.get("val")
+    return [t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, torch.Tensor)]
+
+
 class Running(torch.fx.Interpreter):
     """A traced graph on real tensors, on their device, with each node's value handed to `seen`."""
 
     def __init__(self, graph: torch.fx.GraphModule, device: torch.device) -> None:
         super().__init__(graph)
         self.device = device
+        values = (t for node in graph.graph.nodes for t in tensors_of(node))
+        is_slow = device.type == "cpu" and any(t.dtype is torch.float16 for t in values)
+        self.within: AbstractContextManager[Any] = WideProducts() if is_slow else nullcontext()
 
     def fetch_attr(self, target: str) -> Any:
         value = super().fetch_attr(target)
@@ -59,7 +70,7 @@ class Running(torch.fx.Interpreter):
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Run the graph on one sample."""
-        with torch.no_grad():
+        with torch.no_grad(), self.within:
             return self.run(*tensors)
 
 
