@@ -26,6 +26,7 @@ from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTErro
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.passes.order import Pass
+from torch2rt.passes.ranges import tensors_of
 from torch2rt.passes.wide_products import WideProducts
 from torch2rt.runtime.module import ReferenceModule
 from torch2rt.runtime.partitioned.segments import PartitionedNetwork
@@ -273,8 +274,10 @@ class _Verifier:
                 )
             places = [leaf["output"] for leaf in self.interface.leaves if "output" in leaf]
             expected = [leaves[places.index(i)] for i in range(len(names))]
+            is_half = any(t.dtype is torch.float16 for node in self.graph.graph.nodes for t in tensors_of(node))
+            narrowest = torch.float16 if is_half else None
             compared = {
-                name: Comparison(ours.to(theirs.device), theirs)
+                name: Comparison(ours.to(theirs.device), theirs, narrowest)
                 for name, ours, theirs in zip(names, outputs, expected, strict=True)
             }
             self._learn_roundings(compared, expected, call)
