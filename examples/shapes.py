@@ -46,7 +46,7 @@ def shapes(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def draw(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures (count, 3, 32, 32) of shapes of any place, size, turn and colour over a noisy ground, and their labels."""
+    """Pictures (count, 3, 32, 32) of shapes of any place, size, turn and colour on a noisy ground, and their labels."""
 
     def drawn(*size: int) -> torch.Tensor:
         return torch.rand(*size, generator=generator)

@@ -31,11 +31,12 @@ class Calibration:
 
 @dataclasses.dataclass
 class Channels:
-    """The largest absolute value and the sum of each channel of a value, along one of its dimensions."""
+    """The largest absolute value of each channel of a value, along one of its dimensions, and its sum and squares."""
 
     dim: int
     largest: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
     total: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    squares: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     count: int = 0
 
     def add(self, x: torch.Tensor) -> None:
@@ -43,11 +44,16 @@ class Channels:
         if rows.numel():
             self.largest = torch.maximum(self.largest, rows.abs().amax(1).cpu())
             self.total = self.total + rows.sum(1, dtype=torch.float64).cpu()
+            self.squares = self.squares + rows.square().sum(1, dtype=torch.float64).cpu()
             self.count += rows.shape[1]
 
     @property
     def mean(self) -> torch.Tensor:
         return (self.total / max(self.count, 1)).float()
+
+    @property
+    def mean_square(self) -> torch.Tensor:
+        return (self.squares / max(self.count, 1)).float()
 
 
 @torch.inference_mode(False)

@@ -3,7 +3,8 @@
 Some channels of a transformer's activations are much larger than the others, which then share few of the 256 numbers of
 an int8. Each channel is divided by `largest ** strength / weight ** (1 - strength)`, of its largest value and that of
 its weights, and the weights are multiplied by it: the products stay the same. The division is a call before the value
-is quantised, which TensorRT computes in the kernel that quantises it.
+is quantised, which TensorRT computes in the kernel that quantises it. A value stays as it is where its products would
+be further off: then the scales of its weights become more unequal than those of its channels were.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def smooth(
         weights = [_rows(copy, product) for product in products]
         largest = torch.stack([rows.abs().amax(0) for rows in weights]).amax(0)
         divisors = _divisors(channels[value.name].largest, largest, strength)
+        if not _noise(channels[value.name], weights, divisors) < _noise(channels[value.name], weights):
+            continue
         inverse = (1.0 / divisors).to(value.meta["val"].dtype)
         with copy.graph.inserting_after(value):
             divided = copy.graph.call_function(torch.mul, (value, None))
@@ -72,6 +75,17 @@ def _rows(graph: torch.fx.GraphModule, product: Quantizable) -> torch.Tensor:
     assert weight is not None
     rows = weight.detach().float().cpu()
     return rows.T if product.axis else rows
+
+
+def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tensor | float = 1.0) -> float:
+    """How much the rounding of a value and of its weights to int8 changes the products, up to a factor.
+
+    Each rounding is off by a share of the largest number that has the same scale: of all values, or of a weight's row.
+    """
+    of_values = (channels.largest / divisors).max() ** 2
+    squares = (channels.mean_square / divisors**2).sum()
+    scaled = [rows * divisors for rows in weights]
+    return float(sum(of_values * w.square().sum() + squares * w.abs().amax(1).square().sum() for w in scaled))
 
 
 def _divisors(values: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
