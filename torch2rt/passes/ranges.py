@@ -26,15 +26,16 @@ class Range:
     largest: float = 0.0
     has_nan: bool = False
 
-    def add(self, x: torch.Tensor) -> None:
-        """Include a tensor's values."""
+    def add(self, x: torch.Tensor) -> tuple[float, float]:
+        """Include a tensor's values, and return the least and the largest."""
         if not x.numel():
-            return
-        low, high = torch.aminmax(x.detach())
+            return 0.0, 0.0
+        low, high = extent = torch.aminmax(x.detach())
         if not (math.isfinite(low) and math.isfinite(high)):
             self.has_nan |= bool(x.isnan().any())
             low, high = torch.aminmax(torch.where(x.isfinite(), x, 0.0))
         self.largest = max(self.largest, -float(low), float(high))
+        return float(extent.min), float(extent.max)
 
 
 Ranges = dict[str, Range]  # by the names of nodes
@@ -80,13 +81,15 @@ class Measuring(Running):
     def __init__(self, graph: torch.fx.GraphModule, device: torch.device) -> None:
         super().__init__(graph, device)
         self.ranges: Ranges = {}
+        self.extent: tuple[float, float] | None = None  # of the value that was seen last, where it was looked at
 
     def seen(self, node: Node, value: Any) -> None:
-        if node.op == "output":
+        self.extent = None
+        if node.op in ("output", "get_attr"):
             return
         for x in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(x, torch.Tensor) and x.dtype is torch.float32:
-                self.ranges.setdefault(node.name, Range()).add(x)
+                self.extent = self.ranges.setdefault(node.name, Range()).add(x)
         if name_of(node.target) == "scaled_dot_product_attention":
             args, kwargs = self.fetch_args_kwargs_from_env(node)
             self.ranges.setdefault(f"{node.name}:scores", Range()).add(_scores(*args, **kwargs))

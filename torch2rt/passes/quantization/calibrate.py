@@ -130,7 +130,7 @@ class _Calibrating(Measuring):
     def seen(self, node: Node, value: Any) -> None:
         super().seen(node, value)
         if node.name in self.histograms:
-            self.histograms[node.name].add(value)
+            self.histograms[node.name].add(value, self.extent)
         if node.name in self.channels:
             self.channels[node.name].add(value)
 

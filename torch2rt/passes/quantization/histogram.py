@@ -52,12 +52,17 @@ class Histogram:
         self.zeros = 0  # seen before anything else was
         self.not_finite: str | None = None
 
-    def add(self, x: torch.Tensor) -> None:
-        """Count a tensor's values; of one with a NaN or an infinity, only remember that."""
-        x = x.detach().float().abs().flatten()
+    def add(self, x: torch.Tensor, extent: tuple[float, float] | None = None) -> None:
+        """Count a tensor's values; of one with a NaN or an infinity, only remember that.
+
+        `extent`: its least and its largest value, where they are known.
+        """
+        x = x.detach().float().flatten()
         if not x.numel():
             return
-        largest = float(x.max())
+        low, high = (float(end) for end in torch.aminmax(x)) if extent is None else extent
+        x = x if low >= 0 else x.abs()
+        largest = math.nan if math.isnan(low + high) else max(-low, high)
         if not math.isfinite(largest):
             self.not_finite = "NaN" if math.isnan(largest) else "an infinity"
             return
@@ -124,28 +129,34 @@ def entropy(histogram: Histogram, number: Number = INT8_NUMBER) -> float:
         return minmax(histogram)
     counts = histogram.counts.copy()
     counts[0] = counts[1]
-    tails = counts.sum() - np.cumsum(counts)
-    sizes = [*range(FIRST, len(counts), max(1, len(counts) // (4 * BINS))), len(counts)]
-    divergences = [_divergence(counts[:size], tails[size - 1]) for size in sizes]
-    last = len(divergences) - 1 - int(np.argmin(divergences[::-1]))
-    return float(histogram.edges[sizes[last]])
+    sizes = np.array([*range(FIRST, len(counts), max(1, len(counts) // (4 * BINS))), len(counts)])
+    parts = [_divergences(counts, part) for part in np.array_split(sizes, -(-len(sizes) // 1024))]
+    divergences = np.concatenate(parts)
+    (least,) = np.nonzero(divergences <= divergences.min() + 1e-12)
+    return float(histogram.edges[sizes[least[-1]]])
 
 
-def _divergence(counts: np.ndarray, tail: float) -> float:
-    """Of the counts, the last with the tail, from those that 128 groups of bins can tell apart."""
-    if not counts[-1] and tail > 0:  # the last bin has the tail, which no group of bins can stand for
-        return math.inf
-    is_used = counts > 0
-    if not is_used.any():
-        return math.inf
-    starts = np.ceil(np.linspace(0, len(counts), FIRST + 1)[:-1] - 1e-9).astype(int)
-    sums, used = np.add.reduceat(counts, starts), np.add.reduceat(is_used.astype(float), starts)
-    means = sums / np.maximum(used, 1)
-    coarse = np.repeat(means, np.diff(np.append(starts, len(counts)))) * is_used
-    fine = counts.copy()
-    fine[-1] += tail
-    p, q = fine[fine > 0] / fine.sum(), coarse[fine > 0] / coarse.sum()
-    return float((p * np.log(p / q)).sum())
+def _divergences(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """For so many bins: that of their counts, the last with the tail, from what 128 groups of bins can tell apart.
+
+    With all counts `n`, the counts of bins `f`, and of groups the mean count `c` of bins that are not empty, whose sum
+    is `q`, it is the sum of `f / n * log((f / n) / (c / q))`. Sums over bins are differences of running sums.
+    """
+    total, is_used = counts.sum(), counts > 0
+    logs = counts * np.log(np.where(is_used, counts, 1.0))
+    running, used, entropies = (np.concatenate([[0.0], np.cumsum(x)]) for x in (counts, is_used, logs))
+    starts = np.ceil(np.linspace(0, sizes, FIRST + 1, axis=1) - 1e-9).astype(int)
+    sums = np.diff(running[starts], axis=1)
+    means = sums / np.maximum(np.diff(used[starts], axis=1), 1)
+    coarse_logs = np.log(np.where(means > 0, means, 1.0))
+    last, tails = counts[sizes - 1], total - running[sizes]
+    with_tail = last + tails
+    fine = entropies[sizes] - logs[sizes - 1] + with_tail * np.log(np.where(with_tail > 0, with_tail, 1.0))
+    coarse = (sums * coarse_logs).sum(1) + tails * coarse_logs[:, -1]
+    seen = running[sizes]
+    found = (fine - coarse) / total + np.log(np.where(seen > 0, seen, 1.0) / total)
+    # a tail in an empty bin, which no group of bins can stand for
+    return np.where((last == 0) & (tails > 1e-9 * total) | (seen == 0), math.inf, found)
 
 
 METHODS: dict[str, Callable[[Histogram, Number], float]] = {
