@@ -62,7 +62,7 @@ class Histogram:
             return
         low, high = (float(end) for end in torch.aminmax(x)) if extent is None else extent
         x = x if low >= 0 else x.abs()
-        largest = math.nan if math.isnan(low + high) else max(-low, high)
+        largest = math.nan if math.isnan(low) or math.isnan(high) else max(-low, high)
         if not math.isfinite(largest):
             self.not_finite = "NaN" if math.isnan(largest) else "an infinity"
             return
