@@ -3,8 +3,13 @@ import os
 # Before anything loads CUDA: float32 is float32, in torch and in TensorRT for RTX, which knows no other way to say it.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
+from pathlib import Path
+
 import pytest
 import torch
+from harness.reached import REACHED, missing
+
+UNREACHED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser):
@@ -40,3 +45,33 @@ def without_gpu_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+# Every converter has a row that reaches it: known when all rows have run, in one process or several.
+
+ALL_ROWS = Path(__file__).parent / "converters"
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node, error):
+    REACHED.update(map(tuple, getattr(node, "workeroutput", {}).get("reached", ())))
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["reached"] = sorted(map(list, REACHED))
+        return
+    selected = any(config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf", "collectonly"))
+    folders = [Path(arg).resolve() for arg in config.args]
+    whole = any(
+        "::" not in arg and folder in (ALL_ROWS, *ALL_ROWS.parents) for arg, folder in zip(config.args, folders)
+    )
+    if whole and not selected and (names := missing(REACHED)):
+        config.stash[UNREACHED] = names
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name in terminalreporter.config.stash.get(UNREACHED, ()):
+        terminalreporter.write_line(f"no row reaches the converter {name}", red=True)
