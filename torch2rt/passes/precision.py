@@ -98,6 +98,9 @@ class _Rewriter:
                     self.weak.add(node)
                 self.call(node)
         self.outputs()
+        for node in self.graph.find_nodes(op="call_function", target=dequantize):
+            if not node.users:  # it was wanted in another type
+                self.graph.erase_node(node)
         self.guard_lone_products()
         self.describe()
 
