@@ -79,12 +79,9 @@ def torch2rt(
     max_sizes: int | None = None,
     torch_segments: str | None = None,
     state: str = "refuse",
-<<<<<<< HEAD
     backward: str | None = None,
-=======
     background: bool = False,
     on_ready: Callable[[Any], None] | None = None,
->>>>>>> main
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
 ) -> TRTModule | PartitionedModule | StatefulModule:
@@ -175,7 +172,6 @@ def torch2rt(
     - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
       number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
       other sizes run such a segment with torch.
-<<<<<<< HEAD
     - `torch_segments`: with `fallback`, how torch makes its calls: `"eager"` (the default) or `"compile"`, through
       `torch.compile`, but for calls that draw random numbers or whose sizes depend on values.
     - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs, or
@@ -187,18 +183,11 @@ def torch2rt(
     - `backward`: what a call under autograd gives. `None`: results without gradients. `"recompute"`: inputs that need a
       gradient get it, by a run of the module itself in the backward pass, which stays in memory beside the engine.
       Parameters get none: they are the engine's. A loaded engine has no module, and so no gradients.
-=======
-    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs.
-      `"refuse"` raises `TraceError`. `"write"` returns a `StatefulModule`, which keeps the tensors in the same way, and
-      writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
-      ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
-      example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
     - `background`: `True` returns a `BackgroundModule` at once. Its calls run the module (as `torch.compile` has made
       it, if it has) until a helper process has built and verified the engine, and this one has made it ready. The
       module and the arguments are sent to the helper, the weights through shared memory; classes and functions of
       `__main__`, as in a notebook, are sent as code. What is wrong with the conversion, its arguments included, is in
       `model_trt.error` and raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
->>>>>>> main
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 

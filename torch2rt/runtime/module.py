@@ -23,36 +23,9 @@ from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
-from torch2rt.runtime.recomputed import Recomputed
 from torch2rt.runtime.variants import Dispatch, load
 
 
-<<<<<<< HEAD
-class Converted(torch.nn.Module):
-    """What an engine and its reference have in common: the calling convention.
-
-    `recomputed` gives inputs that need it a gradient, where a conversion was asked for it (`backward="recompute"`).
-    """
-
-    recomputed: Recomputed | None = None
-
-    def _interface(self) -> Interface:
-        """The calling convention; raises `EngineError` where there is none."""
-        raise NotImplementedError
-
-    @property
-    def input_names(self) -> list[str]:
-        """The engine's inputs, in the order of the tensors in a call."""
-        return [spec.name for spec in self._interface().inputs]
-
-    @property
-    def output_names(self) -> list[str]:
-        """The engine's outputs."""
-        return list(self._interface().outputs)
-
-
-=======
->>>>>>> main
 class TRTModule(Converted):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
@@ -237,7 +210,9 @@ class TRTModule(Converted):
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
-        return ReferenceModule(*self.networks(), interface=self.interface)
+        reference = ReferenceModule(*self.networks(), interface=self.interface)
+        reference.recomputed = self.recomputed
+        return reference
 
     def networks(self) -> list[Network]:
         """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""
@@ -248,13 +223,7 @@ class TRTModule(Converted):
                 "reference() needs the network: convert with keep_network=True; a loaded engine has none, unless "
                 "torch2rt.save(..., source=True) has kept its graph."
             )
-<<<<<<< HEAD
-        reference = ReferenceModule(*self._networks, interface=self.interface)
-        reference.recomputed = self.recomputed
-        return reference
-=======
         return self._networks
->>>>>>> main
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.

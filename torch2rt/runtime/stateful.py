@@ -11,14 +11,9 @@ import torch
 
 from torch2rt.errors import InputError, TraceError
 from torch2rt.interface import Interface
-<<<<<<< HEAD
 from torch2rt.objects import Path, has_changed, kept_tensors, overwrite, parts
-from torch2rt.runtime.module import Converted
-from torch2rt.structure import flatten, objects_in, unflatten
-=======
 from torch2rt.runtime.converted import Converted
-from torch2rt.structure import flatten, unflatten
->>>>>>> main
+from torch2rt.structure import flatten, objects_in, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 
 _OWN = frozenset(torch.nn.Module().__dict__)  # attributes that every module has

@@ -245,11 +245,7 @@ class PartitionedModule(Converted):
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
-<<<<<<< HEAD
-        self._network, self._kept, self._runners = None, None, None
-=======
-        self._network, self._make_network, self._kept = None, None, None
->>>>>>> main
+        self._network, self._make_network, self._kept, self._runners = None, None, None, None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the state dict, which is data."""

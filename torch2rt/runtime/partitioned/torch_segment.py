@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import copy
-import json
-=======
->>>>>>> main
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -125,18 +121,12 @@ class TorchSegment(Converted):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         interface = self._interface()
         function = _OfTuple(self.graph) if self.program is None else self.graph
-<<<<<<< HEAD
-        header = {"interface": interface.to_json(), "device": str(self.device), "draws": self.draws}
-        header["compiles"] = self.compiles
-        destination[prefix + "program"] = to_tensor(exported.dump(function, interface, self.device))
-        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
-=======
         program = exported.dump(function, interface, self.device)
         device, draws = str(self.device), self.draws
         header = {"interface": interface.to_json(), "device": device, "draws": draws, "digest": digest(program)}
+        header["compiles"] = self.compiles
         destination[prefix + "program"] = to_tensor(program)
         destination[prefix + "header"] = to_tensor(seal(header))
->>>>>>> main
 
     def _load_from_state_dict(
         self,
@@ -150,22 +140,16 @@ class TorchSegment(Converted):
     ) -> None:
         if (kept := stored(state_dict, prefix, ("program", "header"), missing_keys, unexpected_keys)) is not None:
             data, text = kept
-<<<<<<< HEAD
-            header = json.loads(text)
-            self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
-            self.compiles, self._compiled = bool(header.get("compiles")), []
-            self.program, self.device = exported.load(data), torch.device(header["device"])
-=======
             try:
-                header = unseal(text, ("interface", "device", "draws", "digest"))
+                header = unseal(text, ("interface", "device", "draws", "digest", "compiles"))
                 self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
                 self.device = torch.device(header["device"])
+                self.compiles, self._compiled = bool(header.get("compiles")), []
             except Exception as error:
                 raise EngineError(f"A torch segment's header is damaged ({type(error).__name__}: {error}).") from error
             if header.get("digest", digest(data)) != digest(data):
                 raise EngineError("A torch segment is truncated or damaged: it has not the digest that it states.")
             self.program = exported.load(data)
->>>>>>> main
             self._graph = [self.program.module()]
 
 
