@@ -85,9 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
     convert.add_argument("--nan", choices=("keep", "ignore"), default="keep", help="as for torch2rt.lower")
     convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
+    _add_fallback(convert)
     _add_precision(convert)
     _add_builder(convert)
-    convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
+    convert.add_argument(
+        "-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine; segments for torch2rt.load"
+    )
     convert.add_argument(
         "--plan",
         action="store_true",
@@ -186,6 +189,25 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_fallback(command: argparse.ArgumentParser) -> None:
+    """The arguments about calls that stay torch calls."""
+    fallback = command.add_argument_group("calls that TensorRT cannot take")
+    fallback.add_argument("--fallback", action="store_true", help="leave them to torch, and make engines of the others")
+    fallback.add_argument(
+        "--measure-segments", action="store_true", help="leave to torch what it runs faster on this GPU, too"
+    )
+    fallback.add_argument(
+        "--torch-executed", type=usage.several, metavar="A,B,...", help="paths of modules that are left to torch"
+    )
+    fallback.add_argument(
+        "--min-segment-calls", type=usage.number, metavar="N", help="leave smaller segments to torch (default: 3)"
+    )
+    fallback.add_argument(
+        "--max-sizes", type=usage.number, metavar="N", help="the largest size that engines serve where values decide it"
+    )
+    fallback.add_argument("--torch-segments", choices=("eager", "compile"), help="compile: through torch.compile")
+
+
 def _add_precision(command: argparse.ArgumentParser) -> None:
     """The arguments about precision of `torch2rt.torch2rt`, and what shows them."""
     precision = command.add_argument_group("precision")
@@ -250,6 +272,13 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{which} is given {len(given)} times for {len(arguments.inputs)} --input.")
     if arguments.weights and not Path(arguments.weights).is_file():
         raise UsageError(f"there is no file {arguments.weights}.")
+    if not (arguments.fallback or arguments.plan):
+        for name in ("torch_executed", "min_segment_calls", "max_sizes"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} needs --fallback or --plan.")
+    for name in ("measure_segments", "torch_segments"):
+        if getattr(arguments, name) and not arguments.fallback:
+            raise UsageError(f"--{name.replace('_', '-')} needs --fallback.")
     if arguments.plan and arguments.compare:
         raise UsageError("--plan builds nothing, so there is nothing for --compare.")
     for name in ("samples", "calibration"):
