@@ -110,6 +110,9 @@ def tensor_at(address: int, desc: Any) -> torch.Tensor:
     return torch.as_tensor(_Memory(address, count * dtype.itemsize), device="cuda").view(dtype).reshape(shape)
 
 
+_kept: list[Any] = []  # all plugins: those of TensorRT 10.3 free memory that is not theirs when Python frees them
+
+
 @functools.cache
 def _classes() -> tuple[Any, Any]:
     """The plugin and its creator, which derive from TensorRT's classes."""
@@ -124,6 +127,7 @@ def _classes() -> tuple[Any, Any]:
             self.num_outputs = len(call.outputs)
             self.call = call
             self.words = _words(call)
+            _kept.append(self)
 
         def get_capability_interface(self, type: Any) -> Any:
             return self
