@@ -36,6 +36,8 @@ def with_background(function: Function) -> Function:
             )
         if options.get("state", "refuse") != "refuse":
             raise InputError("state= is not for background=True: the module and the engine would each keep their own.")
+        if options.get("backward") is not None:
+            raise InputError("backward= needs the module where the engine is, and background=True gives it to another.")
         if not callable(module) or not isinstance(module, torch.nn.Module):
             raise InputError(f"background=True runs the module meanwhile, which a {type(module).__name__} is not.")
         cuda_graph = options.pop("cuda_graph", False)
