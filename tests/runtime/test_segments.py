@@ -17,6 +17,7 @@ from torch2rt import torch2rt
 from torch2rt.conversion import measuring
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
+from torch2rt.network import Network
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned import torch_segment
 from torch2rt.runtime.partitioned.segments import PartitionedModule
@@ -355,6 +356,39 @@ def test_few_boxes():
     model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=1)
     assert model_trt.engines
     assert same(module, model_trt.reference(), x).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("between", "precision", "near"),
+    [(svd, "fp16", 3e-3), (samples, "bf16", 2e-2), (masks, "fp16", 2e-2), (svd, "int8", 1e-1), (double, "fp16", 1e-2)],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_engines_in_low_precision_beside_torch_calls(between, precision, near, device):
+    module, x = Layers(between).to(device).eval(), torch.randn(4, 6, device=device)
+    options = {}
+    if precision == "int8":
+        calibration = [[torch.randn(4, 6, device=device) * 1.5] for _ in range(8)]
+        options = {"calibration": calibration, "calibration_method": "minmax"}
+    before = torch.get_rng_state()
+    model_trt = torch2rt(
+        module, [x], max_batch_size=9, fallback=True, min_segment_calls=1, precision=precision, **options
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+    low = torch.bfloat16 if precision == "bf16" else torch.float16
+    graphs = [segment.graph.graph for segment in model_trt.torch_segments]
+    nodes = [node for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    assert model_trt.engines and not any(getattr(n.meta.get("val"), "dtype", None) is low for n in nodes)
+    networks = [part for part in model_trt.network.parts if isinstance(part, Network)]
+    assert any(weight.tensor.dtype is low for network in networks for weight in network.weights.values())
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for size in (4, 7):
+        x = torch.randn(size, 6, device=device)
+        torch.manual_seed(5)
+        expected = module(x)
+        torch.manual_seed(5)
+        for ours, theirs in zip(run(x), expected, strict=True):
+            if ours.shape == theirs.shape and ours.is_floating_point():
+                torch.testing.assert_close(ours.double(), theirs.double(), rtol=near, atol=near)
 
 
 # Saving --------------------------------------------------------------------------------------------------------------

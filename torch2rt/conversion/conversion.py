@@ -12,9 +12,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.tensorrt import DTYPES
-from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
+from torch2rt.conversion.fallback import Choice, convert_in_segments, fitting, plan_in_words, torch_calls
 from torch2rt.conversion.measuring import faster_in_torch
-from torch2rt.conversion.prepared import prepare
+from torch2rt.conversion.prepared import Prepared, prepare
 from torch2rt.debug.inputs import first_calls
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
@@ -34,6 +34,7 @@ from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.structure import unflatten
+from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
 from torch2rt.tracing.whole_calls import has_graph_breaks
@@ -122,34 +123,58 @@ class Conversion:
         """The module as engines and torch calls."""
         if self.shapes is not None:
             raise InputError("shapes= is for modules that TensorRT takes as a whole. Give min_shapes and max_shapes.")
-        if self.precise.changes:
-            raise InputError(
-                "precision= is for modules that TensorRT takes as a whole, and some calls of this one stay torch "
-                "calls. Convert its parts with torch2rt.convert_submodules, each in its own precision."
-            )
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
         graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
         if graph_meta(graph).interface.asked_profiles[1:]:
             raise InputError("Several sets of opt_shapes are for modules that TensorRT takes as a whole. Give one.")
-        refused: UnsupportedError | None = None
-        try:
-            if takes_inputs(graph):
-                self._lowered(graph)
-        except UnsupportedError as error:
-            refused = error
-        return convert_in_segments(
-            self.module,
-            graph,
-            self._tensors(graph),
+        made, refused = (
+            Prepared(graph, self.passes, self.module, self._tensors(graph)),
+            self._refusal(graph, self.passes),
+        )
+        if self.precise.changes:
+            made = self._in_low_precision(made, choice, refused)
+            refused = self._refusal(made.graph, made.passes)
+        model_trt = convert_in_segments(
+            made.module,
+            made.graph,
+            made.tensors,
             choice,
             refused,
-            passes=self.passes,
+            passes=made.passes,
             nan=self.nan,
             verify=self.verify,
             options=self.options,
             progress=self.progress,
             stage=self._stage,
         )
+        model_trt.report.assumptions += made.notes
+        return model_trt
+
+    def _refusal(self, graph: torch.fx.GraphModule, passes: Sequence[Pass]) -> UnsupportedError | None:
+        """What stands against one engine for a graph."""
+        try:
+            if takes_inputs(graph):
+                lower(run(graph, passes), nan=self.nan, passes=[])
+        except UnsupportedError as error:
+            return error
+        return None
+
+    def _in_low_precision(self, made: Prepared, choice: Choice, refused: UnsupportedError | None) -> Prepared:
+        """The graph in the types that are asked for, but for the calls that stay torch calls."""
+        passes = fitting(made.graph, made.passes)
+        kept = torch_calls(self.module, made.graph, choice, refused, passes, self.nan)
+
+        def stays_torch(node: torch.fx.Node) -> bool:
+            return node.meta.get("origin") in kept
+
+        asked = self.precise.keep_fp32
+        items = [asked] if isinstance(asked, (str, type)) or callable(asked) else list(asked)
+        precise = dataclasses.replace(self.precise, keep_fp32=[*items, *([stays_torch] if kept else [])])
+        with same_states():  # torch's calls may draw random numbers
+            made = prepare(made.graph, passes, precise, self.module, made.tensors, self.progress)
+        for node in made.graph.graph.nodes:
+            node.meta["origin"] = node.name
+        return made
 
     def _engine(
         self, graph: torch.fx.GraphModule, precise: Precision, also: Sequence[Any], is_one_of_several: bool

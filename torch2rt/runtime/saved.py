@@ -66,7 +66,7 @@ class Writer:
             state = {name: self.tensor(f"state.{name}", value) for name, value in module.state.items()}
             inner = self.module(module.converted)
             objects = [[index, sorted(map(list, kept), key=str)] for index, kept in module.objects.items()]
-            own = {"state": state, "written": module.written, "objects": objects}
+            own: dict[str, Any] = {"state": state, "written": module.written, "objects": objects}
             return {"kind": "stateful", "converted": inner, **own}
         raise InputError(
             f"torch2rt.save takes what torch2rt() returns, not a {type(module).__name__}. Parts of a module that "

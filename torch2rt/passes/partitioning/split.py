@@ -17,6 +17,7 @@ import torch
 from torch.fx.node import Node
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.errors import UnsupportedError
 from torch2rt.graph import Assumed, GraphMeta, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
@@ -228,6 +229,11 @@ class _Copy:
         if is_size(node) and "val" in node.meta and (known := self.by_symbol.get(expression(node.meta["val"]))):
             self.copies[node] = known
             return known
+        if node.op == "placeholder":
+            raise UnsupportedError(
+                f"A pass has made a number of a dynamic size of '{node.target}', which a torch call needs. Make the "
+                "dimension static, or convert without precision=."
+            )
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.source)
             assign(self.module, str(node.target), value)
