@@ -358,6 +358,20 @@ def test_few_boxes():
     assert same(module, model_trt.reference(), x).shape == (1, 4)
 
 
+@pytest.mark.parametrize("between", [svd, constants, nonzero], ids=lambda f: f.__name__)
+def test_several_sets_of_opt_shapes(between, device):
+    module, x = Layers(between).to(device).eval(), torch.randn(4, 6, device=device)
+    sets = [{"x": (2, 6)}, {"x": (7, 6)}]
+    shapes = {"min_shapes": [(1, 6)], "max_shapes": [(9, 6)], "opt_shapes": sets}
+    model_trt = torch2rt(module, [x], **shapes, fallback=True, min_segment_calls=1)
+    first = model_trt.engines[0].interface
+    assert [spec.opts for spec in first.inputs] == [[(2, 6), (7, 6)]]
+    assert all(len(spec.opts) == 2 for engine in model_trt.engines for spec in engine.interface.inputs)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    for size in (2, 7, 9):
+        same(module, run, torch.randn(size, 6, device=device))
+
+
 @pytest.mark.parametrize(
     ("between", "precision", "near"),
     [(svd, "fp16", 3e-3), (samples, "bf16", 2e-2), (masks, "fp16", 2e-2), (svd, "int8", 1e-1), (double, "fp16", 1e-2)],

@@ -125,8 +125,6 @@ class Conversion:
             raise InputError("shapes= is for modules that TensorRT takes as a whole. Give min_shapes and max_shapes.")
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
         graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
-        if graph_meta(graph).interface.asked_profiles[1:]:
-            raise InputError("Several sets of opt_shapes are for modules that TensorRT takes as a whole. Give one.")
         made, refused = (
             Prepared(graph, self.passes, self.module, self._tensors(graph)),
             self._refusal(graph, self.passes),

@@ -65,9 +65,9 @@ class Writer:
         if isinstance(module, StatefulModule):
             state = {name: self.tensor(f"state.{name}", value) for name, value in module.state.items()}
             inner = self.module(module.converted)
-            objects = [[index, sorted(map(list, kept), key=str)] for index, kept in module.objects.items()]
-            own: dict[str, Any] = {"state": state, "written": module.written, "objects": objects}
-            return {"kind": "stateful", "converted": inner, **own}
+            objects = [[index, sorted(map(list, paths), key=str)] for index, paths in module.objects.items()]
+            kept: dict[str, Any] = {"state": state, "written": module.written, "objects": objects}
+            return {"kind": "stateful", "converted": inner, **kept}
         raise InputError(
             f"torch2rt.save takes what torch2rt() returns, not a {type(module).__name__}. Parts of a module that "
             "convert_submodules has converted are saved one by one, or with the module's state dict."
