@@ -71,7 +71,7 @@ class Layers(nn.Module):
 
 def svd(self, y):
     u, s, _ = torch.linalg.svd(y.T[:3])
-    return torch.softmax(self.last(y * s[0]), -1), u
+    return torch.softmax(self.last(y * s[0]), -1), u.abs()  # whose signs are the kernel's choice
 
 
 def custom(self, y):
