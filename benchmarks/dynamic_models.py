@@ -1,11 +1,11 @@
 """Models whose batch, height and width, or length are dynamic: how many engines serve the range, and how exactly.
 
-    python benchmarks/dynamic_models.py [NAME ...] [--device cuda] [--no-build] [--list]
+    python benchmarks/dynamic_models.py [NAME ...] [--device cuda] [--list] [--report]
 
-For each model (small, with random weights), a row of a table: the range, the engines that serve it, the seconds to trace
-and to build them, and the largest error at six sizes, both ends among them, as a part of the output's largest value. On
-a CPU it is the error of `model_trt.reference()`, on a GPU the engine's. Models come from timm, torchvision, transformers,
-diffusers and ultralytics; a row whose package is missing says so. NAME is a part of the names to take.
+For each model (small, with random weights), a row of a table: the range, the engines that serve it, the seconds to
+trace and to build them, and the largest error at six sizes, both ends among them, as a part of the output's largest
+value. On a CPU it is the error of `model_trt.reference()`, on a GPU the engine's. Models come from timm, torchvision,
+transformers, diffusers and ultralytics; a row whose package is missing says so. NAME is a part of the names to take.
 """
 
 from __future__ import annotations
@@ -353,9 +353,13 @@ def rows() -> Iterator[Row]:
     made = functools.partial
     timm, hugging_face, diffusers = from_timm, from_transformers, from_diffusers
     swin = dict(SWIN, img_size=224, strict_img_size=False)
-    yield Row("timm Swin", made(timm, "swin_tiny_patch4_window7_224", **swin), image, (1, 96, 96), (4, 260, 224), (1, 4, 4))
+    yield Row(
+        "timm Swin", made(timm, "swin_tiny_patch4_window7_224", **swin), image, (1, 96, 96), (4, 260, 224), (1, 4, 4)
+    )
     window8 = dict(SWIN, img_size=256, strict_img_size=False)
-    yield Row("timm SwinV2", made(timm, "swinv2_tiny_window8_256", **window8), image, (1, 96, 96), (4, 260, 256), (1, 4, 4))
+    yield Row(
+        "timm SwinV2", made(timm, "swinv2_tiny_window8_256", **window8), image, (1, 96, 96), (4, 260, 256), (1, 4, 4)
+    )
     vit = dict(embed_dim=24, depth=2, num_heads=2, num_classes=7, img_size=96, dynamic_img_size=True)
     yield Row("timm ViT", made(timm, "vit_tiny_patch16_224", **vit), image, (1, 64, 64), (4, 160, 224), (1, 16, 16))
     padded = dict(vit, dynamic_img_pad=True)
@@ -375,12 +379,39 @@ def rows() -> Iterator[Row]:
     )
     for name in ("yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n"):
         yield Row(f"ultralytics {name}", made(from_ultralytics, name), image, (1, 32, 32), (4, 160, 192), (1, 32, 32))
-    yield Row("diffusers UNet2DCondition", made(diffusers, "UNet2DConditionModel", **UNET), noisy_image, (1, 8, 8), (4, 33, 40))
+    yield Row(
+        "diffusers UNet2DCondition",
+        made(diffusers, "UNet2DConditionModel", **UNET),
+        noisy_image,
+        (1, 8, 8),
+        (4, 33, 40),
+    )
     yield Row("diffusers DiT", made(diffusers, "DiTTransformer2DModel", **DIT), labelled_image, (1, 8), (4, 40), (1, 2))
-    yield Row("diffusers SD3", made(diffusers, "SD3Transformer2DModel", **SD3), described_image, (1, 8, 8), (4, 32, 40), (1, 2, 2))
+    yield Row(
+        "diffusers SD3",
+        made(diffusers, "SD3Transformer2DModel", **SD3),
+        described_image,
+        (1, 8, 8),
+        (4, 32, 40),
+        (1, 2, 2),
+    )
     yield Row("diffusers FLUX", made(diffusers, "FluxTransformer2DModel", **FLUX), described_tokens, (1, 4), (4, 64))
-    yield Row("HF ViT", made(hugging_face, "ViTModel", "ViTConfig", **VISION), resized_image, (1, 32, 32), (4, 96, 112), (1, 8, 8))
-    yield Row("HF DINOv2", made(hugging_face, "Dinov2Model", "Dinov2Config", **VISION), image, (1, 32, 32), (4, 96, 112), (1, 8, 8))
+    yield Row(
+        "HF ViT",
+        made(hugging_face, "ViTModel", "ViTConfig", **VISION),
+        resized_image,
+        (1, 32, 32),
+        (4, 96, 112),
+        (1, 8, 8),
+    )
+    yield Row(
+        "HF DINOv2",
+        made(hugging_face, "Dinov2Model", "Dinov2Config", **VISION),
+        image,
+        (1, 32, 32),
+        (4, 96, 112),
+        (1, 8, 8),
+    )
     yield Row(
         "HF Deformable DETR",
         made(hugging_face, "DeformableDetrForObjectDetection", "DeformableDetrConfig", **DEFORMABLE),
