@@ -56,13 +56,13 @@ def dynamic_sizes(text: str) -> list[tuple[str, int, int, str, int | None, int |
 
     Each is the input, the axis, the factor, the name of the size, and its smallest and largest value.
     """
-    found = []
+    found: list[tuple[str, int, int, str, int | None, int | None]] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\w+)\.(\d+)=(?:(\d+)\*)?([A-Za-z_]\w*)(?::(\d+)\.\.(\d+))?", part.strip())
         if match is None:
             raise argparse.ArgumentTypeError(f"{part!r} is not like x.0=b, x.0=b:1..8 or x.2=32*h:1..16")
         name, axis, factor, size, low, high = match.groups()
-        ends = [None if end is None else int(end) for end in (low, high)]
+        ends = (None, None) if low is None else (int(low), int(high))
         found.append((name, int(axis), int(factor or 1), size, *ends))
     return found
 

@@ -138,7 +138,8 @@ def _trace_fixed(traces: Traces, space: Space, variant: Variant) -> None:
         for symbol, dim in space.symbols.items()
     ):
         return
-    graph = traces.at(inputs, [spec.opt for spec in inputs])
+    shapes = [tuple(max(x, 2) if a in spec.dynamic else x for a, x in enumerate(spec.opt)) for spec in inputs]
+    graph = traces.at(inputs, shapes)  # torch takes a size of 1 for static
     if not graph_meta(graph).splits:
         constraints = graph_meta(variant.graph).interface.constraints
         meta = graph_meta(graph)
