@@ -150,12 +150,15 @@ class Variants:
     def __call__(self, *inputs):
         shapes = [tuple(x.shape) for x in inputs]
         serving = [i for i, (interface, _) in enumerate(self.parts) if interface.serves(shapes)]
-        assert len(serving) < 2, f"variants {serving} take {shapes}"
         if not serving:
             raise InputError(f"no variant takes {shapes}")
-        if serving[0] not in self.runs:
-            self.runs[serving[0]] = ReferenceModule(lower(self.parts[serving[0]][1]))
-        return self.runs[serving[0]](*inputs)
+        for i in serving:
+            if i not in self.runs:
+                self.runs[i] = ReferenceModule(lower(self.parts[i][1]))
+        first, *others = [self.runs[i](*inputs) for i in serving]
+        for other in others:  # regions may overlap: what serves a size must be right there, whichever is called
+            torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
+        return first
 
 
 def one_graph(made, tensors, ranges):

@@ -319,7 +319,7 @@ class _ShapeEnv(ShapeEnv):
 
     def replace(self, expr: Any) -> Any:
         """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
-        return self._short.shortened(super().replace(expr))
+        return self._short.shortened(super().replace(expr) if self.replacements else expr)
 
     def _count(self, expr: sympy.Basic) -> int:
         """How many terms an expression has, its own and those of its arguments."""

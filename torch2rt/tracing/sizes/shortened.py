@@ -34,14 +34,15 @@ class ShortSizes:
 
     def shortened(self, expr: sympy.Basic) -> sympy.Basic:
         """An expression with the same values for all sizes that are served, in fewer terms where there is one."""
-        if isinstance(expr, (sympy.Symbol, sympy.Number)) or not expr.free_symbols:
+        if expr.is_Atom:
             return expr
-        if expr not in self._short:
-            self._short[expr] = self._shortened(expr)
-        return self._short[expr]
+        found = self._short.get(expr)
+        if found is None:
+            found = self._short[expr] = self._shortened(expr)
+        return found
 
     def _shortened(self, expr: sympy.Basic) -> sympy.Basic:
-        if _is_plain(expr):
+        if _is_plain(expr) or not expr.free_symbols:
             return expr
         if len(symbols := expr.free_symbols) == 1:
             (symbol,) = symbols
