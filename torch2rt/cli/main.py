@@ -100,11 +100,33 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="say what an engine file holds",
-        description="Say what a file of `torch2rt convert -o` or TRTModule.save_engine holds, without a GPU.",
+        description="Say what a file of `torch2rt convert -o`, TRTModule.save_engine or torch2rt.save holds, without a "
+        "GPU.",
     )
     inspect.add_argument("file", metavar="FILE")
     inspect.add_argument("--layers", action="store_true", help="list all layers of the network, and not their number")
     inspect.set_defaults(command=_inspect)
+
+    triton = commands.add_parser(
+        "export-triton",
+        help="write a model repository for NVIDIA's Triton Inference Server",
+        description="Write a model repository for NVIDIA's Triton Inference Server: the plan for its TensorRT backend, "
+        "or, as that does not know TensorRT for RTX, a model for its Python backend.",
+    )
+    triton.add_argument("file", metavar="FILE", help="of torch2rt.save, TRTModule.save_engine or torch2rt convert -o")
+    triton.add_argument("folder", metavar="DIR", help="the model repository, which may hold other models")
+    triton.add_argument("--name", help="of the model (default: that of the file)")
+    triton.add_argument("--instances", type=usage.number, default=1, metavar="N", help="on each GPU (default: 1)")
+    triton.add_argument(
+        "--delay",
+        type=usage.number,
+        default=2000,
+        metavar="MICROSECONDS",
+        help="of a request, to wait for others (default: 2000)",
+    )
+    triton.add_argument("--no-batching", dest="batching", action="store_false", help="run every request by itself")
+    triton.add_argument("--backend", choices=("auto", "tensorrt", "python"), default="auto")
+    triton.set_defaults(command=_export_triton)
 
     bench = commands.add_parser(
         "bench",
@@ -208,13 +230,27 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
     precision = command.add_argument_group("precision")
     precision.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        help="compute float32 in this type (default: as the model does)",
+        metavar="TYPE",
+        help="compute float32 in fp16 or bf16; products in int8 or fp8, or with int8_weights or int4_weights, and the "
+        "rest in fp16, or as int8+bf16 and int8+fp32 say; auto: see torch2rt.torch2rt (default: as the model does)",
     )
     precision.add_argument("--io-precision", choices=("fp32", "fp16", "bf16"), help="the type of inputs and outputs")
     for name, text in (("keep-fp32", "stay in float32"), ("force-low", "do not")):
         help = f"modules and patterns, such as encoder.*.mlp, that {text}"
         precision.add_argument(f"--{name}", type=usage.several, metavar="A,B,...", help=help)
+    for name, text in (
+        ("samples", "further inputs, to find what overflows, and for --precision auto"),
+        ("calibration", "inputs such as the engine will be given, for int8 and fp8"),
+    ):
+        help = f"{text}: .npy, .npz, .safetensors, or torch.save's of a tensor, or of a list of batches"
+        precision.add_argument(f"--{name}", metavar="FILE", help=help)
+    precision.add_argument("--calibration-method", choices=("entropy", "minmax", "percentile", "mse"))
+    precision.add_argument("--calibration-cache", metavar="FILE", help="keep the calibration here, and read it again")
+    precision.add_argument("--keep-float", type=usage.several, metavar="A,B,...", help="what is not quantised")
+    precision.add_argument("--smooth-quant", type=float, metavar="STRENGTH", help="0.5: SmoothQuant, for transformers")
+    precision.add_argument("--bias-correction", action="store_true", help="correct biases for rounded weights")
+    precision.add_argument("--tolerance", type=float, metavar="X", help="what --precision auto keeps to (0.001)")
+    precision.add_argument("--picture", metavar="FILE", help="draw what --compare or --precision auto --plan has found")
     precision.add_argument(
         "--compare", action="store_true", help="print how far off each module is, and where it begins"
     )
@@ -255,11 +291,28 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise UsageError(f"there is no file {arguments.weights}.")
     if arguments.plan and arguments.compare:
         raise UsageError("--plan builds nothing, so there is nothing for --compare.")
-    if arguments.output:
-        usage.require_writable(arguments.output)
+    for name in ("samples", "calibration"):
+        path = getattr(arguments, name)
+        if path and not Path(path).is_file():
+            raise UsageError(f"--{name}: there is no file {path}.")
+    if arguments.picture and not arguments.compare and not (arguments.plan and arguments.precision == "auto"):
+        raise UsageError("--picture draws what --compare has found, or --precision auto with --plan.")
+    for path in filter(None, (arguments.output, arguments.picture)):
+        usage.require_writable(path)
     from torch2rt.cli.convert import convert
 
     convert(arguments)
+    return 0
+
+
+def _export_triton(arguments: argparse.Namespace) -> int:
+    from torch2rt.cli.triton import export_triton
+
+    names = ("name", "instances", "delay", "batching", "backend")
+    try:
+        export_triton(arguments.file, arguments.folder, **{name: getattr(arguments, name) for name in names})
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}.") from error
     return 0
 
 
