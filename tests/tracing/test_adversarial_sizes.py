@@ -47,15 +47,15 @@ COUNT = 60
 def test_ten_questions_of_two_sizes(request, device):
     """`--examples 500` looks at 500 sizes; on a GPU the engines answer."""
     made = TenQuestions().eval().to(device)
-    low, high = (0, 1), (9, 12)
+    low, high = (0, 1), (17, 14)
     ranges = {"min_shapes": [low], "max_shapes": [high]}
     x = torch.randn(5, 7, device=device)
     model_trt = torch2rt(made, [x], **ranges, max_variants=40, optimization_level=0, verify=False, progress=False)
     run = model_trt if device.type == "cuda" else model_trt.reference()
     generator = random.Random(0)
     drawn = max(COUNT, request.config.getoption("--examples"))
-    shapes = [low, high, (0, 12), (9, 1), (6, 6), (4, 9), (1, 1), (1, 11), (1, 12)]
-    shapes += [(generator.randint(0, 9), generator.randint(1, 12)) for _ in range(drawn)]
+    shapes = [low, high, (0, 14), (17, 1), (6, 6), (4, 9), (1, 1), (1, 11), (1, 12)]
+    shapes += [(generator.randint(0, 17), generator.randint(1, 14)) for _ in range(drawn)]
     for shape in shapes:
         x = torch.randn(shape, device=device)
         expected, given = made(x), run(x)
@@ -65,5 +65,5 @@ def test_ten_questions_of_two_sizes(request, device):
         else:
             compare(given, expected)
     with pytest.raises(InputError):
-        run(torch.randn(10, 3, device=device))
+        run(torch.randn(18, 3, device=device))
     assert len(model_trt.built.each()) > 10
