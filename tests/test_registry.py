@@ -16,7 +16,9 @@ from torch2rt.cli import ops as operators
 from torch2rt.registry import ALIASES, Converter, renamed
 from torch2rt.runtime.module import ReferenceModule
 
-FAMILIES = sorted({function.__module__.rpartition(".")[2] for function in SERVED} - {"decomposed"})  # test_recognize.py
+FAMILIES = sorted(
+    {function.__module__.rpartition(".")[2] for function in SERVED} - {"decomposed", "modelopt"}
+)  # test_recognize.py
 
 
 def of_family(name):

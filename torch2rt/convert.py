@@ -69,6 +69,8 @@ def torch2rt(
     keep_float: Any = (),
     tolerance: float | None = None,
     metric: Callable[[Any, Any], float] | None = None,
+    smooth_quant: float | None = None,
+    bias_correction: bool = False,
     configure: Callable[[Any], None] | None = None,
     fallback: bool = False,
     torch_executed: Iterable[Any] = (),
@@ -125,15 +127,23 @@ def torch2rt(
     - `precision`: `"fp16"` or `"bf16"` computes in that type what is float32 in the module, as `torch.amp` does:
       products and what follows them; exponentials, powers, sums, norms and softmax stay in float32. By default, and
       with `"fp32"`, types are the module's. Parts that are half already stay as they are.
-      `"int8"` computes convolutions and linear layers in int8 and the rest as `"fp16"` does; `"int8+bf16"` and
-      `"int8+fp32"` say what the rest is in. A layer that cannot be quantised is not, and the report names it.
+      `"int8"` computes convolutions and products with constant matrices in int8 and the rest as `"fp16"` does;
+      `"int8+bf16"` and `"int8+fp32"` say what the rest is in. `"fp8"` (E4M3) does so with products only, and needs a
+      GPU that has it. `"int8_weights"` and `"int4_weights"` keep the weights of products in int8, or in int4 with a
+      scale for each 128 (or 64) numbers, and compute with them in the type of the rest. What cannot be quantised is
+      not, and the report names it.
       `"auto"` is `"fp16"` with as few modules in float32 as it takes for `metric` to be at most `tolerance` (1e-3) on
       the example and `samples`: a function of two lists of outputs, of float16 and of float32, by default the largest
-      distance in parts of an output's norm. The report has the modules and the metric for the numbers tried.
-    - `calibration`: for int8, batches of inputs such as the engine will be given, each as `inputs`: a list, a generator
-      or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is larger
-      saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default), `"minmax"`,
-      `"percentile"` (99.99 %) or `"mse"`.
+      distance in parts of an output's norm. With `calibration` it starts from `"int8"`, and keeps as few modules in
+      float16 as it takes. The report has the modules and the metric for the numbers tried; the plan that
+      `torch2rt.plan` returns has them as a table and a picture (`plan.precision.searches`).
+    - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given, each as `inputs`: a list, a
+      generator or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is
+      larger saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default of int8),
+      `"minmax"` (that of fp8), `"percentile"` (99.99 %) or `"mse"`.
+    - `smooth_quant`: for int8 and fp8, move scales of channels from the inputs of products into their weights
+      (SmoothQuant), as much as a number from 0 to 1 says, such as 0.75: better for transformers. `bias_correction`:
+      correct biases by what the rounding of weights adds in the mean, for convolutions. Both look at the batches.
     - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
@@ -194,6 +204,8 @@ def torch2rt(
             keep_float=keep_float,
             tolerance=tolerance,
             metric=metric,
+            smooth_quant=smooth_quant,
+            bias_correction=bias_correction,
         ),
     )
     precise = Precision(**asked)

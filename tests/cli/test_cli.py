@@ -1,10 +1,12 @@
 import dataclasses
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from test_verification import times, wrong
@@ -480,3 +482,36 @@ def test_precision(capsys):
     out = capsys.readouterr().out
     assert "the reference beside the module" in out and "float16" in out
     assert main([*model, "--plan", "--compare"]) == 2
+
+
+def test_quantisation(models, capsys, tmp_path):
+    model = ["convert", f"{models}:Net", "--input", "2x4", "--max-batch-size", "2", "--no-verify"]
+    (list_of, one), cache = (tmp_path / "list.pt", tmp_path / "one.npy"), tmp_path / "table.json"
+    rows = torch.rand(6, 4)
+    torch.save([[rows[:4]], rows[4:], {"x": rows}], list_of)
+    np.save(one, rows.numpy())
+    int8 = [*model, "--precision", "int8+fp32", "--calibration-method", "minmax"]
+    for path in (list_of, one):
+        given = ["--calibration", str(path), "--calibration-cache", str(cache), "--plan"]
+        assert main([*int8, *given]) == 0
+        assert re.search(r"linear +1 int8", capsys.readouterr().out)
+        assert json.loads(cache.read_text())["largest"] == {"x": rows.max()}
+        cache.unlink()
+        assert main([*int8, *given, "--keep-float", "linear"]) == 0
+        assert "(not quantised: keep_float: 'linear')" in capsys.readouterr().out
+    smooth = ["--calibration", str(one), "--smooth-quant", "0.5", "--bias-correction"]
+    assert main([*model, "--precision", "fp8", *smooth]) == 0
+    picture = tmp_path / "auto.png"
+    auto = ["--precision", "auto", "--tolerance", "1e-9", "--samples", str(one), "--plan", "--picture", str(picture)]
+    capsys.readouterr()
+    assert main([*model, *auto]) == 0
+    assert re.search(r"kept +metric\n(.*\n)+.* taken", capsys.readouterr().out) and picture.stat().st_size > 1000
+    wrong = tmp_path / "wrong.pt"
+    for value, message in (({"z": rows}, "no parameter"), ([3], "holds a int"), ([[rows, 2]], "holds a list")):
+        torch.save(value, wrong)
+        assert main([*int8, "--calibration", str(wrong)]) == 1
+        assert message in capsys.readouterr().err
+    wrong.write_text("no file")
+    assert main([*int8, "--calibration", str(wrong)]) == 1
+    assert main([*int8, "--calibration", "nowhere.pt"]) == 2 == main([*int8]) == main([*model, "--picture", "a.png"])
+    assert main([*model, "--precision", "int9"]) == 2

@@ -122,7 +122,9 @@ def missing(called: Collection[tuple[str, str]]) -> list[str]:
     names = []
     for function in SERVED:
         name, modes = label(function), {mode for mode, other in called if other == place(function)}
-        if function.__module__.endswith(".decomposed") or name in ELSEWHERE:  # test_recognize.py has the decomposed
+        if (
+            function.__module__.endswith((".decomposed", ".modelopt")) or name in ELSEWHERE
+        ):  # test_recognize.py has the decomposed
             continue
         if not modes:
             names.append(name)

@@ -426,3 +426,24 @@ def test_several_engines_of_one_module(device):
             torch.testing.assert_close(ours.float(), model(other), rtol=0.1, atol=0.1)
     with pytest.raises(InputError, match=r"calibration_cache= is for one engine; the sizes that are asked for take \d"):
         torch2rt(model, [x], max_batch_size=5, precision="int8", calibration=[x], calibration_cache="table.json")
+
+
+class Faint(nn.Module):
+    """Some channels of a norm are so small that their weights are 0 in float16, beside others of usual size."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(96), nn.Linear(96, 96)
+        self.norm.weight.data[:40] = 1e-8
+
+    def forward(self, x):
+        return self.norm(self.linear(x))
+
+
+def test_what_vanishes_beside_large_numbers_is_no_error(device):
+    torch.manual_seed(0)
+    model, x = Faint().eval().to(device), torch.randn(5, 96, device=device)
+    model_trt = torch2rt(model, [x], precision="fp16")
+    assert model_trt.report.verified
+    difference = (model_trt if device.type == "cuda" else model_trt.reference())(x) - model(x)
+    assert difference.abs().max() < 0.01 and difference[:, :40].abs().max() < 1e-7

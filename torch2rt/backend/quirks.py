@@ -117,6 +117,15 @@ def builds_int8_convolutions() -> bool:
     return not IS_RTX or tuple(int(part) for part in VERSION.split(".")[:2]) >= (1, 7)
 
 
+def builds_fp8_convolutions() -> bool:
+    """Whether convolutions in fp8 are right and worth it: none is known to be.
+
+    On an H200 those of TensorRT for RTX 1.4 give infinities, and those of 1.6 take longer than in float16.
+    Test: none, as nothing builds them; `benchmarks/low_precision.py` measures them on a GPU.
+    """
+    return False
+
+
 # Loops ---------------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,11 @@ DTYPES: dict[torch.dtype, Any] = {
     torch.bool: trt.DataType.BOOL,
 }
 TORCH_DTYPES: dict[Any, torch.dtype] = {value: key for key, value in DTYPES.items()}
+QUANTIZED: dict[torch.dtype, Any] = {  # numbers in front of a layer that brings them back; int4 is two in a byte
+    torch.int8: trt.DataType.INT8,
+    torch.float8_e4m3fn: trt.DataType.FP8,
+    torch.uint8: trt.DataType.INT4,
+}
 
 
 LOGGER = logging.getLogger("torch2rt")

@@ -10,12 +10,17 @@ from typing import Any
 import torch
 
 from torch2rt.bench.models import Failure, Table, by, check_inputs, example, load_model, require_tensorrt
+from torch2rt.cli.samples import load_samples
 from torch2rt.cli.weights import load_weights
 from torch2rt.errors import Torch2RTError
 
 OPTIONS = """
     max_batch_size input_names output_names nan float64 verify max_workspace_size compute_capabilities
-    optimization_level tf32 log_level precision io_precision
+    optimization_level tf32 log_level
+""".split()
+ABOUT_TYPES = """
+    precision io_precision keep_fp32 force_low calibration_method calibration_cache keep_float smooth_quant
+    bias_correction tolerance
 """.split()
 
 
@@ -48,7 +53,11 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.compare:
         from torch2rt.debug import compare
 
-        print(compare(model_trt, inputs))
+        beside = compare(model_trt, inputs)
+        print(beside)
+        if arguments.picture:
+            beside.picture(arguments.picture)
+            show.row("saved", arguments.picture)
     if arguments.output:
         try:
             model_trt.save_engine(arguments.output)
@@ -63,11 +72,19 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in ("max_batch_size", "nan", "float64")}
-    about_types = ("precision", "io_precision", "keep_fp32", "force_low")
-    options |= {name: value for name in about_types if (value := getattr(arguments, name))}
+    options |= _about_types(module, arguments)
     result = plan(module, inputs, **options, progress=False if arguments.quiet else None)
     for line in str(result).splitlines():
         show.row("plan", line.rstrip())
+    searches = result.precision.searches if result.precision is not None else []
+    for found in searches:
+        for line in found.table().splitlines():
+            show.row("auto", line)
+        if arguments.picture:
+            path = Path(arguments.picture)  # of several, the last by the name that is asked for
+            path = path if found is searches[-1] else path.with_stem(f"{path.stem}-{found.wide}")
+            found.picture(path)
+            show.row("saved", str(path))
     if arguments.output:
         try:
             Path(arguments.output).write_text(result.html(), encoding="utf-8")
@@ -76,13 +93,20 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
         show.row("saved", arguments.output)
 
 
+def _about_types(module: torch.nn.Module, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments about precision that are given, with the data of their files."""
+    given = {name: value for name in ABOUT_TYPES if (value := getattr(arguments, name)) not in (None, False)}
+    files = {name: path for name in ("samples", "calibration") if (path := getattr(arguments, name))}
+    return given | {name: load_samples(path, module) for name, path in files.items()}
+
+
 def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
     """The `TRTModule`, with a row for each stage of the conversion."""
     from torch2rt import torch2rt
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in OPTIONS}
-    options |= {name: getattr(arguments, name) or () for name in ("keep_fp32", "force_low")}
+    options |= _about_types(module, arguments)
     done: list[str] = []
 
     def on_stage(name: str, result: Any, seconds: float) -> None:

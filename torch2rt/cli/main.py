@@ -191,13 +191,27 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
     precision = command.add_argument_group("precision")
     precision.add_argument(
         "--precision",
-        choices=("fp32", "fp16", "bf16"),
-        help="compute float32 in this type (default: as the model does)",
+        metavar="TYPE",
+        help="compute float32 in fp16 or bf16; products in int8 or fp8, or with int8_weights or int4_weights, and the "
+        "rest in fp16, or as int8+bf16 and int8+fp32 say; auto: see torch2rt.torch2rt (default: as the model does)",
     )
     precision.add_argument("--io-precision", choices=("fp32", "fp16", "bf16"), help="the type of inputs and outputs")
     for name, text in (("keep-fp32", "stay in float32"), ("force-low", "do not")):
         help = f"modules and patterns, such as encoder.*.mlp, that {text}"
         precision.add_argument(f"--{name}", type=usage.several, metavar="A,B,...", help=help)
+    for name, text in (
+        ("samples", "further inputs, to find what overflows, and for --precision auto"),
+        ("calibration", "inputs such as the engine will be given, for int8 and fp8"),
+    ):
+        help = f"{text}: .npy, .npz, .safetensors, or torch.save's of a tensor, or of a list of batches"
+        precision.add_argument(f"--{name}", metavar="FILE", help=help)
+    precision.add_argument("--calibration-method", choices=("entropy", "minmax", "percentile", "mse"))
+    precision.add_argument("--calibration-cache", metavar="FILE", help="keep the calibration here, and read it again")
+    precision.add_argument("--keep-float", type=usage.several, metavar="A,B,...", help="what is not quantised")
+    precision.add_argument("--smooth-quant", type=float, metavar="STRENGTH", help="0.5: SmoothQuant, for transformers")
+    precision.add_argument("--bias-correction", action="store_true", help="correct biases for rounded weights")
+    precision.add_argument("--tolerance", type=float, metavar="X", help="what --precision auto keeps to (0.001)")
+    precision.add_argument("--picture", metavar="FILE", help="draw what --compare or --precision auto --plan has found")
     precision.add_argument(
         "--compare", action="store_true", help="print how far off each module is, and where it begins"
     )
@@ -238,8 +252,14 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise UsageError(f"there is no file {arguments.weights}.")
     if arguments.plan and arguments.compare:
         raise UsageError("--plan builds nothing, so there is nothing for --compare.")
-    if arguments.output:
-        usage.require_writable(arguments.output)
+    for name in ("samples", "calibration"):
+        path = getattr(arguments, name)
+        if path and not Path(path).is_file():
+            raise UsageError(f"--{name}: there is no file {path}.")
+    if arguments.picture and not arguments.compare and not (arguments.plan and arguments.precision == "auto"):
+        raise UsageError("--picture draws what --compare has found, or --precision auto with --plan.")
+    for path in filter(None, (arguments.output, arguments.picture)):
+        usage.require_writable(path)
     from torch2rt.cli.convert import convert
 
     convert(arguments)

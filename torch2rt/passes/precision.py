@@ -26,7 +26,7 @@ from torch2rt.passes import precision_rules as rules
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import name_of
 from torch2rt.passes.quantization.quantized import dequantize
-from torch2rt.passes.ranges import Range, Ranges
+from torch2rt.passes.ranges import Range, Ranges, tensors_of
 from torch2rt.passes.value_numbers import value_sources
 from torch2rt.registry import load
 from torch2rt.structure import bare_name
@@ -98,6 +98,9 @@ class _Rewriter:
                     self.weak.add(node)
                 self.call(node)
         self.outputs()
+        for node in self.graph.find_nodes(op="call_function", target=dequantize):
+            if not node.users:  # it was wanted in another type
+                self.graph.erase_node(node)
         self.guard_lone_products()
         self.describe()
 
@@ -310,12 +313,6 @@ class _Rewriter:
 
 
 TINY = 2.0**-100
-
-
-def tensors_of(node: Node) -> list[torch.Tensor]:
-    """The tensors that a node's recorded value has."""
-    value = node.meta.get("val")
-    return [t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, torch.Tensor)]
 
 
 def dtype_of(node: Node) -> torch.dtype | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.passes.quantization.quantized import fake_quantize
+from torch2rt.passes.quantization.quantized import fake_quantize, fake_quantize_fp8
 
 # Products gain most from a narrow type, and their kernels add in float32. A table of embeddings is read, not computed.
 LOW = frozenset(
@@ -82,7 +82,7 @@ def name_of(target: Any) -> str:
     """What a callable is called in the table; "" for one that is not torch's own, whatever its name is."""
     if isinstance(target, torch._ops.OpOverload):
         target = target.overloadpacket
-    if target is fake_quantize:
+    if target in (fake_quantize, fake_quantize_fp8):
         return "fake_quantize"
     if getattr(target, "__module__", "") == "torch2rt.converters.recurrence":
         return "recurrent"

@@ -84,13 +84,17 @@ class Context:
         """How many dynamic sizes torch takes for numbers or for each other, as it does once they were compared."""
         return 0 if self._shape_env is None else len(self._shape_env.replacements)
 
-    def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
-        """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
-        if tensor.dtype not in DTYPES:
+    def weights(self, tensor: torch.Tensor, role: str = "weights", stored_as: Any = None) -> Any:
+        """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU.
+
+        `stored_as`: TensorRT's type of quantised numbers, of which int4 has two in a byte.
+        """
+        if tensor.dtype not in DTYPES and stored_as is None:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
         held = tensor.detach().resolve_neg().cpu().contiguous()
         self._unnamed[self.network.num_layers, role] = Weight(held, self.origins.of(tensor))
-        return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
+        count = held.numel() * (2 if stored_as is not None and tensor.dtype is torch.uint8 else 1)
+        return trt.Weights(stored_as or DTYPES[held.dtype], held.data_ptr(), count)
 
     def name_weights(self) -> None:
         """Record the weights of layers that now have their names."""
