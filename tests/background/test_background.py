@@ -172,6 +172,8 @@ REFUSED = [
     (dict(background=True, on_ready=3), "on_ready= is a function"),
     (dict(background=True, on_stage=print), "on_stage= is given graphs"),
     (dict(background=True, state="write"), "state= is not for background=True"),
+    (dict(background=True, precision="fp17"), "precision='fp17' is not one of"),
+    (dict(background=True, merge="maybe"), "merge='maybe'"),
     (dict(background=True, precision="int8", calibration=(x for x in [X])), "cannot pickle 'generator' object"),
     (dict(background=True, configure=threading.Lock()), r"cannot pickle '_thread\.lock' object"),
 ]

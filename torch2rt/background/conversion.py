@@ -42,6 +42,11 @@ def with_background(function: Function) -> Function:
         cuda_graph = options.pop("cuda_graph", False)
         options.setdefault("progress", False)
         job = Job(convert_to, convert, getattr(module, "_orig_mod", module), inputs, options)
+        try:
+            function(module, inputs, **options, background=True)  # which looks at the arguments
+        except BaseException:
+            job.close()
+            raise
         make = functools.partial(_made, job, cuda_graph)
         gpu = gpu_of(module, tree_leaves((inputs, options.get("kwargs"))))
         return BackgroundModule(module, make, job.stop, on_ready, gpu)
