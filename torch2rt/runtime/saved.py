@@ -72,7 +72,7 @@ class Writer:
         )
 
     def _engine(self, module: TRTModule) -> dict[str, Any]:
-        engine = module._engine()
+        engine = module.built or module._engine()  # with the weights of the last refit
         found: dict[str, Any] = {
             "kind": "engine",
             "engine": described(engine),
