@@ -30,6 +30,7 @@ ORDER = [
     ["tracing"],
     ["passes"],
     ["network"],
+    ["recipes"],
     ["reference"],
     ["graph"],
     ["input_ranges"],

@@ -11,24 +11,45 @@ from typing import Any
 import torch
 
 from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
-from torch2rt.conversion.prepared import prepare
+from torch2rt.conversion.prepared import Prepared, prepare
+from torch2rt.conversion.structure_keys import structure_key
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.build import build
+from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
 from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
-from torch2rt.lowering import lower
+from torch2rt.interface import Input
+from torch2rt.lowering import lower, lower_with_values
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
+from torch2rt.recipes.tape import Tape, recording
+from torch2rt.runtime.live import Live
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """The graphs of a conversion.
+
+    - `specs`: the inputs with the ranges that are served. `compared`: where paths were merged by values.
+    - `precise`: the precision of each. `seconds`: what each took. `tape`: on which the traces were recorded.
+    """
+
+    variants: Sequence[Variant]
+    specs: Sequence[Input]
+    compared: Sequence[tuple[Any, Any]]
+    precise: Precision
+    seconds: float
+    tape: Tape | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +59,7 @@ class Conversion:
     - `names`, `ranges`: those that tracing takes, by name; `options`: those of `torch2rt.build`.
     - `passes`: before those that `precise` asks for.
     - `says_plan`: whether errors end with what `fallback=True` would do.
+    - `refittable`: whether the weights can be changed.
     """
 
     module: torch.nn.Module
@@ -55,36 +77,78 @@ class Conversion:
     progress: bool | None
     on_stage: Callable[[str, Any, float], None]
     says_plan: bool
+    refittable: bool = False
 
     def engines(self, max_variants: int, merge: str) -> TRTModule:
         """The module as one engine, or as several that cover its range together."""
-        start = time.perf_counter()
+        traced = self._traced(max_variants, merge)
+        parts: list[TRTModule] = []
+        networks: list[Network] = []
+        for variant in traced.variants:
+            self.on_stage("trace", variant.graph, traced.seconds)
+            part, network = self._engine(traced, variant)
+            parts.append(part)
+            networks.append(network)
+        described = list(map(_described, range(len(parts)), parts, traced.variants))
+        if len(parts) > 1:
+            own = networks[0].interface
+            specs = [dataclasses.replace(s, dtype=mine.dtype) for s, mine in zip(traced.specs, own.inputs, strict=True)]
+            whole = dataclasses.replace(own, inputs=specs, constraints=[])
+            model_trt = TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
+        else:
+            model_trt = parts[0]
+            if described[0].notes:
+                model_trt.report.variants.append(str(described[0]))
+        if traced.tape is not None:
+            again = functools.partial(self._networks, max_variants, merge)
+            first = model_trt.built
+            assert first is not None
+            model_trt.make_live(Live(self.module, networks, again, functools.partial(self._built_again, first)))
+        return model_trt
+
+    def _traced(self, max_variants: int, merge: str) -> Traced:
+        """The graphs that serve the range of the module together."""
+        start, tape = time.perf_counter(), self._tape()
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, shapes=self.shapes, progress=self.progress)
-        with Traces(self.module, self.inputs, **asked) as traces:
+        with recording(tape), Traces(self.module, self.inputs, **asked) as traces:
             by_values = SameValues(traces.module, traces.leaves, self._lowered)
-            variants = trace_variants(traces, max_variants, by_values=by_values if merge == "values" else None)
+            # what the values of some weights show is not true of others
+            is_by_values = merge == "values" and tape is None
+            variants = trace_variants(traces, max_variants, by_values=by_values if is_by_values else None)
         seconds = (time.perf_counter() - start) / len(variants)
         precise = self.precise.for_engines(len(variants))
         check_profiles([graph_meta(variant.graph).interface for variant in variants])
-        parts: list[TRTModule] = []
-        networks: list[Network] = []
-        for variant in variants:
-            self.on_stage("trace", variant.graph, seconds)
-            also = [shapes for region, shapes in by_values.compared if any(region is r for r in variant.regions)]
-            part, network = self._engine(variant.graph, precise, also, len(variants) > 1)
-            parts.append(part)
-            networks.append(network)
-        described = list(map(_described, range(len(parts)), parts, variants))
-        if len(variants) > 1:
-            own = networks[0].interface
-            specs = [
-                dataclasses.replace(spec, dtype=mine.dtype) for spec, mine in zip(traces.specs, own.inputs, strict=True)
-            ]
-            whole = dataclasses.replace(own, inputs=specs, constraints=[])
-            return TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
-        if described[0].notes:
-            parts[0].report.variants.append(str(described[0]))
-        return parts[0]
+        return Traced(variants, traces.specs, by_values.compared, precise, seconds, tape)
+
+    def _tape(self) -> Tape | None:
+        """What records how weights are made of the module's tensors, if that is asked for."""
+        if not self.refittable:
+            return None
+        module = getattr(self.module, "_orig_mod", self.module)
+        if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+            raise InputError("refittable=True is for modules written in Python, and this one has TorchScript modules.")
+        tape = Tape(module)
+        if tape.unknown:
+            names = ", ".join(sorted(tape.unknown))
+            raise InputError(f"refittable=True is for dense tensors: {names} is sparse, quantised, or on no device.")
+        return tape
+
+    def _networks(self, max_variants: int, merge: str, module: torch.nn.Module) -> list[Network]:
+        """The networks of another module of the same kind, or of this one as it is now."""
+        again = dataclasses.replace(self, module=module, progress=False, on_stage=lambda name, result, seconds: None)
+        traced = again._traced(max_variants, merge)
+        return [again._network(traced, variant)[-1] for variant in traced.variants]
+
+    def _built_again(self, first: Engine, networks: list[Network]) -> Engine:
+        """The engine of networks that have other weights than those that the first one was built of."""
+        engines = [build(network, **self.options, progress=False) for network in networks]
+        if not first.variants:
+            return dataclasses.replace(engines[0], report=first.report)
+        sized = [
+            dataclasses.replace(variant, size=len(engine.data))
+            for variant, engine in zip(first.variants, engines, strict=True)
+        ]
+        return dataclasses.replace(joined(engines, first.interface, sized), report=first.report)
 
     def segments(self, choice: Choice) -> PartitionedModule:
         """The module as engines and torch calls."""
@@ -118,23 +182,31 @@ class Conversion:
             stage=self._stage,
         )
 
-    def _engine(
-        self, graph: torch.fx.GraphModule, precise: Precision, also: Sequence[Any], is_one_of_several: bool
-    ) -> tuple[TRTModule, Network]:
-        """One engine, and the network that it is of, verified at the example and at the shapes `also`."""
-        tensors = self._tensors(graph)
-        made = prepare(graph, self.passes, precise, self.module, tensors, self.progress, is_one_of_several)
-        ready = run(made.graph, made.passes)
-        try:
-            network = self._stage("lower", lower, ready, nan=self.nan, passes=[])
-        except UnsupportedError as error:
-            if not self.says_plan:
-                raise
-            plan = plan_in_words(graph, error, self.passes)
-            raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
+    def _network(self, traced: Traced, variant: Variant) -> tuple[Prepared, torch.fx.GraphModule, Network]:
+        """The network of a traced graph, and the graph that was lowered."""
+        graph, tape = variant.graph, traced.tape
+        tensors, is_one_of_several = self._tensors(graph), len(traced.variants) > 1
+        with recording(tape):
+            made = prepare(graph, self.passes, traced.precise, self.module, tensors, self.progress, is_one_of_several)
+            ready = run(made.graph, made.passes)
+            try:
+                network = self._stage("lower", _lower, ready, self.nan, tape)
+            except UnsupportedError as error:
+                if not self.says_plan:
+                    raise
+                plan = plan_in_words(graph, error, self.passes)
+                raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
         if self.keep_network:
             network.traced, network.lowered = without_gpu_memory(graph, ready)
+        if tape is not None and network.recipes is not None:
+            network.structure = structure_key(ready, tape, network)
+        return made, ready, network
+
+    def _engine(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network]:
+        """One engine, and the network that it is of, verified at the example and where paths were merged by values."""
+        made, _, network = self._network(traced, variant)
+        also = [shapes for region, shapes in traced.compared if any(region is r for r in variant.regions)]
         verifying = Verifying(
             made.module,
             made.graph,
@@ -147,6 +219,7 @@ class Conversion:
             also=also,
         )
         how = dict(self.options, progress=self.progress, meanwhile=verifying.while_building)
+        how["refittable"] = self.refittable
         model_trt = TRTModule(self._stage("build", build, network, **how), network)
         verifying.finish(model_trt)
         return model_trt, network
@@ -171,3 +244,7 @@ def _described(index: int, part: TRTModule, variant: Variant) -> EngineVariant:
     assert engine is not None
     size = len(engine.data)
     return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
+
+
+def _lower(graph: torch.fx.GraphModule, nan: str, tape: Tape | None) -> Network:
+    return lower_with_values(graph, nan=nan, passes=[], tape=tape)[0]

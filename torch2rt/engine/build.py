@@ -13,10 +13,12 @@ import torch
 
 from torch2rt.arguments import compute_capabilities as compute_capabilities_of
 from torch2rt.arguments import severity, whole_number
-from torch2rt.backend.quirks import computes_in_tf32_unasked
+from torch2rt.backend.quirks import builds_refittable, computes_in_tf32_unasked
 from torch2rt.backend.tensorrt import (
+    DTYPES,
     FLAVOUR,
     LOG,
+    LOGGER,
     VERSION,
     builds_without_gpu,
     has_timing_cache,
@@ -46,6 +48,7 @@ def build(
     progress: bool | None = None,
     log_level: Any = None,
     configure: Callable[[Any], None] | None = None,
+    refittable: bool = False,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Engine:
     """Build the engine of a network from `torch2rt.lower`, for `TRTModule(engine)`.
@@ -63,6 +66,8 @@ def build(
     - `log_level`: a `trt.Logger.Severity` or its name, such as `"verbose"`, from which on TensorRT's messages are given
       out; its errors by default. They go to Python's logger `torch2rt`, or to stderr where logging has no handlers.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+    - `refittable`: let the weights of the engine be changed, where TensorRT can; `engine.made_by` then has an entry
+      `refittable`. Where it cannot build such an engine, it builds another.
     - `meanwhile`: called while TensorRT works in a thread of its own; it must not use the network. What it raises ends
       the build.
 
@@ -104,18 +109,43 @@ def build(
     timings = TimingCache(config) if has_timing_cache() else None
     if configure is not None:
         configure(config)
-    plan, log = _serialize(network, config, progress, log_level, meanwhile)
+    plan = None
+    if refits := refittable and builds_refittable() and _name_weights(network):
+        config.set_flag(trt.BuilderFlag.REFIT)
+        plan, log = _serialize(network, config, progress, log_level, meanwhile)
+        if plan is None:
+            refits = False
+            config.clear_flag(trt.BuilderFlag.REFIT)
+    if plan is None:
+        plan, log = _serialize(network, config, progress, log_level, meanwhile)
     if plan is None:
         said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
     if timings is not None:
         timings.save()
     made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
+    if refits:
+        made_by["refittable"] = "all weights"
+    elif refittable:
+        LOGGER.warning("%s %s cannot change the weights of an engine here: a refit builds it again.", FLAVOUR, VERSION)
     needs = [text for _, text in network.interface.constraints]
     report = Report(assumptions=list(network.assumptions), needs=needs)
     with network.building:  # TensorRT must not build a network while it is read
         facts = network.facts()
     return Engine(bytes(plan), network.interface, made_by, report, facts)
+
+
+def _name_weights(network: Network) -> bool:
+    """Give the weights the names by which an engine is refitted; `False` if TensorRT does not take them."""
+    names = network.weight_names()
+    tensors = {weight.number: weight.tensor for weight in network.weights.values()}
+    with network.building, LOG.capture():
+        for number in {name: number for number, name in reversed(names.items())}.values():
+            tensor = tensors[number]
+            weights = trt.Weights(DTYPES[tensor.dtype], tensor.data_ptr(), tensor.numel())
+            if not network.definition.set_weights_name(weights, names[number]):
+                return False
+    return True
 
 
 def _capabilities(asked: Any) -> list[str]:

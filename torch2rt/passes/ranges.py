@@ -11,8 +11,10 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.errors import InputError
+
 from torch2rt.graph import graph_meta
 from torch2rt.passes.precision_rules import name_of
+from torch2rt.recipes.tape import unrecorded
 
 
 @dataclasses.dataclass
@@ -57,7 +59,7 @@ class Running(torch.fx.Interpreter):
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Run the graph on one sample."""
-        with torch.no_grad():
+        with torch.no_grad(), unrecorded():
             return self.run(*tensors)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, trt
+from torch2rt.backend.tensorrt import FLAVOUR, TORCH_DTYPES, trt
 from torch2rt.engine import artifact
 from torch2rt.engine.engine import Engine, stored, to_tensor
 from torch2rt.engine.report import Report
@@ -18,29 +19,17 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
-from torch2rt.reference.evaluator import Evaluator
+from torch2rt.runtime.converted import Converted, ReferenceModule
+from torch2rt.runtime.follow import Follow
 from torch2rt.runtime.graph_cache import GraphCache
+from torch2rt.runtime.live import Live, Weights
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
-from torch2rt.runtime.variants import Dispatch, load
+from torch2rt.runtime.refit import refit_engine
+from torch2rt.runtime.variants import Dispatch, VariantPools, load
 
 
-class Converted(torch.nn.Module):
-    """What an engine and its reference have in common: the calling convention."""
-
-    def _interface(self) -> Interface:
-        """The calling convention; raises `EngineError` where there is none."""
-        raise NotImplementedError
-
-    @property
-    def input_names(self) -> list[str]:
-        """The engine's inputs, in the order of the tensors in a call."""
-        return [spec.name for spec in self._interface().inputs]
-
-    @property
-    def output_names(self) -> list[str]:
-        """The engine's outputs."""
-        return list(self._interface().outputs)
+UNVERIFIED = "that it is right with the weights that it was refitted with since it was verified"
 
 
 class TRTModule(Converted):
@@ -70,7 +59,9 @@ class TRTModule(Converted):
                 f"TRTModule takes the Engine that torch2rt.build returns, not a {type(engine).__name__}; "
                 "TRTModule.from_engine reads files and bytes."
             )
-        self.built = engine
+        self._built, self._is_stale = engine, False
+        self._live: Live | None = None
+        self._follow: Callable[[], None] | None = None
         self._networks = [network] if isinstance(network, Network) else list(network or [])
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
@@ -80,14 +71,27 @@ class TRTModule(Converted):
         self._lock = threading.RLock()
 
     @property
+    def built(self) -> Engine | None:
+        """The engine, which is built again if it does not have the weights of the last refit."""
+        if self._is_stale and self._live is not None:
+            with self._live.lock:
+                if self._is_stale:
+                    self._built, self._is_stale = self._live.engine(), False
+        return self._built
+
+    @built.setter
+    def built(self, engine: Engine | None) -> None:
+        self._built, self._is_stale = engine, False
+
+    @property
     def interface(self) -> Interface | None:
         """Names, dtypes and ranges of inputs and outputs; `None` while the module is empty."""
-        return None if self.built is None else self.built.interface
+        return None if self._built is None else self._built.interface
 
     @property
     def engine_bytes(self) -> bytes | None:
         """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
-        return None if self.built is None else self.built.data
+        return None if (engine := self.built) is None else engine.data
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -101,7 +105,7 @@ class TRTModule(Converted):
 
     def _engine(self) -> Engine:
         """The engine, whose report says what is known by now; raises `EngineError` while there is none."""
-        if (engine := self.built) is None:
+        if (engine := self._built) is None:
             raise EngineError(
                 "This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine."
             )
@@ -130,6 +134,8 @@ class TRTModule(Converted):
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
         """
+        if self._follow is not None:
+            self._follow()
         pool = self._pools.get(self._index) or self._ready(args, kwargs)
         interface = pool.interface  # not self.interface, which load_state_dict may be changing
         tensors: Any = args
@@ -159,7 +165,7 @@ class TRTModule(Converted):
         """The contexts on a GPU, on the current one if not given, where the engine is loaded if need be."""
         with self._lock:
             if index is None or (pool := self._pools.get(index)) is None:
-                pool = load(self._engine(), index)
+                pool = load(self.built or self._engine(), index)
                 self._pools[pool.index] = pool
             return pool
 
@@ -211,8 +217,8 @@ class TRTModule(Converted):
         return definitions if len(definitions) > 1 else next(iter(definitions), None)
 
     def drop_network(self) -> None:
-        """Let go of the network, and of the weights that it holds; `reference()` needs it."""
-        self._networks = []
+        """Let go of the network, and of the weights that it holds; `reference()` and `refit()` need it."""
+        self._networks, self._live, self._follow = [], self._live if self._is_stale else None, None
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
@@ -220,7 +226,89 @@ class TRTModule(Converted):
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded engine has none."
             )
-        return ReferenceModule(*self._networks, interface=self.interface)
+        return ReferenceModule(*self._networks, interface=self.interface, live=self._live, follow=self._follow)
+
+    # Weights of other parameters -------------------------------------------------------------------------------------
+
+    def make_live(self, live: Live) -> None:
+        """Let `refit()` change the weights by what ties this module to the one that it came from."""
+        self._live = live
+
+    def follow(self) -> None:
+        """From now on, refit before a call if the module that this one came from has changed.
+
+        `torch2rt.torch2rt` says under `follow` what is noticed. An engine that cannot have the new
+        weights is built again. Raises `InputError` where the conversion was not `refittable`.
+        """
+        live, me = self._of_module(), weakref.ref(self)
+
+        def update() -> None:
+            if (module := me()) is not None:
+                module.refit(strict=False)
+
+        self._follow = Follow(live.module(), live.tensors, update)
+
+    def refit(self, source: Any = None, *, strict: bool = True) -> list[str]:
+        """Take the values that a module's parameters and buffers have now; returns the names of those that changed.
+
+        - `source`: a module like the one that was converted with `refittable=True`, or a state dict of such a module; by
+          default that one itself. What a state dict lacks stays as it is.
+        - `strict`: raise `RefitError`, which names the parameters, where the engine cannot have such weights: where
+          their shapes or dtypes are others, the module's Python has looked at a value that is another one now, or a
+          plain attribute of the module has changed and with it what the module computes. The engine then stays as it
+          is. Otherwise it is built again.
+
+        Only weights that were made of what has changed are made again, on the device where the values are. Calls that
+        were enqueued before use the old weights, those that begin later the new ones. Where TensorRT cannot change the
+        weights of an engine, or it is not loaded, an engine is built at its next use. The module stays in the mode
+        that it was converted in, also while the other one trains.
+
+        Raises `InputError` for a source with other parameters, and where the conversion was not `refittable`.
+
+        >>> linear = torch.nn.Linear(3, 5)
+        >>> from torch2rt import torch2rt
+        >>> model_trt = torch2rt(linear, [torch.randn(2, 3)], refittable=True)
+        >>> with torch.no_grad():
+        ...     _ = linear.bias.add_(1)
+        >>> model_trt.refit()
+        ['bias']
+        """
+        with self._lock:  # before the lock within: an engine that is built again is loaded under both
+            return self._of_module().refit(source, strict, self._take)
+
+    def changed(self, source: Any = None) -> list[str]:
+        """The names of the parameters and buffers whose values are others than the engine's, by comparing them all.
+
+        The names of plain attributes of the module's that are others now come after them. `source` is as for `refit`.
+        """
+        return self._of_module().changed(source)
+
+    def _of_module(self) -> Live:
+        if self._live is None:
+            raise InputError("This module cannot be refitted: convert with refittable=True and keep_network=True.")
+        return self._live
+
+    def _note_refit(self) -> None:
+        report = self._engine().report
+        if report.verified is not None and UNVERIFIED not in report.assumptions:
+            report.assumptions.append(UNVERIFIED)
+
+    def _take(self, made: Weights | None) -> bool:
+        """Give all engines that are loaded new weights; those that cannot have them are built again when needed."""
+        live = self._of_module()
+        with self._lock:
+            self._networks = live.networks
+            self._note_refit()
+            pools = [pool.pools if isinstance(pool, VariantPools) else [pool] for pool in self._pools.values()]
+            names = [network.weight_names() for network in live.networks]
+            is_done = bool(pools) and made is not None and "refittable" in self._engine().made_by
+            for each in pools if is_done else ():
+                for pool, weights, known in zip(each, made or (), names, strict=True):
+                    is_done = is_done and refit_engine(pool, {known[n]: x for n, x in weights.items() if n in known})
+            if not is_done:
+                self._pools = {}
+            self._is_stale = True
+            return is_done
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
@@ -241,7 +329,7 @@ class TRTModule(Converted):
     # Saving and loading ----------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        engine = self._engine()
+        engine = self.built or self._engine()
         destination[prefix + "engine"] = to_tensor(engine.data)
         destination[prefix + "header"] = to_tensor(artifact.header(engine, artifact.digest(engine.data)))
 
@@ -261,11 +349,12 @@ class TRTModule(Converted):
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""
         with self._lock:
-            self.built, self._networks, self._pools = engine, [], {}
+            self._built, self._is_stale, self._live, self._follow = engine, False, None, None
+            self._networks, self._pools = [], {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
-        artifact.save(path, self._engine())
+        artifact.save(path, self.built or self._engine())
 
     @classmethod
     def from_engine(cls, source: artifact.Source) -> TRTModule:
@@ -291,12 +380,13 @@ class TRTModule(Converted):
             ) from error
         engine = Engine(data, _interface_of(deserialized.engine), made_by)
         pool = ContextPool(LoadedEngine(engine, deserialized=deserialized))
-        module.built, module._index, module._pools = engine, pool.index, {pool.index: pool}
+        module._built, module._index, module._pools = engine, pool.index, {pool.index: pool}
         return module
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        return {**self.__dict__, "_pools": {}, "_networks": [], "_lock": None}
+        now = {"_built": self.built, "_is_stale": False, "_live": None, "_follow": None}
+        return {**self.__dict__, **now, "_pools": {}, "_networks": [], "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -313,51 +403,10 @@ class TRTModule(Converted):
         return copied
 
     def extra_repr(self) -> str:
-        if self.built is None:
+        if self._built is None:
             return "empty"
         plain = f"; without CUDA graphs: {self.cuda_graph_refused}" if self.cuda_graph_refused else ""
-        return f"{self.built.describe()}{plain}"
-
-
-class ReferenceModule(Converted):
-    """A network evaluated with torch, layer by layer, under the converted module's calling convention.
-
-    Of several networks, the one is evaluated that serves the shapes of a call; `interface` is that of all together.
-    """
-
-    def __init__(self, *networks: Network, interface: Interface | None = None) -> None:
-        super().__init__()
-        with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
-            self._evaluators = [Evaluator(network.definition, network.weights_by_layer()) for network in networks]
-        self._networks = networks
-        self._dispatch: Dispatch | None = None
-        if len(networks) > 1 and interface is not None:
-            self._dispatch = Dispatch(interface, [network.interface for network in networks])
-
-    @property
-    def interface(self) -> Interface:
-        """Names, dtypes and ranges of inputs and outputs."""
-        return self._networks[0].interface if self._dispatch is None else self._dispatch.interface
-
-    def _interface(self) -> Interface:
-        return self.interface
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
-        interface = self.interface
-        tensors = interface.tensors(args, kwargs)
-        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
-
-    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The engine's outputs for its inputs, each in the order of the interface."""
-        shapes, dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
-        self.interface.check(shapes, dtypes)
-        index = 0 if self._dispatch is None else self._dispatch.find(shapes)
-        interface = self._networks[index].interface
-        with torch.no_grad():
-            given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
-            outputs = self._evaluators[index](given)
-        return [outputs[name] for name in interface.outputs]
+        return f"{self._built.describe()}{plain}"
 
 
 def _interface_of(engine: Any) -> Interface:
