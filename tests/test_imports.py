@@ -32,6 +32,7 @@ ORDER = [
     ["network"],
     ["recipes"],
     ["reference"],
+    ["graph_key"],
     ["graph"],
     ["input_ranges"],
     ["interface"],

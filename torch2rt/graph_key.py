@@ -140,7 +140,11 @@ def _text(value: Any, numbers: dict[Node, int] | None = None) -> str:
     if is_symbolic(value):
         return f"{type(value).__name__}({expression(value)})"
     if type(value).__module__.split(".")[0] in ("torch2rt", "sympy"):
-        return f"{type(value).__qualname__} {value!r}" if dataclasses.is_dataclass(value) or _is_sympy(value) else _refuse(value)
+        return (
+            f"{type(value).__qualname__} {value!r}"
+            if dataclasses.is_dataclass(value) or _is_sympy(value)
+            else _refuse(value)
+        )
     return _refuse(value)
 
 

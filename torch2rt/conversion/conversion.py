@@ -100,10 +100,11 @@ class Conversion:
             if described[0].notes:
                 model_trt.report.variants.append(str(described[0]))
         if traced.tape is not None:
-            again = functools.partial(self._networks, max_variants, merge)
+            same = dataclasses.replace(self, module=torch.nn.Module())  # the module may go before its engine
+            again = functools.partial(same._networks, max_variants, merge)
             first = model_trt.built
             assert first is not None
-            model_trt.make_live(Live(self.module, networks, again, functools.partial(self._built_again, first)))
+            model_trt.make_live(Live(self.module, networks, again, functools.partial(same._built_again, first)))
         return model_trt
 
     def _traced(self, max_variants: int, merge: str) -> Traced:

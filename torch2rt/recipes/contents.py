@@ -46,7 +46,11 @@ def _factors(device: torch.device, seed: int) -> torch.Tensor:
 def _sums(tensor: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:
     data = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
     aligned = data.storage_offset() % 8 == 0
-    width = next(d for d in (torch.int64, torch.int32, torch.uint8) if data.numel() % d.itemsize == 0 and (aligned or d.itemsize == 1))
+    width = next(
+        d
+        for d in (torch.int64, torch.int32, torch.uint8)
+        if data.numel() % d.itemsize == 0 and (aligned or d.itemsize == 1)
+    )
     numbers, total = data.view(width), torch.zeros(2, dtype=torch.int64, device=data.device)
     for index, start in enumerate(range(0, numbers.numel(), CHUNK)):
         part = numbers[start : start + CHUNK].to(torch.int64)

@@ -45,7 +45,8 @@ class Recipes:
         ends = [
             entry
             for entry, on in zip(tape.entries, depends, strict=True)
-            if isinstance(entry, Read) and on
+            if isinstance(entry, Read)
+            and on
             or isinstance(entry, Emit)
             and entry.number in weights
             and (on or tape.is_outside(entry.place.slot))
@@ -182,7 +183,11 @@ class _Run:
     def _leaf_or_constant(self, slot: int) -> torch.UntypedStorage:
         if (constant := self.recipes.constants.get(slot)) is not None:
             content = constant.content
-            moved = content if self.device is None else torch.empty(0, dtype=torch.uint8).set_(content).to(self.device).untyped_storage()
+            moved = (
+                content
+                if self.device is None
+                else torch.empty(0, dtype=torch.uint8).set_(content).to(self.device).untyped_storage()
+            )
             return moved.clone() if slot in self.written else moved
         leaf = self.recipes.leaves[slot]
         given = {name: self.values[name].detach() for name in leaf.named}
@@ -276,8 +281,14 @@ def _equal(a: Any, b: Any) -> bool:
 def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors have the same bits."""
     a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
-    return a.dtype == b.dtype and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8)) if a.numel() == b.numel() else False
+    return (
+        a.dtype == b.dtype and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
+        if a.numel() == b.numel()
+        else False
+    )
 
 
 def _same_storage(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
-    return a.nbytes() == b.nbytes() and _is_same(*(torch.empty(0, dtype=torch.uint8, device=x.device).set_(x) for x in (a, b)))
+    return a.nbytes() == b.nbytes() and _is_same(
+        *(torch.empty(0, dtype=torch.uint8, device=x.device).set_(x) for x in (a, b))
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 # What gives the values of a tensor to Python, or to others, without an operator.
 READS = frozenset(
-    getattr(torch.Tensor, name) for name in ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
+    getattr(torch.Tensor, name)
+    for name in ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
 )
 FACTS = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size", "is_contiguous"})
 
@@ -126,7 +126,7 @@ class Tape:
         self.paused = 0
         self._slots: dict[int, tuple[StorageWeakRef, int]] = {}
         self._made: dict[int, StorageWeakRef] = {}  # memory of the trace's own
-        self._thread = threading.get_ident()
+        self._of_leaves: set[int] = set()
         self.unknown: set[str] = set()  # what the tape cannot follow, such as sparse tensors
         for name, tensor in named_tensors(module).items():
             for path, inner in _inner(name, tensor):
@@ -159,7 +159,7 @@ class Tape:
     def is_of_module(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor's memory is the module's, or was made of it."""
         slot = self._slot(tensor) if tensor.layout is torch.strided else None
-        return slot is not None and slot not in self.constants
+        return slot is not None and (slot in self.leaves or slot in self._of_leaves)
 
     def is_outside(self, slot: int) -> bool:
         """Whether some memory was there before the trace, and is not the module's."""
@@ -221,6 +221,8 @@ class Tape:
                 self._new_slot(tensor)
         out_places = tuple(Place.of(tensor, self._slot(tensor) or 0) for tensor in made)
         new = frozenset(place.slot for place in out_places) - reads
+        if any(slot in self.leaves or slot in self._of_leaves for slot in reads):
+            self._of_leaves |= written | new
         self.entries.append(Op(func, *places, out_places, reads, written | new, _is_final(func)))
 
     def read(self, func: Any, args: Any, kwargs: Any, what: str) -> None:
@@ -299,7 +301,10 @@ def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     >>> list(named_tensors(torch.nn.Linear(3, 5)))
     ['weight', 'bias']
     """
-    named = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    named = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     for path, owner in module.named_modules(remove_duplicate=False):
         for key, value in vars(owner).items():
             if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):

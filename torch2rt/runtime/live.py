@@ -71,9 +71,13 @@ class Live:
         return module
 
     def tensors(self) -> list[torch.Tensor]:
-        """The module's tensors that the networks depend on."""
+        """The module's tensors that show by their write counters whether the networks are out of date.
+
+        Batch norms write to their statistics without counting it, but count their batches.
+        """
         values = _tensors_of(self.module())
-        return [values[name] for name in self.names if name in values]
+        names = dict.fromkeys([*self.names, *(name for name in values if name.endswith("num_batches_tracked"))])
+        return [values[name] for name in names if name in values]
 
     # What has changed ------------------------------------------------------------------------------------------------
 
