@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch.fx.node import Node
 
@@ -139,20 +140,9 @@ def _text(value: Any, numbers: dict[Node, int] | None = None) -> str:
         return f"type {value.__module__}.{value.__qualname__}"
     if is_symbolic(value):
         return f"{type(value).__name__}({expression(value)})"
-    if type(value).__module__.split(".")[0] in ("torch2rt", "sympy"):
-        return (
-            f"{type(value).__qualname__} {value!r}"
-            if dataclasses.is_dataclass(value) or _is_sympy(value)
-            else _refuse(value)
-        )
-    return _refuse(value)
-
-
-def _is_sympy(value: Any) -> bool:
-    return type(value).__module__.split(".")[0] == "sympy"
-
-
-def _refuse(value: Any) -> str:
+    if type(value).__module__.split(".")[0] in ("torch2rt", "sympy"):  # in claims about sizes
+        if dataclasses.is_dataclass(value) or isinstance(value, sympy.Basic):
+            return f"{type(value).__qualname__} {value!r}"
     raise Unkeyable(f"an argument of type {type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -160,7 +150,7 @@ def _refuse(value: Any) -> str:
 
 
 def target_key(target: Any) -> str:
-    """A name of a callable, with the version of code that is not torch's or torch2rt's: its own, and its converter's."""
+    """A name of a callable, and the version of its code and its converter's where that is not torch's or ours."""
     name = qualified_name(target)
     if not isinstance(target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)):
         if isinstance(target, types.MethodWrapperType):
@@ -175,7 +165,8 @@ def target_key(target: Any) -> str:
 
 def _named(path: str) -> Any:
     """The object of a dotted name, or `None`."""
-    module, rest = path, []
+    module = path
+    rest: list[str] = []
     while module and module not in sys.modules:
         module, _, last = module.rpartition(".")
         rest.insert(0, last)

@@ -96,7 +96,7 @@ def test_whatever_changes_it(name, followed):
 
 
 def test_nothing_is_compared_when_nothing_changed(followed, monkeypatch):
-    module, model_trt = followed
+    _, model_trt = followed
     reference = model_trt.reference()
     reference(X)
     monkeypatch.setattr(model_trt, "refit", lambda **options: pytest.fail("it was refitted"))

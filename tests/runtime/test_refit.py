@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from harness.fake_gpu import FakeGpu, rows
 from torch import nn
 
-from harness.fake_gpu import FakeGpu, rows
 from torch2rt import InputError, RefitError, TRTModule, torch2rt
 from torch2rt.backend import quirks
 from torch2rt.engine import build as build_file

@@ -11,7 +11,6 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.errors import InputError
-
 from torch2rt.graph import graph_meta
 from torch2rt.passes.precision_rules import name_of
 from torch2rt.recipes.tape import unrecorded

@@ -45,12 +45,8 @@ def _factors(device: torch.device, seed: int) -> torch.Tensor:
 
 def _sums(tensor: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:
     data = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
-    aligned = data.storage_offset() % 8 == 0
-    width = next(
-        d
-        for d in (torch.int64, torch.int32, torch.uint8)
-        if data.numel() % d.itemsize == 0 and (aligned or d.itemsize == 1)
-    )
+    widths = (torch.int64, torch.int32) if data.storage_offset() % 8 == 0 else ()
+    width = next((d for d in widths if data.numel() % d.itemsize == 0), torch.uint8)
     numbers, total = data.view(width), torch.zeros(2, dtype=torch.int64, device=data.device)
     for index, start in enumerate(range(0, numbers.numel(), CHUNK)):
         part = numbers[start : start + CHUNK].to(torch.int64)

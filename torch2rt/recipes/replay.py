@@ -183,11 +183,7 @@ class _Run:
     def _leaf_or_constant(self, slot: int) -> torch.UntypedStorage:
         if (constant := self.recipes.constants.get(slot)) is not None:
             content = constant.content
-            moved = (
-                content
-                if self.device is None
-                else torch.empty(0, dtype=torch.uint8).set_(content).to(self.device).untyped_storage()
-            )
+            moved = content if self.device is None else _bytes(content).to(self.device).untyped_storage()
             return moved.clone() if slot in self.written else moved
         leaf = self.recipes.leaves[slot]
         given = {name: self.values[name].detach() for name in leaf.named}
@@ -280,15 +276,14 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors have the same bits."""
-    a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
-    return (
-        a.dtype == b.dtype and torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
-        if a.numel() == b.numel()
-        else False
-    )
+    if a.dtype != b.dtype or a.numel() != b.numel():
+        return False
+    return torch.equal(*(x.detach().cpu().contiguous().flatten().view(torch.uint8) for x in (a, b)))
+
+
+def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
 
 
 def _same_storage(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
-    return a.nbytes() == b.nbytes() and _is_same(
-        *(torch.empty(0, dtype=torch.uint8, device=x.device).set_(x) for x in (a, b))
-    )
+    return _is_same(_bytes(a), _bytes(b))

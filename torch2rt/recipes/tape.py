@@ -20,10 +20,8 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 # What gives the values of a tensor to Python, or to others, without an operator.
-READS = frozenset(
-    getattr(torch.Tensor, name)
-    for name in ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
-)
+_READS = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
+READS = frozenset(getattr(torch.Tensor, name) for name in _READS)
 FACTS = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size", "is_contiguous"})
 
 
@@ -223,7 +221,7 @@ class Tape:
         new = frozenset(place.slot for place in out_places) - reads
         if any(slot in self.leaves or slot in self._of_leaves for slot in reads):
             self._of_leaves |= written | new
-        self.entries.append(Op(func, *places, out_places, reads, written | new, _is_final(func)))
+        self.entries.append(Op(func, places[0], places[1], out_places, reads, written | new, _is_final(func)))
 
     def read(self, func: Any, args: Any, kwargs: Any, what: str) -> None:
         """Write down that Python sees something of the values of tensors."""
@@ -232,7 +230,7 @@ class Tape:
 
     def _append_read(self, func: Any, args: Any, kwargs: Any, value: Any, what: str) -> None:
         places = tree_map_only(torch.Tensor, self._place, (tuple(args), dict(kwargs)))
-        self.entries.append(Read(func, *places, value, what, _slots_in(places)))
+        self.entries.append(Read(func, places[0], places[1], value, what, _slots_in(places)))
 
 
 class _Operators(TorchDispatchMode):
@@ -301,10 +299,8 @@ def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     >>> list(named_tensors(torch.nn.Linear(3, 5)))
     ['weight', 'bias']
     """
-    named = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
+    named: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named |= module.named_buffers(remove_duplicate=False)
     for path, owner in module.named_modules(remove_duplicate=False):
         for key, value in vars(owner).items():
             if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):

@@ -28,7 +28,6 @@ from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.refit import refit_engine
 from torch2rt.runtime.variants import Dispatch, VariantPools, load
 
-
 UNVERIFIED = "that it is right with the weights that it was refitted with since it was verified"
 
 
@@ -251,8 +250,8 @@ class TRTModule(Converted):
     def refit(self, source: Any = None, *, strict: bool = True) -> list[str]:
         """Take the values that a module's parameters and buffers have now; returns the names of those that changed.
 
-        - `source`: a module like the one that was converted with `refittable=True`, or a state dict of such a module; by
-          default that one itself. What a state dict lacks stays as it is.
+        - `source`: a module like the one that was converted with `refittable=True`, or a state dict of such a module;
+          by default that one itself. What a state dict lacks stays as it is.
         - `strict`: raise `RefitError`, which names the parameters, where the engine cannot have such weights: where
           their shapes or dtypes are others, the module's Python has looked at a value that is another one now, or a
           plain attribute of the module has changed and with it what the module computes. The engine then stays as it
