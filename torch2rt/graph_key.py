@@ -20,6 +20,7 @@ import sympy
 import torch
 from torch.fx.node import Node
 
+from torch2rt.backend.disk_cache import CHUNK, digest
 from torch2rt.callables import Target, qualified_name
 from torch2rt.graph import graph_meta
 from torch2rt.registry import load
@@ -43,11 +44,11 @@ def graph_key(graph: torch.fx.GraphModule, constant: Constant, *more: Any) -> st
     >>> key(1) == key(1), key(1) == key(2)
     (True, False)
     """
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for line in _lines(graph, constant):
-        digest.update(line.encode() + b"\n")
-    digest.update(_text(more).encode())
-    return digest.hexdigest()
+        hashed.update(line.encode() + b"\n")
+    hashed.update(_text(more).encode())
+    return hashed.hexdigest()
 
 
 def _lines(graph: torch.fx.GraphModule, constant: Constant) -> Iterator[str]:
@@ -85,8 +86,8 @@ def content(tensor: torch.Tensor) -> str:
     """A digest of a tensor's elements; raises `Unkeyable` for tensors that have none at hand."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or type(tensor) not in _KINDS:
         raise Unkeyable(f"a {tensor.layout} {type(tensor).__name__}")
-    data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(memoryview(data.numpy())).hexdigest()
+    data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return digest(memoryview(data)) if data.nbytes > CHUNK else hashlib.sha256(data).hexdigest()
 
 
 _KINDS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -198,9 +199,9 @@ def _torchvision() -> str:
 def own_code() -> str:
     """A digest of all that torch2rt is made of."""
     load()
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for package in ("torch2rt", "torch2rt.converters"):
         for folder in map(Path, sys.modules[package].__path__):
             for file in sorted(folder.rglob("*.py")):
-                digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+                hashed.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes())
+    return hashed.hexdigest()

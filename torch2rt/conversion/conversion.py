@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +17,13 @@ from torch2rt.conversion.prepared import Prepared, prepare
 from torch2rt.conversion.structure_keys import structure_key
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
+from torch2rt.engine import engine_cache
 from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
+from torch2rt.engine.report import Report
 from torch2rt.engine.variant import EngineVariant
-from torch2rt.errors import InputError, UnsupportedError
+from torch2rt.errors import InputError, Torch2RTError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
 from torch2rt.interface import Input
@@ -83,22 +87,28 @@ class Conversion:
         """The module as one engine, or as several that cover its range together."""
         traced = self._traced(max_variants, merge)
         parts: list[TRTModule] = []
-        networks: list[Network] = []
+        found: list[Network | None] = []
+        files: list[Path | None] = []
         for variant in traced.variants:
             self.on_stage("trace", variant.graph, traced.seconds)
-            part, network = self._engine(traced, variant)
+            part, network, file = self._engine(traced, variant)
             parts.append(part)
-            networks.append(network)
-        described = list(map(_described, range(len(parts)), parts, traced.variants))
+            found.append(network)
+            files.append(file)
+        networks = [network for network in found if network is not None]
+        engines = [part.built for part in parts if part.built]
+        described = list(map(_described, range(len(parts)), engines, traced.variants))
         if len(parts) > 1:
-            own = networks[0].interface
+            own = engines[0].interface
             specs = [dataclasses.replace(s, dtype=mine.dtype) for s, mine in zip(traced.specs, own.inputs, strict=True)]
             whole = dataclasses.replace(own, inputs=specs, constraints=[])
-            model_trt = TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
+            model_trt = TRTModule(joined(engines, whole, described), networks)
         else:
             model_trt = parts[0]
             if described[0].notes:
-                model_trt.report.variants.append(str(described[0]))
+                model_trt.report.variants[:] = [str(described[0])]
+        if len(networks) < len(parts) and self.keep_network:
+            model_trt.lower_later(self._networks_later(max_variants, merge, files))
         if traced.tape is not None:
             same = dataclasses.replace(self, module=torch.nn.Module())  # the module may go before its engine
             again = functools.partial(same._networks, max_variants, merge)
@@ -138,7 +148,7 @@ class Conversion:
         """The networks of another module of the same kind, or of this one as it is now."""
         again = dataclasses.replace(self, module=module, progress=False, on_stage=lambda name, result, seconds: None)
         traced = again._traced(max_variants, merge)
-        return [again._network(traced, variant)[-1] for variant in traced.variants]
+        return [again._network(traced, variant, *again._ready(traced, variant)) for variant in traced.variants]
 
     def _built_again(self, first: Engine, networks: list[Network]) -> Engine:
         """The engine of networks that have other weights than those that the first one was built of."""
@@ -183,30 +193,46 @@ class Conversion:
             stage=self._stage,
         )
 
-    def _network(self, traced: Traced, variant: Variant) -> tuple[Prepared, torch.fx.GraphModule, Network]:
-        """The network of a traced graph, and the graph that was lowered."""
-        graph, tape = variant.graph, traced.tape
-        tensors, is_one_of_several = self._tensors(graph), len(traced.variants) > 1
-        with recording(tape):
-            made = prepare(graph, self.passes, traced.precise, self.module, tensors, self.progress, is_one_of_several)
-            ready = run(made.graph, made.passes)
-            try:
+    def _ready(self, traced: Traced, variant: Variant) -> tuple[Prepared, torch.fx.GraphModule]:
+        """A traced graph after its passes, and what it is compared with."""
+        tensors, is_one_of_several = self._tensors(variant.graph), len(traced.variants) > 1
+        how = (self.passes, traced.precise, self.module, tensors, self.progress, is_one_of_several)
+        with recording(traced.tape):
+            made = prepare(variant.graph, *how)
+            return made, run(made.graph, made.passes)
+
+    def _network(self, traced: Traced, variant: Variant, made: Prepared, ready: torch.fx.GraphModule) -> Network:
+        """The network of a graph after its passes."""
+        tape = traced.tape
+        try:
+            with recording(tape):
                 network = self._stage("lower", _lower, ready, self.nan, tape)
-            except UnsupportedError as error:
-                if not self.says_plan:
-                    raise
-                plan = plan_in_words(graph, error, self.passes)
-                raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
+        except UnsupportedError as error:
+            if not self.says_plan:
+                raise
+            plan = plan_in_words(variant.graph, error, self.passes)
+            raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
         if self.keep_network:
-            network.traced, network.lowered = without_gpu_memory(graph, ready)
+            network.traced, network.lowered = without_gpu_memory(variant.graph, ready)
         if tape is not None and network.recipes is not None:
             network.structure = structure_key(ready, tape, network)
-        return made, ready, network
+        return network
 
-    def _engine(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network]:
-        """One engine, and the network that it is of, verified at the example and where paths were merged by values."""
-        made, _, network = self._network(traced, variant)
+    def _engine(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network | None, Path | None]:
+        """One engine, verified at the example and where paths were merged by values, its network, and its file.
+
+        There is no network where the engine was built before, and nothing needs it.
+        """
+        made, ready = self._ready(traced, variant)
+        file = self._file(ready)
+        start = time.perf_counter()
+        kept = engine_cache.read(file)
+        if kept is not None and _is_verified(kept, self.verify):
+            self.on_stage("build", kept, time.perf_counter() - start)
+            network = None if traced.tape is None else self._network(traced, variant, made, ready)
+            return TRTModule(kept, network), network, file
+        network = self._network(traced, variant, made, ready)
         also = [shapes for region, shapes in traced.compared if any(region is r for r in variant.regions)]
         verifying = Verifying(
             made.module,
@@ -219,11 +245,39 @@ class Conversion:
             passes=made.passes,
             also=also,
         )
-        how = dict(self.options, progress=self.progress, meanwhile=verifying.while_building)
-        how["refittable"] = self.refittable
-        model_trt = TRTModule(self._stage("build", build, network, **how), network)
+        if kept is None:
+            how = dict(self.options, progress=self.progress, meanwhile=verifying.while_building)
+            how["refittable"] = self.refittable
+            model_trt = TRTModule(self._stage("build", build, network, **how), network)
+        else:
+            report = Report(assumptions=list(network.assumptions), needs=list(kept.report.needs))
+            model_trt = TRTModule(dataclasses.replace(kept, report=report), network)
+            self.on_stage("build", kept, time.perf_counter() - start)
+            verifying.while_building()
         verifying.finish(model_trt)
-        return model_trt, network
+        assert model_trt.built is not None
+        if kept is None or model_trt.report.verified is not None:
+            engine_cache.write(file, model_trt.built)
+        return model_trt, network, file
+
+    def _file(self, ready: torch.fx.GraphModule) -> Path | None:
+        return engine_cache.file_of(ready, self.options, self.nan, self.refittable)
+
+    def _networks_later(self, max_variants: int, merge: str, files: list[Path | None]) -> Callable[[], list[Network]]:
+        """Makes the networks of engines that were built before, when they are asked for."""
+        same, module = dataclasses.replace(self, module=torch.nn.Module()), weakref.ref(self.module)
+
+        def networks() -> list[Network]:
+            if (now := module()) is None:
+                raise Torch2RTError(f"The module is gone that the network would be made of. {_AGAIN}")
+            again = dataclasses.replace(same, module=now, progress=False, on_stage=lambda name, result, seconds: None)
+            traced = again._traced(max_variants, merge)
+            ready = [again._ready(traced, variant) for variant in traced.variants]
+            if [again._file(graph) for _, graph in ready] != files:
+                raise Torch2RTError(f"The module is not as it was when it was converted. {_AGAIN}")
+            return [again._network(traced, v, *each) for v, each in zip(traced.variants, ready, strict=True)]
+
+        return networks
 
     def _lowered(self, graph: torch.fx.GraphModule) -> Network:
         return lower(run(graph, self.passes), nan=self.nan, passes=[])
@@ -239,12 +293,19 @@ class Conversion:
         return result
 
 
-def _described(index: int, part: TRTModule, variant: Variant) -> EngineVariant:
+def _described(index: int, engine: Engine, variant: Variant) -> EngineVariant:
     """An engine as one of several."""
-    engine = part.built
-    assert engine is not None
     size = len(engine.data)
     return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
+
+
+def _is_verified(kept: Engine, mode: bool | str) -> bool:
+    """Whether an engine from the cache was compared with its module as it is asked for."""
+    found = kept.report.verified
+    return not mode or found is not None and (mode != "range" or found.mode == "range")
+
+
+_AGAIN = "Convert again with the environment variable TORCH2RT_CACHE_ENGINES=0 for an engine with its network."
 
 
 def _lower(graph: torch.fx.GraphModule, nan: str, tape: Tape | None) -> Network:

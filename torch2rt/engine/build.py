@@ -98,10 +98,10 @@ def build(
     _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
     if builds_without_gpu():
         try:
-            set_compute_capabilities(config, _capabilities(compute_capabilities))
+            set_compute_capabilities(config, capabilities_asked(compute_capabilities))
         except ValueError as error:
             raise InputError(str(error)) from error
-    elif compute_capabilities is not None and _capabilities(compute_capabilities):
+    elif compute_capabilities is not None and capabilities_asked(compute_capabilities):
         raise InputError(
             f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
         )
@@ -148,13 +148,14 @@ def _name_weights(network: Network) -> bool:
     return True
 
 
-def _capabilities(asked: Any) -> list[str]:
+def capabilities_asked(asked: Any) -> list[str]:
+    """The GPUs to build for; none means all that one engine can serve."""
     return compute_capabilities_of(asked) if asked is not None else ["current"] if torch.cuda.is_available() else []
 
 
 def target(compute_capabilities: Any = None) -> str:
     """What an engine built now with these `compute_capabilities` runs on, in words."""
-    asked = _capabilities(compute_capabilities)
+    asked = capabilities_asked(compute_capabilities)
     if builds_without_gpu() and not asked:
         return "every GPU that one engine can serve"
     if builds_without_gpu() and [c.lower() for c in asked] != ["current"]:

@@ -61,7 +61,8 @@ class TRTModule(Converted):
         self._built, self._is_stale = engine, False
         self._live: Live | None = None
         self._follow: Callable[[], None] | None = None
-        self._networks = [network] if isinstance(network, Network) else list(network or [])
+        self._kept = [network] if isinstance(network, Network) else list(network or [])
+        self._later: Callable[[], list[Network]] | None = None
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -215,9 +216,22 @@ class TRTModule(Converted):
         definitions = [network.definition for network in self._networks]
         return definitions if len(definitions) > 1 else next(iter(definitions), None)
 
+    @property
+    def _networks(self) -> list[Network]:
+        """The kept networks; those of an engine that was built before are made now."""
+        with self._lock:
+            if self._later is not None:
+                self._kept, self._later = self._later(), None
+            return self._kept
+
+    def lower_later(self, networks: Callable[[], list[Network]]) -> None:
+        """Make the networks when they are first asked for."""
+        self._later = networks
+
     def drop_network(self) -> None:
         """Let go of the network, and of the weights that it holds; `reference()` and `refit()` need it."""
-        self._networks, self._live, self._follow = [], self._live if self._is_stale else None, None
+        self._kept, self._later, self._follow = [], None, None
+        self._live = self._live if self._is_stale else None
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
@@ -296,7 +310,7 @@ class TRTModule(Converted):
         """Give all engines that are loaded new weights; those that cannot have them are built again when needed."""
         live = self._of_module()
         with self._lock:
-            self._networks = live.networks
+            self._kept = live.networks
             self._note_refit()
             pools = [pool.pools if isinstance(pool, VariantPools) else [pool] for pool in self._pools.values()]
             names = [network.weight_names() for network in live.networks]
@@ -349,7 +363,7 @@ class TRTModule(Converted):
         """Take another engine, in place of the one before."""
         with self._lock:
             self._built, self._is_stale, self._live, self._follow = engine, False, None, None
-            self._networks, self._pools = [], {}
+            self._kept, self._later, self._pools = [], None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
@@ -385,7 +399,7 @@ class TRTModule(Converted):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
         now = {"_built": self.built, "_is_stale": False, "_live": None, "_follow": None}
-        return {**self.__dict__, **now, "_pools": {}, "_networks": [], "_lock": None}
+        return {**self.__dict__, **now, "_pools": {}, "_kept": [], "_later": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
