@@ -1,9 +1,11 @@
 """Engines that are kept: a second conversion builds none, gives the same, and never takes another module's engine."""
 
+import dataclasses
 import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,7 +168,7 @@ def test_a_wrong_engine_is_not_kept(folder, monkeypatch):
             torch2rt(module(), [X])
     finally:
         monkeypatch.undo()
-    assert activation.trt.ActivationType.RELU == right and not folder.exists()
+    assert right == activation.trt.ActivationType.RELU and not folder.exists()
 
 
 def test_what_was_not_verified_is_verified_when_asked(folder, builds):
@@ -201,7 +203,7 @@ def test_what_can_be_refitted(folder, builds):
     ours = module()
     torch2rt(ours, [X], refittable=True)
     model_trt, names = stages(ours, [X], refittable=True)
-    assert names == ["trace", "build", "lower"] and len(builds) == 1
+    assert names == ["trace", "lower", "build"] and len(builds) == 1
     with torch.no_grad():
         ours[0].weight *= 2
     model_trt.refit()
@@ -217,7 +219,9 @@ def test_damage_is_found_wherever_it_is(folder, caplog):
     whole = file.read_bytes()
     generator = torch.Generator().manual_seed(5)
     places = torch.randint(len(whole), (12,), generator=generator).tolist()
-    flipped = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in (0, 40, 100, len(whole) - 1, *places)]
+    flipped = [
+        whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in (0, 40, 100, len(whole) - 1, *places)
+    ]
     for damaged in (b"", whole[:-1], whole[: len(whole) // 2], whole + b"x", whole[64:], *flipped):
         file.write_bytes(damaged)
         caplog.clear()
@@ -249,7 +253,7 @@ def test_the_limit_is_for_engines_too(folder, monkeypatch):
     for width in (3, 4, 5, 6):
         torch2rt(nn.Linear(3, width), [X], verify=False)
     total = sum(file.stat().st_size for file in folder.iterdir())
-    assert 0 < total <= max(disk_cache.limit(), max(file.stat().st_size for file in folder.iterdir()))
+    assert 0 < total <= max(disk_cache.limit(), *(file.stat().st_size for file in folder.iterdir()))
     monkeypatch.setenv("TORCH2RT_CACHE_LIMIT", "much")
     assert disk_cache.limit() == disk_cache.LIMIT
 
@@ -288,7 +292,8 @@ def test_processes_share_a_folder(folder, request):
     count = request.config.getoption("--processes")
     environment = {**os.environ, "TORCH2RT_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
     environment.pop("TORCH2RT_CACHE_ENGINES", None)
-    run = subprocess.run([sys.executable, "-c", PROCESSES, str(count)], env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-c", PROCESSES, str(count)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout == f"{[0] * count}\n" and "damaged" not in run.stderr, run.stderr
     found = sorted(file.suffix for file in folder.iterdir())
     assert found == [".engine"] * (min(count, 3) + 1)
@@ -311,3 +316,62 @@ def test_the_command(folder, capsys, monkeypatch):
     assert main(["cache", "clear"]) == 0 and not list(folder.iterdir())
     monkeypatch.setenv("TORCH2RT_CACHE", "")
     assert main(["cache", "list"]) == 1 and "Nothing is kept" in capsys.readouterr().err
+
+
+# Engines of other weights --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refits(monkeypatch):
+    """A TensorRT that changes weights: engines say that they can have others, and note those that they are given."""
+    from torch2rt.conversion import conversion
+    from torch2rt.runtime import refittable
+
+    def build(network, refittable=False, **options):
+        engine = build_file.build(network, **options)
+        return dataclasses.replace(engine, made_by={**engine.made_by, "refittable": "all weights"})
+
+    given = []
+    for file in (conversion, engine_cache):
+        monkeypatch.setattr(file, "builds_refittable", lambda: True)
+    monkeypatch.setattr(conversion, "build", build)
+    monkeypatch.setattr(refittable, "load", lambda engine, index: SimpleNamespace(engine=engine, index=0))
+    monkeypatch.setattr(refittable, "refit_engine", lambda pool, weights: given.append((pool, weights)) or True)
+    return given
+
+
+def test_one_engine_serves_all_weights(folder, builds, refits):
+    first = torch2rt(module(), [X], refittable=True)
+    other = changed_weight()
+    model_trt, names = stages(other, [X], refittable=True)
+    assert len(builds) == 1 and names == ["trace", "lower", "build"] and len(list(folder.iterdir())) == 1
+    assert model_trt.plan.data == first.engine_bytes and model_trt.is_stale
+    assert model_trt.report.verified is not None
+    pool = model_trt._pool(0)  # it gets its weights when it is loaded
+    ((refitted, weights),) = refits
+    assert refitted is pool and pool.engine.data == first.engine_bytes
+    assert any(torch.equal(weight, other[2].weight) for weight in weights.values())
+    assert len(weights) == len(set(model_trt._networks[0].weight_names().values()))
+    with torch.no_grad():
+        other[0].bias += 1
+    assert model_trt.refit() == ["0.bias"] and len(refits) == 2
+    assert list(refits[1][1]) == ["0.linear:weights.1"] or len(refits[1][1]) == 1
+    assert other[0].bias.detach().numpy().tobytes() in model_trt.engine_bytes and len(builds) == 2  # to be saved
+
+
+def test_a_structure_that_differs_is_another_engine(folder, builds, refits):
+    torch2rt(module(), [X], refittable=True)
+    torch2rt(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval(), [X], refittable=True)
+    torch2rt(module(), [X])  # is not to be refitted
+    assert len(builds) == 3
+
+
+def test_weights_that_are_refused_are_built(folder, builds, refits, monkeypatch):
+    from torch2rt.runtime import refittable
+
+    torch2rt(module(), [X], refittable=True)
+    other = changed_weight()
+    model_trt = torch2rt(other, [X], refittable=True)
+    monkeypatch.setattr(refittable, "refit_engine", lambda pool, weights: False)
+    pool = model_trt._pool(0)
+    assert len(builds) == 2 and not model_trt.is_stale and pool.engine is model_trt.built

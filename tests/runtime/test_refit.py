@@ -323,11 +323,11 @@ def test_modules_that_are_not_followed_into():
 def test_what_is_saved_has_the_new_weights(tmp_path):
     module = Net()
     model_trt = converted(module)
-    before = model_trt.engine_bytes
     change(module, ["third.bias"])
+    bias = module.third.bias.detach().numpy().tobytes()  # which stands in the plan as it is
+    assert bias not in model_trt.engine_bytes
     model_trt.refit()
-    expected = converted(module).engine_bytes
-    assert before != expected
+    assert bias in model_trt.engine_bytes
     model_trt.save_engine(tmp_path / "net.engine")
     loaded = TRTModule()
     loaded.load_state_dict(model_trt.state_dict())
@@ -335,7 +335,6 @@ def test_what_is_saved_has_the_new_weights(tmp_path):
         assert copied.engine_bytes == model_trt.engine_bytes
         with pytest.raises(InputError, match="refittable"):
             copied.refit()
-    assert len(model_trt.engine_bytes) == len(expected) and "refitted since" not in str(model_trt.report)
 
 
 def test_the_report_says_that_the_weights_are_others():

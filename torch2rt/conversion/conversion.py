@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from torch2rt.backend.quirks import builds_refittable
 from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
 from torch2rt.conversion.prepared import Prepared, prepare
-from torch2rt.conversion.structure_keys import structure_key
+from torch2rt.conversion.structure_keys import of_module, structure_key
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine import engine_cache
@@ -96,13 +97,15 @@ class Conversion:
             found.append(network)
             files.append(file)
         networks = [network for network in found if network is not None]
-        engines = [part.built for part in parts if part.built]
+        engines = [part.plan for part in parts]
         described = list(map(_described, range(len(parts)), engines, traced.variants))
         if len(parts) > 1:
             own = engines[0].interface
             specs = [dataclasses.replace(s, dtype=mine.dtype) for s, mine in zip(traced.specs, own.inputs, strict=True)]
             whole = dataclasses.replace(own, inputs=specs, constraints=[])
             model_trt = TRTModule(joined(engines, whole, described), networks)
+            if any(part.is_stale for part in parts):
+                model_trt.needs_weights()
         else:
             model_trt = parts[0]
             if described[0].notes:
@@ -112,9 +115,8 @@ class Conversion:
         if traced.tape is not None:
             same = dataclasses.replace(self, module=torch.nn.Module())  # the module may go before its engine
             again = functools.partial(same._networks, max_variants, merge)
-            first = model_trt.built
-            assert first is not None
-            model_trt.make_live(Live(self.module, networks, again, functools.partial(same._built_again, first)))
+            build_again = functools.partial(same._built_again, model_trt.plan)
+            model_trt.make_live(Live(self.module, networks, again, build_again))
         return model_trt
 
     def _traced(self, max_variants: int, merge: str) -> Traced:
@@ -225,14 +227,17 @@ class Conversion:
         There is no network where the engine was built before, and nothing needs it.
         """
         made, ready = self._ready(traced, variant)
-        file = self._file(ready)
+        network = None if traced.tape is None else self._network(traced, variant, made, ready)
         start = time.perf_counter()
-        kept = engine_cache.read(file)
-        if kept is not None and _is_verified(kept, self.verify):
+        file, of_any_weights = self._file(ready), self._file_of_any_weights(ready, network, traced.tape)
+        kept, has_other_weights = engine_cache.read(file), False
+        if kept is None and (kept := engine_cache.read(of_any_weights)) is not None:
+            has_other_weights = True
+        elif kept is not None and _is_verified(kept, self.verify):
             self.on_stage("build", kept, time.perf_counter() - start)
-            network = None if traced.tape is None else self._network(traced, variant, made, ready)
             return TRTModule(kept, network), network, file
-        network = self._network(traced, variant, made, ready)
+        if network is None:
+            network = self._network(traced, variant, made, ready)
         also = [shapes for region, shapes in traced.compared if any(region is r for r in variant.regions)]
         verifying = Verifying(
             made.module,
@@ -252,13 +257,25 @@ class Conversion:
         else:
             report = Report(assumptions=list(network.assumptions), needs=list(kept.report.needs))
             model_trt = TRTModule(dataclasses.replace(kept, report=report), network)
+            if has_other_weights:
+                model_trt.needs_weights()
             self.on_stage("build", kept, time.perf_counter() - start)
             verifying.while_building()
         verifying.finish(model_trt)
-        assert model_trt.built is not None
-        if kept is None or model_trt.report.verified is not None:
-            engine_cache.write(file, model_trt.built)
+        built = model_trt.plan
+        if kept is None:
+            engine_cache.write(of_any_weights if "refittable" in built.made_by else file, built)
+        elif not has_other_weights and built.report.verified is not None:
+            engine_cache.write(file, built)
         return model_trt, network, file
+
+    def _file_of_any_weights(
+        self, ready: torch.fx.GraphModule, network: Network | None, tape: Tape | None
+    ) -> Path | None:
+        """The file of an engine that differs from that of a network in no more than weights, which can be changed."""
+        if tape is None or network is None or not builds_refittable():
+            return None
+        return engine_cache.file_of(ready, self.options, self.nan, True, of_module(tape), "any", network.structure)
 
     def _file(self, ready: torch.fx.GraphModule) -> Path | None:
         return engine_cache.file_of(ready, self.options, self.nan, self.refittable)

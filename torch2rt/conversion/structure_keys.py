@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from torch2rt.graph_key import Unkeyable, content, graph_key
@@ -17,10 +19,12 @@ def structure_key(graph: torch.fx.GraphModule, tape: Tape, network: Network) -> 
     assert network.recipes is not None
     reads = [(read.what, str(read.value)) for read in network.recipes.reads]
 
-    def constant(tensor: torch.Tensor) -> str:
-        return "of the module" if tape.is_of_module(tensor) else content(tensor)
-
     try:
-        return graph_key(graph, constant, reads, network.nan, str(network.interface.to_json()))
+        return graph_key(graph, of_module(tape), reads, network.nan, str(network.interface.to_json()))
     except Unkeyable:
         return None
+
+
+def of_module(tape: Tape) -> Callable[[torch.Tensor], str]:
+    """What a key has of constants: their contents, unless they are made of the module's tensors."""
+    return lambda tensor: "of the module" if tape.is_of_module(tensor) else content(tensor)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -19,19 +18,16 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
-from torch2rt.runtime.converted import Converted, ReferenceModule
-from torch2rt.runtime.follow import Follow
+from torch2rt.runtime.converted import Converted as Converted
+from torch2rt.runtime.converted import ReferenceModule
 from torch2rt.runtime.graph_cache import GraphCache
-from torch2rt.runtime.live import Live, Weights
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
-from torch2rt.runtime.refit import refit_engine
-from torch2rt.runtime.variants import Dispatch, VariantPools, load
-
-UNVERIFIED = "that it is right with the weights that it was refitted with since it was verified"
+from torch2rt.runtime.refittable import Refittable
+from torch2rt.runtime.variants import Dispatch
 
 
-class TRTModule(Converted):
+class TRTModule(Refittable):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
     - `engine`: of `torch2rt.build`. `TRTModule()` is empty, until `load_state_dict` fills it.
@@ -58,30 +54,13 @@ class TRTModule(Converted):
                 f"TRTModule takes the Engine that torch2rt.build returns, not a {type(engine).__name__}; "
                 "TRTModule.from_engine reads files and bytes."
             )
-        self._built, self._is_stale = engine, False
-        self._live: Live | None = None
-        self._follow: Callable[[], None] | None = None
-        self._kept = [network] if isinstance(network, Network) else list(network or [])
-        self._later: Callable[[], list[Network]] | None = None
+        self._hold(engine, [network] if isinstance(network, Network) else list(network or []))
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
         self._is_replica = False
         self._pools: dict[int | None, Any] = {}  # a ContextPool each, or VariantPools
         self._lock = threading.RLock()
-
-    @property
-    def built(self) -> Engine | None:
-        """The engine, which is built again if it does not have the weights of the last refit."""
-        if self._is_stale and self._live is not None:
-            with self._live.lock:
-                if self._is_stale:
-                    self._built, self._is_stale = self._live.engine(), False
-        return self._built
-
-    @built.setter
-    def built(self, engine: Engine | None) -> None:
-        self._built, self._is_stale = engine, False
 
     @property
     def interface(self) -> Interface | None:
@@ -165,7 +144,7 @@ class TRTModule(Converted):
         """The contexts on a GPU, on the current one if not given, where the engine is loaded if need be."""
         with self._lock:
             if index is None or (pool := self._pools.get(index)) is None:
-                pool = load(self.built or self._engine(), index)
+                pool = self._load(index)
                 self._pools[pool.index] = pool
             return pool
 
@@ -216,23 +195,6 @@ class TRTModule(Converted):
         definitions = [network.definition for network in self._networks]
         return definitions if len(definitions) > 1 else next(iter(definitions), None)
 
-    @property
-    def _networks(self) -> list[Network]:
-        """The kept networks; those of an engine that was built before are made now."""
-        with self._lock:
-            if self._later is not None:
-                self._kept, self._later = self._later(), None
-            return self._kept
-
-    def lower_later(self, networks: Callable[[], list[Network]]) -> None:
-        """Make the networks when they are first asked for."""
-        self._later = networks
-
-    def drop_network(self) -> None:
-        """Let go of the network, and of the weights that it holds; `reference()` and `refit()` need it."""
-        self._kept, self._later, self._follow = [], None, None
-        self._live = self._live if self._is_stale else None
-
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
         if not self._networks:
@@ -240,88 +202,6 @@ class TRTModule(Converted):
                 "reference() needs the network: convert with keep_network=True; a loaded engine has none."
             )
         return ReferenceModule(*self._networks, interface=self.interface, live=self._live, follow=self._follow)
-
-    # Weights of other parameters -------------------------------------------------------------------------------------
-
-    def make_live(self, live: Live) -> None:
-        """Let `refit()` change the weights by what ties this module to the one that it came from."""
-        self._live = live
-
-    def follow(self) -> None:
-        """From now on, refit before a call if the module that this one came from has changed.
-
-        `torch2rt.torch2rt` says under `follow` what is noticed. An engine that cannot have the new
-        weights is built again. Raises `InputError` where the conversion was not `refittable`.
-        """
-        live, me = self._of_module(), weakref.ref(self)
-
-        def update() -> None:
-            if (module := me()) is not None:
-                module.refit(strict=False)
-
-        self._follow = Follow(live.module(), live.tensors, update)
-
-    def refit(self, source: Any = None, *, strict: bool = True) -> list[str]:
-        """Take the values that a module's parameters and buffers have now; returns the names of those that changed.
-
-        - `source`: a module like the one that was converted with `refittable=True`, or a state dict of such a module;
-          by default that one itself. What a state dict lacks stays as it is.
-        - `strict`: raise `RefitError`, which names the parameters, where the engine cannot have such weights: where
-          their shapes or dtypes are others, the module's Python has looked at a value that is another one now, or a
-          plain attribute of the module has changed and with it what the module computes. The engine then stays as it
-          is. Otherwise it is built again.
-
-        Only weights that were made of what has changed are made again, on the device where the values are. Calls that
-        were enqueued before use the old weights, those that begin later the new ones. Where TensorRT cannot change the
-        weights of an engine, or it is not loaded, an engine is built at its next use. The module stays in the mode
-        that it was converted in, also while the other one trains.
-
-        Raises `InputError` for a source with other parameters, and where the conversion was not `refittable`.
-
-        >>> linear = torch.nn.Linear(3, 5)
-        >>> from torch2rt import torch2rt
-        >>> model_trt = torch2rt(linear, [torch.randn(2, 3)], refittable=True)
-        >>> with torch.no_grad():
-        ...     _ = linear.bias.add_(1)
-        >>> model_trt.refit()
-        ['bias']
-        """
-        with self._lock:  # before the lock within: an engine that is built again is loaded under both
-            return self._of_module().refit(source, strict, self._take)
-
-    def changed(self, source: Any = None) -> list[str]:
-        """The names of the parameters and buffers whose values are others than the engine's, by comparing them all.
-
-        The names of plain attributes of the module's that are others now come after them. `source` is as for `refit`.
-        """
-        return self._of_module().changed(source)
-
-    def _of_module(self) -> Live:
-        if self._live is None:
-            raise InputError("This module cannot be refitted: convert with refittable=True and keep_network=True.")
-        return self._live
-
-    def _note_refit(self) -> None:
-        report = self._engine().report
-        if report.verified is not None and UNVERIFIED not in report.assumptions:
-            report.assumptions.append(UNVERIFIED)
-
-    def _take(self, made: Weights | None) -> bool:
-        """Give all engines that are loaded new weights; those that cannot have them are built again when needed."""
-        live = self._of_module()
-        with self._lock:
-            self._kept = live.networks
-            self._note_refit()
-            pools = [pool.pools if isinstance(pool, VariantPools) else [pool] for pool in self._pools.values()]
-            names = [network.weight_names() for network in live.networks]
-            is_done = bool(pools) and made is not None and "refittable" in self._engine().made_by
-            for each in pools if is_done else ():
-                for pool, weights, known in zip(each, made or (), names, strict=True):
-                    is_done = is_done and refit_engine(pool, {known[n]: x for n, x in weights.items() if n in known})
-            if not is_done:
-                self._pools = {}
-            self._is_stale = True
-            return is_done
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
@@ -362,8 +242,8 @@ class TRTModule(Converted):
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""
         with self._lock:
-            self._built, self._is_stale, self._live, self._follow = engine, False, None, None
-            self._kept, self._later, self._pools = [], None, {}
+            self._hold(engine)
+            self._pools = {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
