@@ -1,10 +1,10 @@
 """Precision on a GPU: is a float32 module with `precision="fp16"` as fast as its half, and int8 faster, and how exact?
 
-    python benchmarks/precision.py [--batch N] [--models A,B,...] [--int8]
+    python benchmarks/precision.py [--batch N] [--models A,B,...] [--int8] [--fp8]
 
 For each model: the median latency of CUDA-graph replays, and the distance of the outputs from eager float32 in parts of
-their norm, of `module.half()`, `precision="fp16"`, `"bf16"` and, with `--int8`, `"int8"`. The ratio is that of `fp16`
-to `half`, which should be at most 1.05. Random weights; needs a GPU.
+their norm, of `module.half()`, `precision="fp16"`, `"bf16"` and, with `--int8` and `--fp8`, these. The ratio is that of
+`fp16` to `half`, which should be at most 1.05. Random weights; needs a GPU.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--int8", action="store_true", help="calibrate on the inputs, and measure int8 too")
+    parser.add_argument("--fp8", action="store_true", help="the same of fp8, in which convolutions stay in float16")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, batch {arguments.batch}")
     print(f"{'model':<22}{'precision':<12}{'us':>10}{'to half':>10}{'distance':>12}  stays in float32")
@@ -71,6 +72,8 @@ def main() -> None:
         ways: dict[str, dict[str, Any]] = {"half": {}, "fp16": {"precision": "fp16"}, "bf16": {"precision": "bf16"}}
         if arguments.int8:
             ways["int8"] = {"precision": "int8", "calibration": [inputs], "calibration_method": "percentile"}
+        if arguments.fp8:
+            ways["fp8"] = {"precision": "fp8", "calibration": [inputs]}
         base = None
         for way, options in ways.items():
             own = half if way == "half" else inputs

@@ -8,17 +8,12 @@ from torch2rt.vocabulary import (
     Selection,
     add,
     answer,
-    assign,
-    cast,
     check,
     composite,
-    concat,
     converter,
     dims,
     dtype_of,
-    expand,
     gather,
-    iota,
     is_symbolic,
     is_traced,
     less,
@@ -27,15 +22,12 @@ from torch2rt.vocabulary import (
     narrow,
     permute,
     proven,
-    refuse,
     require,
     reshape,
     same_size,
     select,
     slice_nd,
     torch,
-    trt,
-    wrap_dim,
 )
 
 Tensor, aten = torch.Tensor, torch.ops.aten
@@ -47,16 +39,16 @@ MASKS = (torch.bool, torch.uint8)
 
 @converter(torch.select, Tensor.select)
 def select_op(ctx: Context, input, dim, index):
-    return reshape(ctx, narrow(ctx, input, dim, _position(ctx, index, dims(ctx, input)[dim]), 1), ctx.out.shape)
+    return reshape(ctx, narrow(ctx, input, dim, position_of(ctx, index, dims(ctx, input)[dim]), 1), ctx.out.shape)
 
 
 @converter(aten.slice.Tensor)
 def slice_op(ctx: Context, input, dim=0, start=None, end=None, step=1):
-    first = _start(ctx, slice(start, end, step), dims(ctx, input)[dim], ctx.out.shape[dim])
+    first = start_of(ctx, slice(start, end, step), dims(ctx, input)[dim], ctx.out.shape[dim])
     return narrow(ctx, input, dim, first, ctx.out.shape[dim], step)
 
 
-def _position(ctx: Context, index, size):
+def position_of(ctx: Context, index, size):
     """One index, counted from the front."""
     inside = torch.sym_max(index, -1 - index) < size
     require(ctx, inside, f"index {index} is out of range")
@@ -65,7 +57,7 @@ def _position(ctx: Context, index, size):
     return index if proven(ctx, index >= 0) else index % size
 
 
-def _start(ctx: Context, part, size, length):
+def start_of(ctx: Context, part, size, length):
     """Where a slice begins. The recorded length, made with sizes above 1 in mind, must be Python's for all sizes."""
     first = 0 if part.start is None else _clamped(ctx, part.start, size)
     last = size if part.stop is None else _clamped(ctx, part.stop, size)
@@ -91,69 +83,20 @@ def _clamped(ctx: Context, bound, size):
 
 @composite(Tensor.__getitem__)
 def plain_getitem(input, index):
-    index = _as_mask(index)
-    if (first := _only_mask(index)) is not None:
+    index = as_mask(index)
+    if (first := only_mask(index)) is not None:
         items = index if isinstance(index, tuple) else (index,)
         return Selection(input.clone(), items[first], first)
-    x, plain = _plain_index(input, index)
-    plain = _cut(x, plain)
+    x, plain = plain_index(input, index)
+    plain = cut(x, plain)
     if plain is index:
         return NotImplemented
     items = index if isinstance(index, tuple) else (index,)
     return x[plain].clone() if any(map(_is_truth, items)) else x[plain]  # what is chosen by True is no view
 
 
-@composite(Tensor.__setitem__)
-def plain_setitem(input, index, value):
-    """C++ takes integers that are sizes for constants, and computed ones without dimensions too."""
-    if (spelled := _cut(input, _as_mask(index))) is not index:
-        if plain_setitem(input, spelled, value) is NotImplemented:
-            input[spelled] = value
-        return None
-    items = index if isinstance(index, tuple) else (index,)
-    if type(value) is Selection:
-        first = _only_mask(index)
-        check(first is not None, COUNTED)
-        return assign(input, items[first], first, value)
-    if any(map(is_symbolic, items)):
-        x, plain = _plain_index(input, index)
-        x[plain] = value
-        return None
-    if any(isinstance(item, slice) and any(map(is_symbolic, (item.start, item.stop))) for item in items):
-        _check_bounds(input, items)
-    if any(map(_is_computed_number, items)):
-        items = _spelled_out(items, input.dim())
-        if any(not isinstance(item, Tensor) and item != slice(None) for item in items):
-            input, items = _around(input, items)
-        whole = [isinstance(item, slice) and item == slice(None) for item in items]
-        check(
-            all(w or isinstance(item, Tensor) for w, item in zip(whole, items, strict=True)),
-            "a computed index without dimensions is not supported beside what is neither a number nor a tensor",
-        )
-        value = value.to(input.dtype) if isinstance(value, Tensor) else input.new_tensor(value)
-        aten.index_put_.default(input, [None if w else item for w, item in zip(whole, items, strict=True)], value)
-        return None
-    masks = [i for i, item in enumerate(items) if isinstance(item, Tensor) and is_traced(item)]
-    others = all(i in masks or isinstance(item, slice) and item == slice(None) for i, item in enumerate(items))
-    if len(masks) == 1 and others and items[masks[0]].dtype is torch.bool and isinstance(value, Tensor) and value.dim():
-        aten.index_put_.default(input, [None] * masks[0] + [items[masks[0]]], value)
-        return None
-    return NotImplemented
-
-
-def _is_computed_number(item):
+def is_computed_number(item):
     return isinstance(item, Tensor) and is_traced(item) and not item.dim() and item.dtype not in MASKS
-
-
-def _around(input, items):
-    """A view of what all items but the computed numbers choose, and the items that are left."""
-    tensors = [item for item in items if isinstance(item, Tensor)]
-    check(
-        all(map(_is_computed_number, tensors)),
-        "a computed index without dimensions is not supported beside both tensors and others than ':'",
-    )
-    view = input[tuple(slice(None) if isinstance(item, Tensor) else item for item in items)]
-    return view, [item if isinstance(item, Tensor) else slice(None) for item in items if not _is_number(item)]
 
 
 @composite(torch.where)
@@ -168,7 +111,7 @@ def nonzero_as_tuple(input, *, as_tuple=False):
     return where_is_true(input) if as_tuple else NotImplemented
 
 
-def _as_mask(index):
+def as_mask(index):
     """An index in which the tensors that `torch.where(mask)` returns are the mask again."""
     items = index if isinstance(index, tuple) else (index,)
     places = [i for i, item in enumerate(items) if type(item) is MaskIndices]
@@ -180,7 +123,7 @@ def _as_mask(index):
     return (*items[: places[0]], mask, *items[places[-1] + 1 :])
 
 
-def _only_mask(index):
+def only_mask(index):
     """Where the one computed mask is, if there is nothing but whole dimensions before and behind it."""
     items = index if isinstance(index, tuple) else (index,)
     masks = [i for i, item in enumerate(items) if isinstance(item, Tensor)]
@@ -192,11 +135,11 @@ def _only_mask(index):
     return masks[0] if whole and mask.dtype is torch.bool and mask.dim() else None
 
 
-def _check_bounds(input, items):
+def check_bounds(input, items):
     """Hold torch to Python's rule for slices: it takes one for the whole where it is that for sizes from 2 on."""
     masks = [item for item in items if isinstance(item, (list, bool)) or getattr(item, "dtype", None) is torch.bool]
     check(not masks, "a slice with dynamic bounds beside a mask is not supported; write to a view")
-    for dim, part in enumerate(item for item in _spelled_out(items, input.dim()) if item is not None):
+    for dim, part in enumerate(item for item in spelled_out(items, input.dim()) if item is not None):
         if isinstance(part, slice) and any(map(is_symbolic, (part.start, part.stop))):
             size, step = input.shape[dim], 1 if part.step is None else part.step
             first = 0 if part.start is None else _within(part.start, size)
@@ -209,7 +152,7 @@ def _within(bound, size):
     return torch.sym_min(torch.sym_max(torch.sym_ite(bound < 0, bound + size, bound), 0), size)
 
 
-def _plain_index(input, index):
+def plain_index(input, index):
     """An index of numbers, slices and integer tensors only, and what is left to index once its sizes are selected."""
     nested = isinstance(index, list) and any(not isinstance(item, (int, float)) for item in index)
     check(not nested, "torch takes a list of other things than numbers for a tuple, or not; write a tuple or a tensor")
@@ -219,7 +162,7 @@ def _plain_index(input, index):
         met = sum(_is_truth(item) or isinstance(item, Tensor) for item in (*items, *plain))
         check(met == 1, "True beside another True or an index tensor is not supported; index one after the other")
     if any(map(_is_single, plain)):
-        plain = _spelled_out(plain, input.dim())
+        plain = spelled_out(plain, input.dim())
         at = [d for d, item in enumerate(item for item in plain if item is not None) if _is_single(item)]
         for d, item in zip(reversed(at), reversed([item for item in plain if _is_single(item)]), strict=True):
             if isinstance(item, Tensor):
@@ -231,14 +174,14 @@ def _plain_index(input, index):
     return input, index if same else tuple(plain)
 
 
-def _cut(x, index):
+def cut(x, index):
     """An index whose slices end within dynamic dimensions: Python cuts what lies beyond, whatever the size."""
     items = index if isinstance(index, tuple) else (index,)
     if not any(isinstance(item, slice) and item != slice(None) for item in items):
         return index
     if any(item is not None and not isinstance(item, (slice, int)) and not _is_integers(item) for item in items):
         return index  # a mask takes several dimensions
-    spelled = _spelled_out(items, x.dim())
+    spelled = spelled_out(items, x.dim())
     sizes = iter(x.shape)
     cut = [item if item is None else _cut_slice(item, next(sizes)) for item in spelled]
     return index if all(a is b for a, b in zip(spelled, cut, strict=True)) else tuple(cut)
@@ -271,7 +214,7 @@ def _within_proven(bound, size):
 
 def _is_single(item):
     """Whether torch selects by this: a size, or a number that is computed."""
-    return is_symbolic(item) or _is_computed_number(item)
+    return is_symbolic(item) or is_computed_number(item)
 
 
 def _plain(input, item):
@@ -307,9 +250,9 @@ def _is_truth(item):
 def getitem(ctx: Context, input, index):
     """One slice for the numbers and ranges, one reshape for what appears and disappears, one gather for the tensors."""
     sizes = dims(ctx, input)
-    items = _spelled_out(index if isinstance(index, tuple) else (index,), len(sizes))
-    tensors = [None if item is None or isinstance(item, slice) else item for item in items if not _is_number(item)]
-    places, first = _places(tensors)
+    items = spelled_out(index if isinstance(index, tuple) else (index,), len(sizes))
+    tensors = [None if item is None or isinstance(item, slice) else item for item in items if not is_number(item)]
+    places, first = indexed_dims(tensors)
     kept = list(ctx.out.shape)
     del kept[first : first + len(kept) + len(places) - len(tensors)]
     start: list[Any] = []
@@ -321,11 +264,11 @@ def getitem(ctx: Context, input, index):
         if item is None:
             shape.append(kept.pop(0))
             continue
-        if _is_number(item):
-            start.append(_position(ctx, item, size))
+        if is_number(item):
+            start.append(position_of(ctx, item, size))
             length.append(1)
         elif isinstance(item, slice):
-            start.append(_start(ctx, item, size, kept[0]))
+            start.append(start_of(ctx, item, size, kept[0]))
             length.append(kept[0])
             shape.append(kept.pop(0))
         else:
@@ -337,18 +280,18 @@ def getitem(ctx: Context, input, index):
     return index_op(ctx, x, tensors) if places else x
 
 
-def _is_number(item):
+def is_number(item):
     return isinstance(item, int) or is_symbolic(item)
 
 
-def _spelled_out(items, ndim):
+def spelled_out(items, ndim):
     """An index with a number, a slice or a tensor for each dimension."""
     at = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
     taken = sum(item is not None and item is not Ellipsis for item in items)
     return [*items[:at], *[slice(None)] * (ndim - taken), *items[at + 1 :]]
 
 
-def _places(indices):
+def indexed_dims(indices):
     """Which dimensions are indexed by tensors, and where torch puts the dimensions of the tensors in their stead."""
     places = [d for d, index in enumerate(indices) if index is not None]
     adjacent = bool(places) and places[-1] - places[0] == len(places) - 1
@@ -368,8 +311,8 @@ def index_without_masks(input, indices):
 @converter(aten.index.Tensor, aten._unsafe_index.Tensor)
 def index_op(ctx: Context, input, indices):
     """Indexed dimensions become one, at the front if they are not neighbours, and a single gather reads it."""
-    indices = [part for index in indices for part in _unmasked(ctx, index)]
-    places, first = _places(indices)
+    indices = [part for index in indices for part in unmasked(ctx, index)]
+    places, first = indexed_dims(indices)
     sizes = dims(ctx, input)
     rest = [d for d in range(len(sizes)) if d not in places]
     x = permute(ctx, input, [*rest[:first], *places, *rest[first:]])
@@ -378,13 +321,13 @@ def index_op(ctx: Context, input, indices):
     return gather(ctx, x, position, first)
 
 
-def _is_mask(ctx: Context, index):
+def is_mask(ctx: Context, index):
     return dtype_of(index) in (torch.bool, torch.uint8) or id(index) in ctx.bytes
 
 
-def _unmasked(ctx: Context, index):
+def unmasked(ctx: Context, index):
     """An index tensor, or those for each dimension of a constant mask."""
-    if index is None or not _is_mask(ctx, index):
+    if index is None or not is_mask(ctx, index):
         return [index]
     check(isinstance(index, Tensor), "how many elements a computed mask selects depends on data; use torch.where")
     return list(index.bool().nonzero(as_tuple=True))
@@ -395,8 +338,8 @@ def flat_position(ctx: Context, indices, sizes):
     position, total = None, 1
     for index, size in zip(reversed(indices), reversed(sizes), strict=True):
         index = counted_from_front(ctx, index, size)
-        index = index if same_size(total, 1) else _times(ctx, index, total)
-        position = index if position is None else _plus(ctx, position, index)
+        index = index if same_size(total, 1) else times(ctx, index, total)
+        position = index if position is None else plus(ctx, position, index)
         total = total * size
     return position, total
 
@@ -419,159 +362,9 @@ def counted_from_front(ctx: Context, index, size):
     return select(ctx, less(ctx, index, 0), add(ctx, index, size), index)
 
 
-def _plus(ctx: Context, a, b):
+def plus(ctx: Context, a, b):
     return a + b if isinstance(a, Tensor) and isinstance(b, Tensor) else add(ctx, a, b)
 
 
-def _times(ctx: Context, a, b):
+def times(ctx: Context, a, b):
     return a * b if isinstance(a, Tensor) and not is_symbolic(b) else mul(ctx, a, b)
-
-
-# The same places, written ---------------------------------------------------------------------------------------------
-
-
-@converter(torch.select_scatter, Tensor.select_scatter)
-def select_scatter(ctx: Context, input, src, dim, index):
-    dim = wrap_dim(dim, len(ctx.out.shape))
-    part = [1 if d == dim else size for d, size in enumerate(ctx.out.shape)]
-    return _replaced(ctx, input, reshape(ctx, src, part), dim, _position(ctx, index, ctx.out.shape[dim]), 1)
-
-
-@converter(torch.slice_scatter, Tensor.slice_scatter)
-def slice_scatter(ctx: Context, input, src, dim=0, start=None, end=None, step=1):
-    size, length = ctx.out.shape[dim], dims(ctx, src)[dim]
-    first = _start(ctx, slice(start, end, step), size, length)
-    if step == 1:
-        return _replaced(ctx, input, src, dim, first, length)
-    order, back = _to_front(len(ctx.out.shape), dim)
-    place = _plus(ctx, _times(ctx, iota(ctx, length), step), first)
-    rows = _put_rows(ctx, permute(ctx, input, order), place, permute(ctx, cast(ctx, src, ctx.out.dtype), order))
-    return permute(ctx, rows, back)
-
-
-@converter(torch.diagonal_scatter, Tensor.diagonal_scatter)
-def diagonal_scatter(ctx: Context, input, src, offset=0, dim1=0, dim2=1):
-    """With rows and columns as one dimension, the diagonal is every (columns + 1)-th element."""
-    order, back = _to_front(len(ctx.out.shape), dim1, dim2)
-    x = permute(ctx, input, order)
-    rows, columns, *rest = dims(ctx, x)
-    start = offset if offset >= 0 else -offset * columns
-    place = _plus(ctx, _times(ctx, iota(ctx, dims(ctx, src)[-1]), columns + 1), start)
-    updates = permute(ctx, cast(ctx, src, ctx.out.dtype), [len(rest), *range(len(rest))])
-    x = _put_rows(ctx, reshape(ctx, x, [rows * columns, *rest]), place, updates)
-    return permute(ctx, reshape(ctx, x, [rows, columns, *rest]), back)
-
-
-@converter(
-    torch.index_put, Tensor.index_put, aten._unsafe_index_put, limits="no accumulate where a mask meets other indices"
-)
-def index_put(ctx: Context, input, indices, values, accumulate=False):
-    """Indexed dimensions become one, in front, and a single scatter writes to it; a mask chooses without one."""
-    values = cast(ctx, values, ctx.out.dtype)
-    places, _ = _places(indices)
-    mask = indices[places[0]] if places else None
-    if len(places) == 1 and _is_mask(ctx, mask):
-        merged = _under_mask(ctx, values, mask, places[0])
-        if merged is not None:
-            merged = add(ctx, input, merged, ctx.out.dtype) if accumulate else merged
-            after = len(ctx.out.shape) - places[0] - len(dims(ctx, mask))
-            return select(ctx, reshape(ctx, mask, [*dims(ctx, mask), *[1] * after]), merged, input, ctx.out.dtype)
-    check(not accumulate, "adding where a mask and other indices meet is not supported")
-    indices = [part for index in indices for part in _unmasked(ctx, index)]
-    places, first = _places(indices)
-    sizes = dims(ctx, input)
-    order, back = _to_front(len(sizes), *places)
-    rest = [sizes[d] for d in order[len(places) :]]
-    place, total = flat_position(ctx, [indices[d] for d in places], [sizes[d] for d in places])
-    shape = dims(ctx, place)
-    updates = expand(ctx, values, [*rest[:first], *shape, *rest[first:]])
-    updates = permute(ctx, updates, _to_front(len(rest) + len(shape), *range(first, first + len(shape)))[0])
-    x = reshape(ctx, permute(ctx, input, order), [total, *rest])
-    return permute(ctx, reshape(ctx, _put_rows(ctx, x, place, updates), [sizes[d] for d in order]), back)
-
-
-def _under_mask(ctx: Context, values, mask, dim):
-    """Values to choose from under a mask over the dimensions from `dim` on, if there is one for all it selects."""
-    shape, masked = dims(ctx, values), len(dims(ctx, mask))
-    after = len(ctx.out.shape) - dim - masked
-    if len(shape) <= after:
-        return values
-    at = len(shape) - after - 1
-    if not same_size(shape[at], 1):
-        return None if isinstance(mask, Tensor) else refuse("how many values a computed mask takes depends on data")
-    return reshape(ctx, values, [*shape[:at], *[1] * masked, *shape[at + 1 :]])
-
-
-@composite(torch.index_put, Tensor.index_put, aten.index_put, aten.index_put.default)
-def index_put_adding(input, indices, values, accumulate=False):
-    """With indexed dimensions as one, in front, it is an `index_add`; under one computed mask, a `masked_scatter`."""
-    places, first = _places(indices)
-    if len(places) == 1 and indices[first].dtype is torch.bool and is_traced(indices[first]):
-        return _masked_put(input, indices[first], first, values, accumulate)
-    if not accumulate or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        return NotImplemented
-    order, back = _to_front(input.dim(), *places)
-    x = input.permute(order)
-    sizes, rest = x.shape[: len(places)], x.shape[len(places) :]
-    place, total = 0, 1
-    for d, size in zip(reversed(places), reversed(sizes), strict=True):
-        place = place + torch.where(indices[d] < 0, indices[d] + size, indices[d]) * total
-        total = total * size
-    updates = values.expand(*rest[:first], *place.shape, *rest[first:])
-    updates = updates.permute(_to_front(updates.dim(), *range(first, first + place.dim()))[0])
-    rows = x.reshape(total, *rest).index_add(0, place.flatten(), updates.reshape(-1, *rest))
-    return rows.reshape(x.shape).permute(back)
-
-
-def _masked_put(input, mask, dim, values, accumulate):
-    """A value, or a row of them, for each true element of a mask over the dimensions from `dim` on."""
-    order, back = _to_front(input.dim(), *range(dim, dim + mask.dim()))
-    x, after = input.permute(order), input.dim() - dim - mask.dim()
-    if values.dim() <= after or same_size(values.shape[values.dim() - after - 1], 1):
-        return NotImplemented
-    rest = x.shape[mask.dim() :]
-    rows = values.expand(*rest[:dim], values.shape[values.dim() - after - 1], *rest[dim:]).movedim(dim, 0)
-    mask = mask.reshape(*mask.shape, *[1] * len(rest))
-    result = (torch.zeros_like(x) if accumulate else x).masked_scatter(mask, rows)
-    return (x + result if accumulate else result).permute(back)
-
-
-@converter(torch.index_copy, Tensor.index_copy)
-def index_copy(ctx: Context, input, dim, index, source):
-    x, source = (materialize(ctx, v, ctx.out.dtype, 1) for v in (input, source))
-    order, back = _to_front(len(dims(ctx, x)), dim)
-    place = counted_from_front(ctx, index, dims(ctx, x)[dim])
-    place = place.reshape(-1) if isinstance(place, Tensor) else reshape(ctx, place, [dims(ctx, source)[dim]])
-    rows = _put_rows(ctx, permute(ctx, x, order), place, permute(ctx, source, order))
-    return reshape(ctx, permute(ctx, rows, back), ctx.out.shape)
-
-
-def _to_front(ndim, *moved):
-    """An order of dimensions with some of them first, and the order that takes it back."""
-    first = [wrap_dim(d, ndim) for d in moved]
-    order = first + [d for d in range(ndim) if d not in first]
-    return order, [order.index(d) for d in range(ndim)]
-
-
-def _replaced(ctx: Context, x, part, dim, start, length):
-    """`x` with `length` elements from `start` along one dimension taken from `part`."""
-    size = dims(ctx, x)[dim]
-    end = start + length
-    before = [] if same_size(start, 0) else [narrow(ctx, x, dim, 0, start)]
-    after = [] if same_size(end, size) else [narrow(ctx, x, dim, end, size - end)]
-    return concat(ctx, [*before, cast(ctx, part, ctx.out.dtype), *after], dim)
-
-
-def _put_rows(ctx: Context, x, place, rows):
-    """`x` with the rows at the places in an index tensor replaced; if a constant names one twice, the last counts."""
-    if isinstance(place, Tensor):
-        last = {row: i for i, row in enumerate(place.flatten().tolist())}
-        if len(last) < place.numel():
-            rows = reshape(ctx, rows, [place.numel(), *dims(ctx, x)[1:]])
-            rows, place = gather(ctx, rows, torch.tensor([*last.values()]), 0), torch.tensor([*last])
-    x, rows = materialize(ctx, x), materialize(ctx, rows)
-    layer = ctx.network.add_scatter(x, reshape(ctx, place, [*dims(ctx, place), 1]), rows, trt.ScatterMode.ND)
-    result = ctx.track(layer.get_output(0), dims(ctx, x))
-    if id(x) in ctx.bytes:
-        ctx.bytes.add(id(result))
-    return result

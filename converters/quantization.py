@@ -7,11 +7,12 @@ from torch2rt.vocabulary import (
     dequantize,
     dequantized,
     fake_quantize,
-    integers,
+    fake_quantize_fp8,
     is_traced,
     keep,
     materialize,
     quantized_and_back,
+    stored,
     torch,
 )
 
@@ -23,7 +24,8 @@ keep(dequantize)
 @converter(dequantize, limits="constant weights")
 def dequantize_layers(ctx: Context, weight, scale, axis, dtype):
     check(isinstance(weight, torch.Tensor), "quantised weights must be constant")
-    return dequantized(ctx, integers(ctx, weight), scale, dtype, axis)
+    scale = ctx.as_dtype(scale, dtype if weight.dtype is torch.uint8 else torch.float32)
+    return dequantized(ctx, stored(ctx, weight), scale, dtype, axis)
 
 
 @converter(fake_quantize)
@@ -33,6 +35,12 @@ def quantize_layers(ctx: Context, x, scale, low=-128, high=127):
     if (low, high) != (-128, 127):
         x = clamp(ctx, x, low * scale, high * scale)
     return quantized_and_back(ctx, x, torch.tensor(scale, dtype=torch.float32), ctx.out.dtype)
+
+
+@converter(fake_quantize_fp8)
+def quantize_layers_fp8(ctx: Context, x, scale):
+    scale = torch.tensor(scale, dtype=torch.float32)
+    return quantized_and_back(ctx, materialize(ctx, x), scale, ctx.out.dtype, stored_as=torch.float8_e4m3fn)
 
 
 def is_int8(zero_point, quant_min, quant_max):

@@ -57,10 +57,14 @@ def predict(model: torch.nn.Module, images: torch.Tensor, batch_size: int) -> to
 
 
 def precisions(batches) -> dict[str, dict[str, Any]]:
-    """The same network in other types: what `torch2rt` is told, by name. int8 needs batches to find ranges on."""
+    """The same network in other types: what `torch2rt` is told, by name. int8 and fp8 need batches to find ranges on.
+
+    In fp8 the convolutions stay in float16.
+    """
     methods = ("entropy", "minmax", "percentile", "mse")
     int8 = {f"int8 {m}": dict(precision="int8", calibration=batches, calibration_method=m) for m in methods}
-    return {"fp16": dict(precision="fp16"), "bf16": dict(precision="bf16"), **int8}
+    fp8 = dict(precision="fp8", calibration=batches)
+    return {"fp16": dict(precision="fp16"), "bf16": dict(precision="bf16"), **int8, "fp8": fp8}
 
 
 def main(epochs: int = 8, batch_size: int = 64) -> dict[str, float]:

@@ -6,8 +6,13 @@ os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 # Tests are of what is built now; those of kept engines say otherwise.
 os.environ["TORCH2RT_CACHE_ENGINES"] = "0"
 
+from pathlib import Path
+
 import pytest
 import torch
+from harness.reached import REACHED, missing
+
+UNREACHED = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser):
@@ -18,6 +23,7 @@ def pytest_addoption(parser):
         "--all-models", action="store_true", help="convert every model of the tables, not a few of each kind"
     )
     parser.addoption("--examples", type=int, default=50, help="how many calls of a kind the drawn tests make")
+    parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
     parser.addoption("--size-programs", type=int, default=100, help="how many programs test_size_programs.py draws")
     parser.addoption("--processes", type=int, default=6, help="how many processes share a folder of kept engines")
     parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")
@@ -44,3 +50,33 @@ def without_gpu_memory(monkeypatch):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+# Every converter has a row that reaches it: known when all rows have run, in one process or several.
+
+ALL_ROWS = Path(__file__).parent / "converters"
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node, error):
+    REACHED.update(map(tuple, getattr(node, "workeroutput", {}).get("reached", ())))
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["reached"] = sorted(map(list, REACHED))
+        return
+    selected = any(config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf", "collectonly"))
+    folders = [Path(arg).resolve() for arg in config.args]
+    whole = any(
+        "::" not in arg and folder in (ALL_ROWS, *ALL_ROWS.parents) for arg, folder in zip(config.args, folders)
+    )
+    if whole and not selected and (names := missing(REACHED)):
+        config.stash[UNREACHED] = names
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name in terminalreporter.config.stash.get(UNREACHED, ()):
+        terminalreporter.write_line(f"no row reaches the converter {name}", red=True)

@@ -17,9 +17,10 @@ ORDER = [
     ["__main__"],
     ["cli"],
     ["bench"],
-    ["compile_backend", "planning", "submodules"],
+    ["compile_backend", "planning", "saving", "submodules"],
     ["precision_plan"],
     ["convert"],
+    ["background"],
     ["conversion"],
     ["debug"],
     ["lowering"],
@@ -88,7 +89,7 @@ def imported() -> dict[str, set[str]]:
     trees = {name: ast.parse(path.read_text(encoding="utf-8"), str(path)) for name, path in modules().items()}
     found = {name: set(imports(tree)) for name, tree in trees.items() if name != "torch2rt"}
     (load,) = (n for n in trees["torch2rt.registry"].body if isinstance(n, ast.FunctionDef) and n.name == "load")
-    assert set(imports(load)) == {f"torch2rt.converters{name}" for name in ("", ".vision", ".decomposed")}
+    assert set(imports(load)) == {f"torch2rt.converters{name}" for name in ("", ".vision", ".decomposed", ".modelopt")}
     found["torch2rt.registry"] -= set(imports(load))
     return found
 

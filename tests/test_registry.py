@@ -1,132 +1,54 @@
 """Every converter has a row that reaches it, and takes its arguments as torch does."""
 
-import contextlib
-import functools
-import importlib
 import inspect
 import types
 from pathlib import Path
 
 import pytest
 import torch
-from harness import Case, callable_of, compare, eager, prepared
+from harness import Call, compare, eager, prepared, reached
 from harness import plain_functions as coverage
+from harness.reached import REGISTRY, SERVED, label, place
 
 from torch2rt import lower, trace
 from torch2rt.callables import qualified_name
 from torch2rt.cli import ops as operators
-from torch2rt.errors import Torch2RTError
-from torch2rt.registry import ALIASES, Converter, load, renamed
+from torch2rt.registry import ALIASES, Converter, renamed
 from torch2rt.runtime.module import ReferenceModule
 
-REGISTRY = load()
-
-
-def served():
-    """The callables that each converter and each composite of torch2rt's own serves; other tests register some, too."""
-    functions = {}
-    for table in (REGISTRY.converters, REGISTRY.on_complex):
-        for target, entry in table.items():
-            functions.setdefault(entry.function, []).append(target)
-    for target, body in REGISTRY.composites.items():
-        functions.setdefault(inspect.unwrap(body), []).append(target)
-    return {f: targets for f, targets in functions.items() if f.__module__.startswith("torch2rt.converters.")}
-
-
-SERVED = served()
-FAMILIES = sorted({function.__module__.rpartition(".")[2] for function in SERVED} - {"decomposed"})  # test_recognize.py
-
-
-def label(function):
-    return f"{function.__module__.rpartition('.')[2]} {qualified_name(SERVED[function][0])}"
+FAMILIES = sorted(
+    {function.__module__.rpartition(".")[2] for function in SERVED} - {"decomposed", "modelopt"}
+)  # test_recognize.py
 
 
 def of_family(name):
     return [function for function in SERVED if function.__module__.endswith(f".{name}")]
 
 
-# Rows ----------------------------------------------------------------------------------------------------------------
-
-# Called by no row of the family's own tables, and why.
-ALIASED = "torch returns its argument, so that nothing is left to convert"
-ON_A_GPU = "it runs on a GPU alone"
-FOR_GRADIENTS = "its results that are for gradients are refused"
-CHECKS = "it checks an argument and steps aside"
-ELSEWHERE = {
-    "elementary torch.positive": ALIASED,
-    "dropout torch.dropout": ALIASED,
-    "dropout torch.nn.functional.alpha_dropout": ALIASED,
-    "attention torch.nn.functional.multi_head_attention_forward": CHECKS,
-    "embedding torch.nn.functional.embedding": CHECKS,
-    "joining torch.tensor_split": CHECKS,
-    "shape torch.as_strided": CHECKS,
-    "attention torch.ops.aten._scaled_dot_product_flash_attention": FOR_GRADIENTS,
-    "attention torch.ops.aten._scaled_dot_product_cudnn_attention": ON_A_GPU,
-    "attention torch.ops.aten._scaled_dot_product_efficient_attention": ON_A_GPU,
-    "attention torch.ops.aten._scaled_dot_product_fused_attention_overrideable": ON_A_GPU,
-    "embedding torch._embedding_bag": FOR_GRADIENTS,
-    "linalg torch.ops.aten._linalg_det": FOR_GRADIENTS,
-    "normalization torch.ops.aten._batch_norm_with_update": "it only refuses",
-    "normalization torch.cudnn_batch_norm": ON_A_GPU,
-    "normalization torch.batch_norm": "in training it is state, which test_stateful.py has",
-    "recurrence torch._cudnn_rnn": ON_A_GPU,
-    "recurrence torch.ops.aten._thnn_fused_gru_cell": "only a GPU has kernels; it has a test of its own",
-    "recurrence torch.ops.aten._thnn_fused_lstm_cell": "only a GPU has kernels; it has a test of its own",
-    "kernels torch.ops.aten.convolution_overrideable": "no device of ours has a kernel for it",
-    "kernels torch.ops.aten.cudnn_convolution_relu": ON_A_GPU,
-    "kernels torch.ops.aten.cudnn_convolution_add_relu": ON_A_GPU,
-    "kernels torch.ops.aten.mkldnn_linear": "its tensors have a memory layout of their own",
-    "vision torch.ops.torchvision.nms": "it only refuses",
-    "vision torch.ops.torchvision.box_iou_rotated": "it only refuses",
-    "quantization torch2rt.passes.quantization.quantized.dequantize": "passes make its calls, of constants",
-    "resize torch._C._nn._upsample_lanczos2d_aa": "it came with torch 2.15, and has a test of its own",
-    "complex torch.scalar_tensor": "it is folded",
-}
-# Called for static sizes only, and why.
-STATIC = {
-    "integers torch.gcd": "how often its loop runs depends on data, which is refused for dynamic shapes",
-    "integers torch.lcm": "like gcd",
-    "pooling torch._C._nn.adaptive_max_pool2d": "indices need static sizes",
-    "scatter torch.masked_select": "a constant mask has a size of its own",
-}
+def test_exceptions_are_of_converters():
+    newest = {"resize torch._C._nn._upsample_lanczos2d_aa"}  # not every torch has it
+    assert {*reached.ELSEWHERE, *reached.STATIC} - newest <= {label(function) for function in SERVED}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_converter_has_a_row(family, monkeypatch):
-    """The family's rows are traced and lowered, dynamic ones first, until all of its converters have been called."""
-    wanted = {function for function in of_family(family) if label(function) not in ELSEWHERE}
-    called = set()
+def test_a_converter_without_a_row_is_named():
+    every = {(mode, place(function)) for function in SERVED for mode in ("static", "dynamic")}
+    gone = next(function for function in SERVED if label(function) not in reached.ELSEWHERE)
+    static = {place(function) for function in SERVED if label(function) in reached.STATIC}
+    assert reached.missing(every) == []
+    assert reached.missing({(mode, other) for mode, other in every if other != place(gone)}) == [label(gone)]
+    assert reached.missing(every - {("dynamic", place(gone))}) == [f"{label(gone)}, for dynamic sizes"]
+    assert reached.missing({(mode, other) for mode, other in every if mode == "static" or other not in static}) == []
 
-    def bind(self, args, kwargs, target=None, bind=Converter.bind):
-        called.add(self.function)
-        return bind(self, args, kwargs, target)
 
-    def noting(body):
-        @functools.wraps(body)
-        def noted(*args, **kwargs):
-            out = body(*args, **kwargs)
-            if out is not NotImplemented:  # it has not stepped aside
-                called.add(inspect.unwrap(body))
-            return out
+WATCHED = ("integers torch.gcd", "activation torch.nn.functional.gelu")
 
-        return noted
 
-    monkeypatch.setattr(Converter, "bind", bind)
-    monkeypatch.setattr(REGISTRY, "composites", {t: noting(body) for t, body in REGISTRY.composites.items()})
-    tables = vars(importlib.import_module(f"test_{family}")).values()
-    rows = [row for table in tables if isinstance(table, list) for row in table if isinstance(row, Case)]
-    firsts = {callable_of(row.function): row for row in reversed(rows)}
-    rows.sort(key=lambda row: firsts[callable_of(row.function)] is not row)  # it takes few of them then
-    missing = {}
-    for mode in ("dynamic", "static"):
-        for row in rows:
-            if mode in row.modes and not wanted <= called:
-                module, example, shapes = prepared(row, mode, torch.device("cpu"))
-                with contextlib.suppress(Torch2RTError, RuntimeError):  # the table's own test tells
-                    lower(trace(module, example, **shapes))
-        missing[mode] = sorted(map(label, wanted - called))
-    assert missing["static"] == []
-    assert set(missing["dynamic"]) <= STATIC.keys()
+def test_rows_are_watched(monkeypatch):
+    monkeypatch.setattr(reached, "REACHED", set())
+    with reached.watching("static"):
+        lower(trace(Call(torch.gcd), [torch.tensor([6, 8]), torch.tensor([4, 3])]))
+        lower(trace(Call(torch.nn.functional.gelu), [torch.randn(2, 3)]))
+    assert {("static", place(f)) for f in SERVED if label(f) in WATCHED} <= reached.REACHED
 
 
 # Signatures ----------------------------------------------------------------------------------------------------------

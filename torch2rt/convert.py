@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch2rt.arguments import whole_number
+from torch2rt.background.conversion import with_background
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.conversion.fallback import Choice
 from torch2rt.debug.verify import check_mode
@@ -27,6 +28,7 @@ MERGE = ("values", "proof")
 STATES = ("refuse", "write", "explicit")
 
 
+@with_background
 def torch2rt(
     module: torch.nn.Module | torch.export.ExportedProgram,
     inputs: Any,
@@ -50,6 +52,7 @@ def torch2rt(
     nan: str = "keep",
     float64: str = "float32",
     log_level: Any = None,
+    weight_budget: int | None = None,
     keep_network: bool = True,
     verify: bool | str = True,
     cuda_graph: bool | GraphCache = False,
@@ -66,6 +69,8 @@ def torch2rt(
     keep_float: Any = (),
     tolerance: float | None = None,
     metric: Callable[[Any, Any], float] | None = None,
+    smooth_quant: float | None = None,
+    bias_correction: bool = False,
     configure: Callable[[Any], None] | None = None,
     fallback: bool = False,
     torch_executed: Iterable[Any] = (),
@@ -74,6 +79,8 @@ def torch2rt(
     state: str = "refuse",
     refittable: bool = False,
     follow: bool = False,
+    background: bool = False,
+    on_ready: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
 ) -> TRTModule | PartitionedModule | StatefulModule:
@@ -122,15 +129,23 @@ def torch2rt(
     - `precision`: `"fp16"` or `"bf16"` computes in that type what is float32 in the module, as `torch.amp` does:
       products and what follows them; exponentials, powers, sums, norms and softmax stay in float32. By default, and
       with `"fp32"`, types are the module's. Parts that are half already stay as they are.
-      `"int8"` computes convolutions and linear layers in int8 and the rest as `"fp16"` does; `"int8+bf16"` and
-      `"int8+fp32"` say what the rest is in. A layer that cannot be quantised is not, and the report names it.
+      `"int8"` computes convolutions and products with constant matrices in int8 and the rest as `"fp16"` does;
+      `"int8+bf16"` and `"int8+fp32"` say what the rest is in. `"fp8"` (E4M3) does so with products only, and needs a
+      GPU that has it. `"int8_weights"` and `"int4_weights"` keep the weights of products in int8, or in int4 with a
+      scale for each 128 (or 64) numbers, and compute with them in the type of the rest. What cannot be quantised is
+      not, and the report names it.
       `"auto"` is `"fp16"` with as few modules in float32 as it takes for `metric` to be at most `tolerance` (1e-3) on
       the example and `samples`: a function of two lists of outputs, of float16 and of float32, by default the largest
-      distance in parts of an output's norm. The report has the modules and the metric for the numbers tried.
-    - `calibration`: for int8, batches of inputs such as the engine will be given, each as `inputs`: a list, a generator
-      or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is larger
-      saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default), `"minmax"`,
-      `"percentile"` (99.99 %) or `"mse"`.
+      distance in parts of an output's norm. With `calibration` it starts from `"int8"`, and keeps as few modules in
+      float16 as it takes. The report has the modules and the metric for the numbers tried; the plan that
+      `torch2rt.plan` returns has them as a table and a picture (`plan.precision.searches`).
+    - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given, each as `inputs`: a list, a
+      generator or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is
+      larger saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default of int8),
+      `"minmax"` (that of fp8), `"percentile"` (99.99 %) or `"mse"`.
+    - `smooth_quant`: for int8 and fp8, move scales of channels from the inputs of products into their weights
+      (SmoothQuant), as much as a number from 0 to 1 says, such as 0.75: better for transformers. `bias_correction`:
+      correct biases by what the rounding of weights adds in the mean, for convolutions. Both look at the batches.
     - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
@@ -143,8 +158,8 @@ def torch2rt(
     - `**torch2trt`: torch2trt's other keywords, such as `fp16_mode=True`; `torch2rt.migration` says what each does.
     - `cuda_graph`: replay calls whose shapes come back as CUDA graphs; `model_trt.cuda_graph` says so later on. A
       `torch2rt.GraphCache` says how many are kept.
-    - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
-      as for `torch2rt.build`.
+    - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`,
+      `weight_budget`, `configure`: as for `torch2rt.build`.
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
       refused, and the error says what `fallback=True` would do.
@@ -164,12 +179,17 @@ def torch2rt(
       `keep_network`, holds a copy of the weights, and merges paths by proof alone.
     - `follow`: `refittable`, and each call does so first if the module has changed: after a step of an optimizer,
       `load_state_dict`, or any write to a parameter but through `.data`.
+    - `background`: `True` returns a `BackgroundModule` at once. Its calls run the module (as `torch.compile` has made
+      it, if it has) until a helper process has built and verified the engine, and this one has made it ready. The
+      module and the arguments are sent to the helper, the weights through shared memory; classes and functions of
+      `__main__`, as in a notebook, are sent as code. What is wrong with the conversion, its arguments included, is in
+      `model_trt.error` and raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
-    Returns a `TRTModule`, or a `PartitionedModule`, or a `StatefulModule`. Raises `InputError`, `TraceError`,
-    `UnsupportedError`, `BuildError`, or `AccuracyError` where it does not compute what the module does; see
-    `torch2rt.errors`.
+    Returns a `TRTModule`, a `PartitionedModule`, a `StatefulModule` or a `BackgroundModule`. Raises `InputError`,
+    `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where it does not compute what the module does;
+    see `torch2rt.errors`.
 
     >>> model_trt = torch2rt(torch.nn.Linear(3, 5).eval(), [torch.randn(2, 3)], max_batch_size=8)
     >>> model_trt.reference()(torch.randn(7, 3)).shape
@@ -190,6 +210,8 @@ def torch2rt(
             keep_float=keep_float,
             tolerance=tolerance,
             metric=metric,
+            smooth_quant=smooth_quant,
+            bias_correction=bias_correction,
         ),
     )
     precise = Precision(**asked)
@@ -235,6 +257,7 @@ def torch2rt(
             optimization_level=optimization_level,
             tf32=tf32,
             log_level=log_level,
+            weight_budget=weight_budget,
             configure=_timing(configure, iterations),
         ),
         progress=progress,

@@ -78,6 +78,7 @@ class GraphMeta:
     - `refusals`: entries of the list in `UnsupportedError`, which passes add where they find what cannot be converted.
     - `splits`: claims that are true for only a part of the interface's ranges, while `trace` looks for paths that cover
       the rest; none in a graph that `trace` returns.
+    - `searches`: what `precision="auto"` has found, as `torch2rt.passes.search` has it.
     """
 
     interface: Interface
@@ -87,6 +88,7 @@ class GraphMeta:
     refusals: tuple[str, ...] = ()
     asserted: tuple[sympy.Basic, ...] = ()
     splits: tuple[Split, ...] = ()
+    searches: tuple[Any, ...] = ()
 
 
 def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:

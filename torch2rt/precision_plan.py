@@ -12,17 +12,20 @@ import torch
 from torch2rt.callables import qualified_name
 from torch2rt.conversion.prepared import prepare
 from torch2rt.convert import torch2rt
+from torch2rt.graph import graph_meta
 from torch2rt.migration import KEYWORDS, from_torch2trt
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import chosen, run
 from torch2rt.passes.precision import dtype_of
+from torch2rt.passes.quantization.formats import FORMATS
+from torch2rt.passes.search import Found
 from torch2rt.structure import bare_name
 from torch2rt.tracing.trace import as_arguments, trace
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A call: the path of its module, its function, `file:line`, the type it computes in, and why."""
+    """A call: the path of its module, its function, `file:line`, the type or the format it computes in, and why."""
 
     module: str
     function: str
@@ -35,11 +38,14 @@ class Row:
 class PrecisionPlan:
     """What the calls of a module compute in. It prints as a table, a row for each module; `rows` has each call.
 
-    `changes` are the sentences of `model_trt.report`, such as which calls stay in float32 because of their values.
+    - `changes`: the sentences of `model_trt.report`, such as which calls stay in float32 because of their values.
+    - `searches`: of `precision="auto"`, the metric for the numbers of modules that were kept in a wider type: each has
+      a `table()`, and a `picture(path)` with matplotlib.
     """
 
     rows: list[Row]
     changes: list[str]
+    searches: list[Found] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         table = [("module", "computes in", "in float32")]
@@ -60,13 +66,15 @@ def plan_of(graph: torch.fx.GraphModule) -> PrecisionPlan:
             node.meta["module"],
             qualified_name(node.target),  # type: ignore[arg-type]
             node.meta["source"],
-            bare_name(dtype_of(node)),
-            node.meta.get("precision", "as in the module"),
+            reason if reason in FORMATS else bare_name(dtype_of(node)),
+            f"not quantised: {node.meta['not_quantized']}" if "not_quantized" in node.meta else reason,
         )
         for node in graph.graph.nodes
         if node.op == "call_function" and "origin" in node.meta and dtype_of(node) is not None
+        for reason in (node.meta.get("precision", "as in the module"),)
     ]
-    return PrecisionPlan(rows, list(graph.meta["torch2rt"].assumptions))
+    meta = graph_meta(graph)
+    return PrecisionPlan(rows, list(meta.assumptions), list(meta.searches))
 
 
 def plan_precision(

@@ -288,13 +288,15 @@ def load() -> Registry:
     """The registry with every converter that comes with torch2rt in it.
 
     Those of torchvision's operators join when torchvision is imported, as it is before a module can call them; those of
-    torch's quantised programs likewise.
+    torch's quantised programs and of modelopt likewise.
     """
     import torch2rt.converters  # registers on import
 
     if "torchvision" in sys.modules:
         import torch2rt.converters.vision
     if hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
-        import torch2rt.converters.decomposed  # noqa: F401
+        import torch2rt.converters.decomposed
+    if hasattr(torch.ops.tensorrt, "quantize_op"):
+        import torch2rt.converters.modelopt  # noqa: F401
 
     return REGISTRY

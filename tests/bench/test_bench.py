@@ -169,7 +169,7 @@ def test_every_fate_of_a_process_is_a_row(fakes):
 
 def test_a_process_that_takes_too_long_is_ended(fakes):
     start = time.monotonic()
-    found, _ = run(fakes("SLEEPS", "GOOD"), timeout=30.0)
+    found, _ = run(fakes("SLEEPS", "GOOD"), timeout=20.0)
     assert found["sleeps"].failure == "timeout: it took too long to build and measure"
     assert found["good"].failure is None
     assert time.monotonic() - start < 120

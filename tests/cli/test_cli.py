@@ -1,10 +1,12 @@
 import dataclasses
 import importlib
+import json
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from test_verification import times, wrong
@@ -37,6 +39,11 @@ class Two(torch.nn.Module):
 class Branch(torch.nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
+
+
+class Parity(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.shape[0] % 2 else x * 3
 
 
 class Unknown(torch.nn.Module):
@@ -93,6 +100,45 @@ def test_convert_dynamic_shapes(models, capsys):
     out = capsys.readouterr().out
     assert re.search(r"x +float32\[1..5, 4\] +optimized for 3x4", out)
     assert {"2x4", "1x4", "5x4"} <= set(re.findall(r"for (\S+)", out))
+
+
+@pytest.mark.parametrize(
+    ("flags", "variants"),
+    [
+        (["--max", "6x4"], 2),
+        (["--max", "6x4", "--multiple-of", "2x1"], 1),
+        (["--max", "6x4", "--dynamic-shapes", "x.0=2*b:1..3"], 1),
+        (["--shapes", "2x4", "--shapes", "5x4"], 2),
+        (["--shapes", "2x4", "--shapes", "6x4", "--merge", "proof"], 1),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_convert_says_what_sizes_are_served(models, flags, variants, tmp_path):
+    assert main(["convert", f"{models}:Parity", "--input", "2x4", *flags, "--quiet", "-o", "parity.engine"]) == 0
+    run = TRTModule.from_engine(tmp_path / "parity.engine")
+    assert len(run.built.each()) == variants
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--max", "6x4", "--max-variants", "1"], 1, "needs more than 1 engines"),
+        (["--max", "6x4", "--shapes", "2x4"], 2, "leave out min_shapes"),
+        (["--shapes", "2x4", "--plan"], 2, "leave out --shapes"),
+        (["--dynamic-shapes", "x.0=b:1..3,x.1=b:1..4"], 2, "x.1 gives 'b' another range"),
+        (["--dynamic-shapes", "y.0=b:1..3"], 2, "'y'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_convert_says_what_is_wrong_with_sizes(models, flags, code, message, capsys):
+    assert main(["convert", f"{models}:Parity", "--input", "2x4", *flags]) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["x", "x.0", "x.0=3", "x.0=b:1", "x.a=b", "x.0=b+1"])
+def test_sizes_that_do_not_parse(models, sizes):
+    with pytest.raises(SystemExit):
+        main(["convert", f"{models}:Parity", "--input", "2x4", "--dynamic-shapes", sizes])
 
 
 def test_convert_several_inputs_and_dtypes(models, capsys):
@@ -480,3 +526,36 @@ def test_precision(capsys):
     out = capsys.readouterr().out
     assert "the reference beside the module" in out and "float16" in out
     assert main([*model, "--plan", "--compare"]) == 2
+
+
+def test_quantisation(models, capsys, tmp_path):
+    model = ["convert", f"{models}:Net", "--input", "2x4", "--max-batch-size", "2", "--no-verify"]
+    (list_of, one), cache = (tmp_path / "list.pt", tmp_path / "one.npy"), tmp_path / "table.json"
+    rows = torch.rand(6, 4)
+    torch.save([[rows[:4]], rows[4:], {"x": rows}], list_of)
+    np.save(one, rows.numpy())
+    int8 = [*model, "--precision", "int8+fp32", "--calibration-method", "minmax"]
+    for path in (list_of, one):
+        given = ["--calibration", str(path), "--calibration-cache", str(cache), "--plan"]
+        assert main([*int8, *given]) == 0
+        assert re.search(r"linear +1 int8", capsys.readouterr().out)
+        assert json.loads(cache.read_text())["largest"] == {"x": rows.max()}
+        cache.unlink()
+        assert main([*int8, *given, "--keep-float", "linear"]) == 0
+        assert "(not quantised: keep_float: 'linear')" in capsys.readouterr().out
+    smooth = ["--calibration", str(one), "--smooth-quant", "0.5", "--bias-correction"]
+    assert main([*model, "--precision", "fp8", *smooth]) == 0
+    picture = tmp_path / "auto.png"
+    auto = ["--precision", "auto", "--tolerance", "1e-9", "--samples", str(one), "--plan", "--picture", str(picture)]
+    capsys.readouterr()
+    assert main([*model, *auto]) == 0
+    assert re.search(r"kept +metric\n(.*\n)+.* taken", capsys.readouterr().out) and picture.stat().st_size > 1000
+    wrong = tmp_path / "wrong.pt"
+    for value, message in (({"z": rows}, "no parameter"), ([3], "holds a int"), ([[rows, 2]], "holds a list")):
+        torch.save(value, wrong)
+        assert main([*int8, "--calibration", str(wrong)]) == 1
+        assert message in capsys.readouterr().err
+    wrong.write_text("no file")
+    assert main([*int8, "--calibration", str(wrong)]) == 1
+    assert main([*int8, "--calibration", "nowhere.pt"]) == 2 == main([*int8]) == main([*model, "--picture", "a.png"])
+    assert main([*model, "--precision", "int9"]) == 2

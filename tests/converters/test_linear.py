@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from harness import B, Call, Data, S, Size, case, check_case, half, ints, parametrize
 
 from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
-from torch2rt.backend.quirks import computes_squares_wrong
+from torch2rt.backend.quirks import computes_squares_wrong, computes_vectors_wrong
 
 M = Size("M", 26, 30, 40)
 
@@ -251,6 +251,73 @@ def test_products_of_a_tensor_with_itself(row, mode, device):
     if row.inputs[0].dtype is torch.float16:
         row = dataclasses.replace(row, rtol=8e-3, atol=8e-3)
     check_case(row, mode, device)
+
+
+ROWS = {
+    "a row": lambda x, y: (x[..., :1, :] @ y) * 0.03 + 1,
+    "a row and a column": lambda x, y: (x[..., :1, :] @ y[..., 2:3]) * 0.03 + 1,
+    "a row and a row": lambda x, y: (x[..., :1, :] @ y[..., 2:3, :].mT) * 0.03 + 1,
+    "a row and a transpose": lambda x, y: (x[..., :1, :] @ y.mT) * 0.03 + 1,
+    "two transposes": lambda x, y: (y.mT @ x[..., 1:2, :].mT) * 0.03 + 1,
+    "a column": lambda x, y: (y @ x[..., 2:3]) * 0.03 + 1,
+    "a sum": lambda x, y: F.silu(x[..., :1, :] @ y * 0.3).sum(-1),
+    "constants": lambda x, y: (
+        (x[..., :1, :] @ torch.linspace(-1, 1, 576, dtype=x.dtype, device=x.device).view(64, 9)) * 0.3 + 1
+    ),
+    "constants for each": lambda x, y: (
+        (x[..., :1, :] @ torch.eye(64, dtype=x.dtype, device=x.device)[None].expand_as(y)) * 0.3 + 1
+    ),
+    "linear": lambda x, y: (
+        F.linear(x[..., :1, :], torch.linspace(-1, 1, 576, dtype=x.dtype, device=x.device).view(9, 64)) * 0.3 + 1
+    ),
+    "einsum": lambda x, y: torch.einsum("...k,...kn->...n", x[..., 0, :], y) * 0.3 + 1,
+}
+OF_ONE_ROW = [
+    case(function, [Data((B, 64, 64), dtype), Data((B, 64, 64), dtype)], id=f"{name}-{str(dtype)[6:]}")
+    for name, function in ROWS.items()
+    for dtype in (torch.float32, torch.float16)
+]
+
+
+@parametrize(OF_ONE_ROW)
+def test_products_of_one_row(row, mode, device):
+    if row.inputs[0].dtype is torch.float16:
+        row = dataclasses.replace(row, rtol=8e-3, atol=8e-3)
+    check_case(row, mode, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_products_of_as_many_rows_as_there_are(dtype, device):
+    x, y = torch.randn(2, 3, 24, device=device).to(dtype), torch.randn(2, 24, 17, device=device).to(dtype)
+    sizes = {"opt_shapes": [(2, 3, 24), (2, 24, 17)], "max_shapes": [(2, 6, 24), (2, 24, 17)]}
+    module = Call(lambda x, y: (x @ y) * 0.03 + 1)
+    model_trt = torch2rt(module, [x, y], min_shapes=[(2, 1, 24), (2, 24, 17)], **sizes)
+    run = model_trt if device == "cuda" else model_trt.reference()
+    for rows in (1, 2, 6, 1):
+        z = torch.randn(2, rows, 24, device=device).to(dtype)
+        torch.testing.assert_close(run(z, y), module(z, y), rtol=8e-3, atol=8e-3)
+
+
+def test_only_products_of_one_row_get_another():
+    def rows_added(function, dtype=torch.float32, **ranges):
+        x = torch.randn(2, 3, 8, dtype=dtype)
+        network = lower(trace(Call(function), [x, torch.randn(2, 8, 8, dtype=dtype)], **ranges))
+        return [layer[1] for layer in network.facts()["layers"]].count("CONCATENATION")
+
+    some = int(computes_vectors_wrong(torch.float32, dynamic=False))
+    assert rows_added(lambda x, y: x[:, :1] @ y) == some
+    assert rows_added(lambda x, y: x[:, :1] @ y[..., :1]) == some
+    assert rows_added(lambda x, y: y.mT @ x[:, :1].mT) == some
+    assert rows_added(lambda x, y: x[:, :1] @ y.mT) == 0
+    assert rows_added(lambda x, y: y @ x[:, :1].mT) == 0
+    assert rows_added(lambda x, y: x @ y) == 0
+    assert rows_added(lambda x, y: x[:1, :1] @ y[:1]) == 0
+    assert rows_added(lambda x, y: x[:, :1] @ torch.ones(8, 5)) == 0
+    rows = {"min_shapes": [(2, 1, 8), (2, 8, 8)], "max_shapes": [(2, 4, 8), (2, 8, 8)]}
+    assert rows_added(lambda x, y: x @ y, torch.float32, **rows) == 0
+    assert rows_added(lambda x, y: x @ y, torch.float16, **rows) == some
+    rows = {"min_shapes": [(2, 2, 8), (2, 8, 8)], "max_shapes": [(2, 4, 8), (2, 8, 8)]}
+    assert rows_added(lambda x, y: x @ y, torch.float16, **rows) == 0
 
 
 def test_only_products_of_a_tensor_with_itself_pay_for_it():

@@ -22,6 +22,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map_only
 
+from harness.reached import watching
 from torch2rt import lower, torch2rt, trace
 from torch2rt.backend.tensorrt import builds_without_gpu
 from torch2rt.network import Network
@@ -199,14 +200,15 @@ def check_case(row: Case, mode: str, device: torch.device) -> Network:
     """Convert one row, run it at one size or at three, compare with eager; returns the network."""
     module, example, shapes = prepared(row, mode, device)
     run: torch.nn.Module
-    if device.type == "cpu" and (not row.builds or mode != row.modes[-1]):
-        network = lower(trace(module, example, **shapes))
-        run = ReferenceModule(network)
-    else:
-        verify = mode == "static"  # it is compared below in any case
-        model_trt = torch2rt(module, example, verify=verify, **TARGET, **shapes)
-        assert isinstance(model_trt, TRTModule)
-        network, run = model_trt._networks[0], model_trt if device.type == "cuda" else model_trt.reference()
+    with watching(mode):
+        if device.type == "cpu" and (not row.builds or mode != row.modes[-1]):
+            network = lower(trace(module, example, **shapes))
+            run = ReferenceModule(network)
+        else:
+            verify = mode == "static"  # it is compared below in any case
+            model_trt = torch2rt(module, example, verify=verify, **TARGET, **shapes)
+            assert isinstance(model_trt, TRTModule)
+            network, run = model_trt._networks[0], model_trt if device.type == "cuda" else model_trt.reference()
     for which in ("opt", "min", "max") if mode == "dynamic" else ("opt",):
         inputs = [d.make(which).to(device) for d in row.inputs]
         expected = eager(module, inputs)

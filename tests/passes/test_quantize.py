@@ -20,7 +20,8 @@ from torch2rt.passes.order import run
 from torch2rt.passes.quantization.calibrate import calibrate
 from torch2rt.passes.quantization.calibration_file import fingerprint, names
 from torch2rt.passes.quantization.histogram import BINS, METHODS, Histogram, entropy, mse, percentile
-from torch2rt.passes.quantization.quantize import observed, quantizable, quantize
+from torch2rt.passes.quantization.products import observed, quantizable
+from torch2rt.passes.quantization.quantize import quantize
 from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, quantized
 
 
@@ -344,8 +345,8 @@ DATA = {
     r"batch 0 is not what the module takes. .*has size 5 in dimension 1": dict(calibration=[X[:, :5]]),
     r"calibration_method='best' is not one of": dict(calibration=[X], calibration_method="best"),
     r"int8_calib_algorithm='best' is none of": dict(int8_mode=True, int8_calib_algorithm="best", precision=None),
-    r"calibration is for int8; precision='fp16' has none": dict(precision="fp16", calibration=[X]),
-    r"keep_float is for int8": dict(precision="fp16", keep_float=["0"]),
+    r"calibration is for int8 and fp8; precision='fp16' has none": dict(precision="fp16", calibration=[X]),
+    r"keep_float is for quantised products": dict(precision="fp16", keep_float=["0"]),
     r"io_precision is for a low precision": dict(precision="int8+fp32", io_precision="fp16", calibration=[X]),
     r"keep_float: '7' means no call": dict(calibration=[X], keep_float=["7"]),
 }
@@ -369,7 +370,7 @@ class TwoInputs(nn.Module):
 def test_batches_of_any_kind_and_size():
     graph = run(trace(two_layers(), [X], max_batch_size=3), passes.default())
     nodes, data = observed(graph), torch.randn(11, 6)
-    expected, _ = calibrate(graph, [data[i : i + 1] for i in range(11)], nodes, "minmax")
+    expected = calibrate(graph, [data[i : i + 1] for i in range(11)], nodes, "minmax").largest
     dataset = torch.utils.data.TensorDataset(data)
     for batches in (
         [data],
@@ -380,16 +381,16 @@ def test_batches_of_any_kind_and_size():
     ):
         if batches is dataset:
             batches = [[x[None]] for (x,) in dataset]
-        assert calibrate(graph, batches, nodes, "minmax")[0] == expected
+        assert calibrate(graph, batches, nodes, "minmax").largest == expected
     static = run(trace(two_layers(), [X]), passes.default())
-    assert calibrate(static, [data], observed(static), "minmax")[0] == pytest.approx(expected)
+    assert calibrate(static, [data], observed(static), "minmax").largest == pytest.approx(expected)
 
 
 def test_keywords_and_dicts():
     model, kwargs = TwoInputs().eval(), {"bias": torch.ones(2, 3)}
     batches = [{"x": torch.full((2, 6), 5.0), "bias": torch.zeros(2, 3)}]
     graph = run(trace(model, [X], kwargs=kwargs), passes.default())
-    assert calibrate(graph, batches, observed(graph), "minmax")[0] == {observed(graph)[0].name: 10.0}
+    assert calibrate(graph, batches, observed(graph), "minmax").largest == {observed(graph)[0].name: 10.0}
     with pytest.raises(InputError, match=r"batch 0 is not what the module takes.*bias"):
         torch2rt(model, [X], kwargs=kwargs, precision="int8", calibration=[{"x": X}])
     options = dict(int8_mode=True, int8_calib_dataset=[[X[:1]], [X[1:]]], int8_calib_batch_size=2)

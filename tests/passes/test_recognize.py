@@ -11,8 +11,8 @@ from torch2rt import TraceError, passes, torch2rt, trace
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
 from torch2rt.passes.order import run
-from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
-from torch2rt.passes.quantization.recognize import on_grid
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, fake_quantize_fp8
+from torch2rt.passes.quantization.recognize import on_fp8_grid, on_grid
 
 S = torch.tensor(0.031)
 INVERSE = 1 / S
@@ -166,6 +166,36 @@ def test_modelopt():
     products = [k for k in kernels(model_trt._networks[0]) if k.type in ("gemm", "correlation")]
     assert [(k.inputs[0], k.constants[0]) for k in products] == [("Int8", "Int8")] * 2
     compare(model_trt.reference()(x), model(x), 0.02, 0.02)
+
+
+@pytest.mark.skipif(not IS_RTX, reason="other TensorRTs build on a GPU only")
+def test_modelopt_in_fp8():
+    mtq = pytest.importorskip("modelopt.torch.quantization")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 5)).eval(), torch.randn(4, 64)
+    mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda model: model(x))
+    model_trt = torch2rt(model, [x], precision="fp16")
+    products = [k for k in kernels(model_trt._networks[0]) if k.type == "gemm"]
+    assert [(k.inputs[0], k.constants[0]) for k in products] == [("FP8", "FP8")] * 2
+    compare(model_trt.reference()(x), model(x), 0.02, 0.02)
+
+
+@pytest.mark.skipif(not IS_RTX, reason="other TensorRTs build on a GPU only")
+@pytest.mark.parametrize("rows", [False, True])
+def test_weights_in_fp8_are_recognized(rows):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 32).eval(), torch.randn(3, 64)
+    scale = layer.weight.abs().amax(1, keepdim=True) / 448 if rows else layer.weight.abs().max() / 448
+    layer.weight.data = (layer.weight / scale).detach().to(torch.float8_e4m3fn).float() * scale.detach()
+    model = Call(lambda x: F.linear(fake_quantize_fp8(x * 2, 0.02), layer.weight, layer.bias))
+    model_trt = torch2rt(model, [x], max_batch_size=5)
+    (product,) = [k for k in kernels(model_trt._networks[0]) if k.type == "gemm"]
+    assert (product.inputs[0], product.constants[0]) == ("FP8", "FP8")
+    compare(model_trt.reference()(x), model(x), 1e-4, 1e-4)
+    layer.weight.data += 0.003  # on no such grid: plain arithmetic
+    kinds = [kind for _, kind in torch2rt(model, [x])._networks[0].facts()["layers"]]
+    assert kinds.count("DEQUANTIZE") == 1
+    assert on_fp8_grid(torch.zeros(2, 3)) is None and on_fp8_grid(torch.full((2, 3), torch.nan)) is None
 
 
 @pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])

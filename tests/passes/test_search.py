@@ -76,3 +76,54 @@ def test_refused():
         torch2rt(model(), [X], precision="fp16", tolerance=0.1)
     with pytest.raises(InputError, match=r"the metric is 1 with every module in float32, beyond the tolerance of 0.5"):
         torch2rt(model(), [X], precision="auto", tolerance=0.5, metric=lambda actual, expected: 1.0)
+
+
+# From int8 ------------------------------------------------------------------------------------------------------------
+
+
+class Sharp(nn.Module):
+    """A layer whose input has a channel so large that int8 has few numbers for the others, beside two that are easy."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.sharp, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.register_buffer("scale", torch.ones(16).index_fill(0, torch.tensor([3]), 100.0))
+        self.sharp.weight.data /= self.scale
+
+    def forward(self, x):
+        return self.last(self.sharp(self.first(x).sigmoid() * self.scale))
+
+
+def sharp_rows(**options):
+    options = dict(precision="auto", calibration=[X], calibration_method="minmax", **options)
+    return plan(Sharp().eval(), [X], **options)
+
+
+def test_the_fewest_modules_are_kept_from_int8():
+    found = {tolerance: sharp_rows(tolerance=tolerance) for tolerance in (1.0, 0.01, 0.002)}
+    kept = {t: {r.module for r in p.rows if "precision='auto'" in r.reason} for t, p in found.items()}
+    assert kept == {1.0: set(), 0.01: {"sharp"}, 0.002: {"sharp", "last"}}
+    assert {r.dtype for r in found[0.01].rows if r.module == "last"} == {"int8"}
+    assert all(search.modules == [] for search in (p.searches[0] for p in found.values()))  # none in float32
+    assert found[0.01].searches[1].modules == ["sharp"] and found[0.01].searches[1].wide == "float16"
+    both = sharp_rows(tolerance=1e-5).searches
+    assert both[0].modules and set(both[1].modules) == {"first", "sharp", "last"}
+    assert sharp_rows(tolerance=0.01, keep_float=["sharp"]).searches[1].modules == []
+
+
+def test_a_conversion_from_int8(device, tmp_path):
+    pytest.importorskip("matplotlib")
+    model, x = Sharp().eval().to(device), X.to(device)
+    options = dict(precision="auto", calibration=[x], calibration_method="minmax", tolerance=0.01)
+    model_trt = torch2rt(model, [x], **options)
+    first, second, *_ = model_trt.report.assumptions
+    assert first.startswith("precision='auto': 0 of 4 modules stay in float32. The metric is ")
+    assert second.startswith("precision='auto': 1 of 3 modules stay in float16: sharp. The metric is ")
+    found = (model_trt if device.type == "cuda" else model_trt.reference())(x)
+    assert (found - model(x)).norm() < 0.01 * model(x).norm()
+    (_, search) = sharp_rows(tolerance=0.01).searches
+    rows = search.table().splitlines()
+    assert rows[0].split() == ["kept", "metric"] and rows[2].split()[0] == "1" and rows[2].endswith("taken")
+    search.picture(tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 1000

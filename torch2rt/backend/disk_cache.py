@@ -126,7 +126,7 @@ def read(file: Path, is_use: bool = True) -> bytes | None:
     return content
 
 
-def write(file: Path, *content: bytes) -> bool:
+def write(file: Path, *content: bytes | memoryview) -> bool:
     """Replace a file, whose content may be in parts, and say whether that was possible."""
     partial, hashed = None, hashlib.sha256()
     for part in content:

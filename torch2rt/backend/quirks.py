@@ -80,13 +80,15 @@ def computes_squares_wrong() -> bool:
     return IS_RTX
 
 
-def computes_dot_products_wrong(dtype: torch.dtype) -> bool:
-    """Whether products of one row and one column are wrong in this dtype where the batch is dynamic.
+def computes_vectors_wrong(dtype: torch.dtype, dynamic: bool) -> bool:
+    """Whether `(x @ y) * 2 + 1` is wrong where `x` has one row and there are several of both: TensorRT for RTX 1.6.
 
-    In float16, TensorRT for RTX 1.6 gives 0 for all of a batch but the first. Nothing is known of bfloat16.
-    Test: `test_linear.py::test_products_of_a_tensor_with_itself`, on a GPU.
+    Its kernel of such a product of a batch, and of calls element by element after it, gives 0 for all of the batch but
+    the first. In float16 it is taken where the batch is dynamic, or the rows are and happen to be one; in float32 it
+    was seen with static sizes only. Nothing wrong was seen of bfloat16. With a second row it is another kernel.
+    Test: `test_linear.py::test_products_of_one_row`, on a GPU.
     """
-    return IS_RTX and dtype in (torch.float16, torch.bfloat16)
+    return IS_RTX and (not dynamic or dtype in (torch.float16, torch.bfloat16))
 
 
 def computes_in_tf32_unasked() -> bool:
@@ -124,6 +126,15 @@ def builds_refittable() -> bool:
     if not IS_RTX:
         return True
     return torch.cuda.is_available() and tuple(int(part) for part in VERSION.split(".")[:2]) != (1, 6)
+
+
+def builds_fp8_convolutions() -> bool:
+    """Whether convolutions in fp8 are right and worth it: none is known to be.
+
+    On an H200 those of TensorRT for RTX 1.4 give infinities, and those of 1.6 take longer than in float16.
+    Test: none, as nothing builds them; `benchmarks/low_precision.py` measures them on a GPU.
+    """
+    return False
 
 
 # Loops ---------------------------------------------------------------------------------------------------------------

@@ -64,6 +64,11 @@ DTYPES: dict[torch.dtype, Any] = {
     torch.bool: trt.DataType.BOOL,
 }
 TORCH_DTYPES: dict[Any, torch.dtype] = {value: key for key, value in DTYPES.items()}
+QUANTIZED: dict[torch.dtype, Any] = {  # numbers in front of a layer that brings them back; int4 is two in a byte
+    torch.int8: trt.DataType.INT8,
+    torch.float8_e4m3fn: trt.DataType.FP8,
+    torch.uint8: trt.DataType.INT4,
+}
 
 
 LOGGER = logging.getLogger("torch2rt")
@@ -209,6 +214,11 @@ def is_listed(capability: tuple[int, int]) -> bool:
 def scratch_of_all_shapes(engine: Any) -> int:
     """The bytes of scratch memory with which a context runs at every shape that the engine serves."""
     return int(engine.device_memory_size_v2)
+
+
+def has_weight_streaming() -> bool:
+    """Whether engines can keep weights in the host's memory, of which each call brings what it needs to the GPU."""
+    return hasattr(trt.BuilderFlag, "WEIGHT_STREAMING") and hasattr(trt.ICudaEngine, "weight_streaming_budget_v2")
 
 
 def builds_without_gpu() -> bool:

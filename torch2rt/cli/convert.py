@@ -10,12 +10,18 @@ from typing import Any
 import torch
 
 from torch2rt.bench.models import Failure, Table, by, check_inputs, example, load_model, require_tensorrt
+from torch2rt.cli.samples import load_samples
 from torch2rt.cli.weights import load_weights
 from torch2rt.errors import Torch2RTError
+from torch2rt.usage import UsageError
 
 OPTIONS = """
     max_batch_size input_names output_names nan float64 verify max_workspace_size compute_capabilities
-    optimization_level tf32 log_level precision io_precision
+    optimization_level tf32 log_level multiple_of shapes merge
+""".split()
+ABOUT_TYPES = """
+    precision io_precision keep_fp32 force_low calibration_method calibration_cache keep_float smooth_quant
+    bias_correction tolerance
 """.split()
 
 
@@ -48,7 +54,11 @@ def convert(arguments: argparse.Namespace) -> None:
     if arguments.compare:
         from torch2rt.debug import compare
 
-        print(compare(model_trt, inputs))
+        beside = compare(model_trt, inputs)
+        print(beside)
+        if arguments.picture:
+            beside.picture(arguments.picture)
+            show.row("saved", arguments.picture)
     if arguments.output:
         try:
             model_trt.save_engine(arguments.output)
@@ -62,12 +72,24 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     from torch2rt import plan
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
-    options |= {name: getattr(arguments, name) for name in ("max_batch_size", "nan", "float64")}
-    about_types = ("precision", "io_precision", "keep_fp32", "force_low")
-    options |= {name: value for name in about_types if (value := getattr(arguments, name))}
+    options |= {name: getattr(arguments, name) for name in ("max_batch_size", "multiple_of", "nan", "float64")}
+    options["dynamic_shapes"] = _promised(arguments)
+    for name in ("shapes", "max_variants"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--plan is of one graph for the whole range: leave out --{name.replace('_', '-')}.")
+    options |= _about_types(module, arguments)
     result = plan(module, inputs, **options, progress=False if arguments.quiet else None)
     for line in str(result).splitlines():
         show.row("plan", line.rstrip())
+    searches = result.precision.searches if result.precision is not None else []
+    for found in searches:
+        for line in found.table().splitlines():
+            show.row("auto", line)
+        if arguments.picture:
+            path = Path(arguments.picture)  # of several, the last by the name that is asked for
+            path = path if found is searches[-1] else path.with_stem(f"{path.stem}-{found.wide}")
+            found.picture(path)
+            show.row("saved", str(path))
     if arguments.output:
         try:
             Path(arguments.output).write_text(result.html(), encoding="utf-8")
@@ -76,13 +98,42 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
         show.row("saved", arguments.output)
 
 
+def _promised(arguments: argparse.Namespace) -> dict[str, dict[int, Any]] | None:
+    """What `--dynamic-shapes` says, as `torch.export.export` takes it."""
+    if arguments.dynamic_shapes is None:
+        return None
+    ends: dict[str, tuple[int | None, int | None]] = {}
+    for name, axis, _, size, low, high in arguments.dynamic_shapes:
+        if low is not None and ends.setdefault(size, (low, high)) != (low, high):
+            raise UsageError(f"--dynamic-shapes {name}.{axis} gives '{size}' another range than before.")
+    try:
+        names = dict.fromkeys(size for _, _, _, size, _, _ in arguments.dynamic_shapes)
+        dims = {name: torch.export.Dim(name, **dict(zip(("min", "max"), ends.get(name, ())))) for name in names}
+    except Exception as error:  # torch's own, of several kinds
+        raise UsageError(f"--dynamic-shapes: {error}") from error
+    promised: dict[str, dict[int, Any]] = {name: {} for name, *_ in arguments.dynamic_shapes}
+    for name, axis, factor, size, _, _ in arguments.dynamic_shapes:
+        promised[name][axis] = dims[size] if factor == 1 else factor * dims[size]
+    return promised
+
+
+def _about_types(module: torch.nn.Module, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments about precision that are given, with the data of their files."""
+    given = {name: value for name in ABOUT_TYPES if (value := getattr(arguments, name)) not in (None, False)}
+    files = {name: path for name in ("samples", "calibration") if (path := getattr(arguments, name))}
+    return given | {name: load_samples(path, module) for name, path in files.items()}
+
+
 def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: argparse.Namespace, show: Table) -> Any:
     """The `TRTModule`, with a row for each stage of the conversion."""
     from torch2rt import torch2rt
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in OPTIONS}
-    options |= {name: getattr(arguments, name) or () for name in ("keep_fp32", "force_low")}
+    options |= _about_types(module, arguments)
+    options["dynamic_shapes"] = _promised(arguments)
+    if arguments.max_variants is not None:
+        options["max_variants"] = arguments.max_variants
     done: list[str] = []
 
     def on_stage(name: str, result: Any, seconds: float) -> None:

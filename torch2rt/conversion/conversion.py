@@ -216,7 +216,7 @@ class Conversion:
             raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
         if self.keep_network:
-            network.traced, network.lowered = without_gpu_memory(variant.graph, ready)
+            network.keep_graphs(*without_gpu_memory(variant.graph, ready))
         if tape is not None and network.recipes is not None:
             network.structure = structure_key(ready, tape, network)
         return network

@@ -25,8 +25,8 @@ class Prepared:
     - `graph`: what is lowered after `passes` have run over it.
     - `module`, `tensors`: what the engine is compared with, on which inputs. `notes` are for the report.
 
-    The roundings of an engine in a low precision are those of its own graph. Of int8, an engine is right that computes
-    what the quantised graph does; how far that is from the module is a note.
+    The roundings of an engine in a low precision are those of its own graph. An engine with quantised products is right
+    if it computes what the quantised graph does; how far that is from the module is a note.
     """
 
     graph: torch.fx.GraphModule
@@ -51,7 +51,7 @@ def prepare(
     examples = functools.partial(_examples, tensors)
     more = precise.passes(modules_of(module), examples, progress, is_one_of_several)
     graph, low = run(traced, [*passes, *more]), [retyped(x, precise.io or x.dtype) for x in tensors]
-    if precise.is_int8:
+    if precise.format is not None:
         with unrecorded():
             notes = [text for example in examples(traced) for text in distance(graph, traced, example)]
         return Prepared(graph, [], AsModule(graph), low, notes)

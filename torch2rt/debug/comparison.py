@@ -30,6 +30,7 @@ class Comparison:
 
     Floating-point numbers must be close, integers and bools equal, NaN and infinities where the others are. Where a
     disturbance changes an integer (a tie of an argmax), moves a number past a jump or makes a NaN, either is right.
+    `narrowest` is the type with the smallest range that the numbers pass through: what is tiny may vanish there.
 
     >>> comparison = Comparison(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0]))
     >>> comparison.passes()
@@ -39,7 +40,7 @@ class Comparison:
     True
     """
 
-    def __init__(self, actual: torch.Tensor, expected: torch.Tensor) -> None:
+    def __init__(self, actual: torch.Tensor, expected: torch.Tensor, narrowest: torch.dtype | None = None) -> None:
         self.is_exact = not (expected.is_floating_point() or expected.is_complex())
         self.distance = self._distance(actual, expected)
         magnitude = _finite(expected).double().abs().flatten()
@@ -50,6 +51,7 @@ class Comparison:
             dtype = expected.dtype.to_real()
             eps = torch.finfo(dtype).eps
             self.allowed += FLOOR.get(dtype, FLOOR_OF_OTHERS) * eps * self._most(magnitude)
+            eps = max(eps, torch.finfo(narrowest or dtype).eps)
             self.allowed.clamp_(min=eps**2 * self.largest)  # what is 0 but for sines of multiples of pi is not 0
         self.within = WITHIN if expected.dtype is torch.float32 else 1.0
         self.moved = torch.zeros_like(self.distance)  # the most that a disturbance has moved each number

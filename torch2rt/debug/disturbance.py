@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.tracing.calls.randomness import same_states
@@ -127,34 +126,6 @@ class Disturbed(torch.fx.Interpreter):
             self.noise[device, among] = have
         start = int(torch.randint(0, len(have) - count + 1, (), generator=self.generator))
         return have[start : start + count]
-
-
-class WideProducts(TorchDispatchMode):
-    """Computes products of float16 numbers in float32, as all kernels do, and rounds the results.
-
-    torch's own for a CPU do it so slowly that ResNet-50 takes twenty times as long as in float32.
-    """
-
-    supports_higher_order_operators = True
-    products = frozenset(
-        """
-            convolution _convolution addmm mm bmm baddbmm addmv mv dot linear
-            _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math
-        """.split()
-    )
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if _name(func) in self.products and torch.float16 in {
-            x.dtype for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.device.type == "cpu"
-        }:
-            args, kwargs = tree_map_only(torch.Tensor, lambda x: _cast(x, torch.float16, torch.float32), (args, kwargs))
-            return tree_map_only(torch.Tensor, lambda x: _cast(x, torch.float32, torch.float16), func(*args, **kwargs))
-        return func(*args, **kwargs)
-
-
-def _cast(x: torch.Tensor, old: torch.dtype, new: torch.dtype) -> torch.Tensor:
-    return x.to(new) if x.dtype is old else x
 
 
 def _rounded(graph: torch.fx.Graph) -> frozenset[torch.fx.Node]:

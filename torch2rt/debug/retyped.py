@@ -52,7 +52,10 @@ def distance(graph: torch.fx.GraphModule, traced: torch.fx.GraphModule, tensors:
     texts = []
     for name, ours, theirs in zip(outputs, *results, strict=True):
         if ours.is_floating_point() and theirs.numel():
-            error = float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-300))
+            ours, theirs = ours.double(), theirs.double()
+            difference = torch.where(ours == theirs, 0.0, ours - theirs)  # also of infinities
+            scale = torch.where(theirs.isfinite(), theirs, 0.0).norm().clamp_min(1e-300)
+            error = float(difference.norm() / scale)
             texts.append(f"{name} is quantised: on the example it is off by {error:.1e} of its norm")
     return texts
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch2rt.debug.bisection import OfEngine, OfReference, Place, first_difference, first_module
 from torch2rt.debug.comparison import MULTIPLE, Comparison, is_near
-from torch2rt.debug.disturbance import Disturbed, WideProducts
+from torch2rt.debug.disturbance import Disturbed
 from torch2rt.debug.inputs import Call, Tensors, calls_in_range, first_calls, fitted
 from torch2rt.engine.build import rounds_to_tf32
 from torch2rt.engine.engine import Engine
@@ -26,8 +26,10 @@ from torch2rt.errors import AccuracyError, EngineError, InputError, Torch2RTErro
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
 from torch2rt.passes.order import Pass
-from torch2rt.runtime.module import ReferenceModule
+from torch2rt.passes.ranges import tensors_of
+from torch2rt.passes.wide_products import WideProducts
 from torch2rt.runtime.partitioned.segments import PartitionedNetwork
+from torch2rt.runtime.reference_module import ReferenceModule
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
@@ -272,8 +274,10 @@ class _Verifier:
                 )
             places = [leaf["output"] for leaf in self.interface.leaves if "output" in leaf]
             expected = [leaves[places.index(i)] for i in range(len(names))]
+            is_half = any(t.dtype is torch.float16 for node in self.graph.graph.nodes for t in tensors_of(node))
+            narrowest = torch.float16 if is_half else None
             compared = {
-                name: Comparison(ours.to(theirs.device), theirs)
+                name: Comparison(ours.to(theirs.device), theirs, narrowest)
                 for name, ours, theirs in zip(names, outputs, expected, strict=True)
             }
             self._learn_roundings(compared, expected, call)

@@ -11,22 +11,23 @@ import torch
 from torch.fx.node import Node
 
 from torch2rt.errors import InputError
-from torch2rt.graph import graph_meta
-from torch2rt.passes.copies import copy_graph, finish
 from torch2rt.passes.order import Pass
-from torch2rt.passes.precision import mixed_precision
-from torch2rt.passes.quantization import calibration_file
-from torch2rt.passes.quantization.calibrate import calibrate
+from torch2rt.passes.quantization.calibrated import Calibrated, look_at
+from torch2rt.passes.quantization.formats import FORMATS, Format
 from torch2rt.passes.quantization.histogram import METHODS
-from torch2rt.passes.quantization.quantize import observed, quantize
-from torch2rt.passes.ranges import Ranges, as_samples, measure
-from torch2rt.passes.search import Metric, search
+from torch2rt.passes.ranges import as_samples, measure
+from torch2rt.passes.search import Choice, Found, Metric, noted, search
 from torch2rt.passes.selection import select
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 IO_TYPES = {"fp32": torch.float32, **TYPES}
-INT8 = {"int8": torch.float16, "int8+bf16": torch.bfloat16, "int8+fp32": torch.float32}  # and what is not int8
-PRECISIONS = ("fp32", *TYPES, *INT8, "auto")
+# What products are quantised to, and the type of what is not: "int8" and "int8+fp16" are one.
+QUANTIZED = {
+    f"{name}{suffix}": (format, dtype)
+    for name, format in FORMATS.items()
+    for suffix, dtype in {"": torch.float16, **{f"+{name}": dtype for name, dtype in IO_TYPES.items()}}.items()
+}
+PRECISIONS = ("fp32", *TYPES, *QUANTIZED, "auto")
 TOLERANCE = 1e-3
 
 Samples = Callable[[torch.fx.GraphModule], Iterable[list[torch.Tensor]]]
@@ -51,10 +52,16 @@ class Precision:
     keep_float: Any = ()
     tolerance: float | None = None
     metric: Metric | None = None
+    smooth_quant: float | None = None
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):
-            raise InputError(f"precision={self.precision!r} is not one of {', '.join(map(repr, PRECISIONS))}.")
+            names = ", ".join(map(repr, ("fp32", *TYPES, *FORMATS, "auto")))
+            raise InputError(
+                f"precision={self.precision!r} is not one of {names}; what is not quantised is in float16, or as "
+                "'int8+bf16' and 'int8+fp32' say."
+            )
         if self.io_precision not in (None, *IO_TYPES):
             raise InputError(f"io_precision={self.io_precision!r} is not one of {', '.join(map(repr, IO_TYPES))}.")
         if self.calibration_method not in (None, *METHODS):
@@ -64,32 +71,56 @@ class Precision:
             if (value := getattr(self, name)) is not None and not is_list(value):
                 kind = type(value).__name__
                 raise InputError(f"{name}= is a list of samples, each the inputs of a call, not a {kind}.")
-        self._check_needless("int8", self.is_int8, "calibration calibration_method calibration_cache keep_float")
+        self._check_needless("int8 and fp8", self.calibrates, "calibration_method calibration_cache")
+        self._check_needless("int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction")
+        self._check_needless("quantised products", self.format is not None, "keep_float")
         self._check_needless("precision='auto'", self.precision == "auto", "tolerance metric")
-        self._check_needless("a low precision", self.is_low or self.is_int8, "keep_fp32")
+        self._check_needless("a low precision", self.is_low or self.format is not None, "keep_fp32")
         self._check_needless("a low precision", self.is_low, "io_precision force_low samples")
         if self.is_low and IO_TYPES[self.io_precision or "fp32"] not in (torch.float32, self.low):
             raise InputError(f"io_precision={self.io_precision!r} and precision={self.precision!r} are two low types.")
-        if self.is_int8 and self.calibration is None and not self._reads_cache:
+        if self.calibrates and self.calibration is None and not self._reads_cache:
             raise InputError(
                 f"precision={self.precision!r} needs calibration=: some batches of inputs such as the engine will be "
                 "given. They say how large values become."
             )
+        self._check_quantisation()
+
+    def _check_quantisation(self) -> None:
+        if self.calibration_method == "entropy" and self.format is FORMATS["fp8"]:
+            raise InputError("calibration_method='entropy' is for int8. For fp8 it is 'minmax', 'percentile' or 'mse'.")
+        strength = self.smooth_quant
+        if strength is not None and (isinstance(strength, bool) or not 0 <= strength <= 1):
+            raise InputError(f"smooth_quant={strength!r} is not a number from 0 to 1; 0.5 is usual.")
+        if self.calibration_cache is not None and (strength is not None or self.bias_correction):
+            name = "bias_correction" if strength is None else "smooth_quant"
+            raise InputError(f"{name} looks at each channel, and calibration_cache= has none: give calibration= alone.")
 
     def _check_needless(self, what: str, is_asked: bool, names: str) -> None:
         for name in () if is_asked else names.split():
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (tuple, list)) and not value) and value != "fp32":
+            is_empty = isinstance(value, (tuple, list)) and not value
+            if not (value is None or value is False or is_empty or value == "fp32"):
                 raise InputError(f"{name} is for {what}; precision={self.precision!r} has none.")
 
     @property
-    def is_int8(self) -> bool:
-        return self.precision in INT8
+    def format(self) -> Format | None:
+        """What products are quantised to, if they are. `"auto"` quantises where it has calibration data."""
+        if self.precision == "auto" and self.calibration is not None:
+            return FORMATS["int8"]
+        return QUANTIZED[self.precision][0] if self.precision in QUANTIZED else None
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether values are quantised too, whose ranges are then to be found."""
+        return self.format is not None and self.format.is_whole
 
     @property
     def low(self) -> torch.dtype:
-        """The floating-point type of products that are not int8."""
-        return {**TYPES, **INT8, "auto": torch.float16}.get(self.precision or "", torch.float32)
+        """The floating-point type of products that are not quantised."""
+        if self.precision in QUANTIZED:
+            return QUANTIZED[self.precision][1]
+        return {**TYPES, "auto": torch.float16}.get(self.precision or "", torch.float32)
 
     @property
     def is_low(self) -> bool:
@@ -98,7 +129,7 @@ class Precision:
     @property
     def changes(self) -> bool:
         """Whether the graph computes in other types than the module."""
-        return self.is_low or self.is_int8
+        return self.is_low or self.format is not None
 
     @property
     def io(self) -> torch.dtype | None:
@@ -137,50 +168,42 @@ class Precision:
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             keep = select("keep_fp32", self.keep_fp32, graph, modules)
             force = select("force_low", self.force_low, graph, modules)
-            ranges: Ranges = {}
-            if self.is_int8:
-                floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
-                found, ranges = self._calibrated(graph, progress, is_one_of_several)
-                # by name, as a pass gives nodes of its own to the graph that it makes
-                names = [{node.name: why for node, why in chosen.items()} for chosen in (keep, force)]
-                graph = quantize(graph, found, floats)
-                keep, force = ({n: chosen[n.name] for n in graph.graph.nodes if n.name in chosen} for chosen in names)
+            floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
+            found = self._calibrated(graph, floats, progress, is_one_of_several)
             if not self.is_low:
-                return graph
+                return found.quantized(floats)
             samples = None if self.samples is None else as_samples(graph, self.samples, is_one_of_several)
+            data, ranges = [*examples(graph), *(samples or [])], found.calibration.ranges
             if samples != [] and (samples is not None or self.low is torch.float16):
-                ranges = measure(graph, [*examples(graph), *(samples or [])], ranges)
+                ranges = measure(found.graph, data, ranges)
+            chosen = Choice(found, self.low, ranges, keep=keep, force=force, floats=floats)
+            searches: list[Found] = []
             if self.precision == "auto":
-                graph, keep = self._searched(graph, [*examples(graph), *(samples or [])], keep, force, ranges)
-            return mixed_precision(graph, self.low, keep=keep, force=force, ranges=ranges, io=self.io)
+                tolerance = TOLERANCE if self.tolerance is None else self.tolerance
+                chosen, searches = search(chosen, data, tolerance, self.metric)
+            return noted(chosen.made(self.io), searches)
 
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
 
     def _calibrated(
-        self, graph: torch.fx.GraphModule, progress: bool | None, others: bool
-    ) -> tuple[dict[str, float], Ranges]:
-        """The largest values to quantise: of the cache if there is one, else of the calibration data."""
-        nodes, method = observed(graph), self.calibration_method or "entropy"
-        if self._reads_cache:
-            return calibration_file.load(self.calibration_cache, graph, nodes), {}
-        assert self.calibration is not None
-        found, ranges = calibrate(graph, self.calibration, nodes, method, progress, others)
-        if self.calibration_cache is not None:
-            calibration_file.save(self.calibration_cache, graph, nodes, found, method)
-        return found, ranges
-
-    def _searched(
-        self, graph: torch.fx.GraphModule, samples: list[list[torch.Tensor]], keep: Any, force: Any, ranges: Ranges
-    ) -> tuple[torch.fx.GraphModule, dict[Node, str]]:
-        """The graph, with what was found in its report, and the calls that stay in float32."""
-        tolerance = TOLERANCE if self.tolerance is None else self.tolerance
-        found = search(graph, self.low, samples, tolerance, self.metric, keep=keep, force=force, ranges=ranges)
-        text = f"precision='auto': {found}, the tolerance {tolerance:g}"
-        noted, meta = copy_graph(graph), graph_meta(graph)
-        noted.meta["torch2rt"] = dataclasses.replace(meta, assumptions=(*meta.assumptions, text))
-        names = {node.name: why for node, why in {**found.keep, **keep}.items()}
-        return finish(noted), {node: names[node.name] for node in noted.graph.nodes if node.name in names}
+        self, graph: torch.fx.GraphModule, floats: Mapping[Node, str], progress: bool | None, others: bool
+    ) -> Calibrated:
+        if self.format is None:
+            return Calibrated(graph)
+        return look_at(
+            graph,
+            self.format,
+            self.calibration,
+            method=self.calibration_method,
+            cache=self.calibration_cache,
+            reads_cache=self._reads_cache,
+            strength=self.smooth_quant,
+            corrects=self.bias_correction,
+            keep=floats,
+            progress=progress,
+            others=others,
+        )
 
 
 def is_list(value: Any) -> bool:

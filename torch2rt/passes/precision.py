@@ -26,7 +26,7 @@ from torch2rt.passes import precision_rules as rules
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import name_of
 from torch2rt.passes.quantization.quantized import dequantize
-from torch2rt.passes.ranges import Range, Ranges
+from torch2rt.passes.ranges import Range, Ranges, tensors_of
 from torch2rt.passes.value_numbers import value_sources
 from torch2rt.registry import load
 from torch2rt.structure import bare_name
@@ -98,6 +98,9 @@ class _Rewriter:
                     self.weak.add(node)
                 self.call(node)
         self.outputs()
+        for node in self.graph.find_nodes(op="call_function", target=dequantize):
+            if not node.users:  # it was wanted in another type
+                self.graph.erase_node(node)
         self.guard_lone_products()
         self.describe()
 
@@ -168,8 +171,10 @@ class _Rewriter:
     def obstacle(self, node: Node, arguments: Sequence[Node]) -> str | None:
         """Why a call's values do not fit the narrow type, if they do not."""
         low, wide = bare_name(self.low), self.wide_arguments(node)
-        values = self.arguments(node) if wide else {}
+        addend = rules.ADDENDS.get(name_of(node.target))
+        values = self.arguments(node) if wide or addend else {}
         exempt = {n for name in wide if isinstance(n := values.get(name), Node)}
+        added = values.get(addend) if addend else None
         for number in _numbers(node):
             if math.isfinite(number) and abs(number) > torch.finfo(self.low).max:
                 return f"its number {number:g} overflows {low}"
@@ -185,6 +190,8 @@ class _Rewriter:
                 if bool((most > torch.finfo(self.low).max) | (most > 0) & (most < self.tiny)):
                     found = Range()
                     found.add(constant)
+                    if argument is added and self.is_lost_in_rounding(found, node):
+                        continue
                     verb = "overflows" if found.largest > 1 else "vanishes in"
                     return f"its constant {argument.target} of up to {found.largest:.3g} {verb} {low}"
             elif dtype_of(argument) is FLOAT and (why := self.misfit(argument.name)):
@@ -200,6 +207,11 @@ class _Rewriter:
             ),
             None,
         )
+
+    def is_lost_in_rounding(self, addend: Range, node: Node) -> bool:
+        """Whether what is added to a product is smaller than what is lost by rounding the call's results."""
+        result = self.ranges.get(node.name)
+        return result is not None and addend.largest <= result.largest * torch.finfo(self.low).eps
 
     def misfit(self, name: str) -> str | None:
         """Why the values of a node on the samples do not fit the narrow type."""
@@ -312,12 +324,6 @@ class _Rewriter:
 
 
 TINY = 2.0**-100
-
-
-def tensors_of(node: Node) -> list[torch.Tensor]:
-    """The tensors that a node's recorded value has."""
-    value = node.meta.get("val")
-    return [t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, torch.Tensor)]
 
 
 def dtype_of(node: Node) -> torch.dtype | None:

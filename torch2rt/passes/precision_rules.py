@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.passes.quantization.quantized import fake_quantize
+from torch2rt.passes.quantization.quantized import fake_quantize, fake_quantize_fp8
 
 # Products gain most from a narrow type, and their kernels add in float32. A table of embeddings is read, not computed.
 LOW = frozenset(
@@ -59,6 +59,12 @@ WIDE_ARGUMENTS = {
     "batch_norm": frozenset({"weight", "bias", "running_mean", "running_var"}),
     "scaled_dot_product_attention": frozenset({"attn_mask"}),
 }
+# What is added to a product: that it vanishes is no loss beside results that are rounded by more.
+ADDENDS = {
+    **dict.fromkeys("linear bilinear layer_norm group_norm".split(), "bias"),
+    **dict.fromkeys((word for word in LOW if word.startswith("conv")), "bias"),
+    **dict.fromkeys("addmm baddbmm addbmm addmv".split(), "input"),
+}
 # Products that may be computed in the type of a cast behind them (`quirks.computes_lone_products_low`).
 PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding", "fake_quantize"}
 
@@ -82,7 +88,7 @@ def name_of(target: Any) -> str:
     """What a callable is called in the table; "" for one that is not torch's own, whatever its name is."""
     if isinstance(target, torch._ops.OpOverload):
         target = target.overloadpacket
-    if target is fake_quantize:
+    if target in (fake_quantize, fake_quantize_fp8):
         return "fake_quantize"
     if getattr(target, "__module__", "") == "torch2rt.converters.recurrence":
         return "recurrent"

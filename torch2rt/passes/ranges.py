@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
+from torch2rt.interface import Interface
 from torch2rt.passes.precision_rules import name_of
+from torch2rt.passes.wide_products import WideProducts
 from torch2rt.recipes.tape import unrecorded
 
 
@@ -23,18 +27,25 @@ class Range:
     largest: float = 0.0
     has_nan: bool = False
 
-    def add(self, x: torch.Tensor) -> None:
-        """Include a tensor's values."""
+    def add(self, x: torch.Tensor) -> tuple[float, float]:
+        """Include a tensor's values, and return the least and the largest."""
         if not x.numel():
-            return
-        low, high = torch.aminmax(x.detach())
+            return 0.0, 0.0
+        low, high = extent = torch.aminmax(x.detach())
         if not (math.isfinite(low) and math.isfinite(high)):
             self.has_nan |= bool(x.isnan().any())
             low, high = torch.aminmax(torch.where(x.isfinite(), x, 0.0))
         self.largest = max(self.largest, -float(low), float(high))
+        return float(extent.min), float(extent.max)
 
 
 Ranges = dict[str, Range]  # by the names of nodes
+
+
+def tensors_of(node: Node) -> list[torch.Tensor]:
+    """The tensors that a node's recorded value has."""
+    value = node.meta.get("val")
+    return [t for t in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(t, torch.Tensor)]
 
 
 class Running(torch.fx.Interpreter):
@@ -43,6 +54,9 @@ class Running(torch.fx.Interpreter):
     def __init__(self, graph: torch.fx.GraphModule, device: torch.device) -> None:
         super().__init__(graph)
         self.device = device
+        values = (t for node in graph.graph.nodes for t in tensors_of(node))
+        is_slow = device.type == "cpu" and any(t.dtype is torch.float16 for t in values)
+        self.within: AbstractContextManager[Any] = WideProducts() if is_slow else nullcontext()
 
     def fetch_attr(self, target: str) -> Any:
         value = super().fetch_attr(target)
@@ -58,7 +72,7 @@ class Running(torch.fx.Interpreter):
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Run the graph on one sample."""
-        with torch.no_grad(), unrecorded():
+        with torch.no_grad(), unrecorded(), self.within:
             return self.run(*tensors)
 
 
@@ -68,13 +82,15 @@ class Measuring(Running):
     def __init__(self, graph: torch.fx.GraphModule, device: torch.device) -> None:
         super().__init__(graph, device)
         self.ranges: Ranges = {}
+        self.extent: tuple[float, float] | None = None  # of the value that was seen last, where it was looked at
 
     def seen(self, node: Node, value: Any) -> None:
-        if node.op == "output":
+        self.extent = None
+        if node.op in ("output", "get_attr"):
             return
         for x in value if isinstance(value, (tuple, list)) else [value]:
             if isinstance(x, torch.Tensor) and x.dtype is torch.float32:
-                self.ranges.setdefault(node.name, Range()).add(x)
+                self.extent = self.ranges.setdefault(node.name, Range()).add(x)
         if name_of(node.target) == "scaled_dot_product_attention":
             args, kwargs = self.fetch_args_kwargs_from_env(node)
             self.ranges.setdefault(f"{node.name}:scores", Range()).add(_scores(*args, **kwargs))
@@ -118,20 +134,50 @@ def measure(
 def as_samples(graph: torch.fx.GraphModule, samples: Iterable[Any], others: bool = False) -> list[list[torch.Tensor]]:
     """Samples as users give them, as the tensors of the graph's inputs.
 
-    Each is the positional arguments of a call, in a list or tuple, one tensor, or a dict of keyword arguments. Raises
-    `InputError` for one that the engine would not take; with `others`, those of sizes that it does not serve are left
-    out, as another engine of the module serves them.
+    Each is what `calls_of` takes. Raises `InputError` for one that the engine would not take.
     """
-    interface, found = graph_meta(graph).interface, []
+    return [tensors for sample in samples for tensors in calls_of(graph, sample, others)]
+
+
+def calls_of(graph: torch.fx.GraphModule, sample: Any, others: bool = False) -> list[list[torch.Tensor]]:
+    """A sample as calls that the graph takes, each the tensors of its inputs.
+
+    A sample is the positional arguments of a call, in a list or tuple, one tensor, or a dict of keyword arguments. One
+    with a larger batch than the graph takes is split along the first dimension. Raises `InputError` for one that the
+    engine would not take; with `others`, those of sizes that it does not serve are left out, as another engine of the
+    module serves them.
+    """
+    interface = graph_meta(graph).interface
+    keywords: Mapping[str, Any] = sample if isinstance(sample, Mapping) else {}
+    args = tuple(sample) if isinstance(sample, (tuple, list)) else () if keywords else (sample,)
+    tensors = interface.tensors(args, keywords)
     devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
-    for sample in samples:
-        args = tuple(sample) if isinstance(sample, (tuple, list)) else () if isinstance(sample, Mapping) else (sample,)
-        tensors = interface.tensors(args, sample if isinstance(sample, Mapping) else {})
-        try:
-            interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
-        except InputError:
-            if others:
-                continue
+    tensors = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
+    try:
+        interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
+        return [tensors]
+    except InputError:
+        if (parts := _parts(interface, tensors)) is None and not others:
             raise
-        found.append([x.to(device) for x, device in zip(tensors, devices, strict=True)])
-    return found
+        return parts or []
+
+
+def _parts(interface: Interface, tensors: list[torch.Tensor]) -> list[list[torch.Tensor]] | None:
+    """A batch in parts of sizes that are served; the last begins anew with the first samples where it is too small."""
+    if any(not x.dim() for x in tensors) or len({x.shape[0] for x in tensors}) != 1 or not len(tensors[0]):
+        return None
+    count, most = len(tensors[0]), min(spec.max[0] for spec in interface.inputs)
+    least = max(spec.min[0] for spec in interface.inputs)
+    if most < 1 or least > most:
+        return None
+    parts = []
+    for start in range(0, count, most):
+        size = max(min(most, count - start), least)
+        places = torch.tensor([*itertools.islice(itertools.cycle(range(count)), start, start + size)])
+        parts.append([x.index_select(0, places.to(x.device)) for x in tensors])
+    try:
+        for part in parts:
+            interface.check([tuple(x.shape) for x in part], [x.dtype for x in part])
+    except InputError:
+        return None
+    return parts

@@ -1,22 +1,21 @@
-"""What an engine and its reference have in common, and the reference: a network evaluated with torch."""
+"""What an engine, its reference, and modules made of several of them have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import LOG
-from torch2rt.interface import Interface
-from torch2rt.network import Network
-from torch2rt.reference.evaluator import Evaluator
-from torch2rt.runtime.live import Live
-from torch2rt.runtime.variants import Dispatch
+from torch2rt.arguments import whole_number
+from torch2rt.errors import InputError
+from torch2rt.interface import Input, Interface, Shape
+from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
+from torch2rt.structure import unflatten
 
 
 class Converted(torch.nn.Module):
-    """What an engine and its reference have in common: the calling convention."""
+    """A module with a calling convention."""
 
     def _interface(self) -> Interface:
         """The calling convention; raises `EngineError` where there is none."""
@@ -32,66 +31,51 @@ class Converted(torch.nn.Module):
         """The engine's outputs."""
         return list(self._interface().outputs)
 
+    def warm_up(self, shapes: Any = None, *, contexts: int = 1) -> None:
+        """Do before traffic comes what first calls do: load engines, make execution contexts, capture CUDA graphs.
 
-class ReferenceModule(Converted):
-    """A network evaluated with torch, layer by layer, under the converted module's calling convention.
+        It calls the module with zeros on the current GPU and stream, as often as it takes for a graph to be captured if
+        `cuda_graph` is set, and waits for that.
 
-    Of several networks, the one is evaluated that serves the shapes of a call; `interface` is that of all together.
-    """
+        - `shapes`: a list with the shapes of one call after the other, each a list (flat, or nested like the inputs) or
+          a dict by input name. By default those that the engines are tuned for.
+        - `contexts`: on how many streams calls will be made at once: above 1, as many execution contexts are made.
 
-    def __init__(
-        self,
-        *networks: Network,
-        interface: Interface | None = None,
-        live: Live | None = None,
-        follow: Callable[[], None] | None = None,
-    ) -> None:
-        super().__init__()
-        self._live, self._follow = live, follow
-        self._read(live.up_to_date() if live is not None else networks)
-        self._dispatch: Dispatch | None = None
-        if len(networks) > 1 and interface is not None:
-            self._dispatch = Dispatch(interface, [network.interface for network in networks])
+        Raises `InputError` for shapes that are not served, and `EngineError` where the engine cannot run here.
 
-    @property
-    def interface(self) -> Interface:
-        """Names, dtypes and ranges of inputs and outputs."""
-        return self._networks[0].interface if self._dispatch is None else self._dispatch.interface
+        >>> model_trt.warm_up([[(1, 3, 224, 224)], [(8, 3, 224, 224)]], contexts=4)     # doctest: +SKIP
+        """
+        count = whole_number("contexts", contexts, 1) or 1
+        interface = self._interface()
+        if shapes is None:
+            calls = [call for part in self._parts() for call in part.profiles]
+        elif isinstance(shapes, (list, tuple)):
+            calls = [interface.shapes(call) for call in shapes]
+        else:
+            raise InputError(f"{shapes=} is no list of the shapes of calls, such as [[(1, 3)], [(8, 3)]].")
+        for call in calls:
+            interface.check(call, [spec.dtype for spec in interface.inputs])
+        graph = getattr(self, "cuda_graph", False)
+        cache = graph if isinstance(graph, GraphCache) else DEFAULT
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        for call in calls:
+            kept = []  # so that each call brings other addresses, as calls will
+            for _ in range(1 + cache.after if graph else 1):
+                kept.append([_zeros(spec, shape, device) for spec, shape in zip(interface.inputs, call, strict=True)])
+                args, kwargs = unflatten(interface.arguments, kept[-1])
+                self(*args, **kwargs)
+            if device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+        if count > 1:
+            self._make_contexts(count)
 
-    def _interface(self) -> Interface:
-        return self.interface
+    def _parts(self) -> Sequence[Interface]:
+        """The calling conventions of the engines that serve the range together."""
+        return [self._interface()]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
-        interface = self.interface
-        tensors = interface.tensors(args, kwargs)
-        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
+    def _make_contexts(self, count: int) -> None:
+        """Have so many execution contexts of each engine that no stream uses yet."""
 
-    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The engine's outputs for its inputs, each in the order of the interface."""
-        if self._follow is not None:
-            self._follow()
-        if (live := self._live) is not None:
-            if (networks := live.up_to_date()) is not self._networks:
-                self._read(networks)
-            live.reads.acquire(me := object())
-        try:
-            return self._outputs(tensors)
-        finally:
-            if live is not None:
-                live.reads.release(me)
 
-    def _read(self, networks: Sequence[Network]) -> None:
-        with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
-            self._evaluators = [Evaluator(network.definition, network.weights_by_layer()) for network in networks]
-        self._networks = networks
-
-    def _outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        shapes, dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
-        self.interface.check(shapes, dtypes)
-        index = 0 if self._dispatch is None else self._dispatch.find(shapes)
-        interface = self._networks[index].interface
-        with torch.no_grad():
-            given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
-            outputs = self._evaluators[index](given)
-        return [outputs[name] for name in interface.outputs]
+def _zeros(spec: Input, shape: Shape, device: torch.device) -> torch.Tensor:
+    return torch.zeros(shape, dtype=spec.dtype, device=device).contiguous(memory_format=spec.memory_format)

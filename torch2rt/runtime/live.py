@@ -207,6 +207,8 @@ class Live:
     def _set(self, made: Weights, take: Take) -> None:
         """Give new weights to the engines, and to the networks: at once, or when these are needed."""
         self._pending = self._pending or [{} for _ in self.networks]
+        for network in self.networks:
+            network.traced = network.lowered = None  # their constants are those of before
         for pending, weights in zip(self._pending, made, strict=True):
             pending.update(weights)
         if not take(made):

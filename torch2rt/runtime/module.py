@@ -18,11 +18,10 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
-from torch2rt.runtime.converted import Converted as Converted
-from torch2rt.runtime.converted import ReferenceModule
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
+from torch2rt.runtime.reference_module import ReferenceModule as ReferenceModule
 from torch2rt.runtime.refittable import Refittable
 from torch2rt.runtime.variants import Dispatch
 
@@ -70,7 +69,7 @@ class TRTModule(Refittable):
     @property
     def engine_bytes(self) -> bytes | None:
         """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
-        return None if (engine := self.built) is None else engine.data
+        return None if (engine := self.built) is None else bytes(engine)
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -93,6 +92,14 @@ class TRTModule(Refittable):
 
     def _interface(self) -> Interface:
         return self._engine().interface
+
+    def _parts(self) -> Sequence[Interface]:
+        return [variant.interface for variant in self._engine().variants] or [self._interface()]
+
+    def _make_contexts(self, count: int) -> None:
+        pool = self._ready()
+        for each in getattr(pool, "pools", [pool]):
+            each.make_contexts(count)
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -192,16 +199,21 @@ class TRTModule(Refittable):
     @property
     def network(self) -> Any:
         """The `INetworkDefinition` the engine was built from, if it was kept; a list where there are several."""
-        definitions = [network.definition for network in self._networks]
+        definitions = [network.definition for network in self._current()]
         return definitions if len(definitions) > 1 else next(iter(definitions), None)
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
-        if not self._networks:
+        return ReferenceModule(*self.networks(), interface=self.interface, live=self._live, follow=self._follow)
+
+    def networks(self) -> list[Network]:
+        """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""
+        if not (networks := self._current()):
             raise Torch2RTError(
-                "reference() needs the network: convert with keep_network=True; a loaded engine has none."
+                "reference() needs the network: convert with keep_network=True; a loaded engine has none, unless "
+                "torch2rt.save(..., source=True) has kept its graph."
             )
-        return ReferenceModule(*self._networks, interface=self.interface, live=self._live, follow=self._follow)
+        return networks
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.

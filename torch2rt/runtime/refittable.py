@@ -86,6 +86,15 @@ class Refittable(Converted):
                 self._kept, self._later = self._later(), None
             return self._kept
 
+    @property
+    def has_networks(self) -> bool:
+        """Whether the networks are kept, or can be made."""
+        return bool(self._kept) or self._later is not None
+
+    def _current(self) -> list[Network]:
+        """The kept networks, with the weights that the engine has by now."""
+        return self._networks if self._live is None or not self._kept else self._live.up_to_date()
+
     def lower_later(self, networks: Callable[[], list[Network]]) -> None:
         """Make the networks when they are first asked for."""
         self._later = networks

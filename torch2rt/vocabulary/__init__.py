@@ -17,13 +17,13 @@ from torch2rt.backend.tensorrt import (
     trt,
 )
 from torch2rt.callables import named
-from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, fake_quantize_fp8
 from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, rewrite
 from torch2rt.sizes import answer, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
 from torch2rt.tracing.subgraphs import run, scope, subgraph
 from torch2rt.vocabulary.context import Complex, Context
-from torch2rt.vocabulary.layers import constant, dequantized, integers, quantized_and_back
+from torch2rt.vocabulary.layers import constant, dequantized, quantized_and_back, stored
 from torch2rt.vocabulary.movement import concat, expand, gather, iota, lift, narrow, permute, slice_nd, unlift
 from torch2rt.vocabulary.plain import (
     axes,
@@ -101,6 +101,7 @@ __all__ = [
     "expression",
     "factory",
     "fake_quantize",
+    "fake_quantize_fp8",
     "floor_div",
     "fuses_attention",
     "fusion",
@@ -109,7 +110,6 @@ __all__ = [
     "has_attention",
     "has_cumulative",
     "has_dynamic_while",
-    "integers",
     "iota",
     "is_integral",
     "is_negative",
@@ -149,6 +149,7 @@ __all__ = [
     "select",
     "shape_tensor",
     "slice_nd",
+    "stored",
     "sub",
     "subgraph",
     "torch",

@@ -86,15 +86,19 @@ class Context:
         """How many dynamic sizes torch takes for numbers or for each other, as it does once they were compared."""
         return 0 if self._shape_env is None else len(self._shape_env.replacements)
 
-    def weights(self, tensor: torch.Tensor, role: str = "weights") -> Any:
-        """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU."""
-        if tensor.dtype not in DTYPES:
+    def weights(self, tensor: torch.Tensor, role: str = "weights", stored_as: Any = None) -> Any:
+        """A tensor as `trt.Weights` of the next layer to be added, without a copy where it is dense and on the CPU.
+
+        `stored_as`: TensorRT's type of quantised numbers, of which int4 has two in a byte.
+        """
+        if tensor.dtype not in DTYPES and stored_as is None:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
         held, number = tensor.detach().resolve_neg().cpu().contiguous(), None
         if self.lowered.tape is not None:
             held, number = self._own_copy(self.lowered.tape, held)
         self._unnamed[self.network.num_layers, role] = Weight(held, self.origins.of(tensor), number)
-        return trt.Weights(DTYPES[held.dtype], held.data_ptr(), held.numel())
+        count = held.numel() * (2 if stored_as is not None and tensor.dtype is torch.uint8 else 1)
+        return trt.Weights(stored_as or DTYPES[held.dtype], held.data_ptr(), count)
 
     def _own_copy(self, tape: Tape, held: torch.Tensor) -> tuple[torch.Tensor, int]:
         """A weight as the network's own, which stays as it is when the module's changes, and its number on the tape.

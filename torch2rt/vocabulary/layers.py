@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import DTYPES, trt
+from torch2rt.backend.tensorrt import DTYPES, QUANTIZED, trt
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.plain import broadcast_sizes, check, dims, dtype_of, refuse
 
@@ -45,26 +45,32 @@ def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: i
     return result
 
 
-def integers(ctx: Context, value: torch.Tensor) -> Any:
-    """An int8 tensor as a constant, which TensorRT takes in front of a layer that brings it back."""
-    result = ctx.network.add_constant(tuple(value.shape), ctx.weights(value)).get_output(0)
-    return ctx.track(result, tuple(value.shape))
+def stored(ctx: Context, value: torch.Tensor) -> Any:
+    """Quantised numbers as a constant, as `dequantize` has them, in front of a layer that brings them back."""
+    shape = tuple(value.shape)
+    if value.dtype is torch.uint8:
+        shape = (*shape[:-1], 2 * shape[-1])
+    result = ctx.network.add_constant(shape, ctx.weights(value, stored_as=QUANTIZED[value.dtype])).get_output(0)
+    return ctx.track(result, shape)
 
 
 def dequantized(ctx: Context, x: Any, scale: torch.Tensor, dtype: torch.dtype, axis: int = 0) -> Any:
-    """int8 numbers, times a scale for each index of an axis or one for all; the scale is float32 for every type.
+    """Quantised numbers, times a scale for each index of an axis, for each block, or one for all.
 
-    In half precision, the sum of a product would be scaled only after it has overflowed.
+    The scale is float32 for every type, as in half precision the sum of a product would be scaled only after it has
+    overflowed; TensorRT wants those of blocks in the result's type.
     """
     layer = ctx.network.add_dequantize(x, constant(ctx, scale), DTYPES[dtype])
-    if scale.dim():
+    if scale.dim() == 1:
         layer.axis = axis
     return ctx.track(layer.get_output(0), dims(ctx, x))
 
 
-def quantized_and_back(ctx: Context, x: Any, scale: torch.Tensor, dtype: torch.dtype, axis: int = 0) -> Any:
-    """A tensor, rounded to int8 multiples of a scale, one for each index of an axis or one for all."""
-    layer = ctx.network.add_quantize(x, constant(ctx, scale), trt.DataType.INT8)
+def quantized_and_back(
+    ctx: Context, x: Any, scale: torch.Tensor, dtype: torch.dtype, axis: int = 0, stored_as: torch.dtype = torch.int8
+) -> Any:
+    """A tensor, rounded to int8 or fp8 multiples of a scale, one for each index of an axis or one for all."""
+    layer = ctx.network.add_quantize(x, constant(ctx, scale), QUANTIZED[stored_as])
     if scale.dim():
         layer.axis = axis
     return dequantized(ctx, ctx.track(layer.get_output(0), dims(ctx, x)), scale, dtype, axis)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from torch2rt.backend.quirks import computes_dot_products_wrong, computes_squares_wrong
+from torch2rt.backend.quirks import computes_squares_wrong, computes_vectors_wrong
 from torch2rt.backend.tensorrt import trt
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary.context import Context
-from torch2rt.vocabulary.layers import EW
-from torch2rt.vocabulary.plain import Value, broadcast_sizes, dims, dtype_of
-from torch2rt.vocabulary.pointwise import elementwise, unary
-from torch2rt.vocabulary.reduction import reduce
-from torch2rt.vocabulary.tensors import broadcast, cast, reshape
+from torch2rt.vocabulary.movement import concat, narrow
+from torch2rt.vocabulary.plain import Value, broadcast_sizes, dims, dtype_of, proven
+from torch2rt.vocabulary.pointwise import unary
+from torch2rt.vocabulary.tensors import broadcast
 
 _KIND = trt.LayerType
 _FOLLOWED = (_KIND.ELEMENTWISE, _KIND.UNARY, _KIND.ACTIVATION, _KIND.SHUFFLE, _KIND.IDENTITY, _KIND.CAST)
@@ -28,24 +28,47 @@ def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpos
     if computes_squares_wrong() and may_be_one and _are_made_of_one(ctx, a, b):
         for _ in range(2):
             b = unary(ctx, trt.UnaryOperation.NEG, b)
-    rows, columns = dims(ctx, a)[-1 if transpose_a else -2], dims(ctx, b)[-2 if transpose_b else -1]
+    axis_a, axis_b = (-1 if transpose_a else -2), (-2 if transpose_b else -1)
+    rows, columns = dims(ctx, a)[axis_a], dims(ctx, b)[axis_b]
     batch = broadcast_sizes(dims(ctx, a)[:-2], dims(ctx, b)[:-2])
-    is_dot = not is_symbolic(rows) and not is_symbolic(columns) and (rows, columns) == (1, 1)
-    if is_dot and any(map(is_symbolic, batch)) and computes_dot_products_wrong(dtype_of(a)):
-        return _dot_products(ctx, a, b, -2 if transpose_a else -1, -1 if transpose_b else -2)
+    twice = _made_two(ctx, (rows, columns), batch, (a, transpose_a), (b, transpose_b))
+    if twice == 0:
+        a = _with_one_more(ctx, a, axis_a)
+    if twice == 1:
+        b = _with_one_more(ctx, b, axis_b)
     op = {False: trt.MatrixOperation.NONE, True: trt.MatrixOperation.TRANSPOSE}
     layer = ctx.network.add_matrix_multiply(a, op[transpose_a], b, op[transpose_b])
-    return ctx.track(layer.get_output(0), (*batch, rows, columns))
+    sizes = (*batch, dims(ctx, a)[axis_a], dims(ctx, b)[axis_b])
+    y = ctx.track(layer.get_output(0), sizes)
+    return y if twice is None else narrow(ctx, y, len(batch) + twice, 0, (rows, columns)[twice])
 
 
-def _dot_products(ctx: Context, a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
-    """Products of one row and one column, whose terms lie along these axes, as sums in float32."""
-    terms = []
-    for x, axis in ((a, axis_a), (b, axis_b)):
-        row = reshape(ctx, x, (*dims(ctx, x)[:-2], 1, dims(ctx, x)[axis]))
-        terms.append(cast(ctx, row, torch.float32))
-    total = reduce(ctx, trt.ReduceOperation.SUM, elementwise(ctx, EW.PROD, *terms), -1, keepdim=True)
-    return cast(ctx, total, dtype_of(a))
+def _made_two(
+    ctx: Context, sizes: Sequence[Any], batch: Sequence[Any], left: tuple[Any, bool], right: tuple[Any, bool]
+) -> int | None:
+    """Which of the rows (0) and columns (1) of a product must not be one alone, so that TensorRT computes it right."""
+    (a, transpose_a), (b, transpose_b) = left, right
+    if all(not is_symbolic(size) and size == 1 for size in batch):
+        return None
+    alone = [_may_be_one(ctx, size, dtype_of(a)) for size in sizes]
+    if not any(alone) or any(_root(ctx, x.name)[1] for x in (a, b)):
+        return None
+    if alone[0] and (alone[1] or transpose_b == _is_turned(ctx, b)):
+        return 0
+    return 1 if alone[1] and transpose_a != _is_turned(ctx, a) else None
+
+
+def _may_be_one(ctx: Context, size: Any, dtype: torch.dtype) -> bool:
+    """Whether a product with so many rows or columns is one that TensorRT computes wrong if it is one alone."""
+    if not computes_vectors_wrong(dtype, is_symbolic(size)):
+        return False
+    return not proven(ctx, size > 1) if is_symbolic(size) else bool(size == 1)
+
+
+def _with_one_more(ctx: Context, x: Any, axis: int) -> Any:
+    """A matrix with its first row or column once more at the end."""
+    dim = len(dims(ctx, x)) + axis
+    return concat(ctx, [x, narrow(ctx, x, dim, 0, 1)], dim)
 
 
 def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
@@ -54,23 +77,42 @@ def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
     It merges what is computed twice and takes factors out of products, so all that is computed of one tensor element by
     element counts. A tensor and its transpose are two.
     """
-    layers = [ctx.network.get_layer(i) for i in range(ctx.network.num_layers)]
-    makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs}
+    return _root(ctx, a.name)[0] == _root(ctx, b.name)[0]
 
-    def root(name: str) -> str:
-        while (layer := makers.get(name)) is not None and (kind := _kind(layer)) in _FOLLOWED:
-            count = layer.num_inputs
-            if kind == _KIND.SHUFFLE:
-                layer.__class__ = trt.IShuffleLayer
-                order = list(layer.first_transpose)[: len(layer.get_input(0).shape)]
-                if order != sorted(order):
-                    break
-                count = 1  # the second is a shape
-            inputs = {layer.get_input(i).name for i in range(count)}
-            computed = {n for n in inputs if n not in makers or _kind(makers[n]) != _KIND.CONSTANT}
-            if len(computed) != 1:
-                break
-            (name,) = computed
-        return name
 
-    return root(a.name) == root(b.name)
+def _root(ctx: Context, name: str) -> tuple[str, bool]:
+    """What a tensor is computed from element by element, and whether that is a constant."""
+    makers = _makers(ctx)
+    while (layer := makers.get(name)) is not None and (kind := _kind(layer)) in _FOLLOWED:
+        if kind == _KIND.SHUFFLE and _turns(layer):
+            break
+        count = 1 if kind == _KIND.SHUFFLE else layer.num_inputs  # the second of a shuffle is a shape
+        inputs = {layer.get_input(i).name for i in range(count)}
+        computed = {n for n in inputs if n not in makers or _kind(makers[n]) != _KIND.CONSTANT} or inputs
+        if len(computed) != 1:
+            break
+        (name,) = computed
+    return name, layer is not None and _kind(layer) == _KIND.CONSTANT
+
+
+def _is_turned(ctx: Context, x: Any) -> bool:
+    """Whether a tensor is the transpose of what was computed before it."""
+    layer = _makers(ctx).get(x.name)
+    return layer is not None and _kind(layer) == _KIND.SHUFFLE and _turns(layer)
+
+
+def _turns(layer: Any) -> bool:
+    layer.__class__ = trt.IShuffleLayer
+    order = list(layer.first_transpose)[: len(layer.get_input(0).shape)]
+    return order != sorted(order)
+
+
+def _makers(ctx: Context) -> dict[str, Any]:
+    """The layer of each tensor so far, by the tensor's name."""
+    makers = ctx.memo.setdefault(_makers, {})
+    first = ctx.memo.get((_makers, "count"), 0)
+    for i in range(first, ctx.network.num_layers):
+        if (layer := ctx.network.get_layer(i)).num_outputs:
+            makers[layer.get_output(0).name] = layer
+    ctx.memo[_makers, "count"] = ctx.network.num_layers
+    return makers

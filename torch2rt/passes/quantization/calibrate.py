@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,49 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta, place_of
-from torch2rt.interface import Interface
-from torch2rt.passes.quantization.histogram import METHODS, Histogram
-from torch2rt.passes.ranges import Measuring, Ranges
+from torch2rt.passes.quantization.histogram import INT8_NUMBER, METHODS, Histogram, Number
+from torch2rt.passes.ranges import Measuring, Ranges, calls_of
 from torch2rt.progress import Spinner
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What calibration data has shown of a graph, by the names of its nodes.
+
+    - `largest`: the absolute values to quantise to. `ranges`: of all values.
+    - `channels`: of those that were asked for, the largest absolute value and the mean of each channel.
+    """
+
+    largest: dict[str, float]
+    ranges: Ranges = dataclasses.field(default_factory=dict)
+    channels: dict[str, Channels] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Channels:
+    """The largest absolute value of each channel of a value, along one of its dimensions, and its sum and squares."""
+
+    dim: int
+    largest: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(()))
+    total: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    squares: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    count: int = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        rows = x.detach().float().movedim(self.dim, 0).flatten(1)
+        if rows.numel():
+            self.largest = torch.maximum(self.largest, rows.abs().amax(1).cpu())
+            self.total = self.total + rows.sum(1, dtype=torch.float64).cpu()
+            self.squares = self.squares + rows.square().sum(1, dtype=torch.float64).cpu()
+            self.count += rows.shape[1]
+
+    @property
+    def mean(self) -> torch.Tensor:
+        return (self.total / max(self.count, 1)).float()
+
+    @property
+    def mean_square(self) -> torch.Tensor:
+        return (self.squares / max(self.count, 1)).float()
 
 
 @torch.inference_mode(False)
@@ -25,25 +64,28 @@ def calibrate(
     method: str = "entropy",
     progress: bool | None = None,
     others: bool = False,
-) -> tuple[dict[str, float], Ranges]:
-    """The largest absolute values to quantise nodes' values to, and the ranges of all values, by the nodes' names.
+    number: Number = INT8_NUMBER,
+    channels: Mapping[Node, int] | None = None,
+) -> Calibration:
+    """The largest absolute values to quantise nodes' values to, and the ranges of all values.
 
     - `batches`: each is the inputs of a call, in a list, a tuple, a dict by keyword, or one tensor; of any size, as one
       that is larger than the graph takes is split along the first dimension.
     - `others`: leave out batches of sizes that the graph does not serve, as another graph of the module does.
-    - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `histogram.py` defines them.
+    - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `histogram.py` defines them for a `number`.
+    - `channels`: the dimension of the channels of values that are looked at channel by channel.
 
     Raises `InputError` for batches that the module does not take, for none, and for NaN and infinities in a value.
 
     >>> from torch2rt import trace
     >>> graph = trace(torch.nn.Linear(1, 1), [torch.ones(2, 1)])
     >>> x = graph.graph.find_nodes(op="placeholder")
-    >>> list(calibrate(graph, [torch.tensor([[-3.0], [2.0]])], x, "minmax")[0].values())
+    >>> list(calibrate(graph, [torch.tensor([[-3.0], [2.0]])], x, "minmax").largest.values())
     [3.0]
     """
     if method not in METHODS:
         raise InputError(f"calibration_method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
-    running = _Calibrating(graph, nodes)
+    running = _Calibrating(graph, nodes, {node.name: Channels(dim) for node, dim in (channels or {}).items()})
     count = used = 0
     with Spinner("calibrate", progress).turning(lambda: f"batch {count}"):
         for batch in batches:
@@ -69,16 +111,17 @@ def calibrate(
             is_input = node.op == "placeholder"
             where = f"the input '{inputs[node.meta['input']].name}'" if is_input else place_of(node).strip()
             raise InputError(f"calibration: {where} has {histogram.not_finite} on the calibration data.")
-        found[node.name] = METHODS[method](histogram) if histogram.largest else 0.0
-    return found, running.ranges
+        found[node.name] = METHODS[method](histogram, number) if histogram.largest else 0.0
+    return Calibration(found, running.ranges, running.channels)
 
 
 class _Calibrating(Measuring):
     """Counts the values of some nodes, and keeps the ranges of all."""
 
-    def __init__(self, graph: torch.fx.GraphModule, nodes: Sequence[Node]) -> None:
+    def __init__(self, graph: torch.fx.GraphModule, nodes: Sequence[Node], channels: dict[str, Channels]) -> None:
         super().__init__(graph, torch.device("cpu"))
         self.histograms = {node.name: Histogram() for node in nodes}
+        self.channels = channels
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Any:
         self.device = next((x.device for x in tensors), torch.device("cpu"))
@@ -87,47 +130,14 @@ class _Calibrating(Measuring):
     def seen(self, node: Node, value: Any) -> None:
         super().seen(node, value)
         if node.name in self.histograms:
-            self.histograms[node.name].add(value)
+            self.histograms[node.name].add(value, self.extent)
+        if node.name in self.channels:
+            self.channels[node.name].add(value)
 
 
-def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> Iterator[list[torch.Tensor]]:
+def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> list[list[torch.Tensor]]:
     """A batch as calls that the graph takes."""
-    interface = graph_meta(graph).interface
-    keywords: Mapping[str, Any] = batch if isinstance(batch, Mapping) else {}
-    args = tuple(batch) if isinstance(batch, (tuple, list)) else () if keywords else (batch,)
     try:
-        tensors = interface.tensors(args, keywords)
+        return calls_of(graph, batch, others)
     except InputError as error:
         raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
-    devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
-    tensors = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
-    try:
-        interface.check([tuple(x.shape) for x in tensors], [x.dtype for x in tensors])
-        yield tensors
-    except InputError as error:
-        if (parts := _parts(interface, tensors)) is None and others:
-            return
-        if parts is None:
-            raise InputError(f"calibration: batch {number} is not what the module takes. {error}") from error
-        yield from parts
-
-
-def _parts(interface: Interface, tensors: list[torch.Tensor]) -> list[list[torch.Tensor]] | None:
-    """A batch in parts of sizes that are served; the last begins anew with the first samples where it is too small."""
-    if any(not x.dim() for x in tensors) or len({x.shape[0] for x in tensors}) != 1 or not len(tensors[0]):
-        return None
-    count, most = len(tensors[0]), min(spec.max[0] for spec in interface.inputs)
-    least = max(spec.min[0] for spec in interface.inputs)
-    if most < 1 or least > most:
-        return None
-    parts = []
-    for start in range(0, count, most):
-        size = max(min(most, count - start), least)
-        places = torch.tensor([*itertools.islice(itertools.cycle(range(count)), start, start + size)])
-        parts.append([x.index_select(0, places.to(x.device)) for x in tensors])
-    try:
-        for part in parts:
-            interface.check([tuple(x.shape) for x in part], [x.dtype for x in part])
-    except InputError:
-        return None
-    return parts

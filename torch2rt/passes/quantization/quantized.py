@@ -1,4 +1,4 @@
-"""Quantised numbers in a graph: integers and the scales that they stand for."""
+"""Quantised numbers in a graph: integers or fp8, and the scales that they stand for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 INT8 = 127.0  # the largest integer that a range is mapped to; its negative is the smallest
+INT4 = 7.0
+FP8 = 448.0  # the largest number of E4M3
+LARGEST = {torch.int8: INT8, torch.float8_e4m3fn: FP8, torch.uint8: INT4}  # by how the weights are stored
 
 
 def fake_quantize(x: torch.Tensor, scale: float, low: int = -128, high: int = 127) -> torch.Tensor:
@@ -21,27 +24,87 @@ def fake_quantize(x: torch.Tensor, scale: float, low: int = -128, high: int = 12
         return handle_torch_function(fake_quantize, (x,), x, scale, low, high)  # type: ignore[no-any-return]
     if isinstance(x, FakeTensor):
         return torch.empty_like(x)
-    return torch.fake_quantize_per_tensor_affine(x, scale, 0, low, high)
+    return torch.fake_quantize_per_tensor_affine(x.float(), scale, 0, low, high).to(x.dtype)
+
+
+def fake_quantize_fp8(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Numbers rounded to fp8 (E4M3) multiples of a scale, up to 448 times it; a NaN stays one.
+
+    >>> fake_quantize_fp8(torch.tensor([0.26, -9.5, 800.0]), 0.5)
+    tensor([  0.2500, -10.0000, 224.0000])
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(fake_quantize_fp8, (x,), x, scale)  # type: ignore[no-any-return]
+    if isinstance(x, FakeTensor):
+        return torch.empty_like(x)
+    steps = (x.float() * (1.0 / torch.tensor(scale, device=x.device))).clamp(-FP8, FP8).to(torch.float8_e4m3fn)
+    return (steps.float() * scale).to(x.dtype)
 
 
 def dequantize(weight: torch.Tensor, scale: torch.Tensor, axis: int, dtype: torch.dtype) -> torch.Tensor:
     """Quantised weights as numbers of a floating-point type.
 
-    `weight` is int8; `scale` is float32, a number for each index of the dimension `axis`.
+    - `weight`: int8, fp8 (E4M3), or uint8 for int4, two in each along the last dimension, the first in the low bits.
+    - `scale`: float32, a number for each index of the dimension `axis`; or, of as many dimensions as the weight has, a
+      number for each of as many equal blocks. int4 is scaled in the type of the result.
 
     >>> dequantize(torch.tensor([[2], [-3]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 0, torch.float32)
     tensor([[ 1.],
             [-6.]])
+    >>> dequantize(torch.tensor([[0x2F, 0x18]], dtype=torch.uint8), torch.tensor([[0.5, 10.0]]), 0, torch.float32)
+    tensor([[ -0.5000,   1.0000, -80.0000,  10.0000]])
     """
-    shape = [-1 if dim == axis else 1 for dim in range(weight.dim())]
-    return (weight.float() * scale.reshape(shape)).to(dtype)
+    numbers = unpacked(weight).float() if weight.dtype is torch.uint8 else weight.float()
+    if weight.dtype is torch.uint8:
+        scale = scale.to(dtype).float()
+    if scale.dim() == numbers.dim() > 1:
+        for dim, (size, count) in enumerate(zip(numbers.shape, scale.shape, strict=True)):
+            scale = scale.repeat_interleave(size // count, dim)
+        return (numbers * scale).to(dtype)
+    shape = [-1 if dim == axis else 1 for dim in range(numbers.dim())]
+    return (numbers * scale.reshape(shape)).to(dtype)
 
 
-def quantized(weight: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A weight as int8, and its scales for each index of a dimension: nothing saturates. Zeros have the scale 1."""
-    rows = weight.detach().float().transpose(0, axis).flatten(1)
-    scale = rows.abs().amax(1) / INT8
-    scale = torch.where(scale > 0, scale, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
-    steps = (rows / scale[:, None]).round_().clamp_(-INT8, INT8).to(torch.int8)
+def quantized(
+    weight: torch.Tensor, axis: int, stored: torch.dtype = torch.int8, block: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight as `dequantize` takes it, and its scales: nothing saturates. Zeros have the scale 1.
+
+    - `axis`: the dimension of the outputs, each of which has its scale. `stored`: a key of `LARGEST`.
+    - `block`: of a matrix, how many numbers along the other dimension have a scale of their own.
+    """
+    most = LARGEST[stored]
+    if block is None:
+        rows = weight.detach().float().transpose(0, axis).flatten(1)
+    else:
+        rows = weight.detach().float().transpose(0, axis).reshape(-1, block)
+    scale = rows.abs().amax(1) / most
+    least = torch.finfo(torch.float16 if stored is torch.uint8 else torch.float32).tiny  # whose scales may be float16
+    scale = torch.where(scale > 0, scale, 1.0).clamp_min(least)
+    if stored is torch.uint8:
+        scale = torch.where(scale < torch.finfo(torch.float16).max, scale.half().float(), scale)
+    steps = rows / scale[:, None]
+    steps = steps if stored.is_floating_point else steps.round_()
+    steps = steps.clamp_(-most, most).to(torch.int8 if stored is torch.uint8 else stored)
     moved = weight.transpose(0, axis).shape
-    return steps.reshape(moved).transpose(0, axis).contiguous(), scale
+    values = steps.reshape(moved).transpose(0, axis).contiguous()
+    if block is not None:
+        scale = scale.reshape(moved[0], -1).transpose(0, axis).contiguous()
+    return (packed(values) if stored is torch.uint8 else values), scale
+
+
+def packed(values: torch.Tensor) -> torch.Tensor:
+    """Integers from -8 to 7, two in a byte along the last dimension, which is even."""
+    pairs = values.reshape(*values.shape[:-1], -1, 2).to(torch.int16) & 15
+    return (pairs[..., 0] | pairs[..., 1] << 4).to(torch.uint8)
+
+
+def unpacked(bytes: torch.Tensor) -> torch.Tensor:
+    """The inverse of `packed`, as int8.
+
+    >>> unpacked(packed(torch.tensor([[-8, 7], [0, -1]])))
+    tensor([[-8,  7],
+            [ 0, -1]], dtype=torch.int8)
+    """
+    pairs = torch.stack([bytes & 15, bytes >> 4], -1).flatten(-2).to(torch.int8)
+    return torch.where(pairs > 7, pairs - 16, pairs)

@@ -13,12 +13,12 @@ from typing import TypeGuard
 import torch
 from torch.fx.node import Node
 
-from torch2rt.backend.quirks import builds_int8_convolutions
+from torch2rt.backend.quirks import builds_fp8_convolutions, builds_int8_convolutions
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
-from torch2rt.passes.quantization.quantize import CONVOLUTIONS, PRODUCTS
-from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
+from torch2rt.passes.quantization.formats import CONVOLUTIONS
+from torch2rt.passes.quantization.quantized import FP8, dequantize, fake_quantize, fake_quantize_fp8
 from torch2rt.registry import load
 
 _AWAY = 1e-4  # of a step, by which the multiples of a scale may be off
@@ -31,14 +31,18 @@ def _spellings(*names: str) -> frozenset[object]:
 
 
 _TIMES, _OVER = _spellings("mul", "multiply", "__mul__", "__rmul__"), _spellings("div", "true_divide", "__truediv__")
+PRODUCTS = CONVOLUTIONS | {"linear"}
 _ROUND, _BETWEEN = _spellings("round"), _spellings("clamp", "clip")
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def recognize_int8(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The pass that finds written-out quantisation to int8 without a zero point, and weights that are quantised."""
-    if not any(_is(node, _ROUND) or node.target is fake_quantize for node in graph.graph.nodes):
+    """The pass that finds written-out quantisation to int8 without a zero point, and weights that are quantised.
+
+    Weights are looked at in products of quantised values: as int8, or as fp8 where the values are that.
+    """
+    if not any(_is(node, _ROUND) or node.target in (fake_quantize, fake_quantize_fp8) for node in graph.graph.nodes):
         return graph
     copy = copy_graph(graph)
     changed = [_rounding(copy, node) for node in list(copy.graph.nodes) if _is(node, _TIMES | _OVER)]
@@ -112,7 +116,7 @@ def _number(graph: torch.fx.GraphModule, value: object) -> float | None:
 def _weight(graph: torch.fx.GraphModule, product: Node) -> bool:
     """Say a weight as int8, of a product of a quantised value, if it has such numbers."""
     name = name_of(product.target)
-    if name not in PRODUCTS or name in CONVOLUTIONS and not builds_int8_convolutions():
+    if name not in PRODUCTS:
         return False
     converter = load().find(product.target)  # type: ignore[arg-type]
     assert converter is not None  # of torch's own functions
@@ -120,13 +124,20 @@ def _weight(graph: torch.fx.GraphModule, product: Node) -> bool:
     given = {**dict(zip((p.name for p in converter.parameters), args, strict=False)), **kwargs}
     x, node = given["input"], given["weight"]
     constant = constant_of(graph, node) if isinstance(node, Node) else None
-    if not isinstance(x, Node) or x.target is not fake_quantize or constant is None or constant.dim() < 2:
+    if not isinstance(x, Node) or x.target not in (fake_quantize, fake_quantize_fp8):
         return False
-    if not constant.dtype.is_floating_point or (found := on_grid(constant)) is None:
+    if constant is None or constant.dim() < 2 or not constant.dtype.is_floating_point:
+        return False
+    if x.target is fake_quantize and name in CONVOLUTIONS and not builds_int8_convolutions():
+        return False
+    if x.target is fake_quantize_fp8 and name in CONVOLUTIONS and not builds_fp8_convolutions():
+        return False
+    if (found := on_grid(constant) if x.target is fake_quantize else on_fp8_grid(constant)) is None:
         return False
     values, scale = found
     parts = []
-    for tensor, change in ((values, "quantised to int8"), (scale, "its scale")):
+    kind = "int8" if x.target is fake_quantize else "fp8"
+    for tensor, change in ((values, f"quantised to {kind}"), (scale, "its scale")):
         parts.append(add_constant(graph, f"{node.target}_{change.split()[-1]}", tensor.cpu(), product))
         parts[-1].meta["made_of"] = origin_of(node).then(change)
     with graph.graph.inserting_before(product):
@@ -163,3 +174,25 @@ def on_grid(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         return None
     values = (rows / scale[:, None]).round().to(torch.int8).reshape(weight.shape)
     return values, scale
+
+
+def on_fp8_grid(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """A weight as fp8 (E4M3) and a scale for each index of its first dimension, where that says it; else `None`.
+
+    The largest number of the weight, or else of each row, is then the largest of fp8.
+
+    >>> values, scale = on_fp8_grid(torch.tensor([[0.5, -1.0, 224.0], [0.25, 0.4375, 13.0]]))
+    >>> values.float().tolist(), scale.tolist()
+    ([[1.0, -2.0, 448.0], [0.5, 0.875, 26.0]], [0.5, 0.5])
+    """
+    rows = weight.detach().float().flatten(1)
+    if not rows.isfinite().all() or not rows.any():
+        return None
+    for largest in (rows.abs().amax().expand(len(rows)), rows.abs().amax(1)):
+        scale = torch.where(largest > 0, largest / FP8, 1.0)
+        steps = (rows / scale[:, None]).clamp(-FP8, FP8)
+        values = steps.to(torch.float8_e4m3fn)
+        tolerance = 1e-4 if weight.dtype is torch.float32 else 2 * torch.finfo(weight.dtype).eps
+        if ((values.float() - steps).abs() <= tolerance * steps.abs().clamp_min(2.0**-6)).all():
+            return values.reshape(weight.shape), scale.contiguous()
+    return None
