@@ -169,7 +169,8 @@ def _loaded(path: str | PathLike[str], verify: bool, rebuild: str, key: bytes | 
             reason = _why_not(engine, tries=rebuild == "auto" if tries is None else tries)
             if not reason:
                 made = TRTModule(engine)
-                made._make_networks = functools.partial(networks_of, engine, sources) if sources else None
+                if sources:
+                    made.lower_later(functools.partial(networks_of, engine, sources))
                 return made
             _refuse(file.name, engine, reason, rebuild, bool(sources))
             again.append(reason)
