@@ -114,6 +114,7 @@ def test_copies_have_gradients_and_files_have_none():
     ("module", "options", "message"),
     [
         (nn.Linear(3, 2), {"backward": "engine"}, "neither None nor 'recompute'"),
+        (nn.Linear(3, 2), {"backward": "recompute", "background": True}, "needs the module where the engine is"),
         (nn.BatchNorm1d(3).train(), {"backward": "recompute", "state": "write"}, "for modules without state"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch2rt import torch2rt
+from torch2rt import load, save, torch2rt
 from torch2rt.errors import InputError, TraceError
 from torch2rt.runtime.module import TRTModule
 
@@ -238,11 +238,15 @@ class Listens(nn.Module):
 
 
 @pytest.mark.parametrize("state", ["write", "explicit"])
-def test_objects_that_the_module_changes(state):
+def test_objects_that_the_module_changes(state, tmp_path):
     module, x = Listens().eval(), torch.randn(1, 2, 5)
     windows = [{"window": Window(2)} for _ in range(3)]
     options = {"max_shapes": {"x": (1, 2, 9)}, "min_shapes": {"x": (1, 2, 1)}}
     run = torch2rt(module, [x], kwargs={"of": windows[2]}, state=state, **options).reference()
+    if state == "write":
+        path = tmp_path / "stream.rt"
+        save(torch2rt(module, [x], kwargs={"of": windows[2]}, state=state, keep_network=False, **options), path)
+        assert load(path).objects == run.objects
     assert not windows[2]["window"].seen and not windows[2]["window"].parts[0].any()
     ours, theirs = windows[:2]
     seen = ours["window"].seen

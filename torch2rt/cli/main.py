@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="SHAPE",
             help=f"the {text} shape to serve, once for each --input and in their order",
         )
+    _add_ranges(convert)
     verify = convert.add_mutually_exclusive_group()
     verify.add_argument(
         "--verify",
@@ -79,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
         help="compare with eager PyTorch at min, max and some sizes between, too (default: with the inputs' shapes)",
     )
     verify.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with eager PyTorch")
-    convert.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
     convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
     for which, text in (("input", "inputs"), ("output", "outputs")):
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
@@ -161,11 +161,59 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("pattern", nargs="?", default="", help="only names that contain this")
     ops.set_defaults(command=_ops)
 
+    cache = commands.add_parser(
+        "cache",
+        help="list or clear what is kept between processes",
+        description="List or clear engines and compiled kernels, which lie in the folder that the environment variable "
+        "TORCH2RT_CACHE names.",
+    )
+    cache.add_argument("action", choices=("list", "clear", "info"), help="list: each file; info: how much there is")
+    cache.set_defaults(command=_cache)
+
     doctor = commands.add_parser("doctor", help="check torch, TensorRT and GPU")
     doctor.set_defaults(command=_doctor)
     for command in commands.choices.values():
         command.add_argument("--traceback", action="store_true", help="print the Python traceback of an error, too")
     return parser
+
+
+def _add_ranges(parser: argparse.ArgumentParser) -> None:
+    """What is said of sizes, apart from the ends of their ranges."""
+    parser.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
+    parser.add_argument(
+        "--multiple-of",
+        action="append",
+        type=usage.shape,
+        metavar="SHAPE",
+        help="what the sizes of calls are multiples of, such as 1x1x32x32, once for each --input",
+    )
+    parser.add_argument(
+        "--dynamic-shapes",
+        action="extend",
+        type=usage.dynamic_sizes,
+        metavar="SIZES",
+        help="sizes by names, such as x.0=b:1..8,x.2=32*h:1..16,mask.0=b: sizes of one name are equal at every call",
+    )
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        type=usage.choice_of_shapes,
+        metavar="SHAPE,...",
+        help="shapes to serve, one for each --input, and no others; may be given several times, and is tuned for the "
+        "first",
+    )
+    parser.add_argument(
+        "--max-variants",
+        type=usage.number,
+        metavar="N",
+        help="the most engines that may serve the range together (default: 8)",
+    )
+    parser.add_argument(
+        "--merge",
+        choices=("values", "proof"),
+        default="values",
+        help="what shows that one engine serves two paths through the module, as for torch2rt.torch2rt",
+    )
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -263,6 +311,14 @@ def _add_builder(command: argparse.ArgumentParser) -> None:
 
 
 # Commands, each in a module of its own that imports torch ------------------------------------------------------------
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from torch2rt.bench.models import Table
+    from torch2rt.cli import cache
+
+    {"list": cache.listed, "clear": cache.clear, "info": cache.info}[arguments.action](Table(quiet=False))
+    return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:

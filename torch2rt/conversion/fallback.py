@@ -239,6 +239,20 @@ def _key(piece: Piece) -> tuple[str, ...]:
     return tuple(node.name for node in (*segment.nodes, *segment.outputs))
 
 
+def torch_calls(
+    module: torch.nn.Module,
+    graph: torch.fx.GraphModule,
+    choice: Choice,
+    error: UnsupportedError | None,
+    passes: Sequence[Pass],
+    nan: str,
+) -> set[str]:
+    """The names of the calls that stay torch calls, as far as lowering says."""
+    refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
+    program = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes).lowered()
+    return {node.name for piece in program.pieces if piece.segment.is_torch for node in piece.segment.nodes}
+
+
 # The module ----------------------------------------------------------------------------------------------------------
 
 

@@ -171,7 +171,8 @@ def _serving(model_trt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
         )
     if not networks:
         raise InputError(
-            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True)."
+            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True); "
+            "a refit lets go of the graph."
         )
     for network in networks:
         tensors = network.interface.tensors(args, kwargs)

@@ -65,14 +65,16 @@ class Writer:
         if isinstance(module, StatefulModule):
             state = {name: self.tensor(f"state.{name}", value) for name, value in module.state.items()}
             inner = self.module(module.converted)
-            return {"kind": "stateful", "converted": inner, "state": state, "written": module.written}
+            objects = [[index, sorted(map(list, paths), key=str)] for index, paths in module.objects.items()]
+            kept: dict[str, Any] = {"state": state, "written": module.written, "objects": objects}
+            return {"kind": "stateful", "converted": inner, **kept}
         raise InputError(
             f"torch2rt.save takes what torch2rt() returns, not a {type(module).__name__}. Parts of a module that "
             "convert_submodules has converted are saved one by one, or with the module's state dict."
         )
 
     def _engine(self, module: TRTModule) -> dict[str, Any]:
-        engine = module._engine()
+        engine = module.built or module._engine()  # with the weights of the last refit
         found: dict[str, Any] = {
             "kind": "engine",
             "engine": described(engine),
@@ -93,7 +95,7 @@ class Writer:
         if not networks or any(network.lowered is None for network in networks):
             raise EngineError(
                 "source=True needs the graph: convert with torch2rt() and keep_network=True; a loaded engine has it "
-                "only if it was saved with source=True."
+                "only if it was saved with source=True, and a refitted one has it no more."
             )
         return networks
 
@@ -175,14 +177,15 @@ class Reader:
                 raise EngineError(f"{self.container.name} is damaged: it has other segments than it states.")
             module.segments = torch.nn.ModuleList(map(self.module, node["segments"]))
             module.eager = torch.nn.ModuleDict(dict(zip(names, map(self.module, node["eager"]))))
-            if all(s._networks or s._make_networks is not None for s in module.engines):
+            if all(engine.has_networks for engine in module.engines):
                 module._make_network = _network_of
             return module
         if kind == "stateful":
             state = {name: self.tensor(listed).clone() for name, listed in node["state"].items()}
             if torch.cuda.is_available():
                 state = {name: value.cuda() for name, value in state.items()}
-            return StatefulModule(self.module(node["converted"]), state, node["written"])
+            objects = {index: set(map(tuple, kept)) for index, kept in node.get("objects", ())}
+            return StatefulModule(self.module(node["converted"]), state, node["written"], objects)
         raise EngineError(f"{self.container.name} holds a module of an unknown kind, {kind!r}.")
 
 

@@ -25,7 +25,8 @@ from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
-from torch2rt.tracing.sizes.askers import FEW_ENOUGH, is_asked_in, is_kernel_choice
+from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_kernel_choice
+from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
 
 Accepts = Callable[[Sequence[Shape]], bool]
@@ -312,7 +313,13 @@ class _ShapeEnv(ShapeEnv):
     def __init__(self, decisions: Decisions, unbacked: bool) -> None:
         super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=unbacked)
         self._decisions = decisions
+        self._short = ShortSizes(decisions.symbols)
+        self._replacements_version_counter = 1  # with 0, torch's sizes do not ask `replace`
         self._terms: dict[sympy.Basic, int] = {}
+
+    def replace(self, expr: Any) -> Any:
+        """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
+        return self._short.shortened(super().replace(expr) if self.replacements else expr)
 
     def _count(self, expr: sympy.Basic) -> int:
         """How many terms an expression has, its own and those of its arguments."""

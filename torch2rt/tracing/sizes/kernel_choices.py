@@ -1,4 +1,4 @@
-"""Who asks about a dynamic size: torch's own code also asks where the answer changes no value."""
+"""Questions about sizes by which torch chooses among kernels or memory layouts: the values are the same."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ _CHOICES = {  # module and function
     ("torch._decomp.decompositions", "_upsample_linear"),
     ("torch._meta_registrations", "upsample_nearest2d"),
 }
-
-
 # torchvision goes from class to class if there are more boxes than so many, which gives the same boxes
 FEW_ENOUGH = {("torchvision.ops.boxes", "batched_nms")}
 
