@@ -37,11 +37,13 @@ setup(
     packages=[*find_packages(include=["torch2rt", "torch2rt.*"]), "torch2rt.converters"],
     package_dir={"torch2rt": "torch2rt", "torch2rt.converters": "converters"},
     package_data={"torch2rt": ["py.typed"]},
-    install_requires=["torch>=2.10", "torchvision", "numpy", "tqdm", "filelock"],
+    install_requires=["torch>=2.10", "torchvision", "numpy", "tqdm", "filelock", "cloudpickle"],
     extras_require={
         "rtx": ["tensorrt-rtx>=1.4"],
         "tensorrt": ["tensorrt>=10.3"],
         "onnx": ["onnx", "onnxscript"],
+        "serve": ["starlette", "uvicorn", "prometheus-client", "safetensors"],
+        "batch": ["ray[data]"],
         "bench": ["matplotlib", "onnx", "onnxscript"],
         "test": [
             "pytest",

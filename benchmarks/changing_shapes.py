@@ -1,6 +1,6 @@
 """Calls whose shapes change from one to the next: microseconds of the host, beside bare TensorRT and eager.
 
-    NVIDIA_TF32_OVERRIDE=0 python benchmarks/changing_shapes.py [--json FILE] [--seconds 2]
+    NVIDIA_TF32_OVERRIDE=0 python benchmarks/changing_shapes.py [--seconds 2] [--shapes N] [--parts one,threads,many]
 
 Two convolutions and a linear layer with dynamic batch, height and width; 1, 2, 8 and 64 shapes on a side stream, and
 64 shapes in eight threads with a stream each. "Bare" tells a TensorRT context the shape of the input and two
@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the numbers to this file")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long the threads call")
     parser.add_argument("--shapes", type=int, default=10_000, help="how many shapes the last rows call with")
+    parser.add_argument("--parts", default="one,threads,many", help="which rows: one thread, eight, or many shapes")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
@@ -223,13 +224,13 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, {FLAVOUR} {VERSION}, torch {torch.__version__}")
     converted = torch2rt(model, [torch.randn(2, 3, 128, 128, device="cuda")], verify=False, **RANGES)
     rows: list[dict[str, Any]] = []
-    steps: list[Callable[[], list[dict[str, Any]]]] = [
-        *[lambda count=count: [one_thread(model, converted, count)] for count in (1, 2, 8, 64)],  # type: ignore[misc]
-        lambda: [many_threads(model, converted, 64, 8, arguments.seconds)],
-        lambda: list(many_shapes(converted, arguments.shapes, 3 * arguments.shapes)),
-    ]
-    for step in steps:
-        for row in step():
+    parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "one": lambda: (one_thread(model, converted, count) for count in (1, 2, 8, 64)),
+        "threads": lambda: iter([many_threads(model, converted, 64, 8, arguments.seconds)]),
+        "many": lambda: many_shapes(converted, arguments.shapes, 3 * arguments.shapes),
+    }
+    for part in arguments.parts.split(","):
+        for row in parts[part]():
             rows.append(row)
             cells = (f"{k} {v:,.1f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
             print("  ".join(cells), flush=True)

@@ -123,6 +123,8 @@ def resized(input, size, factors, name, align_corners):
     """One of torch's operators by its name, for `factors` that may be dynamic: one call that is recorded."""
     if has_torch_function_unary(input):
         return handle_torch_function(resized, (input,), input, size, factors, name, align_corners)
+    if not any(map(is_symbolic, (*size, *factors))):  # a graph that runs
+        return getattr(_nn, name)(input, None, *([] if "nearest" in name else [align_corners]), list(factors))
     return input.new_empty((*input.shape[:2], *size))
 
 

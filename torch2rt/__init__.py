@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch2rt import debug as debug
     from torch2rt import passes as passes
+    from torch2rt.background.module import BackgroundModule as BackgroundModule
     from torch2rt.convert import torch2rt as torch2rt
     from torch2rt.engine.build import build as build
     from torch2rt.engine.engine import Engine as Engine
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch2rt.runtime.graph_cache import GraphCache as GraphCache
     from torch2rt.runtime.module import TRTModule as TRTModule
     from torch2rt.runtime.partitioned.segments import PartitionedModule as PartitionedModule
+    from torch2rt.saving import load as load
+    from torch2rt.saving import save as save
     from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
@@ -44,11 +47,14 @@ _HOMES = {
     "Engine": "engine.engine",
     "TRTModule": "runtime.module",
     "PartitionedModule": "runtime.partitioned.segments",
+    "BackgroundModule": "background.module",
     "convert_submodules": "submodules",
     "plan": "planning",
     "GraphCache": "runtime.graph_cache",
     "record_shapes": "tracing.record_shapes",
     "converter": "registry",
+    "save": "saving",
+    "load": "saving",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
         + ["InputError", "EngineError"],

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch2rt.arguments import whole_number
+from torch2rt.background.conversion import with_background
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.conversion.fallback import Choice
 from torch2rt.debug.verify import check_mode
@@ -27,6 +28,7 @@ MERGE = ("values", "proof")
 STATES = ("refuse", "write", "explicit")
 
 
+@with_background
 def torch2rt(
     module: torch.nn.Module | torch.export.ExportedProgram,
     inputs: Any,
@@ -50,6 +52,7 @@ def torch2rt(
     nan: str = "keep",
     float64: str = "float32",
     log_level: Any = None,
+    weight_budget: int | None = None,
     keep_network: bool = True,
     verify: bool | str = True,
     cuda_graph: bool | GraphCache = False,
@@ -74,6 +77,8 @@ def torch2rt(
     min_segment_calls: int | None = None,
     max_sizes: int | None = None,
     state: str = "refuse",
+    background: bool = False,
+    on_ready: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
     **torch2trt: Any,
 ) -> TRTModule | PartitionedModule | StatefulModule:
@@ -151,8 +156,8 @@ def torch2rt(
     - `**torch2trt`: torch2trt's other keywords, such as `fp16_mode=True`; `torch2rt.migration` says what each does.
     - `cuda_graph`: replay calls whose shapes come back as CUDA graphs; `model_trt.cuda_graph` says so later on. A
       `torch2rt.GraphCache` says how many are kept.
-    - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`, `configure`:
-      as for `torch2rt.build`.
+    - `max_workspace_size`, `compute_capabilities`, `optimization_level`, `tf32`, `log_level`, `progress`,
+      `weight_budget`, `configure`: as for `torch2rt.build`.
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
       refused, and the error says what `fallback=True` would do.
@@ -168,12 +173,17 @@ def torch2rt(
       writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
       ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
       example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
+    - `background`: `True` returns a `BackgroundModule` at once. Its calls run the module (as `torch.compile` has made
+      it, if it has) until a helper process has built and verified the engine, and this one has made it ready. The
+      module and the arguments are sent to the helper, the weights through shared memory; classes and functions of
+      `__main__`, as in a notebook, are sent as code. What is wrong with the conversion, its arguments included, is in
+      `model_trt.error` and raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
-    Returns a `TRTModule`, or a `PartitionedModule`, or a `StatefulModule`. Raises `InputError`, `TraceError`,
-    `UnsupportedError`, `BuildError`, or `AccuracyError` where it does not compute what the module does; see
-    `torch2rt.errors`.
+    Returns a `TRTModule`, a `PartitionedModule`, a `StatefulModule` or a `BackgroundModule`. Raises `InputError`,
+    `TraceError`, `UnsupportedError`, `BuildError`, or `AccuracyError` where it does not compute what the module does;
+    see `torch2rt.errors`.
 
     >>> model_trt = torch2rt(torch.nn.Linear(3, 5).eval(), [torch.randn(2, 3)], max_batch_size=8)
     >>> model_trt.reference()(torch.randn(7, 3)).shape
@@ -239,6 +249,7 @@ def torch2rt(
             optimization_level=optimization_level,
             tf32=tf32,
             log_level=log_level,
+            weight_budget=weight_budget,
             configure=_timing(configure, iterations),
         ),
         progress=progress,

@@ -115,8 +115,9 @@ class Network:
     `definition` is the `INetworkDefinition`. `weights` holds every tensor that the network reads, by the name of the
     layer and the role there, such as `conv1.conv2d:kernel`: TensorRT refers to this memory and does not copy it.
     `assumptions` are for the report of the conversion (`torch2rt.engine.report.Report`). `nan` is what was asked of
-    `lower`. For `torch2rt.debug.compare`, `torch2rt()` adds the graph as it was `traced` and as it was `lowered`;
-    `values` are the names of the network's tensors by those of the traced nodes.
+    `lower`. For `torch2rt.debug.compare` and `torch2rt.save`, `torch2rt()` adds the graph as it was `traced` and as it
+    was `lowered`, whose constants had the `versions` (torch's counts of writes) then; `values` are the names of the
+    network's tensors by those of the traced nodes.
     """
 
     definition: Any
@@ -128,7 +129,12 @@ class Network:
     traced: torch.fx.GraphModule | None = None
     lowered: torch.fx.GraphModule | None = None
     values: dict[str, str] = dataclasses.field(default_factory=dict)
+    versions: dict[str, int] = dataclasses.field(default_factory=dict)
     building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
+
+    def keep_graphs(self, traced: torch.fx.GraphModule, lowered: torch.fx.GraphModule) -> None:
+        """Keep the graph as it was traced and as it was lowered."""
+        self.traced, self.lowered, self.versions = traced, lowered, versions(lowered)
 
     @property
     def definitions(self) -> list[Any]:
@@ -158,6 +164,12 @@ class Network:
     def __repr__(self) -> str:
         inputs = ", ".join(f"{i.name}: {i.describe()}" for i in self.interface.inputs)
         return f"Network({self.num_layers} layers, {inputs} -> {', '.join(self.interface.outputs)})"
+
+
+def versions(graph: torch.fx.GraphModule) -> dict[str, int]:
+    """How often torch has counted writes to each constant of a graph."""
+    found = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))
+    return {name: -1 if value.is_inference() else value._version for name, value in found}
 
 
 def describe(tensor: Any) -> str:

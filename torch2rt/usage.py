@@ -46,6 +46,27 @@ def number(text: str) -> int | float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
+def choice_of_shapes(text: str) -> list[Shape]:
+    """Shapes with commas between them, one for each input, such as `1x3x224x224,1`."""
+    return [shape(part) for part in text.split(",")]
+
+
+def dynamic_sizes(text: str) -> list[tuple[str, int, int, str, int | None, int | None]]:
+    """Sizes of inputs by names, such as `x.0=b:1..8,x.2=32*h:1..16`.
+
+    Each is the input, the axis, the factor, the name of the size, and its smallest and largest value.
+    """
+    found: list[tuple[str, int, int, str, int | None, int | None]] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\w+)\.(\d+)=(?:(\d+)\*)?([A-Za-z_]\w*)(?::(\d+)\.\.(\d+))?", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{part!r} is not like x.0=b, x.0=b:1..8 or x.2=32*h:1..16")
+        name, axis, factor, size, low, high = match.groups()
+        ends = (None, None) if low is None else (int(low), int(high))
+        found.append((name, int(axis), int(factor or 1), size, *ends))
+    return found
+
+
 def several(text: str) -> list[str]:
     """Words with commas between them."""
     return text.split(",")

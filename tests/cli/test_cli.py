@@ -41,6 +41,11 @@ class Branch(torch.nn.Module):
         return x if x.sum() > 0 else -x
 
 
+class Parity(torch.nn.Module):
+    def forward(self, x):
+        return x * 2 if x.shape[0] % 2 else x * 3
+
+
 class Unknown(torch.nn.Module):
     def forward(self, x):
         return torch.linalg.svdvals(x)
@@ -95,6 +100,45 @@ def test_convert_dynamic_shapes(models, capsys):
     out = capsys.readouterr().out
     assert re.search(r"x +float32\[1..5, 4\] +optimized for 3x4", out)
     assert {"2x4", "1x4", "5x4"} <= set(re.findall(r"for (\S+)", out))
+
+
+@pytest.mark.parametrize(
+    ("flags", "variants"),
+    [
+        (["--max", "6x4"], 2),
+        (["--max", "6x4", "--multiple-of", "2x1"], 1),
+        (["--max", "6x4", "--dynamic-shapes", "x.0=2*b:1..3"], 1),
+        (["--shapes", "2x4", "--shapes", "5x4"], 2),
+        (["--shapes", "2x4", "--shapes", "6x4", "--merge", "proof"], 1),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_convert_says_what_sizes_are_served(models, flags, variants, tmp_path):
+    assert main(["convert", f"{models}:Parity", "--input", "2x4", *flags, "--quiet", "-o", "parity.engine"]) == 0
+    run = TRTModule.from_engine(tmp_path / "parity.engine")
+    assert len(run.built.each()) == variants
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--max", "6x4", "--max-variants", "1"], 1, "needs more than 1 engines"),
+        (["--max", "6x4", "--shapes", "2x4"], 2, "leave out min_shapes"),
+        (["--shapes", "2x4", "--plan"], 2, "leave out --shapes"),
+        (["--dynamic-shapes", "x.0=b:1..3,x.1=b:1..4"], 2, "x.1 gives 'b' another range"),
+        (["--dynamic-shapes", "y.0=b:1..3"], 2, "'y'"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_convert_says_what_is_wrong_with_sizes(models, flags, code, message, capsys):
+    assert main(["convert", f"{models}:Parity", "--input", "2x4", *flags]) == code
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["x", "x.0", "x.0=3", "x.0=b:1", "x.a=b", "x.0=b+1"])
+def test_sizes_that_do_not_parse(models, sizes):
+    with pytest.raises(SystemExit):
+        main(["convert", f"{models}:Parity", "--input", "2x4", "--dynamic-shapes", sizes])
 
 
 def test_convert_several_inputs_and_dtypes(models, capsys):

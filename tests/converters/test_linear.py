@@ -261,9 +261,15 @@ ROWS = {
     "two transposes": lambda x, y: (y.mT @ x[..., 1:2, :].mT) * 0.03 + 1,
     "a column": lambda x, y: (y @ x[..., 2:3]) * 0.03 + 1,
     "a sum": lambda x, y: F.silu(x[..., :1, :] @ y * 0.3).sum(-1),
-    "constants": lambda x, y: (x[..., :1, :] @ torch.linspace(-1, 1, 64 * 9, dtype=x.dtype).view(64, 9)) * 0.3 + 1,
-    "constants for each": lambda x, y: (x[..., :1, :] @ torch.eye(64, dtype=x.dtype)[None].expand_as(y)) * 0.3 + 1,
-    "linear": lambda x, y: F.linear(x[..., :1, :], torch.linspace(-1, 1, 64 * 9, dtype=x.dtype).view(9, 64)) * 0.3 + 1,
+    "constants": lambda x, y: (
+        (x[..., :1, :] @ torch.linspace(-1, 1, 576, dtype=x.dtype, device=x.device).view(64, 9)) * 0.3 + 1
+    ),
+    "constants for each": lambda x, y: (
+        (x[..., :1, :] @ torch.eye(64, dtype=x.dtype, device=x.device)[None].expand_as(y)) * 0.3 + 1
+    ),
+    "linear": lambda x, y: (
+        F.linear(x[..., :1, :], torch.linspace(-1, 1, 576, dtype=x.dtype, device=x.device).view(9, 64)) * 0.3 + 1
+    ),
     "einsum": lambda x, y: torch.einsum("...k,...kn->...n", x[..., 0, :], y) * 0.3 + 1,
 }
 OF_ONE_ROW = [

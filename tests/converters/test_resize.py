@@ -238,6 +238,20 @@ def test_a_size_rounded_from_a_float(name, last, device):
     assert all(math.prod(shape) <= 64 for shape in constants)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
+def test_a_factor_of_two_sizes(mode, device):
+    """14 rows to 8: row 4 is row 7, as 4 * (1 / (8 / 14)) is in float64, and in float32 less than 7."""
+    module = Call(lambda x: F.interpolate(x, scale_factor=(x.shape[3] / x.shape[2], 2.0), mode=mode))
+    x = torch.randn(1, 2, 9, 6, device=device)
+    model_trt = torch2rt(module, [x], min_shapes=[(1, 2, 4, 5)], max_shapes=[(1, 2, 19, 8)], verify=False)
+    run = model_trt if device.type == "cuda" else model_trt.reference()
+    graph = trace(module, [x], min_shapes=[(1, 2, 4, 5)], max_shapes=[(1, 2, 19, 8)])
+    for rows, columns in [(14, 8), (7, 5), (19, 7), (4, 8), (10, 6)]:
+        x = torch.randn(1, 2, rows, columns, device=device)
+        for ours in (run(x), graph(x)[0]):
+            torch.testing.assert_close(ours, module(x), rtol=1e-5, atol=1e-5)
+
+
 def test_a_constant_is_torchs(device):
     """torch's decomposition of a bilinear resize differs from its kernel where a size stays but for a factor."""
     module = Call(lambda x: x + F.interpolate(TABLE.to(x.device), scale_factor=(1.2, 1.02), mode="bilinear"))

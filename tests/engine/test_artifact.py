@@ -1,5 +1,6 @@
 """Engines as files: written once and whole, and told from everything else."""
 
+import contextlib
 import copy
 import hashlib
 import io
@@ -182,3 +183,54 @@ def test_build_returns_all_that_a_module_needs(model_trt, tmp_path):
 def test_a_module_takes_an_engine_and_no_bytes(model_trt):
     with pytest.raises(InputError, match=r"takes the Engine that torch2rt.build returns, not a bytes; .*from_engine"):
         TRTModule(model_trt.engine_bytes)
+
+
+# Weights that stay in the host's memory ------------------------------------------------------------------------------
+
+
+def test_a_weight_budget_is_kept_with_the_engine(tmp_path, monkeypatch, device):
+    network = lower(trace(torch.nn.Linear(64, 64).eval(), [torch.randn(2, 64)]))
+    with monkeypatch.context() as patch:
+        patch.setattr("torch2rt.engine.build.has_weight_streaming", lambda: False)
+        with pytest.raises(InputError, match=rf"weight_budget=0: {FLAVOUR} {VERSION} has no weight streaming"):
+            build(network, weight_budget=0, progress=False)
+    for wrong in (-1, 0.5, "1"):
+        with pytest.raises(InputError, match="weight_budget"):
+            build(network, weight_budget=wrong, progress=False)
+    made = TRTModule(build(network, weight_budget=4096, progress=False))
+    made.save_engine(tmp_path / "engine")
+    loaded = TRTModule.from_engine(tmp_path / "engine")
+    assert loaded.built.facts["built"]["options"]["weight_budget"] == 4096
+    if device.type == "cuda":
+        assert loaded(torch.randn(2, 64, device=device)).shape == (2, 64)
+        assert loaded.engine.weight_streaming_budget_v2 <= 4096
+
+
+class Streaming:
+    """An `ICudaEngine`, which keeps at least 100 bytes on the GPU."""
+
+    streamable_weights_size, budget = 5000, None
+
+    @property
+    def weight_streaming_budget_v2(self):
+        return self.budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, value):
+        self.budget = max(value, 100)
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(None, None), (1000, 1000), (9000, 5000), (7, "TensorRT keeps 100 bytes")])
+def test_tensorrt_is_told_the_weight_budget(monkeypatch, asked, kept):
+    from torch2rt.runtime import loaded_engine
+
+    monkeypatch.setattr(loaded_engine, "on_device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(loaded_engine.cuda, "beside_captures", contextlib.nullcontext)
+    loaded = loaded_engine.LoadedEngine.__new__(loaded_engine.LoadedEngine)
+    loaded.engine, loaded.index = Streaming(), 0
+    if isinstance(kept, str):
+        with pytest.raises(EngineError, match=kept):
+            loaded._limit_weights(asked)
+    else:
+        loaded._limit_weights(asked)
+        assert loaded.engine.budget == kept

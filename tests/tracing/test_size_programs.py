@@ -1,6 +1,6 @@
 """Random programs of size arithmetic and branches: each is right at every size of its range, or refused with a line.
 
-`--size-programs 2000` draws more of them.
+Once in one graph for the whole range, and once in as many as it takes. `--size-programs 2000` draws more of them.
 """
 
 import collections
@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from torch2rt import InputError, TraceError, UnsupportedError, lower, trace
+from torch2rt.debug.same_values import SameValues
+from torch2rt.graph import graph_meta
 from torch2rt.runtime.module import ReferenceModule
+from torch2rt.tracing.trace import Traces, trace_variants
 
 LONGEST = 10  # seconds of a trace
+VARIANTS = 8
 
 
 class Program(torch.nn.Module):
@@ -134,7 +138,34 @@ class Writer:
         return [[(b, n, w), (b, m)] for b, n, w, m in zip(*ends)]
 
 
-def outcome(seed):
+class Variants:
+    """What serves a range: a call goes to the variant that takes its shapes, whose network the reference evaluates."""
+
+    def __init__(self, made, tensors, ranges):
+        with Traces(made, tensors, **ranges, progress=False) as traces:
+            found = trace_variants(traces, VARIANTS, SameValues(made, tensors, lower))
+        self.parts = [(graph_meta(variant.graph).interface, variant.graph) for variant in found]
+        self.runs = {}
+
+    def __call__(self, *inputs):
+        shapes = [tuple(x.shape) for x in inputs]
+        serving = [i for i, (interface, _) in enumerate(self.parts) if interface.serves(shapes)]
+        if not serving:
+            raise InputError(f"no variant takes {shapes}")
+        for i in serving:
+            if i not in self.runs:
+                self.runs[i] = ReferenceModule(lower(self.parts[i][1]))
+        first, *others = [self.runs[i](*inputs) for i in serving]
+        for other in others:  # regions may overlap: what serves a size must be right there, whichever is called
+            torch.testing.assert_close(other, first, rtol=1e-4, atol=1e-4)
+        return first
+
+
+def one_graph(made, tensors, ranges):
+    return ReferenceModule(lower(trace(made, tensors, **ranges, progress=False)))
+
+
+def outcome(seed, convert=one_graph):
     """How a program went: "right", or why it was refused; raises `AssertionError` where it is wrong."""
     writer = Writer(seed)
     made, (low, opt, high) = Program(writer.program()).eval(), writer.ranges()
@@ -145,16 +176,18 @@ def outcome(seed):
         return "wrong in eager"
     start = time.process_time()
     try:
-        graph = trace(
-            made, [torch.randn(shape) for shape in opt], min_shapes=low, opt_shapes=opt, max_shapes=high, progress=False
-        )
-        network = lower(graph)
+        ranges = {"min_shapes": low, "opt_shapes": opt, "max_shapes": high}
+        run = convert(made, [torch.randn(shape) for shape in opt], ranges)
     except (TraceError, UnsupportedError) as error:
-        assert re.search(r"program\.py:\d+", str(error)), error
+        assert re.search(r"program\.py:\d+|engines for the range|raises an error", str(error)), error
         return "refused"
     finally:
-        assert time.process_time() - start < LONGEST
-    return compared(made, ReferenceModule(network), writer, low, high)
+        assert time.process_time() - start < LONGEST * (1 if convert is one_graph else VARIANTS)
+    try:
+        return compared(made, run, writer, low, high)
+    except UnsupportedError as error:  # of one of several variants
+        assert re.search(r"program\.py:\d+", str(error)), error
+        return "refused"
 
 
 def compared(made, run, writer, low, high):
@@ -183,12 +216,23 @@ def compared(made, run, writer, low, high):
     return "right"
 
 
-def test_programs_of_sizes(pytestconfig):
+def counted(seeds, convert):
     counts = collections.Counter()
-    for seed in range(pytestconfig.getoption("--size-programs")):
+    for seed in seeds:
         try:
-            counts[outcome(seed)] += 1
+            counts[outcome(seed, convert)] += 1
         except Exception as error:
             raise AssertionError(f"program {seed}:\n{Program(Writer(seed).program()).code}") from error
     print(dict(counts))
+    return counts
+
+
+def test_programs_of_sizes(pytestconfig):
+    counts = counted(range(pytestconfig.getoption("--size-programs")), one_graph)
     assert counts["right"] > 0.4 * counts.total()
+
+
+def test_programs_of_sizes_in_several_graphs(pytestconfig):
+    seeds = range(1000, 1000 + pytestconfig.getoption("--size-programs") // 4)
+    counts = counted(seeds, Variants)
+    assert counts["right"] > 0.6 * counts.total()

@@ -216,6 +216,11 @@ def scratch_of_all_shapes(engine: Any) -> int:
     return int(engine.device_memory_size_v2)
 
 
+def has_weight_streaming() -> bool:
+    """Whether engines can keep weights in the host's memory, of which each call brings what it needs to the GPU."""
+    return hasattr(trt.BuilderFlag, "WEIGHT_STREAMING") and hasattr(trt.ICudaEngine, "weight_streaming_budget_v2")
+
+
 def builds_without_gpu() -> bool:
     """Whether engines are built without a GPU, for GPUs that `compute_capabilities` names: TensorRT for RTX alone."""
     return IS_RTX

@@ -13,10 +13,11 @@ from torch2rt.bench.models import Failure, Table, by, check_inputs, example, loa
 from torch2rt.cli.samples import load_samples
 from torch2rt.cli.weights import load_weights
 from torch2rt.errors import Torch2RTError
+from torch2rt.usage import UsageError
 
 OPTIONS = """
     max_batch_size input_names output_names nan float64 verify max_workspace_size compute_capabilities
-    optimization_level tf32 log_level
+    optimization_level tf32 log_level multiple_of shapes merge
 """.split()
 ABOUT_TYPES = """
     precision io_precision keep_fp32 force_low calibration_method calibration_cache keep_float smooth_quant
@@ -71,7 +72,11 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     from torch2rt import plan
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
-    options |= {name: getattr(arguments, name) for name in ("max_batch_size", "nan", "float64")}
+    options |= {name: getattr(arguments, name) for name in ("max_batch_size", "multiple_of", "nan", "float64")}
+    options["dynamic_shapes"] = _promised(arguments)
+    for name in ("shapes", "max_variants"):
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"--plan is of one graph for the whole range: leave out --{name.replace('_', '-')}.")
     options |= _about_types(module, arguments)
     result = plan(module, inputs, **options, progress=False if arguments.quiet else None)
     for line in str(result).splitlines():
@@ -93,6 +98,25 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
         show.row("saved", arguments.output)
 
 
+def _promised(arguments: argparse.Namespace) -> dict[str, dict[int, Any]] | None:
+    """What `--dynamic-shapes` says, as `torch.export.export` takes it."""
+    if arguments.dynamic_shapes is None:
+        return None
+    ends: dict[str, tuple[int | None, int | None]] = {}
+    for name, axis, _, size, low, high in arguments.dynamic_shapes:
+        if low is not None and ends.setdefault(size, (low, high)) != (low, high):
+            raise UsageError(f"--dynamic-shapes {name}.{axis} gives '{size}' another range than before.")
+    try:
+        names = dict.fromkeys(size for _, _, _, size, _, _ in arguments.dynamic_shapes)
+        dims = {name: torch.export.Dim(name, **dict(zip(("min", "max"), ends.get(name, ())))) for name in names}
+    except Exception as error:  # torch's own, of several kinds
+        raise UsageError(f"--dynamic-shapes: {error}") from error
+    promised: dict[str, dict[int, Any]] = {name: {} for name, *_ in arguments.dynamic_shapes}
+    for name, axis, factor, size, _, _ in arguments.dynamic_shapes:
+        promised[name][axis] = dims[size] if factor == 1 else factor * dims[size]
+    return promised
+
+
 def _about_types(module: torch.nn.Module, arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments about precision that are given, with the data of their files."""
     given = {name: value for name in ABOUT_TYPES if (value := getattr(arguments, name)) not in (None, False)}
@@ -107,6 +131,9 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in OPTIONS}
     options |= _about_types(module, arguments)
+    options["dynamic_shapes"] = _promised(arguments)
+    if arguments.max_variants is not None:
+        options["max_variants"] = arguments.max_variants
     done: list[str] = []
 
     def on_stage(name: str, result: Any, seconds: float) -> None:

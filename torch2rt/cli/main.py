@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="SHAPE",
             help=f"the {text} shape to serve, once for each --input and in their order",
         )
+    _add_ranges(convert)
     verify = convert.add_mutually_exclusive_group()
     verify.add_argument(
         "--verify",
@@ -79,7 +80,6 @@ def _parser() -> argparse.ArgumentParser:
         help="compare with eager PyTorch at min, max and some sizes between, too (default: with the inputs' shapes)",
     )
     verify.add_argument("--no-verify", dest="verify", action="store_false", help="do not compare with eager PyTorch")
-    convert.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
     convert.add_argument("--weights", metavar="FILE", help="a state dict of torch.save, or a safetensors file")
     for which, text in (("input", "inputs"), ("output", "outputs")):
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
@@ -100,11 +100,33 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect",
         help="say what an engine file holds",
-        description="Say what a file of `torch2rt convert -o` or TRTModule.save_engine holds, without a GPU.",
+        description="Say what a file of `torch2rt convert -o`, TRTModule.save_engine or torch2rt.save holds, without a "
+        "GPU.",
     )
     inspect.add_argument("file", metavar="FILE")
     inspect.add_argument("--layers", action="store_true", help="list all layers of the network, and not their number")
     inspect.set_defaults(command=_inspect)
+
+    triton = commands.add_parser(
+        "export-triton",
+        help="write a model repository for NVIDIA's Triton Inference Server",
+        description="Write a model repository for NVIDIA's Triton Inference Server: the plan for its TensorRT backend, "
+        "or, as that does not know TensorRT for RTX, a model for its Python backend.",
+    )
+    triton.add_argument("file", metavar="FILE", help="of torch2rt.save, TRTModule.save_engine or torch2rt convert -o")
+    triton.add_argument("folder", metavar="DIR", help="the model repository, which may hold other models")
+    triton.add_argument("--name", help="of the model (default: that of the file)")
+    triton.add_argument("--instances", type=usage.number, default=1, metavar="N", help="on each GPU (default: 1)")
+    triton.add_argument(
+        "--delay",
+        type=usage.number,
+        default=2000,
+        metavar="MICROSECONDS",
+        help="of a request, to wait for others (default: 2000)",
+    )
+    triton.add_argument("--no-batching", dest="batching", action="store_false", help="run every request by itself")
+    triton.add_argument("--backend", choices=("auto", "tensorrt", "python"), default="auto")
+    triton.set_defaults(command=_export_triton)
 
     bench = commands.add_parser(
         "bench",
@@ -141,6 +163,45 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--traceback", action="store_true", help="print the Python traceback of an error, too")
     return parser
+
+
+def _add_ranges(parser: argparse.ArgumentParser) -> None:
+    """What is said of sizes, apart from the ends of their ranges."""
+    parser.add_argument("--max-batch-size", type=usage.number, metavar="N", help="serve batches of 1 to N")
+    parser.add_argument(
+        "--multiple-of",
+        action="append",
+        type=usage.shape,
+        metavar="SHAPE",
+        help="what the sizes of calls are multiples of, such as 1x1x32x32, once for each --input",
+    )
+    parser.add_argument(
+        "--dynamic-shapes",
+        action="extend",
+        type=usage.dynamic_sizes,
+        metavar="SIZES",
+        help="sizes by names, such as x.0=b:1..8,x.2=32*h:1..16,mask.0=b: sizes of one name are equal at every call",
+    )
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        type=usage.choice_of_shapes,
+        metavar="SHAPE,...",
+        help="shapes to serve, one for each --input, and no others; may be given several times, and is tuned for the "
+        "first",
+    )
+    parser.add_argument(
+        "--max-variants",
+        type=usage.number,
+        metavar="N",
+        help="the most engines that may serve the range together (default: 8)",
+    )
+    parser.add_argument(
+        "--merge",
+        choices=("values", "proof"),
+        default="values",
+        help="what shows that one engine serves two paths through the module, as for torch2rt.torch2rt",
+    )
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
@@ -241,6 +302,17 @@ def _convert(arguments: argparse.Namespace) -> int:
     from torch2rt.cli.convert import convert
 
     convert(arguments)
+    return 0
+
+
+def _export_triton(arguments: argparse.Namespace) -> int:
+    from torch2rt.cli.triton import export_triton
+
+    names = ("name", "instances", "delay", "batching", "backend")
+    try:
+        export_triton(arguments.file, arguments.folder, **{name: getattr(arguments, name) for name in names})
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}.") from error
     return 0
 
 

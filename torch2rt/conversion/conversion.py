@@ -134,7 +134,7 @@ class Conversion:
             raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
         if self.keep_network:
-            network.traced, network.lowered = without_gpu_memory(graph, ready)
+            network.keep_graphs(*without_gpu_memory(graph, ready))
         verifying = Verifying(
             made.module,
             made.graph,

@@ -21,6 +21,7 @@ from torch2rt.graph import graph_meta, place_of
 from torch2rt.lowering import lower
 from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.network import Network
+from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.effects import draws, writes_unseen
@@ -170,7 +171,9 @@ class Partitioner:
         if not piece.inputs:
             return dict.fromkeys(nodes, "it depends on no input")
         try:
-            self.networks[key] = lower(run(piece.graph, self.passes), nan=self.nan, passes=[])
+            ready = run(piece.graph, self.passes)
+            self.networks[key] = lower(ready, nan=self.nan, passes=[])
+            self.networks[key].keep_graphs(*without_gpu_memory(piece.graph, ready))
         except UnsupportedError as error:
             named = {node: error.calls[node.name] for node in nodes if node.name in error.calls}
             return named or dict.fromkeys(nodes, str(error))

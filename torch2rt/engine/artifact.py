@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from torch2rt.engine.container import MAGIC as CONTAINER
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report
 from torch2rt.engine.variant import EngineVariant
@@ -23,11 +25,13 @@ from torch2rt.interface import Interface
 
 FORMAT = 3  # 1 knew no memory formats, 2 no variants; a report and facts about the network may be missing
 MAGIC = b"torch2rt"
+KEYS = frozenset(("format", "engine", "interface", "digest", "report", "network", "variants"))
+_SEAL = re.compile(rb', "check": "([0-9a-f]{64})"\}\Z')
 CHUNK = 4 << 20
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """The SHA-256 of a plan, by which a damaged one is found."""
     return hashlib.sha256(data).hexdigest()
 
@@ -95,29 +99,64 @@ def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
     return file.read(), None
 
 
-def header(engine: Engine, digest: str) -> bytes:
-    """All of an engine but its plan, whose digest this is, as JSON."""
+def seal(data: Mapping[str, Any]) -> bytes:
+    """JSON values as text that has its own digest at its end."""
+    text = json.dumps(data).encode()
+    return text[:-1] + b', "check": "' + digest(text).encode() + b'"}'
+
+
+def unseal(text: bytes, keys: Container[str]) -> dict[str, Any]:
+    """The values in a text of `seal`, or of an older version, which had no digest; raises `ValueError` for others."""
+    sealed = _SEAL.search(text)
+    if sealed is not None and digest(text[: sealed.start()] + b"}") != sealed[1].decode():
+        raise ValueError("it has not the digest that it states")
+    data = json.loads(text)
+    if not isinstance(data, dict) or not all(key in keys or (sealed and key == "check") for key in data):
+        raise ValueError("it has entries of no meaning")
+    return data
+
+
+def described(engine: Engine) -> dict[str, Any]:
+    """All of an engine but its plan, as JSON values."""
     data = {
         "format": FORMAT if engine.variants else 2,  # which older versions read
         "engine": dict(engine.made_by),
         "interface": engine.interface.to_json(),
-        "digest": digest,
         "report": engine.report.to_json(),
         "network": dict(engine.facts),
     }
     if engine.variants:
         data["variants"] = [variant.to_json() for variant in engine.variants]
-    return json.dumps(data).encode()
+    return data
+
+
+def header(engine: Engine, digest: str) -> bytes:
+    """All of an engine but its plan, whose digest this is, as JSON."""
+    return seal({**described(engine), "digest": digest})
 
 
 def parse(data: bytes, header: bytes) -> Engine:
     """The engine of a plan and its header; raises `EngineError` if they are damaged or do not belong together."""
     try:
         read = json.loads(header)
+        if read["format"] in range(1, FORMAT + 1):  # others may have other entries
+            read = unseal(header, KEYS)
+        stated = read["digest"]
+    except Exception as error:
+        raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
+    engine = of_description(data, read)
+    if digest(data) != stated:
+        raise EngineError(f"The engine is truncated or damaged: its {len(data)} bytes have not the digest {stated}.")
+    return engine
+
+
+def of_description(data: bytes | memoryview, read: Mapping[str, Any]) -> Engine:
+    """The inverse of `described`; raises `EngineError` for what is no description of an engine."""
+    try:
         if read["format"] not in range(1, FORMAT + 1):
             known = f"this torch2rt reads 1 to {FORMAT}"
             raise EngineError(f"The engine was saved in format {read['format']}, {known}.")
-        engine = Engine(
+        return Engine(
             data,
             Interface.from_json(read["interface"]),
             dict(read["engine"]),
@@ -125,14 +164,10 @@ def parse(data: bytes, header: bytes) -> Engine:
             dict(read.get("network", {})),
             tuple(map(EngineVariant.from_json, read.get("variants", ()))),
         )
-        stated = read["digest"]
     except EngineError:
         raise
     except Exception as error:
         raise EngineError(f"The engine's header is damaged ({type(error).__name__}: {error}).") from error
-    if digest(data) != stated:
-        raise EngineError(f"The engine is truncated or damaged: its {len(data)} bytes have not the digest {stated}.")
-    return engine
 
 
 def doubt(data: bytes) -> str:
@@ -150,6 +185,8 @@ def _foreign(head: bytes, size: int) -> str | None:
             return f"a truncated engine: it has {size} of {whole} bytes. Copy or save it again."
         if size > whole:
             return "a truncated engine file: the engine is there, its calling convention is not. Copy or save it again."
+    if head[:8] == CONTAINER:
+        return "no plain engine but a file of torch2rt.save: torch2rt.load(path) reads it."
     if head[:2] == b"\x80\x02" or (head[:4] == b"PK\x03\x04" and b"/data.pkl" in head[:256]):
         return (
             "no engine but a file of torch.save. If it holds a TRTModule, use torch.load(path, weights_only=False); "

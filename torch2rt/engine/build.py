@@ -20,10 +20,12 @@ from torch2rt.backend.tensorrt import (
     VERSION,
     builds_without_gpu,
     has_timing_cache,
+    has_weight_streaming,
     set_compute_capabilities,
     trt,
 )
 from torch2rt.engine.engine import Engine
+from torch2rt.engine.fingerprint import present
 from torch2rt.engine.report import Report
 from torch2rt.engine.timing_cache import TimingCache
 from torch2rt.errors import BuildError, InputError
@@ -45,6 +47,7 @@ def build(
     tf32: bool | None = None,
     progress: bool | None = None,
     log_level: Any = None,
+    weight_budget: int | None = None,
     configure: Callable[[Any], None] | None = None,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Engine:
@@ -62,6 +65,9 @@ def build(
     - `progress`: show a progress bar; by default where stderr is a terminal.
     - `log_level`: a `trt.Logger.Severity` or its name, such as `"verbose"`, from which on TensorRT's messages are given
       out; its errors by default. They go to Python's logger `torch2rt`, or to stderr where logging has no handlers.
+    - `weight_budget`: the bytes of the GPU's memory that weights may take. The others stay in the host's memory, and
+      each call streams them. 0 streams all that can be. It is kept with the engine; a TensorRT that has no weight
+      streaming is an `InputError`.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
     - `meanwhile`: called while TensorRT works in a thread of its own; it must not use the network. What it raises ends
       the build.
@@ -85,6 +91,10 @@ def build(
     if (level := whole_number("optimization_level", optimization_level, 0, 5)) is not None:
         config.builder_optimization_level = level
     log_level = severity(log_level)
+    if (budget := whole_number("weight_budget", weight_budget, 0)) is not None:
+        if not has_weight_streaming():
+            raise InputError(f"{weight_budget=}: {FLAVOUR} {VERSION} has no weight streaming.")
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if tf32 is False and uses_tf32(definition):
         raise InputError(
             f"tf32=False: {FLAVOUR} {VERSION} computes float32 products in TF32 whatever the builder is told. Start "
@@ -115,6 +125,17 @@ def build(
     report = Report(assumptions=list(network.assumptions), needs=needs)
     with network.building:  # TensorRT must not build a network while it is read
         facts = network.facts()
+    asked = _capabilities(compute_capabilities) if builds_without_gpu() else None
+    facts["built"] = present(
+        {
+            "max_workspace_size": size,
+            "compute_capabilities": asked,
+            "optimization_level": level,
+            "tf32": tf32,
+            "weight_budget": budget,
+            "configure": configure is not None,
+        }
+    )
     return Engine(bytes(plan), network.interface, made_by, report, facts)
 
 

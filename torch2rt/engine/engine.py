@@ -26,6 +26,9 @@ class Engine:
     - `report`: what was verified of the conversion, what it assumes, and what its calls need.
     - `facts`: what `torch2rt inspect` tells of the network, as JSON values: dtypes and shapes of the outputs, layers.
     - `variants`: where several engines serve the range together, what each is; their plans follow each other in `data`.
+    - `kernels`: what TensorRT for RTX has compiled of it, by GPU, for each engine; known of files of `torch2rt.save`.
+
+    Where the engine was loaded by `torch2rt.load`, `data` is memory of the file, and no `bytes`.
 
     >>> from torch2rt import build, lower, trace
     >>> engine = build(lower(trace(torch.nn.ReLU(), [torch.randn(2, 3)])))
@@ -33,25 +36,35 @@ class Engine:
     ['output_0']
     """
 
-    data: bytes
+    data: bytes | memoryview
     interface: Interface
     made_by: Mapping[str, str]
     report: Report = dataclasses.field(default_factory=Report)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     variants: tuple[EngineVariant, ...] = ()
+    kernels: Mapping[str, Sequence[bytes | memoryview]] = dataclasses.field(default_factory=dict, compare=False)
 
     def each(self) -> list[Engine]:
-        """The engines that this one holds, each by itself: copies of their plans, or this one where it is the only."""
+        """The engines that this one holds, each by itself: copies of their plans, or this one where it is the only.
+
+        Of a plan that is memory of a file there is no copy.
+        """
         if not self.variants:
             return [self]
         ends = list(itertools.accumulate(variant.size for variant in self.variants))
         return [
-            dataclasses.replace(self, data=self.data[end - v.size : end], interface=v.interface, variants=())
-            for v, end in zip(self.variants, ends, strict=True)
+            dataclasses.replace(
+                self,
+                data=self.data[end - v.size : end],
+                interface=v.interface,
+                variants=(),
+                kernels={gpu: [blobs[i]] for gpu, blobs in self.kernels.items() if i < len(blobs)},
+            )
+            for i, (v, end) in enumerate(zip(self.variants, ends, strict=True))
         ]
 
     def __bytes__(self) -> bytes:
-        return self.data
+        return bytes(self.data)
 
     def describe(self) -> str:
         """Inputs, outputs, what calls need, and the size, such as `x: float32[1..4, 3] -> output_0; 0.1 MiB`."""
@@ -70,7 +83,7 @@ class Engine:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """A copy of everything but the plan, which never changes and may have gigabytes."""
-        others = (field.name for field in dataclasses.fields(self) if field.name != "data")
+        others = (field.name for field in dataclasses.fields(self) if field.name not in ("data", "kernels"))
         return dataclasses.replace(self, **{name: copy.deepcopy(getattr(self, name), memo) for name in others})
 
     def __reduce__(self) -> Any:
@@ -83,7 +96,7 @@ def _unpickled(data: torch.Tensor, *others: Any) -> Engine:
     return Engine(to_bytes(data, "data"), *others)
 
 
-def to_tensor(data: bytes) -> torch.Tensor:
+def to_tensor(data: bytes | memoryview) -> torch.Tensor:
     """Bytes as a 1-d uint8 tensor with memory of its own, as a state dict holds them."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 

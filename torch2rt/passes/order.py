@@ -8,10 +8,11 @@ import torch
 
 from torch2rt.errors import InputError
 from torch2rt.graph import check_graph
+from torch2rt.passes.causal import recognise_causal
 from torch2rt.passes.float64 import narrow_float64
 from torch2rt.passes.fuse import fuse
 from torch2rt.passes.quantization.recognize import recognize_int8
-from torch2rt.passes.repeated import fold_repeated, recognise_causal
+from torch2rt.passes.repeated import fold_repeated
 
 Pass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]
 

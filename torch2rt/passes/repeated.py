@@ -19,10 +19,10 @@ from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.sizes import expression, is_symbolic
 
 MOST = 1 << 26  # elements of a new constant
-_CASTS = frozenset("to type type_as float half bfloat16 double int long bool contiguous clone detach".split())
-_MOVES = frozenset("unsqueeze transpose permute mT t swapaxes swapdims movedim".split())
+CASTS = frozenset("to type type_as float half bfloat16 double int long bool contiguous clone detach".split())
+MOVES = frozenset("unsqueeze transpose permute mT t swapaxes swapdims movedim".split())
 _ALONG = frozenset("any all sum mean amax amin prod cumsum cumprod softmax log_softmax flip".split())
-_FILLS = {"zeros": 0, "new_zeros": 0, "zeros_like": 0, "ones": 1, "new_ones": 1, "ones_like": 1}
+FILLS = {"zeros": 0, "new_zeros": 0, "zeros_like": 0, "ones": 1, "new_ones": 1, "ones_like": 1}
 _DUNDERS = {"truediv": "div", "floordiv": "floor_divide", "mod": "remainder", "invert": "bitwise_not"}
 _DUNDERS |= {name: f"bitwise_{name}" for name in ("and", "or", "xor")}
 
@@ -59,14 +59,15 @@ def _worth_it(found: dict[Node, torch.Tensor]) -> list[Node]:
 
 def _is_repetition(node: Node) -> bool:
     """Whether a call only repeats a constant or a number."""
-    return _name(node) in _FILLS or _name(node) in ("expand", "expand_as") and _is_attribute(node.args[0])
+    return name_of(node) in FILLS or name_of(node) in ("expand", "expand_as") and _is_attribute(node.args[0])
 
 
 def _is_attribute(value: Any) -> bool:
     return isinstance(value, Node) and value.op == "get_attr"
 
 
-def _name(node: Node) -> str:
+def name_of(node: Node) -> str:
+    """A call's name without the marks of its spelling: `triu` for `Tensor.triu_` and for `aten.triu.default`."""
     return getattr(node.target, "__name__", "").split(".")[0].strip("_")
 
 
@@ -101,9 +102,9 @@ def _repeated(graph: torch.fx.GraphModule) -> dict[Node, torch.Tensor]:
 
 def _call_once(node: Node, value: torch.Tensor, once: dict[Node, torch.Tensor]) -> torch.Tensor | None:
     """The result of a call on values that repeat, with size 1 where it repeats; `None` if it is not known to."""
-    name = _name(node)
-    if name in _FILLS:
-        return torch.full(_shape_once(value), _FILLS[name], dtype=value.dtype, device=value.device)
+    name = name_of(node)
+    if name in FILLS:
+        return torch.full(_shape_once(value), FILLS[name], dtype=value.dtype, device=value.device)
     operands = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
     if not operands or operands[0] not in once or operands[0] is not node.all_input_nodes[0]:
         return None
@@ -114,7 +115,7 @@ def _call_once(node: Node, value: torch.Tensor, once: dict[Node, torch.Tensor]) 
         return _indexed(node, first, once)
     if len(operands) < len(node.all_input_nodes) or not all(operand in once for operand in operands):
         return None  # it computes with a size, or with an input
-    is_known = name in _CASTS or name in _MOVES or _is_pointwise(node, name)
+    is_known = name in CASTS or name in MOVES or is_pointwise(node, name)
     if name in _ALONG or name in ("slice", "cat", "concat", "tril", "triu"):
         is_known = _is_along_static(node, name, [operand.meta["val"] for operand in operands])
     if not is_known:
@@ -138,7 +139,7 @@ def _is_along_static(node: Node, name: str, values: Sequence[torch.Tensor]) -> b
     return not any(is_symbolic(value.shape[dim]) for value in values for dim in dims)
 
 
-def _is_pointwise(node: Node, name: str) -> bool:
+def is_pointwise(node: Node, name: str) -> bool:
     """Whether torch says that a call works element by element, and draws nothing."""
     if isinstance(node.target, torch._ops.OpOverload):
         overloads = [node.target]
@@ -164,7 +165,7 @@ def _indexed(node: Node, value: torch.Tensor, once: dict[Node, torch.Tensor]) ->
         place = next(i for i, item in enumerate(items) if item is Ellipsis)
         taken = sum(item is not None for item in items) - 1
         items[place : place + 1] = [slice(None)] * (value.dim() - taken)
-    if _name(node) == "index":
+    if name_of(node) == "index":
         items = [slice(None) if item is None else item for item in items]
     axis = 0
     found: list[Any] = []
@@ -221,10 +222,10 @@ def _broadcasts(user: Node, node: Node) -> bool:
     value, result = node.meta["val"], user.meta.get("val")
     if not any(map(is_symbolic, value.shape)):
         return True
-    if _name(user) == "scaled_dot_product_attention":
+    if name_of(user) == "scaled_dot_product_attention":
         mask = user.kwargs.get("attn_mask", user.args[3] if len(user.args) > 3 else None)
         return mask is node and node not in user.args[:3] and value.dim() == user.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    if user.op != "call_function" or not isinstance(result, torch.Tensor) or not _is_pointwise(user, _name(user)):
+    if user.op != "call_function" or not isinstance(result, torch.Tensor) or not is_pointwise(user, name_of(user)):
         return False
     others = [n.meta["val"] for n in user.all_input_nodes if n is not node and "val" in n.meta]
     return any(isinstance(other, torch.Tensor) and _is_same_shape(other, result) for other in others)
@@ -232,48 +233,3 @@ def _broadcasts(user: Node, node: Node) -> bool:
 
 def _is_same_shape(a: torch.Tensor, b: torch.Tensor) -> bool:
     return list(map(expression, a.shape)) == list(map(expression, b.shape))
-
-
-# Causal masks ---------------------------------------------------------------------------------------------------------
-
-_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def recognise_causal(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The pass that lets attention with a constant lower triangular mask be causal attention, which is faster."""
-    target = torch.nn.functional.scaled_dot_product_attention
-    if not any(_is_causal(graph, node) for node in graph.graph.find_nodes(op="call_function", target=target)):
-        return graph
-    graph = copy_graph(graph)
-    for node in graph.graph.find_nodes(op="call_function", target=target):
-        if _is_causal(graph, node):
-            arguments = {**dict(zip(_ATTENTION, node.args)), **node.kwargs, "attn_mask": None, "is_causal": True}
-            node.args = tuple(arguments.pop(name) for name in _ATTENTION[:3])
-            node.kwargs = arguments
-    return finish(graph)
-
-
-def _is_causal(graph: torch.fx.GraphModule, node: Node) -> bool:
-    arguments = {**dict(zip(_ATTENTION, node.args)), **node.kwargs}
-    mask = arguments.get("attn_mask")
-    tensor = constant_of(graph, mask) if isinstance(mask, Node) else None
-    if tensor is None or tensor.dim() < 2 or arguments.get("is_causal") or not tensor.numel():
-        return False
-    if tensor.shape[-1] != tensor.shape[-2] or not all(
-        _is_size(arguments[n], -2, tensor.shape[-1]) for n in ("query", "key")
-    ):
-        return False
-    below = torch.ones(tensor.shape[-2:], dtype=torch.bool, device=tensor.device).tril()
-    if tensor.dtype is torch.bool:
-        return bool((tensor == below).all())
-    if not tensor.is_floating_point():
-        return False
-    lowest = torch.finfo(tensor.dtype).min  # the softmax of it is exactly 0 beside a key that is seen
-    return bool(torch.where(below, tensor == 0, tensor <= lowest).all())
-
-
-def _is_size(node: Node, dim: int, size: int) -> bool:
-    found = node.meta["val"].shape[dim]
-    return not is_symbolic(found) and found == size

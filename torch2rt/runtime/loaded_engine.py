@@ -29,7 +29,7 @@ class Deserialized(NamedTuple):
     engine: Any
 
 
-def deserialize(data: bytes, made_by: Mapping[str, str], index: int | None = None) -> Deserialized:
+def deserialize(data: bytes | memoryview, made_by: Mapping[str, str], index: int | None = None) -> Deserialized:
     """Have TensorRT read a plan, on this GPU or the current one; raises `EngineError` where it cannot be used."""
     if not torch.cuda.is_available():
         raise EngineError(
@@ -69,6 +69,7 @@ class LoadedEngine:
         loaded = deserialized or deserialize(built.data, built.made_by, index)
         self.device, self.engine, self.runtime = loaded.device, loaded.engine, loaded.runtime
         self.index = self.device.index
+        self._limit_weights(built.facts.get("built", {}).get("options", {}).get("weight_budget"))
         self.capability = torch.cuda.get_device_capability(self.device)
         if any(spec.dynamic for spec in self.interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
             raise EngineError(reason)
@@ -79,8 +80,19 @@ class LoadedEngine:
         self.inputs = Inputs(self.interface, self.device)
         self.outputs = [(name, TORCH_DTYPES[self.engine.get_tensor_dtype(name)]) for name in self.interface.outputs]
         with on_device(self.index), cuda.beside_captures():
-            self.kernels = KernelCache(self.engine, built.data, self.device)
+            self.kernels = KernelCache(self.engine, built.data, self.device, built.kernels)
             self.placeholder = torch.empty(ALIGNMENT, dtype=torch.uint8, device=self.device)
+
+    def _limit_weights(self, budget: int | None) -> None:
+        """Have weights beyond so many bytes stream from the host's memory; before any execution context is made."""
+        if budget is None:
+            return
+        wanted = min(budget, self.engine.streamable_weights_size)
+        with on_device(self.index), cuda.beside_captures(), LOG.capture() as log:
+            self.engine.weight_streaming_budget_v2 = wanted
+            got = self.engine.weight_streaming_budget_v2
+        if got != wanted:
+            raise EngineError(f"TensorRT keeps {got} bytes of weights on the GPU, not {wanted}: {'; '.join(log)}.")
 
     def _scratch_of_all_shapes(self) -> int | None:
         """The bytes that serve every call, if shapes change at all and that is little beside the GPU's memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -19,28 +19,11 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
+from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.variants import Dispatch, load
-
-
-class Converted(torch.nn.Module):
-    """What an engine and its reference have in common: the calling convention."""
-
-    def _interface(self) -> Interface:
-        """The calling convention; raises `EngineError` where there is none."""
-        raise NotImplementedError
-
-    @property
-    def input_names(self) -> list[str]:
-        """The engine's inputs, in the order of the tensors in a call."""
-        return [spec.name for spec in self._interface().inputs]
-
-    @property
-    def output_names(self) -> list[str]:
-        """The engine's outputs."""
-        return list(self._interface().outputs)
 
 
 class TRTModule(Converted):
@@ -72,6 +55,7 @@ class TRTModule(Converted):
             )
         self.built = engine
         self._networks = [network] if isinstance(network, Network) else list(network or [])
+        self._make_networks: Callable[[], list[Network]] | None = None  # of graphs in the file it was loaded from
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -87,7 +71,7 @@ class TRTModule(Converted):
     @property
     def engine_bytes(self) -> bytes | None:
         """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
-        return None if self.built is None else self.built.data
+        return None if self.built is None else bytes(self.built)
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -110,6 +94,14 @@ class TRTModule(Converted):
 
     def _interface(self) -> Interface:
         return self._engine().interface
+
+    def _parts(self) -> Sequence[Interface]:
+        return [variant.interface for variant in self._engine().variants] or [self._interface()]
+
+    def _make_contexts(self, count: int) -> None:
+        pool = self._ready()
+        for each in getattr(pool, "pools", [pool]):
+            each.make_contexts(count)
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -212,15 +204,22 @@ class TRTModule(Converted):
 
     def drop_network(self) -> None:
         """Let go of the network, and of the weights that it holds; `reference()` needs it."""
-        self._networks = []
+        self._networks, self._make_networks = [], None
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
+        return ReferenceModule(*self.networks(), interface=self.interface)
+
+    def networks(self) -> list[Network]:
+        """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""
+        if not self._networks and self._make_networks is not None:
+            self._networks = self._make_networks()
         if not self._networks:
             raise Torch2RTError(
-                "reference() needs the network: convert with keep_network=True; a loaded engine has none."
+                "reference() needs the network: convert with keep_network=True; a loaded engine has none, unless "
+                "torch2rt.save(..., source=True) has kept its graph."
             )
-        return ReferenceModule(*self._networks, interface=self.interface)
+        return self._networks
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
@@ -261,7 +260,7 @@ class TRTModule(Converted):
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""
         with self._lock:
-            self.built, self._networks, self._pools = engine, [], {}
+            self.built, self._networks, self._make_networks, self._pools = engine, [], None, {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
@@ -296,7 +295,7 @@ class TRTModule(Converted):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        return {**self.__dict__, "_pools": {}, "_networks": [], "_lock": None}
+        return {**self.__dict__, "_pools": {}, "_networks": [], "_make_networks": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

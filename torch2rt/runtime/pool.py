@@ -137,6 +137,12 @@ class ContextPool:
                 return self.unused.pop(place)
             return Execution(self.loaded, exact)
 
+    def make_contexts(self, count: int) -> None:
+        """Have so many execution contexts that no stream uses, for calls that streams will make at once."""
+        while len(self.unused) < count:
+            with self.loaded.lock.exclusive(), on_device(self.index), cuda.beside_captures():
+                self.unused.append(Execution(self.loaded))
+
     # CUDA graphs -----------------------------------------------------------------------------------------------------
 
     def replay(

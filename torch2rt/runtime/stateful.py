@@ -11,7 +11,7 @@ import torch
 
 from torch2rt.errors import InputError, TraceError
 from torch2rt.interface import Interface
-from torch2rt.runtime.module import Converted
+from torch2rt.runtime.converted import Converted
 from torch2rt.structure import flatten, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 
@@ -197,6 +197,13 @@ class StatefulModule(Converted):
     def report(self) -> Any:
         """What was verified, what was assumed, and what calls need."""
         return self.converted.report
+
+    def warm_up(self, shapes: Any = None, *, contexts: int = 1) -> None:
+        """Do before traffic comes what first calls do, as `TRTModule.warm_up` does. The state stays as it is.
+
+        Shapes are given as dicts by input name, or with those of the state last.
+        """
+        self.converted.warm_up(shapes, contexts=contexts)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the converted module and write the new state; raises `InputError` for tensors that do not fit."""

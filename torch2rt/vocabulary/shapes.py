@@ -41,6 +41,7 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
     elif len(sizes) == 1 and (table := _table(ctx, expr := _whole_arithmetic(expression(sizes[0])))) is not None:
         result = table
     elif len(sizes) == 1:
+        expr = expr if expr.is_integer else _rounded_once(expr)
         result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expr)  # type: ignore[arg-type]
     else:
         parts: list[Any] = []
@@ -62,6 +63,15 @@ def _whole_arithmetic(expr: sympy.Basic) -> sympy.Basic:
     expr = expr.replace(lambda e: isinstance(e, (Mod, PythonMod)), lambda e: e.args[0] - e.args[1] * FloorDiv(*e.args))
     expr = expr.replace(functools.partial(_rounds_quotient, FloorToInt), lambda e: FloorDiv(*e.args[0].args))
     return expr.replace(functools.partial(_rounds_quotient, CeilToInt), lambda e: _up(*e.args[0].args))
+
+
+def _rounded_once(expr: sympy.Basic) -> sympy.Basic:
+    """A float in as few roundings as can be: `1 / (8 / 14)` is 1.75 for Python, and in float32 less; 14 / 8 is not."""
+
+    def is_inverse(e: sympy.Basic) -> bool:
+        return isinstance(e, FloatTrueDiv) and e.args[0] in (1, sympy.Float(1)) and isinstance(e.args[1], IntTrueDiv)
+
+    return expr.replace(is_inverse, lambda e: IntTrueDiv(e.args[1].args[1], e.args[1].args[0]))
 
 
 def _up(a: sympy.Basic, b: sympy.Basic) -> sympy.Basic:

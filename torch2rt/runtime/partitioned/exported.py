@@ -39,6 +39,7 @@ def dump(graph: torch.nn.Module, interface: Interface, device: torch.device) -> 
     try:
         with torch.no_grad():
             program = torch.export.export(graph, (tuple(examples),), dynamic_shapes=(dynamic,), strict=False)
+        _check_meaning(graph, program)
         _allow_few(program)
         program.example_inputs = None  # torch would pickle them
         file = io.BytesIO()
@@ -51,6 +52,25 @@ def dump(graph: torch.nn.Module, interface: Interface, device: torch.device) -> 
             f"A torch segment cannot be saved without code: torch.export refuses it ({type(error).__name__}: {error})."
         ) from error
     return file.getvalue()
+
+
+def _check_meaning(graph: torch.nn.Module, program: torch.export.ExportedProgram) -> None:
+    """Refuse a program that lacks what a function of torch2rt computes.
+
+    Such functions, of which `recurrent` is one, are recorded as one call, and give memory without values for tensors
+    without values, which is all that torch.export sees of them.
+    """
+    calls = getattr(graph, "calls", graph)
+    nodes = calls.graph.nodes if isinstance(calls, torch.fx.GraphModule) else ()
+    own = [n.target for n in nodes if str(getattr(n.target, "__module__", "")).startswith("torch2rt.")]
+    if own and any(str(n.target).startswith(_WITHOUT_VALUES) for n in program.graph.nodes):
+        names = ", ".join(dict.fromkeys(function.__name__ for function in own))
+        raise EngineError(
+            f"A torch segment that calls {names} cannot be saved: torch.export does not see what it does."
+        )
+
+
+_WITHOUT_VALUES = tuple(f"aten.{name}." for name in ("empty", "empty_like", "empty_strided", "new_empty"))
 
 
 def _allow_few(program: torch.export.ExportedProgram) -> None:

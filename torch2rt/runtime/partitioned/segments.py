@@ -6,21 +6,24 @@ import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch2rt.engine.artifact import seal, unseal
 from torch2rt.engine.engine import to_bytes, to_tensor
 from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
-from torch2rt.runtime.module import Converted, ReferenceModule, TRTModule
+from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.module import ReferenceModule, TRTModule
 from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 
 FORMAT = 1
+KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager"))
 
 
 @dataclasses.dataclass
@@ -78,6 +81,7 @@ class PartitionedModule(Converted):
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
         self._network = network
+        self._make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None  # of graphs in a file
         self._carriers = Carriers()
         self._kept: set[int] | None = None
 
@@ -138,6 +142,10 @@ class PartitionedModule(Converted):
     def _eager(self, index: int) -> Any:
         return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
 
+    def _make_contexts(self, count: int) -> None:
+        for engine in self.engines:
+            engine._make_contexts(count)
+
     def _constants(self) -> set[int]:
         if self._kept is None:
             parts = [*self.torch_segments, *self.eager.values()]
@@ -173,12 +181,14 @@ class PartitionedModule(Converted):
 
     def drop_network(self) -> None:
         """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
-        self._network = None
+        self._network, self._make_network = None, None
         for engine in self.engines:
             engine.drop_network()
 
     def reference(self) -> PartitionedReference:
         """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
+        if self._network is None and self._make_network is not None:
+            self._network = self._make_network(self)
         if self._network is None:
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
@@ -198,7 +208,7 @@ class PartitionedModule(Converted):
             "torch": [isinstance(segment, TorchSegment) for segment in self.segments],
             "eager": list(self.eager),
         }
-        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
+        destination[prefix + "header"] = to_tensor(seal(header))
 
     def _load_from_state_dict(
         self,
@@ -215,9 +225,10 @@ class PartitionedModule(Converted):
             missing_keys.append(key)
             return
         try:
-            header = json.loads(to_bytes(state_dict[key], key))
-            if header["format"] != FORMAT:
-                raise EngineError(f"The module was saved in format {header['format']}, this torch2rt reads {FORMAT}.")
+            text = to_bytes(state_dict[key], key)
+            if (version := json.loads(text)["format"]) != FORMAT:
+                raise EngineError(f"The module was saved in format {version}, this torch2rt reads {FORMAT}.")
+            header = unseal(text, KEYS)
             self.interface = Interface.from_json(header["interface"])
             self.schedule = Schedule.from_json(header["schedule"])
             self.report = Report.from_json(header["report"])
@@ -225,7 +236,7 @@ class PartitionedModule(Converted):
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
-        self._network, self._kept = None, None
+        self._network, self._make_network, self._kept = None, None, None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the state dict, which is data."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,12 +9,13 @@ import torch
 from torch.export.passes import move_to_device_pass
 from torch.fx.node import map_aggregate
 
+from torch2rt.engine.artifact import digest, seal, unseal
 from torch2rt.engine.engine import stored, to_tensor
 from torch2rt.errors import EngineError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface
 from torch2rt.passes.copies import copy_graph
-from torch2rt.runtime.module import Converted
+from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.partitioned import exported
 
 
@@ -96,9 +96,11 @@ class TorchSegment(Converted):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         interface = self._interface()
         function = _OfTuple(self.graph) if self.program is None else self.graph
-        header = {"interface": interface.to_json(), "device": str(self.device), "draws": self.draws}
-        destination[prefix + "program"] = to_tensor(exported.dump(function, interface, self.device))
-        destination[prefix + "header"] = to_tensor(json.dumps(header).encode())
+        program = exported.dump(function, interface, self.device)
+        device, draws = str(self.device), self.draws
+        header = {"interface": interface.to_json(), "device": device, "draws": draws, "digest": digest(program)}
+        destination[prefix + "program"] = to_tensor(program)
+        destination[prefix + "header"] = to_tensor(seal(header))
 
     def _load_from_state_dict(
         self,
@@ -112,9 +114,15 @@ class TorchSegment(Converted):
     ) -> None:
         if (kept := stored(state_dict, prefix, ("program", "header"), missing_keys, unexpected_keys)) is not None:
             data, text = kept
-            header = json.loads(text)
-            self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
-            self.program, self.device = exported.load(data), torch.device(header["device"])
+            try:
+                header = unseal(text, ("interface", "device", "draws", "digest"))
+                self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
+                self.device = torch.device(header["device"])
+            except Exception as error:
+                raise EngineError(f"A torch segment's header is damaged ({type(error).__name__}: {error}).") from error
+            if header.get("digest", digest(data)) != digest(data):
+                raise EngineError("A torch segment is truncated or damaged: it has not the digest that it states.")
+            self.program = exported.load(data)
             self._graph = [self.program.module()]
 
 

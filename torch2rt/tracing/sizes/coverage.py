@@ -65,7 +65,7 @@ def cover(
     `TraceError` where there are more than `max_variants`, and where the module raises errors at an end of the range.
     """
     space = Space(traces.specs, listed)
-    regions = [region_of(graph, space.specs, space.specs) for graph in first]
+    regions = [space.needing(region_of(graph, space.specs, space.specs)) for graph in first]
     space.look_at(distinct_claims(regions))
     regions = sorted(regions, key=lambda region: -int(space.where(region.all_claims()).sum()))[:1]
     variants = [Variant(region.graph, [region]) for region in regions]
@@ -138,7 +138,8 @@ def _trace_fixed(traces: Traces, space: Space, variant: Variant) -> None:
         for symbol, dim in space.symbols.items()
     ):
         return
-    graph = traces.at(inputs, [spec.opt for spec in inputs])
+    shapes = [tuple(max(x, 2) if a in spec.dynamic else x for a, x in enumerate(spec.opt)) for spec in inputs]
+    graph = traces.at(inputs, shapes)  # torch takes a size of 1 for static
     if not graph_meta(graph).splits:
         constraints = graph_meta(variant.graph).interface.constraints
         meta = graph_meta(graph)
@@ -192,7 +193,7 @@ def _trace_in(traces: Traces, space: Space, points: np.ndarray, ties: Sequence[t
         specs = not_empty(_with_sizes(space, with_ties(sizes, ties), tied))
         shapes = [spec.opt for spec in specs]
         try:
-            return region_of(traces.at(specs, shapes), specs, space.specs)
+            return space.needing(region_of(traces.at(specs, shapes), specs, space.specs))
         except Exception as error:
             if traces.accepts(shapes):
                 failure = failure or error

@@ -10,10 +10,8 @@ claim that can be neither proven nor refuted.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,8 @@ from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
+from torch2rt.tracing.sizes.kernel_choices import is_kernel_choice
+from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
 
 Accepts = Callable[[Sequence[Shape]], bool]
@@ -122,7 +122,7 @@ class Decisions:
         """Take down one claim, the first place that makes it, and the user's rather than torch's."""
         known = self.claims.get(claim)
         if known is None or (known.internal and not internal):
-            if internal and (_is_difference(claim) or _is_kernel_choice()):
+            if internal and (_is_difference(claim) or is_kernel_choice()):
                 return
             assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
             claim = _or_equal(claim) if assumed else claim
@@ -313,7 +313,13 @@ class _ShapeEnv(ShapeEnv):
     def __init__(self, decisions: Decisions, unbacked: bool) -> None:
         super().__init__(duck_shape=False, allow_scalar_outputs=False, allow_dynamic_output_shape_ops=unbacked)
         self._decisions = decisions
+        self._short = ShortSizes(decisions.symbols)
+        self._replacements_version_counter = 1  # with 0, torch's sizes do not ask `replace`
         self._terms: dict[sympy.Basic, int] = {}
+
+    def replace(self, expr: Any) -> Any:
+        """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
+        return self._short.shortened(super().replace(expr) if self.replacements else expr)
 
     def _count(self, expr: sympy.Basic) -> int:
         """How many terms an expression has, its own and those of its arguments."""
@@ -366,34 +372,3 @@ def _or_equal(claim: sympy.Basic) -> sympy.Basic:
     """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
     loose = {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}
     return loose.get(type(claim), type(claim))(*claim.args)
-
-
-# Modules between the code that asks about a size and the answer.
-_TRANSPARENT = frozenset(
-    {
-        __name__,
-        "torch",
-        "contextlib",
-        "torch.fx.experimental.symbolic_shapes",
-        "torch.fx.experimental.sym_node",
-        "torch.fx.experimental.recording",
-        "torch._guards",
-        "torch.utils._contextlib",
-    }
-)
-_CHOICES = {  # module and function
-    ("torch._subclasses.fake_impls", "conv"),
-    ("torch._prims_common", "are_strides_like_channels_last"),
-    ("torch._prims_common", "are_strides_like_channels_last_or_false"),
-    ("torch._decomp.decompositions", "_upsample_nearest"),  # on a GPU few channels are better off contiguous
-    ("torch._decomp.decompositions", "_upsample_linear"),
-    ("torch._meta_registrations", "upsample_nearest2d"),
-}
-
-
-def _is_kernel_choice() -> bool:
-    """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
-        frame = frame.f_back
-    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CHOICES

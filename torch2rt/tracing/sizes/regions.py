@@ -16,7 +16,7 @@ import torch
 from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
 from torch2rt.promises import Promise
-from torch2rt.sizes import ENUMERATE, Dim, choices_of, counterexample, describe, samples, truths
+from torch2rt.sizes import ENUMERATE, Dim, choices_of, counterexample, describe, is_sampled, samples, truths
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
 MOST_NAMED = 6  # numbers in claims that are looked at for each dimension
@@ -132,10 +132,57 @@ class Space:
         """At which points all claims of one of several lists are true."""
         return functools.reduce(operator.or_, map(self.where, parts), np.zeros_like(self.where([])))
 
+    def ends(self, claims: Sequence[sympy.Basic]) -> dict[Symbol, tuple[int, int]]:
+        """The smallest and largest size of each dimension at which the claims about it alone are true."""
+        found = {symbol: self._meeting(symbol, claims) for symbol in self.symbols}
+        return {s: (int(sizes[0]), int(sizes[-1])) for s, sizes in found.items() if len(sizes)} | {
+            s: (self.symbols[s].min, self.symbols[s].max) for s, sizes in found.items() if not len(sizes)
+        }
+
+    def needing(self, region: Region) -> Region:
+        """A region without the claims that those about one dimension alone imply."""
+        symbols = {s: self.symbols[s].between(*ends) for s, ends in self.ends(region.all_claims()).items()}
+        needed = [c for c in region.claims if len(c.free_symbols) < 2 or counterexample(c, symbols) is not None]
+        return dataclasses.replace(region, claims=needed)
+
+    def _meeting(self, symbol: Symbol, claims: Sequence[sympy.Basic]) -> np.ndarray:
+        """The sizes of a dimension for which the claims about it alone are true; its ends if there are too many."""
+        dim = self.symbols[symbol]
+        if is_sampled(dim.sizes):
+            return np.array([dim.min, dim.max])
+        sizes = np.array(dim.sizes)
+        for claim in claims:
+            if claim.free_symbols == {symbol}:
+                sizes = sizes[truths(claim, {symbol: sizes})]
+        return sizes
+
     def text(self, claims: Sequence[sympy.Basic]) -> str:
-        """Claims in the user's terms."""
-        words = list(dict.fromkeys(describe(shortened(claim), self.symbols) for claim in claims))
+        """Claims in the user's terms; those that say which sizes of one dimension, from one to another, in that way."""
+        words: list[str] = []
+        said: set[Symbol] = set()
+        for claim in claims:
+            symbol = next(iter(claim.free_symbols)) if len(claim.free_symbols) == 1 else None
+            interval = None if symbol not in self.symbols else self._interval(symbol, claims)
+            if interval is None:
+                words.append(describe(shortened(claim), self.symbols))
+            elif symbol not in said:
+                words.append(interval)
+                said.add(symbol)
+        words = list(dict.fromkeys(words))
         return " and ".join([*words[:SHOWN], *["..."] * (len(words) > SHOWN)]) or "every size"
+
+    def _interval(self, symbol: Symbol, claims: Sequence[sympy.Basic]) -> str | None:
+        """The claims about one dimension as bounds, where they say no more than these."""
+        dim = self.symbols[symbol]
+        sizes = self._meeting(symbol, claims)
+        if is_sampled(dim.sizes) or not len(sizes) or len(sizes) - 1 != (sizes[-1] - sizes[0]) // dim.step:
+            return None
+        low, high = int(sizes[0]), int(sizes[-1])
+        if low == high:
+            return f"{dim} == {low}"
+        if low == dim.min or high == dim.max:
+            return f"{dim} <= {high}" if low == dim.min else f"{dim} >= {low}"
+        return f"{low} <= {dim} <= {high}"
 
 
 def shortened(claim: sympy.Basic) -> sympy.Basic:

@@ -96,7 +96,10 @@ class _Table:
         return self.sizes[expr]
 
     def _size(self, expr: sympy.Basic) -> Any:
-        expr = expr.xreplace({symbol: sympy.Integer(size) for symbol, size in self.region.fixed.items()})
+        try:
+            expr = expr.xreplace({symbol: sympy.Integer(size) for symbol, size in self.region.fixed.items()})
+        except ZeroDivisionError:  # nor can the other graph run there
+            return "undefined", expr
         if expr.is_Integer:
             return "size", int(expr)
         if expr.is_integer and expr.free_symbols <= self.space.symbols.keys():

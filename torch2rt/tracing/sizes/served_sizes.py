@@ -33,6 +33,9 @@ def restrict(variant: Variant, space: Space) -> None:
     box = {symbol: (dim.min, dim.max) for symbol, dim in space.symbols.items()}
     if space.are_all:
         box |= {s: (int(sizes[inside].min()), int(sizes[inside].max())) for s, sizes in space.sizes.items()}
+    else:  # what a claim about one dimension says holds for sizes that are not looked at, too
+        ends = [space.ends(region.all_claims()) for region in variant.regions]
+        box = {s: (min(each[s][0] for each in ends), max(each[s][1] for each in ends)) for s in box}
     for symbol in own.fixed:  # also where not all sizes are looked at
         if all(symbol in region.fixed for region in variant.regions):
             sizes = [region.fixed[symbol] for region in variant.regions]
@@ -43,8 +46,8 @@ def restrict(variant: Variant, space: Space) -> None:
     shapes = {which: [list(getattr(spec, which)) for spec in space.specs] for which in ("min", "opt", "max")}
     for symbol, dim in space.symbols.items():
         low, high = box[symbol]
-        ends = {"min": low, "opt": min(max(opt.get(symbol, space.opt[symbol]), low), high), "max": high}
-        for which, size in ends.items():
+        sizes_of = {"min": low, "opt": min(max(opt.get(symbol, space.opt[symbol]), low), high), "max": high}
+        for which, size in sizes_of.items():
             shapes[which][dim.input][dim.axis] = size
     inputs = [
         dataclasses.replace(spec, **{which: tuple(sizes[i]) for which, sizes in shapes.items()})  # type: ignore[arg-type]

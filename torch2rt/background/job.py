@@ -1,0 +1,177 @@
+"""A call that a helper process makes: of which function, with which arguments, and their tensors in shared memory.
+
+A thread would do as well but for the GIL: tracing in one slows a model beside it about ten times, and switches in torch
+that are of the whole process make other threads' compiled code run eagerly meanwhile.
+
+The helper is started anew and imports what the arguments need. It does not run the main script again, as
+`multiprocessing` would: what is defined in `__main__`, in a script or a notebook, is sent as code by cloudpickle.
+Tensors are not pickled: their memory is written to a file that both processes map, in memory where there is room.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch2rt.background.helper import ALIGNMENT, CALL, ERROR, START, TENSORS, settings, user_converters
+from torch2rt.errors import BuildError, EngineError, InputError
+
+IN_MEMORY = Path("/dev/shm")
+CHUNK = 1 << 26  # bytes that are copied from a GPU at a time
+GRACE = 5.0  # seconds in which a helper that was killed is to end
+
+
+class Job:
+    """A call of `function(folder, *args, **kwargs)` in a process of its own; `run` waits for its end, `stop` ends it.
+
+    The function leaves its results in `folder`, which is gone after `close`.
+
+    Raises `InputError` for arguments that cannot be sent. What they refer to must not change until `run` has started
+    the helper; tensors are read when it does.
+    """
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.storages: list[torch.UntypedStorage] = []
+        self.call = self._packed((function, args, kwargs, settings(), user_converters()))
+        self.events = [_event(device) for device in {s.device for s in self.storages if s.device.type == "cuda"}]
+        self.folder = Path(tempfile.mkdtemp(prefix="torch2rt-", dir=_where(sum(s.nbytes() for s in self.storages))))
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stopped = False
+        self._lock = threading.Lock()
+
+    def _packed(self, call: Any) -> bytes:
+        numbers: dict[int, int] = {}
+
+        def number(storage: Any) -> tuple[Any, ...] | None:
+            if not isinstance(storage, torch.storage.TypedStorage):
+                return None
+            untyped = storage._untyped_storage
+            if untyped._cdata not in numbers:
+                numbers[untyped._cdata] = len(self.storages)
+                self.storages.append(untyped)
+            return numbers[untyped._cdata], storage.dtype
+
+        file = io.BytesIO()
+        try:
+            _pickler(file, number).dump(call)
+        except Exception as error:
+            raise InputError(
+                f"background=True sends the module and the arguments to a helper process, which cannot be done "
+                f"({type(error).__name__}: {error}). Convert without background=True."
+            ) from error
+        return file.getvalue()
+
+    def run(self) -> None:
+        """Make the call; raises what it raises, and `EngineError` where it was stopped."""
+        with self._lock:  # `stop` waits for the memory to be written
+            if self.stopped:
+                raise EngineError("The conversion in the background was stopped.")
+            self._write()
+            command = [sys.executable, "-c", START, str(self.folder)]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        code = self.process.wait()
+        if self.stopped:
+            raise EngineError("The conversion in the background was stopped.")
+        if (self.folder / ERROR).exists():
+            raise _read_error((self.folder / ERROR).read_bytes())
+        if code:
+            raise BuildError(f"The helper process of a conversion in the background ended with the exit code {code}.")
+
+    def _write(self) -> None:
+        for event in self.events:
+            event.synchronize()
+        listed = []
+        with open(self.folder / TENSORS, "wb", buffering=0) as file:
+            for storage in self.storages:
+                file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+                listed.append([file.tell(), storage.nbytes(), str(storage.device)])
+                whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+                for start in range(0, len(whole), CHUNK):
+                    data = memoryview(whole[start : start + CHUNK].cpu().numpy())
+                    while data:
+                        data = data[file.write(data) :]
+            file.truncate(max(file.tell(), 1))  # an empty file cannot be mapped
+        self.storages = []
+        (self.folder / CALL).write_bytes(self.call)
+        (self.folder / "start.json").write_text(
+            json.dumps({"path": sys.path, "tensors": listed, "parent": os.getpid()})
+        )
+
+    def stop(self) -> None:
+        """End the helper, if it runs, and remove its files."""
+        with self._lock:
+            self.stopped = True
+            if self.process is not None and self.process.poll() is None:
+                self.process.kill()
+                try:
+                    self.process.wait(GRACE)
+                except subprocess.TimeoutExpired:
+                    return
+        self.close()
+
+    def close(self) -> None:
+        """Remove the files of the call; what is mapped of them stays."""
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _pickler(file: io.BytesIO, number: Callable[[Any], Any]) -> pickle.Pickler:
+    try:
+        from cloudpickle import CloudPickler
+    except ImportError as error:
+        raise ImportError("it needs cloudpickle: pip install cloudpickle") from error
+
+    class Pickler(CloudPickler):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> Any:
+            return number(obj)
+
+    return Pickler(file)  # type: ignore[no-any-return]
+
+
+def _event(device: torch.device) -> torch.cuda.Event:
+    """What the caller's stream has to do until now: tensors are read after it."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _where(size: int) -> str | None:
+    """The folder for files of about this size, thrice: in memory if there is room, else where files are temporary."""
+    try:
+        return str(IN_MEMORY) if shutil.disk_usage(IN_MEMORY).free > 4 * size + (1 << 28) else None
+    except OSError:
+        return None
+
+
+def _read_error(data: bytes) -> BaseException:
+    kind, text, pickled = pickle.loads(data)  # of our own process
+    try:
+        error = pickle.loads(pickled) if pickled is not None else None
+    except Exception:
+        error = None
+    return error if isinstance(error, Exception) else BuildError(f"{kind}: {text}")
+
+
+def weights_of(module: Any) -> Mapping[str, tuple[int, int, int]]:
+    """What tells by and large whether a module's weights were written to: identity, address and torch's count."""
+    if not isinstance(module, torch.nn.Module):
+        return {}
+    found = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {name: (id(t), _address(t), -1 if t.is_inference() else t._version) for name, t in found}
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout is torch.strided else 0

@@ -1,0 +1,37 @@
+"""Questions about sizes by which torch chooses among kernels or memory layouts: the values are the same."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+
+# Modules between the code that asks about a size and the answer.
+_TRANSPARENT = frozenset(
+    {
+        __name__,
+        "torch2rt.tracing.sizes.guards",
+        "torch",
+        "contextlib",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch.fx.experimental.sym_node",
+        "torch.fx.experimental.recording",
+        "torch._guards",
+        "torch.utils._contextlib",
+    }
+)
+_CHOICES = {  # module and function
+    ("torch._subclasses.fake_impls", "conv"),
+    ("torch._prims_common", "are_strides_like_channels_last"),
+    ("torch._prims_common", "are_strides_like_channels_last_or_false"),
+    ("torch._decomp.decompositions", "_upsample_nearest"),  # on a GPU few channels are better off contiguous
+    ("torch._decomp.decompositions", "_upsample_linear"),
+    ("torch._meta_registrations", "upsample_nearest2d"),
+}
+
+
+def is_kernel_choice() -> bool:
+    """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
+        frame = frame.f_back
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CHOICES
