@@ -185,11 +185,13 @@ class _Rewriter:
             if argument in exempt:
                 continue
             if constant is not None and constant.numel():
-                found = Range()
-                found.add(constant)
-                if argument is added and self.is_lost_in_rounding(found, node):
-                    continue
-                if found.largest > torch.finfo(self.low).max or 0 < found.largest < self.tiny:
+                most = torch.where(constant.isfinite(), constant.abs(), 0).amax()
+                # one answer is read, and not the numbers: other weights that fit as well can take the place of these
+                if bool((most > torch.finfo(self.low).max) | (most > 0) & (most < self.tiny)):
+                    found = Range()
+                    found.add(constant)
+                    if argument is added and self.is_lost_in_rounding(found, node):
+                        continue
                     verb = "overflows" if found.largest > 1 else "vanishes in"
                     return f"its constant {argument.target} of up to {found.largest:.3g} {verb} {low}"
             elif dtype_of(argument) is FLOAT and (why := self.misfit(argument.name)):
