@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -76,7 +77,7 @@ class Follow:
         seen = self._seen
         if (
             self._events != seen.events
-            or [x._version for x in seen.counted] != seen.versions
+            or list(map(_version, seen.counted)) != seen.versions
             or not _are_at(seen.tensors, seen.addresses, seen.indices)  # type: ignore[arg-type]
         ):
             now = self._look()  # before the update: what is written meanwhile is for the next call to see
@@ -94,4 +95,5 @@ def _are_at_slowly(tensors: list[torch.Tensor], addresses: list[int], indices: l
     return [x.data_ptr() for x in tensors] == addresses
 
 
+_version = operator.attrgetter("_version")  # twice as fast as a loop in Python
 _are_at = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _are_at_slowly)
