@@ -3,6 +3,9 @@ import os
 # Before anything loads CUDA: float32 is float32, in torch and in TensorRT for RTX, which knows no other way to say it.
 os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
 
+# Tests are of what is built now; those of kept engines say otherwise.
+os.environ["TORCH2RT_CACHE_ENGINES"] = "0"
+
 from pathlib import Path
 
 import pytest
@@ -19,9 +22,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-models", action="store_true", help="convert every model of the tables, not a few of each kind"
     )
-    parser.addoption("--examples", type=int, default=50, help="how many calls of a kind the drawn tests make")
+    parser.addoption("--examples", type=int, default=30, help="how many calls of a kind the drawn tests make")
     parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
     parser.addoption("--size-programs", type=int, default=100, help="how many programs test_size_programs.py draws")
+    parser.addoption("--processes", type=int, default=6, help="how many processes share a folder of kept engines")
     parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch2rt.errors import ConversionError as ConversionError
     from torch2rt.errors import EngineError as EngineError
     from torch2rt.errors import InputError as InputError
+    from torch2rt.errors import RefitError as RefitError
     from torch2rt.errors import Torch2RTError as Torch2RTError
     from torch2rt.errors import TraceError as TraceError
     from torch2rt.errors import UnsupportedError as UnsupportedError
@@ -57,7 +58,7 @@ _HOMES = {
     "load": "saving",
     **dict.fromkeys(
         ["Torch2RTError", "ConversionError", "TraceError", "UnsupportedError", "BuildError", "AccuracyError"]
-        + ["InputError", "EngineError"],
+        + ["InputError", "EngineError", "RefitError"],
         "errors",
     ),
 }

@@ -77,6 +77,8 @@ def torch2rt(
     min_segment_calls: int | None = None,
     max_sizes: int | None = None,
     state: str = "refuse",
+    refittable: bool = False,
+    follow: bool = False,
     background: bool = False,
     on_ready: Callable[[Any], None] | None = None,
     on_stage: Callable[[str, Any, float], None] = lambda name, result, seconds: None,
@@ -173,11 +175,15 @@ def torch2rt(
       writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
       ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
       example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
+    - `refittable`: `model_trt.refit()` gives the engine the values that the module's parameters have by then. It needs
+      `keep_network`, holds a copy of the weights, and merges paths by proof alone.
+    - `follow`: `refittable`, and each call does so first if the module has changed: after a step of an optimizer,
+      `load_state_dict`, or any write to a parameter but through `.data`.
     - `background`: `True` returns a `BackgroundModule` at once. Its calls run the module (as `torch.compile` has made
       it, if it has) until a helper process has built and verified the engine, and this one has made it ready. The
       module and the arguments are sent to the helper, the weights through shared memory; classes and functions of
-      `__main__`, as in a notebook, are sent as code. What is wrong with the conversion, its arguments included, is in
-      `model_trt.error` and raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
+      `__main__`, as in a notebook, are sent as code. What goes wrong there is in `model_trt.error`, and
+      raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
@@ -214,6 +220,8 @@ def torch2rt(
     if merge not in MERGE:
         raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
+    if background:  # these arguments are in order, which is all that `with_background` asks of this process
+        return None  # type: ignore[return-value]
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     stateful = _state(module, inputs, kwargs, state, max_batch_size, shapes)
@@ -224,6 +232,8 @@ def torch2rt(
             [*given, *kept] if isinstance(given, (list, tuple)) else given
             for given in (min_shapes, opt_shapes, max_shapes)
         )
+    if refittable or follow:
+        _check_refittable(stateful, choice, keep_network, precision)
     conversion = Conversion(
         module,
         inputs,
@@ -255,6 +265,7 @@ def torch2rt(
         progress=progress,
         on_stage=on_stage,
         says_plan=choice is None,
+        refittable=refittable or follow,
     )
     converted: TRTModule | PartitionedModule | None = None
     if choice is None:
@@ -265,7 +276,21 @@ def torch2rt(
     if converted is None:
         assert choice is not None
         converted = conversion.segments(choice)
+    if follow:
+        converted.follow()
     return _finished(converted, stateful, state, keep_network, cuda_graph)
+
+
+def _check_refittable(stateful: Found | None, choice: Choice | None, keep_network: bool, precision: str | None) -> None:
+    """Raise `InputError` for what cannot be refitted."""
+    for name, is_given, why in (
+        ("fallback=True", choice is not None, "the parts that stay torch's have the module's own parameters"),
+        (f"{keep_network=}", not keep_network, "new weights are made for the network"),
+        (f"{precision=}", precision == "auto", "which modules are in float32 was found with the weights"),
+        ("state=", stateful is not None, "state is no weight"),
+    ):
+        if is_given:
+            raise InputError(f"refittable and follow do not go with {name}: {why}.")
 
 
 def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: bool, cuda_graph: Any) -> Any:

@@ -8,6 +8,7 @@ Torch2RTError
 │   └── AccuracyError    the result does not compute what the module does
 ├── InputError           arguments that do not fit, of a conversion or of a call (also a ValueError)
 └── EngineError          an engine or state dict that cannot be used here (also a RuntimeError)
+    └── RefitError       an engine that cannot have the weights of other parameters
 """
 
 from __future__ import annotations
@@ -70,3 +71,17 @@ class InputError(Torch2RTError, ValueError):
 
 class EngineError(Torch2RTError, RuntimeError):
     """An engine or state dict that is damaged, or made for another TensorRT or GPU."""
+
+
+class RefitError(EngineError):
+    """An engine cannot have the weights of other parameters: the network itself would be another one.
+
+    Attributes: `names`, the parameters, buffers and attributes of the module that it cannot follow.
+    """
+
+    def __init__(self, message: str, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = list(names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.names)

@@ -21,6 +21,8 @@ from torch2rt.network import Network, origin_of
 from torch2rt.passes.float64 import as_recorded
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.passes.partitioning.effects import is_random
+from torch2rt.recipes.replay import Recipes
+from torch2rt.recipes.tape import Tape
 from torch2rt.registry import Converter, load
 from torch2rt.sizes import counterexample, expression, is_symbolic
 from torch2rt.tracing.sizes.guards import hold
@@ -57,15 +59,27 @@ def lower(
 @torch.inference_mode(False)
 @torch.no_grad()  # autograd would keep what weights are computed from
 def lower_with_values(
-    graph: torch.fx.GraphModule, *, nan: str = "keep", float64: str = "float32", passes: Iterable[Pass] | None = None
+    graph: torch.fx.GraphModule,
+    *,
+    nan: str = "keep",
+    float64: str = "float32",
+    passes: Iterable[Pass] | None = None,
+    tape: Tape | None = None,
 ) -> tuple[Network, dict[str, Any]]:
-    """`lower`, and the network's tensor for each node of the traced graph that it has one for, by the node's name."""
+    """`lower`, and the network's tensor for each node of the traced graph that it has one for, by the node's name.
+
+    With a tape, on which this thread records, the network has copies of its weights, and `Network.recipes`.
+    """
     if nan not in NAN:
         raise InputError(f"{nan=} is not one of {', '.join(map(repr, NAN))}.")
     graph_meta(graph)
     graph = run(graph, chosen(passes, float64))
-    lowering = _Lowering(graph, nan)
+    lowering = _Lowering(graph, nan, tape)
     lowering.run()
+    if tape is not None:
+        numbered = {w.number: w.tensor for w in lowering.lowered.weights.values() if w.number is not None}
+        lowering.lowered.recipes = Recipes.of(tape, numbered)
+        lowering.lowered.tape = None
     values = {
         node.meta["origin"]: value
         for node, value in lowering.values.items()
@@ -78,11 +92,13 @@ def lower_with_values(
 class _Lowering:
     """One lowering of one graph: the network under construction, and the value of each node so far."""
 
-    def __init__(self, graph: torch.fx.GraphModule, nan: str) -> None:
+    def __init__(self, graph: torch.fx.GraphModule, nan: str, tape: Tape | None = None) -> None:
         self.graph, self.registry = graph, load()
         meta, builder = graph_meta(graph), create_builder()
         assumptions = list(meta.assumptions)
-        self.lowered = Network(create_network(builder), builder, meta.interface, assumptions=assumptions, nan=nan)
+        self.lowered = Network(
+            create_network(builder), builder, meta.interface, assumptions=assumptions, nan=nan, tape=tape
+        )
         self.failures = list(meta.refusals)
         self.network = self.lowered.definition
         self.on_real: tuple[Converter, inspect.BoundArguments]  # the last call on complex numbers, as on real ones

@@ -11,6 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch2rt.backend.tensorrt import LOG, TORCH_DTYPES
 from torch2rt.interface import Interface
+from torch2rt.recipes.replay import Recipes
+from torch2rt.recipes.tape import Tape
 from torch2rt.structure import bare_name
 
 
@@ -38,10 +40,14 @@ def origin_of(node: torch.fx.Node) -> Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """A tensor that a network reads, and its origin: `Origin("conv.weight", ("folded with batch norm",))`."""
+    """A tensor that a network reads, and its origin: `Origin("conv.weight", ("folded with batch norm",))`.
+
+    `number` is the one by which `Network.recipes` knows it; `None` where nothing was recorded.
+    """
 
     tensor: torch.Tensor
     origin: Origin
+    number: int | None = None
 
 
 class Origins:
@@ -117,7 +123,8 @@ class Network:
     `assumptions` are for the report of the conversion (`torch2rt.engine.report.Report`). `nan` is what was asked of
     `lower`. For `torch2rt.debug.compare` and `torch2rt.save`, `torch2rt()` adds the graph as it was `traced` and as it
     was `lowered`, whose constants had the `versions` (torch's counts of writes) then; `values` are the names of the
-    network's tensors by those of the traced nodes.
+    network's tensors by those of the traced nodes. Where it was lowered with a `tape`, the weights are copies of its
+    own, and `recipes` says how they are made of the module's tensors.
     """
 
     definition: Any
@@ -129,6 +136,9 @@ class Network:
     traced: torch.fx.GraphModule | None = None
     lowered: torch.fx.GraphModule | None = None
     values: dict[str, str] = dataclasses.field(default_factory=dict)
+    tape: Tape | None = None
+    recipes: Recipes | None = None
+    structure: str | None = None  # equal for networks that differ in their weights alone; `None` where that is unknown
     versions: dict[str, int] = dataclasses.field(default_factory=dict)
     building: threading.Lock = dataclasses.field(default_factory=threading.Lock)  # TensorRT builds it once at a time
 
@@ -144,6 +154,19 @@ class Network:
     @property
     def num_layers(self) -> int:
         return self.definition.num_layers
+
+    def weight_names(self) -> dict[int, str]:
+        """The name by which an engine that can be refitted knows each weight, by its number in `recipes`.
+
+        Weights of the same memory have one name. Those without elements have none.
+        """
+        names: dict[tuple[int, torch.dtype, int], str] = {}
+        found = {}
+        for name, weight in self.weights.items():
+            if weight.number is not None and weight.tensor.numel():
+                key = weight.tensor.data_ptr(), weight.tensor.dtype, weight.tensor.numel()
+                found[weight.number] = names.setdefault(key, name)
+        return found
 
     def weights_by_layer(self) -> dict[tuple[int, str], torch.Tensor]:
         """The weights' tensors by the index of the layer and the role there, as `torch2rt.reference` takes them."""

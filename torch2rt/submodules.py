@@ -9,7 +9,7 @@ import torch
 
 from torch2rt.convert import torch2rt
 from torch2rt.errors import InputError, Torch2RTError
-from torch2rt.runtime.module import Converted
+from torch2rt.runtime.converted import Converted
 from torch2rt.structure import flatten, is_same
 from torch2rt.tracing.trace import as_arguments
 

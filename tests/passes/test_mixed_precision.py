@@ -196,7 +196,7 @@ REFUSED = {
     r"io_precision is for a low precision; precision=None has none": dict(io_precision="fp16"),
     r"keep_fp32 is for a low precision": dict(precision="fp32", keep_fp32=["head"]),
     r"samples= is a list of samples": dict(precision="fp16", samples=X),
-    r"has size 9 in dimension 0, the engine serves 2": dict(precision="fp16", samples=[torch.ones(9, 6)]),
+    r"has size 9 in dimension 1, the engine serves 6": dict(precision="fp16", samples=[torch.ones(2, 9)]),
     r"does not have the form": dict(precision="fp16", samples=[[X, X]]),
     r"fp16_mode=True and precision='bf16' contradict": dict(precision="bf16", fp16_mode=True),
     r"use_onnx=True: there is no ONNX route": dict(use_onnx=True),
@@ -447,3 +447,41 @@ def test_what_vanishes_beside_large_numbers_is_no_error(device):
     assert model_trt.report.verified
     difference = (model_trt if device.type == "cuda" else model_trt.reference())(x) - model(x)
     assert difference.abs().max() < 0.01 and difference[:, :40].abs().max() < 1e-7
+
+
+BIASED = {
+    "linear": (lambda: nn.Linear(6, 5), (4, 6)),
+    "convolution": (lambda: nn.Conv2d(3, 4, 3), (2, 3, 6, 5)),
+    "transposed": (lambda: nn.ConvTranspose1d(3, 4, 3, stride=2), (2, 3, 6)),
+    "norm": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8)), (4, 6)),
+    "addmm": (lambda: Addmm(), (4, 6)),
+}
+
+
+class Addmm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 5)), nn.Parameter(torch.zeros(5))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2])
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_that_vanish_beside_a_product(name, scale, device):
+    """Beside large products they are lost in their rounding; beside products as small as they are, nothing is lost."""
+    torch.manual_seed(0)
+    make, shape = BIASED[name]
+    model, x = make().eval().to(device), torch.randn(shape, device=device)
+    for part, parameter in model.named_parameters():
+        if part.endswith("bias"):
+            nn.init.normal_(parameter, std=1e-6)
+        elif scale < 1e-3 and name != "norm":
+            nn.init.normal_(parameter, std=scale)
+    model_trt = torch2rt(model, [x], precision="fp16")
+    stays = any("vanishes" in text for text in model_trt.report.assumptions)
+    assert stays == (scale < 1e-3 and name != "norm")
+    expected = model(x)
+    difference = (model_trt if device.type == "cuda" else model_trt.reference())(x) - expected
+    assert difference.abs().max() < 2e-3 * expected.abs().max()

@@ -1,10 +1,10 @@
-"""Files that outlive the process: what TensorRT has measured or compiled on this GPU, where other processes find it.
+"""Files that outlive the process: what TensorRT has built, measured or compiled, where other processes find it.
 
 They lie in the folder that `TORCH2RT_CACHE` names, by default `torch2rt` in the user's cache folder; if it is empty,
 nothing is kept. The folder may be shared, also by machines with other GPUs: a file's name is a digest of all that its
 content depends on. Files are replaced as a whole and carry their own digest, so that a reader sees an old one, a new
-one or none. Above `LIMIT` bytes, those that were used least recently are removed. A folder that cannot be used means no
-cache, never an error.
+one or none. Above `limit()` bytes, those that were used least recently are removed. A folder that cannot be used means
+no cache, never an error.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from torch2rt.backend.cuda import driver_version
 from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 
 ENVIRONMENT = "TORCH2RT_CACHE"
-LIMIT = 4 * 2**30  # bytes of all files together
+LIMIT = 4 * 2**30  # bytes of all files together, unless `TORCH2RT_CACHE_LIMIT` says how many GiB
 PATIENCE = 5.0  # seconds to wait for another process that holds the lock
 CHUNK = 2**24  # bytes that one thread digests at a time
 _DIGEST = hashlib.sha256().digest_size
 _PARTIAL = ".partial"
+KINDS = (".engine", ".kernels", ".timings")
 
 
 def folder() -> Path | None:
@@ -38,6 +39,44 @@ def folder() -> Path | None:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch2rt"
     except RuntimeError:  # there is no such home
         return None
+
+
+def limit() -> int:
+    """The bytes that all files may have together; what `TORCH2RT_CACHE_LIMIT` says is in GiB, if it is a number."""
+    try:
+        return int(float(os.environ["TORCH2RT_CACHE_LIMIT"]) * 2**30)
+    except (KeyError, ValueError, OverflowError):
+        return LIMIT
+
+
+def of_key(kind: str, key: str) -> Path | None:
+    """The file of something that depends on no more than is in its key; `None` where caches are not kept."""
+    where = folder()
+    return None if where is None else where / f"{key}.{kind}"
+
+
+def files(where: Path) -> list[tuple[Path, os.stat_result]]:
+    """The files of caches in a folder, the most recently used first; also what processes have left half written."""
+    found = []
+    for suffix in (*KINDS, _PARTIAL):
+        for file in where.glob(f"*{suffix}"):
+            with contextlib.suppress(OSError):  # another process has just removed it
+                found.append((file, file.stat()))
+    return sorted(found, key=lambda each: (-each[1].st_mtime, each[0]))
+
+
+def remove(file: Path) -> bool:
+    """Remove a file, and say whether that was possible."""
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def gpu(device: torch.device | None = None) -> list[str]:
+    """What tells a GPU, the current one if not given, and its driver from others."""
+    return [driver_version(), *_gpu(device)]
 
 
 def path(kind: str, device: torch.device | None = None, *parts: str) -> Path | None:
@@ -61,7 +100,7 @@ def _gpu(device: torch.device | None) -> list[str]:
     return [properties.name, *map(str, facts)]
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """A digest of an engine, which may have gigabytes: each takes a core a second, so many share the work."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         chunks = (memoryview(data)[start : start + CHUNK] for start in range(0, len(data), CHUNK))
@@ -69,8 +108,11 @@ def digest(data: bytes) -> str:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def read(file: Path) -> bytes | None:
-    """The content of a file; `None` if it is not there, not readable, damaged, or not one of ours."""
+def read(file: Path, is_use: bool = True) -> bytes | None:
+    """The content of a file; `None` if it is not there, not readable, damaged, or not one of ours.
+
+    `is_use`: whether it counts as used now.
+    """
     try:
         data = file.read_bytes()
     except OSError:
@@ -79,19 +121,23 @@ def read(file: Path) -> bytes | None:
     if hashlib.sha256(content).digest() != data[:_DIGEST]:
         return None
     with contextlib.suppress(OSError):
-        os.utime(file)  # so that the least recently used ones are known
+        if is_use:
+            os.utime(file)  # so that the least recently used ones are known
     return content
 
 
-def write(file: Path, content: bytes) -> bool:
-    """Replace a file, and say whether that was possible."""
-    partial = None
+def write(file: Path, *content: bytes | memoryview) -> bool:
+    """Replace a file, whose content may be in parts, and say whether that was possible."""
+    partial, hashed = None, hashlib.sha256()
+    for part in content:
+        hashed.update(part)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=_PARTIAL, delete=False) as stream:
             partial = stream.name
-            stream.write(hashlib.sha256(content).digest())
-            stream.write(content)
+            stream.write(hashed.digest())
+            for part in content:
+                stream.write(part)
         os.replace(partial, file)
     except OSError:
         return False
@@ -104,20 +150,15 @@ def write(file: Path, content: bytes) -> bool:
 
 
 def _trim(where: Path, keep: Path) -> None:
-    """Remove the files that were used least recently, until the others have no more than `LIMIT` bytes."""
-    found = []
-    for suffix in (".kernels", ".timings", _PARTIAL):
-        for file in where.glob(f"*{suffix}"):
-            with contextlib.suppress(OSError):  # another process has just removed it
-                found.append((file.stat().st_mtime, file.stat().st_size, file))
-    total = sum(size for _, size, _ in found)
-    for _, size, file in sorted(found):
-        if total <= LIMIT:
+    """Remove the files that were used least recently, until the others have no more than `limit()` bytes."""
+    found, most = files(where), limit()
+    total = sum(status.st_size for _, status in found)
+    for file, status in reversed(found):
+        if total <= most:
             return
         if file != keep:
-            with contextlib.suppress(OSError):
-                file.unlink()
-            total -= size
+            remove(file)
+            total -= status.st_size
 
 
 @contextlib.contextmanager

@@ -117,6 +117,17 @@ def builds_int8_convolutions() -> bool:
     return not IS_RTX or tuple(int(part) for part in VERSION.split(".")[:2]) >= (1, 7)
 
 
+def builds_refittable() -> bool:
+    """Whether an engine can be built whose weights can be changed.
+
+    TensorRT for RTX needs a GPU for that (seen in 1.6 and 1.7), and 1.6 fails in any case; 1.4 can, on a GPU.
+    Test: `test_refit.py::test_weights_are_changed_in_place`, on a GPU.
+    """
+    if not IS_RTX:
+        return True
+    return torch.cuda.is_available() and tuple(int(part) for part in VERSION.split(".")[:2]) != (1, 6)
+
+
 def builds_fp8_convolutions() -> bool:
     """Whether convolutions in fp8 are right and worth it: none is known to be.
 

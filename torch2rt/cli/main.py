@@ -158,6 +158,15 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("pattern", nargs="?", default="", help="only names that contain this")
     ops.set_defaults(command=_ops)
 
+    cache = commands.add_parser(
+        "cache",
+        help="list or clear what is kept between processes",
+        description="List or clear engines and compiled kernels, which lie in the folder that the environment variable "
+        "TORCH2RT_CACHE names.",
+    )
+    cache.add_argument("action", choices=("list", "clear", "info"), help="list: each file; info: how much there is")
+    cache.set_defaults(command=_cache)
+
     doctor = commands.add_parser("doctor", help="check torch, TensorRT and GPU")
     doctor.set_defaults(command=_doctor)
     for command in commands.choices.values():
@@ -280,6 +289,14 @@ def _add_builder(command: argparse.ArgumentParser) -> None:
 
 
 # Commands, each in a module of its own that imports torch ------------------------------------------------------------
+
+
+def _cache(arguments: argparse.Namespace) -> int:
+    from torch2rt.bench.models import Table
+    from torch2rt.cli import cache
+
+    {"list": cache.listed, "clear": cache.clear, "info": cache.info}[arguments.action](Table(quiet=False))
+    return 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:

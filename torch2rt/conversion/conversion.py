@@ -5,30 +5,56 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from torch2rt.backend.quirks import builds_refittable
 from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
-from torch2rt.conversion.prepared import prepare
+from torch2rt.conversion.prepared import Prepared, prepare
+from torch2rt.conversion.structure_keys import of_module, structure_key
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
+from torch2rt.engine import engine_cache
 from torch2rt.engine.build import build
+from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
+from torch2rt.engine.report import Report
 from torch2rt.engine.variant import EngineVariant
-from torch2rt.errors import InputError, UnsupportedError
+from torch2rt.errors import InputError, Torch2RTError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
-from torch2rt.lowering import lower
+from torch2rt.interface import Input
+from torch2rt.lowering import lower, lower_with_values
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
+from torch2rt.recipes.tape import Tape, recording
+from torch2rt.runtime.live import Live
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """The graphs of a conversion.
+
+    - `specs`: the inputs with the ranges that are served. `compared`: where paths were merged by values.
+    - `precise`: the precision of each. `seconds`: what each took. `tape`: on which the traces were recorded.
+    """
+
+    variants: Sequence[Variant]
+    specs: Sequence[Input]
+    compared: Sequence[tuple[Any, Any]]
+    precise: Precision
+    seconds: float
+    tape: Tape | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +64,7 @@ class Conversion:
     - `names`, `ranges`: those that tracing takes, by name; `options`: those of `torch2rt.build`.
     - `passes`: before those that `precise` asks for.
     - `says_plan`: whether errors end with what `fallback=True` would do.
+    - `refittable`: whether the weights can be changed.
     """
 
     module: torch.nn.Module
@@ -55,36 +82,86 @@ class Conversion:
     progress: bool | None
     on_stage: Callable[[str, Any, float], None]
     says_plan: bool
+    refittable: bool = False
 
     def engines(self, max_variants: int, merge: str) -> TRTModule:
         """The module as one engine, or as several that cover its range together."""
-        start = time.perf_counter()
+        traced = self._traced(max_variants, merge)
+        parts: list[TRTModule] = []
+        found: list[Network | None] = []
+        files: list[Path | None] = []
+        for variant in traced.variants:
+            self.on_stage("trace", variant.graph, traced.seconds)
+            part, network, file = self._engine(traced, variant)
+            parts.append(part)
+            found.append(network)
+            files.append(file)
+        networks = [network for network in found if network is not None]
+        engines = [part.plan for part in parts]
+        described = list(map(_described, range(len(parts)), engines, traced.variants))
+        if len(parts) > 1:
+            own = engines[0].interface
+            specs = [dataclasses.replace(s, dtype=mine.dtype) for s, mine in zip(traced.specs, own.inputs, strict=True)]
+            whole = dataclasses.replace(own, inputs=specs, constraints=[])
+            model_trt = TRTModule(joined(engines, whole, described), networks)
+            if any(part.is_stale for part in parts):
+                model_trt.needs_weights()
+        else:
+            model_trt = parts[0]
+            if described[0].notes:
+                model_trt.report.variants[:] = [str(described[0])]
+        if len(networks) < len(parts) and self.keep_network:
+            model_trt.lower_later(self._networks_later(max_variants, merge, files))
+        if traced.tape is not None:
+            same = dataclasses.replace(self, module=torch.nn.Module())  # the module may go before its engine
+            again = functools.partial(same._networks, max_variants, merge)
+            build_again = functools.partial(same._built_again, model_trt.plan)
+            model_trt.make_live(Live(self.module, networks, again, build_again))
+        return model_trt
+
+    def _traced(self, max_variants: int, merge: str) -> Traced:
+        """The graphs that serve the range of the module together."""
+        start, tape = time.perf_counter(), self._tape()
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, shapes=self.shapes, progress=self.progress)
-        with Traces(self.module, self.inputs, **asked) as traces:
+        with recording(tape), Traces(self.module, self.inputs, **asked) as traces:
             by_values = SameValues(traces.module, traces.leaves, self._lowered)
-            variants = trace_variants(traces, max_variants, by_values=by_values if merge == "values" else None)
+            # what the values of some weights show is not true of others
+            is_by_values = merge == "values" and tape is None
+            variants = trace_variants(traces, max_variants, by_values=by_values if is_by_values else None)
         seconds = (time.perf_counter() - start) / len(variants)
         precise = self.precise.for_engines(len(variants))
         check_profiles([graph_meta(variant.graph).interface for variant in variants])
-        parts: list[TRTModule] = []
-        networks: list[Network] = []
-        for variant in variants:
-            self.on_stage("trace", variant.graph, seconds)
-            also = [shapes for region, shapes in by_values.compared if any(region is r for r in variant.regions)]
-            part, network = self._engine(variant.graph, precise, also, len(variants) > 1)
-            parts.append(part)
-            networks.append(network)
-        described = list(map(_described, range(len(parts)), parts, variants))
-        if len(variants) > 1:
-            own = networks[0].interface
-            specs = [
-                dataclasses.replace(spec, dtype=mine.dtype) for spec, mine in zip(traces.specs, own.inputs, strict=True)
-            ]
-            whole = dataclasses.replace(own, inputs=specs, constraints=[])
-            return TRTModule(joined([part.built for part in parts if part.built], whole, described), networks)
-        if described[0].notes:
-            parts[0].report.variants.append(str(described[0]))
-        return parts[0]
+        return Traced(variants, traces.specs, by_values.compared, precise, seconds, tape)
+
+    def _tape(self) -> Tape | None:
+        """What records how weights are made of the module's tensors, if that is asked for."""
+        if not self.refittable:
+            return None
+        module = getattr(self.module, "_orig_mod", self.module)
+        if any(isinstance(m, torch.jit.ScriptModule) for m in module.modules()):
+            raise InputError("refittable=True is for modules written in Python, and this one has TorchScript modules.")
+        tape = Tape(module)
+        if tape.unknown:
+            names = ", ".join(sorted(tape.unknown))
+            raise InputError(f"refittable=True is for dense tensors: {names} is sparse, quantised, or on no device.")
+        return tape
+
+    def _networks(self, max_variants: int, merge: str, module: torch.nn.Module) -> list[Network]:
+        """The networks of another module of the same kind, or of this one as it is now."""
+        again = dataclasses.replace(self, module=module, progress=False, on_stage=lambda name, result, seconds: None)
+        traced = again._traced(max_variants, merge)
+        return [again._network(traced, variant, *again._ready(traced, variant)) for variant in traced.variants]
+
+    def _built_again(self, first: Engine, networks: list[Network]) -> Engine:
+        """The engine of networks that have other weights than those that the first one was built of."""
+        engines = [build(network, **self.options, progress=False) for network in networks]
+        if not first.variants:
+            return dataclasses.replace(engines[0], report=first.report)
+        sized = [
+            dataclasses.replace(variant, size=len(engine.data))
+            for variant, engine in zip(first.variants, engines, strict=True)
+        ]
+        return dataclasses.replace(joined(engines, first.interface, sized), report=first.report)
 
     def segments(self, choice: Choice) -> PartitionedModule:
         """The module as engines and torch calls."""
@@ -118,23 +195,50 @@ class Conversion:
             stage=self._stage,
         )
 
-    def _engine(
-        self, graph: torch.fx.GraphModule, precise: Precision, also: Sequence[Any], is_one_of_several: bool
-    ) -> tuple[TRTModule, Network]:
-        """One engine, and the network that it is of, verified at the example and at the shapes `also`."""
-        tensors = self._tensors(graph)
-        made = prepare(graph, self.passes, precise, self.module, tensors, self.progress, is_one_of_several)
-        ready = run(made.graph, made.passes)
+    def _ready(self, traced: Traced, variant: Variant) -> tuple[Prepared, torch.fx.GraphModule]:
+        """A traced graph after its passes, and what it is compared with."""
+        tensors, is_one_of_several = self._tensors(variant.graph), len(traced.variants) > 1
+        how = (self.passes, traced.precise, self.module, tensors, self.progress, is_one_of_several)
+        with recording(traced.tape):
+            made = prepare(variant.graph, *how)
+            return made, run(made.graph, made.passes)
+
+    def _network(self, traced: Traced, variant: Variant, made: Prepared, ready: torch.fx.GraphModule) -> Network:
+        """The network of a graph after its passes."""
+        tape = traced.tape
         try:
-            network = self._stage("lower", lower, ready, nan=self.nan, passes=[])
+            with recording(tape):
+                network = self._stage("lower", _lower, ready, self.nan, tape)
         except UnsupportedError as error:
             if not self.says_plan:
                 raise
-            plan = plan_in_words(graph, error, self.passes)
+            plan = plan_in_words(variant.graph, error, self.passes)
             raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
         if self.keep_network:
-            network.keep_graphs(*without_gpu_memory(graph, ready))
+            network.keep_graphs(*without_gpu_memory(variant.graph, ready))
+        if tape is not None and network.recipes is not None:
+            network.structure = structure_key(ready, tape, network)
+        return network
+
+    def _engine(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network | None, Path | None]:
+        """One engine, verified at the example and where paths were merged by values, its network, and its file.
+
+        There is no network where the engine was built before, and nothing needs it.
+        """
+        made, ready = self._ready(traced, variant)
+        network = None if traced.tape is None else self._network(traced, variant, made, ready)
+        start = time.perf_counter()
+        file, of_any_weights = self._file(ready), self._file_of_any_weights(ready, network, traced.tape)
+        kept, has_other_weights = engine_cache.read(file), False
+        if kept is None and (kept := engine_cache.read(of_any_weights)) is not None:
+            has_other_weights = True
+        elif kept is not None and _is_verified(kept, self.verify):
+            self.on_stage("build", kept, time.perf_counter() - start)
+            return TRTModule(kept, network), network, file
+        if network is None:
+            network = self._network(traced, variant, made, ready)
+        also = [shapes for region, shapes in traced.compared if any(region is r for r in variant.regions)]
         verifying = Verifying(
             made.module,
             made.graph,
@@ -146,10 +250,51 @@ class Conversion:
             passes=made.passes,
             also=also,
         )
-        how = dict(self.options, progress=self.progress, meanwhile=verifying.while_building)
-        model_trt = TRTModule(self._stage("build", build, network, **how), network)
+        if kept is None:
+            how = dict(self.options, progress=self.progress, meanwhile=verifying.while_building)
+            how["refittable"] = self.refittable
+            model_trt = TRTModule(self._stage("build", build, network, **how), network)
+        else:
+            report = Report(assumptions=list(network.assumptions), needs=list(kept.report.needs))
+            model_trt = TRTModule(dataclasses.replace(kept, report=report), network)
+            if has_other_weights:
+                model_trt.needs_weights()
+            self.on_stage("build", kept, time.perf_counter() - start)
+            verifying.while_building()
         verifying.finish(model_trt)
-        return model_trt, network
+        built = model_trt.plan
+        if kept is None:
+            engine_cache.write(of_any_weights if "refittable" in built.made_by else file, built)
+        elif not has_other_weights and built.report.verified is not None:
+            engine_cache.write(file, built)
+        return model_trt, network, file
+
+    def _file_of_any_weights(
+        self, ready: torch.fx.GraphModule, network: Network | None, tape: Tape | None
+    ) -> Path | None:
+        """The file of an engine that differs from that of a network in no more than weights, which can be changed."""
+        if tape is None or network is None or not builds_refittable():
+            return None
+        return engine_cache.file_of(ready, self.options, self.nan, True, of_module(tape), "any", network.structure)
+
+    def _file(self, ready: torch.fx.GraphModule) -> Path | None:
+        return engine_cache.file_of(ready, self.options, self.nan, self.refittable)
+
+    def _networks_later(self, max_variants: int, merge: str, files: list[Path | None]) -> Callable[[], list[Network]]:
+        """Makes the networks of engines that were built before, when they are asked for."""
+        same, module = dataclasses.replace(self, module=torch.nn.Module()), weakref.ref(self.module)
+
+        def networks() -> list[Network]:
+            if (now := module()) is None:
+                raise Torch2RTError(f"The module is gone that the network would be made of. {_AGAIN}")
+            again = dataclasses.replace(same, module=now, progress=False, on_stage=lambda name, result, seconds: None)
+            traced = again._traced(max_variants, merge)
+            ready = [again._ready(traced, variant) for variant in traced.variants]
+            if [again._file(graph) for _, graph in ready] != files:
+                raise Torch2RTError(f"The module is not as it was when it was converted. {_AGAIN}")
+            return [again._network(traced, v, *each) for v, each in zip(traced.variants, ready, strict=True)]
+
+        return networks
 
     def _lowered(self, graph: torch.fx.GraphModule) -> Network:
         return lower(run(graph, self.passes), nan=self.nan, passes=[])
@@ -165,9 +310,20 @@ class Conversion:
         return result
 
 
-def _described(index: int, part: TRTModule, variant: Variant) -> EngineVariant:
+def _described(index: int, engine: Engine, variant: Variant) -> EngineVariant:
     """An engine as one of several."""
-    engine = part.built
-    assert engine is not None
     size = len(engine.data)
     return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
+
+
+def _is_verified(kept: Engine, mode: bool | str) -> bool:
+    """Whether an engine from the cache was compared with its module as it is asked for."""
+    found = kept.report.verified
+    return not mode or found is not None and (mode != "range" or found.mode == "range")
+
+
+_AGAIN = "Convert again with the environment variable TORCH2RT_CACHE_ENGINES=0 for an engine with its network."
+
+
+def _lower(graph: torch.fx.GraphModule, nan: str, tape: Tape | None) -> Network:
+    return lower_with_values(graph, nan=nan, passes=[], tape=tape)[0]

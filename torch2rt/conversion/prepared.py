@@ -13,6 +13,7 @@ from torch2rt.debug.retyped import AsModule, Retyped, distance, modules_of, rety
 from torch2rt.graph import graph_meta
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
+from torch2rt.recipes.tape import unrecorded
 
 Tensors = list[torch.Tensor]
 
@@ -51,7 +52,8 @@ def prepare(
     more = precise.passes(modules_of(module), examples, progress, is_one_of_several)
     graph, low = run(traced, [*passes, *more]), [retyped(x, precise.io or x.dtype) for x in tensors]
     if precise.format is not None:
-        notes = [text for example in examples(traced) for text in distance(graph, traced, example)]
+        with unrecorded():
+            notes = [text for example in examples(traced) for text in distance(graph, traced, example)]
         return Prepared(graph, [], AsModule(graph), low, notes)
     return Prepared(graph, [], module if precise.io is None else Retyped(module, precise.io), low)
 

@@ -167,7 +167,8 @@ def _serving(model_trt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     networks = [n for n in getattr(model_trt, "_networks", []) if n.traced is not None and n.lowered is not None]
     if not networks:
         raise InputError(
-            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True)."
+            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True); "
+            "a refit lets go of the graph."
         )
     for network in networks:
         tensors = network.interface.tensors(args, kwargs)

@@ -25,7 +25,7 @@ from torch2rt.errors import Torch2RTError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface, Shape
 from torch2rt.network import Network
-from torch2rt.runtime.module import ReferenceModule
+from torch2rt.runtime.reference_module import ReferenceModule
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.structure import flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states

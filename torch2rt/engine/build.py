@@ -13,10 +13,12 @@ import torch
 
 from torch2rt.arguments import compute_capabilities as compute_capabilities_of
 from torch2rt.arguments import severity, whole_number
-from torch2rt.backend.quirks import computes_in_tf32_unasked
+from torch2rt.backend.quirks import builds_refittable, computes_in_tf32_unasked
 from torch2rt.backend.tensorrt import (
+    DTYPES,
     FLAVOUR,
     LOG,
+    LOGGER,
     VERSION,
     builds_without_gpu,
     has_timing_cache,
@@ -49,6 +51,7 @@ def build(
     log_level: Any = None,
     weight_budget: int | None = None,
     configure: Callable[[Any], None] | None = None,
+    refittable: bool = False,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Engine:
     """Build the engine of a network from `torch2rt.lower`, for `TRTModule(engine)`.
@@ -69,6 +72,8 @@ def build(
       each call streams them. 0 streams all that can be. It is kept with the engine; a TensorRT that has no weight
       streaming is an `InputError`.
     - `configure`: called with the `IBuilderConfig` last, for what has no argument here.
+    - `refittable`: let the weights of the engine be changed, where TensorRT can; `engine.made_by` then has an entry
+      `refittable`. Where it cannot build such an engine, it builds another.
     - `meanwhile`: called while TensorRT works in a thread of its own; it must not use the network. What it raises ends
       the build.
 
@@ -103,10 +108,10 @@ def build(
     _set_flag(config, trt.BuilderFlag.TF32, _torch_allows_tf32(definition) if tf32 is None else tf32)
     if builds_without_gpu():
         try:
-            set_compute_capabilities(config, _capabilities(compute_capabilities))
+            set_compute_capabilities(config, capabilities_asked(compute_capabilities))
         except ValueError as error:
             raise InputError(str(error)) from error
-    elif compute_capabilities is not None and _capabilities(compute_capabilities):
+    elif compute_capabilities is not None and capabilities_asked(compute_capabilities):
         raise InputError(
             f"{compute_capabilities=}: {FLAVOUR} {VERSION} builds for the GPU it runs on; only RTX can choose."
         )
@@ -114,18 +119,30 @@ def build(
     timings = TimingCache(config) if has_timing_cache() else None
     if configure is not None:
         configure(config)
-    plan, log = _serialize(network, config, progress, log_level, meanwhile)
+    plan = None
+    if refits := refittable and builds_refittable() and _name_weights(network):
+        config.set_flag(trt.BuilderFlag.REFIT)
+        plan, log = _serialize(network, config, progress, log_level, meanwhile)
+        if plan is None:
+            refits = False
+            config.clear_flag(trt.BuilderFlag.REFIT)
+    if plan is None:
+        plan, log = _serialize(network, config, progress, log_level, meanwhile)
     if plan is None:
         said = [line for line in log if "CUDA driver version is insufficient" not in line] or log
         raise BuildError(f"{FLAVOUR} {VERSION} could not build the network:\n" + "\n".join(said[:20]))
     if timings is not None:
         timings.save()
     made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
+    if refits:
+        made_by["refittable"] = "all weights"
+    elif refittable:
+        LOGGER.warning("%s %s cannot change the weights of an engine here: a refit builds it again.", FLAVOUR, VERSION)
     needs = [text for _, text in network.interface.constraints]
     report = Report(assumptions=list(network.assumptions), needs=needs)
     with network.building:  # TensorRT must not build a network while it is read
         facts = network.facts()
-    asked = _capabilities(compute_capabilities) if builds_without_gpu() else None
+    asked = capabilities_asked(compute_capabilities) if builds_without_gpu() else None
     facts["built"] = present(
         {
             "max_workspace_size": size,
@@ -139,13 +156,27 @@ def build(
     return Engine(bytes(plan), network.interface, made_by, report, facts)
 
 
-def _capabilities(asked: Any) -> list[str]:
+def _name_weights(network: Network) -> bool:
+    """Give the weights the names by which an engine is refitted; `False` if TensorRT does not take them."""
+    names = network.weight_names()
+    tensors = {weight.number: weight.tensor for weight in network.weights.values()}
+    with network.building, LOG.capture():
+        for number in {name: number for number, name in reversed(names.items())}.values():
+            tensor = tensors[number]
+            weights = trt.Weights(DTYPES[tensor.dtype], tensor.data_ptr(), tensor.numel())
+            if not network.definition.set_weights_name(weights, names[number]):
+                return False
+    return True
+
+
+def capabilities_asked(asked: Any) -> list[str]:
+    """The GPUs to build for; none means all that one engine can serve."""
     return compute_capabilities_of(asked) if asked is not None else ["current"] if torch.cuda.is_available() else []
 
 
 def target(compute_capabilities: Any = None) -> str:
     """What an engine built now with these `compute_capabilities` runs on, in words."""
-    asked = _capabilities(compute_capabilities)
+    asked = capabilities_asked(compute_capabilities)
     if builds_without_gpu() and not asked:
         return "every GPU that one engine can serve"
     if builds_without_gpu() and [c.lower() for c in asked] != ["current"]:

@@ -171,8 +171,10 @@ class _Rewriter:
     def obstacle(self, node: Node, arguments: Sequence[Node]) -> str | None:
         """Why a call's values do not fit the narrow type, if they do not."""
         low, wide = bare_name(self.low), self.wide_arguments(node)
-        values = self.arguments(node) if wide else {}
+        addend = rules.ADDENDS.get(name_of(node.target))
+        values = self.arguments(node) if wide or addend else {}
         exempt = {n for name in wide if isinstance(n := values.get(name), Node)}
+        added = values.get(addend) if addend else None
         for number in _numbers(node):
             if math.isfinite(number) and abs(number) > torch.finfo(self.low).max:
                 return f"its number {number:g} overflows {low}"
@@ -183,9 +185,13 @@ class _Rewriter:
             if argument in exempt:
                 continue
             if constant is not None and constant.numel():
-                found = Range()
-                found.add(constant)
-                if found.largest > torch.finfo(self.low).max or 0 < found.largest < self.tiny:
+                most = torch.where(constant.isfinite(), constant.abs(), 0).amax()
+                # one answer is read, and not the numbers: other weights that fit as well can take the place of these
+                if bool((most > torch.finfo(self.low).max) | (most > 0) & (most < self.tiny)):
+                    found = Range()
+                    found.add(constant)
+                    if argument is added and self.is_lost_in_rounding(found, node):
+                        continue
                     verb = "overflows" if found.largest > 1 else "vanishes in"
                     return f"its constant {argument.target} of up to {found.largest:.3g} {verb} {low}"
             elif dtype_of(argument) is FLOAT and (why := self.misfit(argument.name)):
@@ -201,6 +207,11 @@ class _Rewriter:
             ),
             None,
         )
+
+    def is_lost_in_rounding(self, addend: Range, node: Node) -> bool:
+        """Whether what is added to a product is smaller than what is lost by rounding the call's results."""
+        result = self.ranges.get(node.name)
+        return result is not None and addend.largest <= result.largest * torch.finfo(self.low).eps
 
     def misfit(self, name: str) -> str | None:
         """Why the values of a node on the samples do not fit the narrow type."""

@@ -59,6 +59,12 @@ WIDE_ARGUMENTS = {
     "batch_norm": frozenset({"weight", "bias", "running_mean", "running_var"}),
     "scaled_dot_product_attention": frozenset({"attn_mask"}),
 }
+# What is added to a product: that it vanishes is no loss beside results that are rounded by more.
+ADDENDS = {
+    **dict.fromkeys("linear bilinear layer_norm group_norm".split(), "bias"),
+    **dict.fromkeys((word for word in LOW if word.startswith("conv")), "bias"),
+    **dict.fromkeys("addmm baddbmm addbmm addmv".split(), "input"),
+}
 # Products that may be computed in the type of a cast behind them (`quirks.computes_lone_products_low`).
 PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding", "fake_quantize"}
 

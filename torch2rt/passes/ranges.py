@@ -17,6 +17,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface
 from torch2rt.passes.precision_rules import name_of
 from torch2rt.passes.wide_products import WideProducts
+from torch2rt.recipes.tape import unrecorded
 
 
 @dataclasses.dataclass
@@ -71,7 +72,7 @@ class Running(torch.fx.Interpreter):
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Any:
         """Run the graph on one sample."""
-        with torch.no_grad(), self.within:
+        with torch.no_grad(), unrecorded(), self.within:
             return self.run(*tensors)
 
 

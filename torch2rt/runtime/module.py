@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 
-from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, trt
+from torch2rt.backend.tensorrt import FLAVOUR, TORCH_DTYPES, trt
 from torch2rt.engine import artifact
 from torch2rt.engine.engine import Engine, stored, to_tensor
 from torch2rt.engine.report import Report
@@ -18,15 +18,15 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
-from torch2rt.reference.evaluator import Evaluator
-from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
-from torch2rt.runtime.variants import Dispatch, load
+from torch2rt.runtime.reference_module import ReferenceModule as ReferenceModule
+from torch2rt.runtime.refittable import Refittable
+from torch2rt.runtime.variants import Dispatch
 
 
-class TRTModule(Converted):
+class TRTModule(Refittable):
     """A TensorRT engine as a module: call it as the module it was made from, with CUDA tensors.
 
     - `engine`: of `torch2rt.build`. `TRTModule()` is empty, until `load_state_dict` fills it.
@@ -53,9 +53,7 @@ class TRTModule(Converted):
                 f"TRTModule takes the Engine that torch2rt.build returns, not a {type(engine).__name__}; "
                 "TRTModule.from_engine reads files and bytes."
             )
-        self.built = engine
-        self._networks = [network] if isinstance(network, Network) else list(network or [])
-        self._make_networks: Callable[[], list[Network]] | None = None  # of graphs in the file it was loaded from
+        self._hold(engine, [network] if isinstance(network, Network) else list(network or []))
         self.cuda_graph: bool | GraphCache = False
         self.borrow_outputs = False
         self._index: int | None = None
@@ -66,12 +64,12 @@ class TRTModule(Converted):
     @property
     def interface(self) -> Interface | None:
         """Names, dtypes and ranges of inputs and outputs; `None` while the module is empty."""
-        return None if self.built is None else self.built.interface
+        return None if self._built is None else self._built.interface
 
     @property
     def engine_bytes(self) -> bytes | None:
         """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
-        return None if self.built is None else bytes(self.built)
+        return None if (engine := self.built) is None else bytes(engine)
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -85,7 +83,7 @@ class TRTModule(Converted):
 
     def _engine(self) -> Engine:
         """The engine, whose report says what is known by now; raises `EngineError` while there is none."""
-        if (engine := self.built) is None:
+        if (engine := self._built) is None:
             raise EngineError(
                 "This TRTModule holds no engine yet: load one with load_state_dict or TRTModule.from_engine."
             )
@@ -122,6 +120,8 @@ class TRTModule(Converted):
         Raises `InputError` for tensors that do not fit (number, dtype, rank, device, layout, a size outside its range)
         and `EngineError` where the engine cannot run here.
         """
+        if self._follow is not None:
+            self._follow()
         pool = self._pools.get(self._index) or self._ready(args, kwargs)
         interface = pool.interface  # not self.interface, which load_state_dict may be changing
         tensors: Any = args
@@ -151,7 +151,7 @@ class TRTModule(Converted):
         """The contexts on a GPU, on the current one if not given, where the engine is loaded if need be."""
         with self._lock:
             if index is None or (pool := self._pools.get(index)) is None:
-                pool = load(self._engine(), index)
+                pool = self._load(index)
                 self._pools[pool.index] = pool
             return pool
 
@@ -199,27 +199,21 @@ class TRTModule(Converted):
     @property
     def network(self) -> Any:
         """The `INetworkDefinition` the engine was built from, if it was kept; a list where there are several."""
-        definitions = [network.definition for network in self._networks]
+        definitions = [network.definition for network in self._current()]
         return definitions if len(definitions) > 1 else next(iter(definitions), None)
-
-    def drop_network(self) -> None:
-        """Let go of the network, and of the weights that it holds; `reference()` needs it."""
-        self._networks, self._make_networks = [], None
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
-        return ReferenceModule(*self.networks(), interface=self.interface)
+        return ReferenceModule(*self.networks(), interface=self.interface, live=self._live, follow=self._follow)
 
     def networks(self) -> list[Network]:
         """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""
-        if not self._networks and self._make_networks is not None:
-            self._networks = self._make_networks()
-        if not self._networks:
+        if not (networks := self._current()):
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded engine has none, unless "
                 "torch2rt.save(..., source=True) has kept its graph."
             )
-        return self._networks
+        return networks
 
     def variant_for(self, shapes: Any) -> EngineVariant:
         """The engine that serves inputs of these shapes, as `model_trt.report` lists it.
@@ -240,7 +234,7 @@ class TRTModule(Converted):
     # Saving and loading ----------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        engine = self._engine()
+        engine = self.built or self._engine()
         destination[prefix + "engine"] = to_tensor(engine.data)
         destination[prefix + "header"] = to_tensor(artifact.header(engine, artifact.digest(engine.data)))
 
@@ -260,11 +254,12 @@ class TRTModule(Converted):
     def _set(self, engine: Engine) -> None:
         """Take another engine, in place of the one before."""
         with self._lock:
-            self.built, self._networks, self._make_networks, self._pools = engine, [], None, {}
+            self._hold(engine)
+            self._pools = {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
-        artifact.save(path, self._engine())
+        artifact.save(path, self.built or self._engine())
 
     @classmethod
     def from_engine(cls, source: artifact.Source) -> TRTModule:
@@ -290,12 +285,13 @@ class TRTModule(Converted):
             ) from error
         engine = Engine(data, _interface_of(deserialized.engine), made_by)
         pool = ContextPool(LoadedEngine(engine, deserialized=deserialized))
-        module.built, module._index, module._pools = engine, pool.index, {pool.index: pool}
+        module._built, module._index, module._pools = engine, pool.index, {pool.index: pool}
         return module
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        return {**self.__dict__, "_pools": {}, "_networks": [], "_make_networks": None, "_lock": None}
+        now = {"_built": self.built, "_is_stale": False, "_live": None, "_follow": None}
+        return {**self.__dict__, **now, "_pools": {}, "_kept": [], "_later": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -312,51 +308,10 @@ class TRTModule(Converted):
         return copied
 
     def extra_repr(self) -> str:
-        if self.built is None:
+        if self._built is None:
             return "empty"
         plain = f"; without CUDA graphs: {self.cuda_graph_refused}" if self.cuda_graph_refused else ""
-        return f"{self.built.describe()}{plain}"
-
-
-class ReferenceModule(Converted):
-    """A network evaluated with torch, layer by layer, under the converted module's calling convention.
-
-    Of several networks, the one is evaluated that serves the shapes of a call; `interface` is that of all together.
-    """
-
-    def __init__(self, *networks: Network, interface: Interface | None = None) -> None:
-        super().__init__()
-        with LOG.capture():  # TensorRT complains when asked for attributes that a dynamic layer does not have
-            self._evaluators = [Evaluator(network.definition, network.weights_by_layer()) for network in networks]
-        self._networks = networks
-        self._dispatch: Dispatch | None = None
-        if len(networks) > 1 and interface is not None:
-            self._dispatch = Dispatch(interface, [network.interface for network in networks])
-
-    @property
-    def interface(self) -> Interface:
-        """Names, dtypes and ranges of inputs and outputs."""
-        return self._networks[0].interface if self._dispatch is None else self._dispatch.interface
-
-    def _interface(self) -> Interface:
-        return self.interface
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
-        interface = self.interface
-        tensors = interface.tensors(args, kwargs)
-        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
-
-    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The engine's outputs for its inputs, each in the order of the interface."""
-        shapes, dtypes = [tuple(t.shape) for t in tensors], [t.dtype for t in tensors]
-        self.interface.check(shapes, dtypes)
-        index = 0 if self._dispatch is None else self._dispatch.find(shapes)
-        interface = self._networks[index].interface
-        with torch.no_grad():
-            given = {spec.name: x.permute(spec.axes) for spec, x in zip(interface.inputs, tensors, strict=True)}
-            outputs = self._evaluators[index](given)
-        return [outputs[name] for name in interface.outputs]
+        return f"{self._built.describe()}{plain}"
 
 
 def _interface_of(engine: Any) -> Interface:

@@ -276,6 +276,18 @@ class ContextPool:
 
     # The end ---------------------------------------------------------------------------------------------------------
 
+    def drop_graphs(self) -> None:
+        """Let go of all CUDA graphs, but for those whose stream is being captured."""
+        self._retire(list(self.graphs))
+
+    def synchronize(self) -> bool:
+        """Wait for the calls under way; `False` if a stream that they run on is being captured."""
+        used = [place for place, idle in self.idle.items() if idle is not self.external]
+        streams = [place[0] if isinstance(place, tuple) else place for place in used]
+        done = [cuda.synchronize(stream) for stream in (self.stream, self.capture_stream, *streams)]
+        self.external.synchronize()
+        return all(done)
+
     def close(self) -> None:
         """Wait for the calls under way, and let go of the engine, after all that was made of it.
 
@@ -284,15 +296,11 @@ class ContextPool:
         """
         if self.loaded.engine is None:
             return
-        own = [self.stream, self.capture_stream]
         with on_device(self.index), cuda.beside_captures():
             cuda.enter_context(self.index)
-            used = [place for place, idle in self.idle.items() if idle is not self.external]
-            streams = own + [place[0] if isinstance(place, tuple) else place for place in used]
-            done = [cuda.synchronize(stream) for stream in streams]
-            self.external.synchronize()
+            is_done = self.synchronize()
             self.loaded.kernels.save()
-            if self.captured or not all(done):
+            if self.captured or not is_done:
                 _NEVER_FREED.append(dict(self.__dict__))
                 return
             self.graphs.clear()
@@ -302,7 +310,7 @@ class ContextPool:
             self.external = ExternalStreamContexts()
             self.__dict__.pop("context", None)
             self.loaded.close()
-            for stream in own:
+            for stream in (self.stream, self.capture_stream):
                 cuda.destroy_stream(stream)
 
     def __del__(self) -> None:

@@ -72,7 +72,7 @@ class Writer:
         )
 
     def _engine(self, module: TRTModule) -> dict[str, Any]:
-        engine = module._engine()
+        engine = module.built or module._engine()  # with the weights of the last refit
         found: dict[str, Any] = {
             "kind": "engine",
             "engine": described(engine),
@@ -93,7 +93,7 @@ class Writer:
         if not networks or any(network.lowered is None for network in networks):
             raise EngineError(
                 "source=True needs the graph: convert with torch2rt() and keep_network=True; a loaded engine has it "
-                "only if it was saved with source=True."
+                "only if it was saved with source=True, and a refitted one has it no more."
             )
         return networks
 
@@ -175,7 +175,7 @@ class Reader:
                 raise EngineError(f"{self.container.name} is damaged: it has other segments than it states.")
             module.segments = torch.nn.ModuleList(map(self.module, node["segments"]))
             module.eager = torch.nn.ModuleDict(dict(zip(names, map(self.module, node["eager"]))))
-            if all(s._networks or s._make_networks is not None for s in module.engines):
+            if all(engine.has_networks for engine in module.engines):
                 module._make_network = _network_of
             return module
         if kind == "stateful":

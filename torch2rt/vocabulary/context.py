@@ -13,6 +13,7 @@ from torch2rt.backend.tensorrt import DTYPES, trt
 from torch2rt.errors import ConversionError
 from torch2rt.graph import graph_meta
 from torch2rt.network import Network, Origins, Weight
+from torch2rt.recipes.tape import Place, Tape, unrecorded
 from torch2rt.sizes import Symbols
 from torch2rt.structure import bare_name
 
@@ -71,6 +72,7 @@ class Context:
         self.bytes: set[int] = set()  # ids of the int32 tensors that stand for uint8 ones
         self.memo: dict[Any, Any] = {}
         self.origins = Origins()
+        self._copies: dict[Place, torch.Tensor] = {}
         self._unnamed: dict[tuple[int, str], Weight] = {}  # by the index of the layer, until it has a name
         self.calls = calls
         self.again, self.apply, self.inline = calls.again, calls.apply, calls.inline
@@ -91,10 +93,24 @@ class Context:
         """
         if tensor.dtype not in DTYPES and stored_as is None:
             raise ConversionError(f"a {tensor.dtype} constant has no TensorRT type")
-        held = tensor.detach().resolve_neg().cpu().contiguous()
-        self._unnamed[self.network.num_layers, role] = Weight(held, self.origins.of(tensor))
+        held, number = tensor.detach().resolve_neg().cpu().contiguous(), None
+        if self.lowered.tape is not None:
+            held, number = self._own_copy(self.lowered.tape, held)
+        self._unnamed[self.network.num_layers, role] = Weight(held, self.origins.of(tensor), number)
         count = held.numel() * (2 if stored_as is not None and tensor.dtype is torch.uint8 else 1)
         return trt.Weights(stored_as or DTYPES[held.dtype], held.data_ptr(), count)
+
+    def _own_copy(self, tape: Tape, held: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """A weight as the network's own, which stays as it is when the module's changes, and its number on the tape.
+
+        Weights that were one tensor are one copy, which TensorRT knows by one name.
+        """
+        number, place = tape.weight(held)
+        with unrecorded():
+            copy = self._copies.get(place)
+            if copy is None or not torch.equal(copy.view(-1).view(torch.uint8), held.view(-1).view(torch.uint8)):
+                copy = self._copies[place] = held.clone()
+        return copy, number
 
     def name_weights(self) -> None:
         """Record the weights of layers that now have their names."""

@@ -95,7 +95,8 @@ def ranges_of(graph: torch.fx.GraphModule, ranges: Ranges) -> Ranges:
         elif node.target is dequantize:
             values, scale = (getattr(graph, part.target, None) for part in node.args[:2])
             if values is not None and scale is not None:
-                more[node.name] = Range(float(scale.max()) * LARGEST[values.dtype])
+                largest: Any = scale.max() * LARGEST[values.dtype]  # compared, not read: a refit may bring another
+                more[node.name] = Range(largest)
     return {**ranges, **more}
 
 

@@ -18,9 +18,10 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
 from torch2rt.runtime.converted import Converted
-from torch2rt.runtime.module import ReferenceModule, TRTModule
+from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
+from torch2rt.runtime.reference_module import ReferenceModule
 
 FORMAT = 1
 KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager"))

@@ -1,0 +1,377 @@
+"""Engines that are kept: a second conversion builds none, gives the same, and never takes another module's engine."""
+
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from torch2rt import AccuracyError, Torch2RTError, torch2rt
+from torch2rt.backend import disk_cache
+from torch2rt.cli.main import main
+from torch2rt.engine import build as build_file
+from torch2rt.engine import engine_cache
+
+X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH2RT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCH2RT_CACHE_ENGINES")
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """How often TensorRT has built an engine."""
+    found, serialize = [], build_file._serialize
+    monkeypatch.setattr(build_file, "_serialize", lambda *args: found.append(1) or serialize(*args))
+    return found
+
+
+def module():
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+
+
+def stages(*args, **options):
+    found = []
+    model_trt = torch2rt(*args, on_stage=lambda name, result, seconds: found.append(name), **options)
+    return model_trt, found
+
+
+def test_the_second_conversion_builds_nothing(folder, builds):
+    first, stages_of_first = stages(module(), [X])
+    second, stages_of_second = stages(module(), [X])
+    assert stages_of_first == ["trace", "lower", "build"] and stages_of_second == ["trace", "build"]
+    assert len(builds) == 1 and [file.suffix for file in folder.iterdir()] == [".engine"]
+    assert second.engine_bytes == first.engine_bytes and second.interface == first.interface
+    assert str(second.report) == str(first.report) and second.report.verified is not None
+    assert second.made_by == first.made_by and second.built.facts == first.built.facts
+
+
+def test_the_network_is_made_when_it_is_asked_for(folder, builds):
+    torch2rt(module(), [X])
+    ours = module()
+    model_trt = torch2rt(ours, [X])
+    assert torch.allclose(model_trt.reference()(X), ours(X)) and model_trt.network.num_layers
+    torch2rt(nn.Linear(3, 1), [X], keep_network=False)
+    assert torch2rt(module(), [X], keep_network=False).network is None
+
+
+@torch.no_grad()
+def test_a_network_of_other_weights_is_refused(folder):
+    torch2rt(module(), [X])
+    ours = module()
+    model_trt = torch2rt(ours, [X])
+    ours[0].bias += 1
+    with pytest.raises(Torch2RTError, match="not as it was when it was converted"):
+        model_trt.reference()
+    model_trt = torch2rt(module(), [X])
+    with pytest.raises(Torch2RTError, match="The module is gone"):
+        model_trt.reference()
+
+
+def changed_weight():
+    changed = module()
+    with torch.no_grad():
+        changed[2].weight[1, 2] += 1e-6
+    return changed
+
+
+OTHERS = {
+    "weight": lambda: (changed_weight(), {}),
+    "order": lambda: (nn.Sequential(*(module()[i] for i in (0, 2, 1))), {}),
+    "range": lambda: (module(), dict(max_batch_size=4)),
+    "opt": lambda: (module(), dict(max_batch_size=4, opt_shapes=[(3, 3)])),
+    "names": lambda: (module(), dict(input_names=["other"])),
+    "precision": lambda: (module(), dict(precision="fp16")),
+    "level": lambda: (module(), dict(optimization_level=1)),
+    "workspace": lambda: (module(), dict(max_workspace_size=1 << 20)),
+    "target": lambda: (module(), dict(compute_capabilities=["8.6", "8.9"])),
+    "nan": lambda: (module(), dict(nan="ignore")),
+    "passes": lambda: (module(), dict(passes=[lambda graph: graph])),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_differs_has_a_file_of_its_own(name, folder, monkeypatch):
+    class Found(Exception):
+        pass
+
+    def read(file):
+        raise Found(file)
+
+    def file_of(module, options):
+        with pytest.raises(Found) as raised:
+            torch2rt(module, [X], **options)
+        return raised.value.args[0]
+
+    monkeypatch.setattr(engine_cache, "read", read)
+    other, options = OTHERS[name]()
+    ours, theirs = file_of(module(), {}), file_of(other.eval(), options)
+    is_same = name == "passes"  # which changes nothing, so that the graph is the same
+    assert ours is not None and theirs is not None and (ours == theirs) == is_same
+
+
+def test_the_surroundings_are_in_the_key(folder, monkeypatch):
+    def file():
+        graph = torch2rt_graph()
+        return engine_cache.file_of(graph, {})
+
+    def torch2rt_graph():
+        from torch2rt.tracing.trace import trace
+
+        return trace(module(), [X])
+
+    before = {file()}
+    assert before == {file()}
+    for name in ("VERSION", "FLAVOUR"):
+        with monkeypatch.context() as context:
+            context.setattr(engine_cache, name, "other")
+            before.add(file())
+    with monkeypatch.context() as context:
+        context.setattr(engine_cache, "own_code", lambda: "other")
+        before.add(file())
+    with monkeypatch.context() as context:
+        context.setenv("NVIDIA_TF32_OVERRIDE", "1")
+        before.add(file())
+    with monkeypatch.context() as context:
+        context.setattr(torch, "__version__", "9.9")
+        before.add(file())
+    assert len(before) == 6
+
+
+def test_nothing_is_kept_where_it_must_not_be(folder, builds, monkeypatch):
+    torch2rt(module(), [X], configure=lambda config: None)
+    monkeypatch.setenv("TORCH2RT_CACHE_ENGINES", "0")
+    torch2rt(module(), [X])
+    monkeypatch.delenv("TORCH2RT_CACHE_ENGINES")
+    monkeypatch.setenv("TORCH2RT_CACHE", "")
+    torch2rt(module(), [X])
+    assert len(builds) == 3 and not folder.exists()
+
+
+def test_a_wrong_engine_is_not_kept(folder, monkeypatch):
+    from torch2rt.converters import activation
+
+    right = activation.trt.ActivationType.RELU
+    monkeypatch.setattr(activation.trt.ActivationType, "RELU", activation.trt.ActivationType.SIGMOID)
+    try:
+        with pytest.raises(AccuracyError):
+            torch2rt(module(), [X])
+    finally:
+        monkeypatch.undo()
+    assert right == activation.trt.ActivationType.RELU and not folder.exists()
+
+
+def test_what_was_not_verified_is_verified_when_asked(folder, builds):
+    assert torch2rt(module(), [X], verify=False).report.verified is None
+    assert torch2rt(module(), [X]).report.verified.mode == "example"
+    assert torch2rt(module(), [X], verify=False).report.verified.mode == "example"
+    ranged = torch2rt(module(), [X], verify="range")
+    assert ranged.report.verified.mode == "range" and len(builds) == 1
+    _, names = stages(module(), [X], verify="range")
+    assert names == ["trace", "build"]
+
+
+def test_several_engines(folder, builds):
+    class ByParity(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.even, self.odd = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.even(x) if x.shape[0] % 2 == 0 else self.odd(x) * 2
+
+    ours = ByParity().eval()
+    first = torch2rt(ours, [X], max_batch_size=4)
+    second = torch2rt(ours, [X], max_batch_size=4)
+    assert len(builds) == 2 and second.engine_bytes == first.engine_bytes
+    assert str(second.report) == str(first.report) and second.built.variants == first.built.variants
+    for rows in (1, 2):
+        assert torch.allclose(second.reference()(X[:rows]), ours(X[:rows]))
+
+
+def test_what_can_be_refitted(folder, builds):
+    ours = module()
+    torch2rt(ours, [X], refittable=True)
+    model_trt, names = stages(ours, [X], refittable=True)
+    assert names == ["trace", "lower", "build"] and len(builds) == 1
+    with torch.no_grad():
+        ours[0].weight *= 2
+    model_trt.refit()
+    assert torch.allclose(model_trt.reference()(X), ours(X), atol=1e-6)
+
+
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+def test_damage_is_found_wherever_it_is(folder, caplog):
+    torch2rt(module(), [X])
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    generator = torch.Generator().manual_seed(5)
+    places = torch.randint(len(whole), (12,), generator=generator).tolist()
+    flipped = [
+        whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in (0, 40, 100, len(whole) - 1, *places)
+    ]
+    for damaged in (b"", whole[:-1], whole[: len(whole) // 2], whole + b"x", whole[64:], *flipped):
+        file.write_bytes(damaged)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "torch2rt"):
+            assert engine_cache.read(file) is None
+        assert str(file) in caplog.text and "built again" in caplog.text and not file.exists()
+    file.write_bytes(damaged)
+    built = torch2rt(module(), [X])
+    assert engine_cache.read(file).data == built.engine_bytes and file.read_bytes()[32:96] == whole[32:96]
+
+
+def test_a_file_under_anothers_name(folder, caplog):
+    torch2rt(module(), [X])
+    (file,) = folder.iterdir()
+    other = file.with_name("0" * 64 + ".engine")
+    file.rename(other)
+    assert engine_cache.read(other) is None and "another's" in caplog.text
+
+
+def test_engines_of_another_version(folder, monkeypatch, caplog):
+    torch2rt(module(), [X])
+    (file,) = folder.iterdir()
+    monkeypatch.setattr(engine_cache, "VERSION", "0.1")
+    assert engine_cache.read(file) is None and "another TensorRT" in caplog.text
+
+
+def test_the_limit_is_for_engines_too(folder, monkeypatch):
+    monkeypatch.setenv("TORCH2RT_CACHE_LIMIT", "0.0002")
+    for width in (3, 4, 5, 6):
+        torch2rt(nn.Linear(3, width), [X], verify=False)
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    assert 0 < total <= max(disk_cache.limit(), *(file.stat().st_size for file in folder.iterdir()))
+    monkeypatch.setenv("TORCH2RT_CACHE_LIMIT", "much")
+    assert disk_cache.limit() == disk_cache.LIMIT
+
+
+PROCESSES = """
+import os, sys
+import torch
+from torch import nn
+from torch2rt import torch2rt
+from torch2rt.registry import load
+
+def convert(number):
+    for seed in (number % 3, 3, number % 3):
+        torch.manual_seed(seed)
+        module, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(2, 3)
+        reference = torch2rt(module, [x]).reference()
+        assert torch.allclose(reference(x), module(x)), "wrong"
+
+load()  # imported once: a process each takes seconds to import torch
+started = []
+for number in range(int(sys.argv[1])):
+    if not (pid := os.fork()):
+        try:
+            convert(number)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    started.append(pid)
+print([os.waitpid(pid, 0)[1] for pid in started])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_processes_share_a_folder(folder, request):
+    count = request.config.getoption("--processes")
+    environment = {**os.environ, "TORCH2RT_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
+    environment.pop("TORCH2RT_CACHE_ENGINES", None)
+    command = [sys.executable, "-c", PROCESSES, str(count)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout == f"{[0] * count}\n" and "damaged" not in run.stderr, run.stderr
+    found = sorted(file.suffix for file in folder.iterdir())
+    assert found == [".engine"] * (min(count, 3) + 1)
+    assert all(engine_cache.read(file) is not None for file in folder.iterdir())
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command(folder, capsys, monkeypatch):
+    assert main(["cache", "info"]) == 0 and "does not exist yet" in capsys.readouterr().out
+    torch2rt(module(), [X])
+    (file,) = folder.iterdir()
+    assert main(["cache", "list"]) == 0
+    out = capsys.readouterr().out
+    assert file.stem[:12] in out and "engine" in out and "x: float32[2, 3]" in out.replace("input", "x")
+    assert main(["cache", "info"]) == 0 and "of at most 4 GiB" in capsys.readouterr().out
+    file.write_bytes(b"damaged")
+    assert main(["cache", "list"]) == 0 and "damaged" in capsys.readouterr().out and file.exists()
+    assert main(["cache", "clear"]) == 0 and not list(folder.iterdir())
+    monkeypatch.setenv("TORCH2RT_CACHE", "")
+    assert main(["cache", "list"]) == 1 and "Nothing is kept" in capsys.readouterr().err
+
+
+# Engines of other weights --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refits(monkeypatch):
+    """A TensorRT that changes weights: engines say that they can have others, and note those that they are given."""
+    from torch2rt.conversion import conversion
+    from torch2rt.runtime import refittable
+
+    def build(network, refittable=False, **options):
+        engine = build_file.build(network, **options)
+        return dataclasses.replace(engine, made_by={**engine.made_by, "refittable": "all weights"})
+
+    given = []
+    for file in (conversion, engine_cache):
+        monkeypatch.setattr(file, "builds_refittable", lambda: True)
+    monkeypatch.setattr(conversion, "build", build)
+    monkeypatch.setattr(refittable, "load", lambda engine, index: SimpleNamespace(engine=engine, index=0))
+    monkeypatch.setattr(refittable, "refit_engine", lambda pool, weights: given.append((pool, weights)) or True)
+    return given
+
+
+def test_one_engine_serves_all_weights(folder, builds, refits):
+    first = torch2rt(module(), [X], refittable=True)
+    other = changed_weight()
+    model_trt, names = stages(other, [X], refittable=True)
+    assert len(builds) == 1 and names == ["trace", "lower", "build"] and len(list(folder.iterdir())) == 1
+    assert model_trt.plan.data == first.engine_bytes and model_trt.is_stale
+    assert model_trt.report.verified is not None
+    pool = model_trt._pool(0)  # it gets its weights when it is loaded
+    ((refitted, weights),) = refits
+    assert refitted is pool and pool.engine.data == first.engine_bytes
+    assert any(torch.equal(weight, other[2].weight) for weight in weights.values())
+    assert len(weights) == len(set(model_trt._networks[0].weight_names().values()))
+    with torch.no_grad():
+        other[0].bias += 1
+    assert model_trt.refit() == ["0.bias"] and len(refits) == 2
+    assert list(refits[1][1]) == ["0.linear:weights.1"] or len(refits[1][1]) == 1
+    assert other[0].bias.detach().numpy().tobytes() in model_trt.engine_bytes and len(builds) == 2  # to be saved
+
+
+def test_a_structure_that_differs_is_another_engine(folder, builds, refits):
+    torch2rt(module(), [X], refittable=True)
+    torch2rt(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval(), [X], refittable=True)
+    torch2rt(module(), [X])  # is not to be refitted
+    assert len(builds) == 3
+
+
+def test_weights_that_are_refused_are_built(folder, builds, refits, monkeypatch):
+    from torch2rt.runtime import refittable
+
+    torch2rt(module(), [X], refittable=True)
+    other = changed_weight()
+    model_trt = torch2rt(other, [X], refittable=True)
+    monkeypatch.setattr(refittable, "refit_engine", lambda pool, weights: False)
+    pool = model_trt._pool(0)
+    assert len(builds) == 2 and not model_trt.is_stale and pool.engine is model_trt.built

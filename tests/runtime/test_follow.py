@@ -1,0 +1,150 @@
+"""A converted module that follows its module agrees with it at each call, whatever has changed it."""
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import optimizer as optimizers
+
+from torch2rt import torch2rt
+
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+
+
+def network():
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).eval()
+
+
+@pytest.fixture(scope="module")
+def followed():
+    module = network()
+    return module, torch2rt(module, [X], max_batch_size=6, verify=False, follow=True)
+
+
+def step(kind, **options):
+    def act(module):
+        optimizer = kind(module.parameters(), lr=0.1, **options)
+        module(X).square().sum().backward()
+        optimizer.step()
+
+    return act
+
+
+@torch.no_grad()
+def in_place(module):
+    module[2].bias += 0.5
+
+
+def load(module):
+    module.load_state_dict({name: value * 1.5 for name, value in module.state_dict().items()})
+
+
+def assign(module):
+    values = {name: value.clone() * 1.5 for name, value in module.state_dict().items()}
+    module.load_state_dict(values, assign=True)
+
+
+def replaced(module):
+    module[0].weight = nn.Parameter(torch.randn(5, 3))
+
+
+def replaced_buffer(module):
+    module[1].running_mean = torch.randn(5)
+
+
+def new_memory(module):
+    module[0].bias.data = torch.randn(5)
+
+
+def trained(module):
+    module.train()
+    module(X)
+    module.eval()
+
+
+ACTIONS = {
+    "SGD": step(torch.optim.SGD),
+    "fused SGD": step(torch.optim.SGD, fused=True),
+    "fused Adam": step(torch.optim.Adam, fused=True),
+    "fused AdamW": step(torch.optim.AdamW, fused=True),
+    "foreach": step(torch.optim.Adam, foreach=True),
+    "in place": in_place,
+    "load_state_dict": load,
+    "assign": assign,
+    "replaced": replaced,
+    "replaced buffer": replaced_buffer,
+    "new memory": new_memory,
+    "statistics": trained,
+}
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_whatever_changes_it(name, followed):
+    module, model_trt = followed
+    reference = model_trt.reference()
+    with torch.no_grad():
+        before = module(X)
+        assert (reference(X) - before).abs().max() < 1e-6
+    ACTIONS[name](module)
+    with torch.no_grad():
+        after = module(X)
+    assert (after - before).abs().max() > 1e-3
+    assert (reference(X) - after).abs().max() < 1e-4 * after.abs().max()
+    assert model_trt.changed() == []
+
+
+def test_nothing_is_compared_when_nothing_changed(followed, monkeypatch):
+    _, model_trt = followed
+    reference = model_trt.reference()
+    reference(X)
+    monkeypatch.setattr(model_trt, "refit", lambda **options: pytest.fail("it was refitted"))
+    optimizer = torch.optim.SGD(nn.Linear(3, 3).parameters(), lr=0.1)
+    optimizer.step()  # of another module
+    nn.Linear(3, 3).weight = nn.Parameter(torch.randn(3, 3))
+    reference(X)
+
+
+def test_what_nothing_sees_is_found_by_comparing(followed):
+    module, model_trt = followed
+    module[2].weight.data.mul_(2)
+    assert model_trt.changed() == ["2.weight"]
+    assert model_trt.refit() == ["2.weight"] and model_trt.changed() == []
+
+
+def test_what_cannot_be_refitted_is_built_again():
+    class Powered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.power = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return x.abs() ** self.power.item()
+
+    module = Powered()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    with torch.no_grad():
+        module.power.fill_(3.0)
+    assert torch.allclose(model_trt.reference()(X), X.abs() ** 3)
+
+
+def test_hooks_go_with_the_converted_module():
+    hooks = optimizers._global_optimizer_post_hooks
+    before, module = len(hooks), network()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    assert len(hooks) == before + 1
+    copied = copy.deepcopy(model_trt)
+    del model_trt
+    gc.collect()
+    assert len(hooks) == before and copied._follow is None
+
+
+def test_the_module_may_go():
+    module = network()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    reference = model_trt.reference()
+    expected = reference(X)
+    del module
+    gc.collect()
+    assert torch.equal(reference(X), expected)

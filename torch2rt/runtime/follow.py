@@ -1,0 +1,97 @@
+"""Notices at each call of a converted module whether the module that it came from has changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_module
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What the tensors of a module were like when they were last looked at; tensors made in inference mode count no
+    writes."""
+
+    tensors: list[torch.Tensor]
+    counted: list[torch.Tensor]
+    versions: list[int]
+    addresses: list[int]
+    indices: list[int]
+    events: int
+
+    @classmethod
+    def of(cls, tensors: list[torch.Tensor], events: int) -> _Seen:
+        counted = [x for x in tensors if not x.is_inference()]
+        versions, addresses = [x._version for x in counted], [x.data_ptr() for x in tensors]
+        return cls(tensors, counted, versions, addresses, list(range(len(tensors))), events)
+
+
+class Follow:
+    """Calls `update` before a call of a converted module, where the module's tensors may have changed since the last.
+
+    - `tensors`: those that it depends on, as they are now. `update`: gives the engine their values.
+
+    Three things are looked at: the tensors' version counters and addresses, whether an optimizer of one of them has
+    made a step (the fused ones leave the version counters alone), and whether a parameter or buffer was replaced. None
+    of them sees what is written through `.data` or by other programs; `model_trt.changed()` does.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, tensors: Callable[[], list[torch.Tensor]], update: Callable[[], Any]
+    ) -> None:
+        self._module, self._tensors, self._update = weakref.ref(module), tensors, update
+        self._events = 0
+        self._owners: set[int] = set()
+        me = weakref.ref(self)
+
+        def stepped(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            if (follow := me()) is not None:
+                held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+                follow._events += any(id(tensor) in held for tensor in follow._seen.tensors)
+
+        def registered(owner: torch.nn.Module, *_: Any) -> None:
+            if (follow := me()) is not None:
+                follow._events += id(owner) in follow._owners
+
+        hooks: list[Any] = [
+            register_optimizer_step_post_hook(stepped),
+            torch_module.register_module_parameter_registration_hook(registered),
+            torch_module.register_module_buffer_registration_hook(registered),
+        ]
+        weakref.finalize(self, _remove, hooks)
+        self._seen = self._look()
+
+    def _look(self) -> _Seen:
+        module = self._module()
+        self._owners = set() if module is None else {id(owner) for owner in module.modules()}
+        return _Seen.of([] if module is None else self._tensors(), self._events)
+
+    def __call__(self) -> None:
+        """Update the converted module if anything may have changed."""
+        seen = self._seen
+        if (
+            self._events != seen.events
+            or [x._version for x in seen.counted] != seen.versions
+            or not _are_at(seen.tensors, seen.addresses, seen.indices)  # type: ignore[arg-type]
+        ):
+            now = self._look()  # before the update: what is written meanwhile is for the next call to see
+            if now.tensors:
+                self._update()
+            self._seen = now
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
+def _are_at_slowly(tensors: list[torch.Tensor], addresses: list[int], indices: list[int]) -> bool:
+    return [x.data_ptr() for x in tensors] == addresses
+
+
+_are_at = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _are_at_slowly)

@@ -1,0 +1,200 @@
+"""A converted module whose weights can be changed: what it keeps of the network, and of the module it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch2rt.engine.engine import Engine
+from torch2rt.errors import EngineError, InputError
+from torch2rt.network import Network
+from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.follow import Follow
+from torch2rt.runtime.live import Live, Weights
+from torch2rt.runtime.refit import refit_engine
+from torch2rt.runtime.variants import VariantPools, load
+
+UNVERIFIED = "that it is right with the weights that it was refitted with since it was verified"
+
+
+class Refittable(Converted):
+    """The part of `TRTModule` that holds the engine, and gives it the weights of other parameters."""
+
+    _lock: threading.RLock
+    _pools: dict[int | None, Any]
+
+    def _engine(self) -> Engine:
+        """The engine as it was built; raises `EngineError` while there is none."""
+        raise NotImplementedError
+
+    def _hold(self, engine: Engine | None, networks: Sequence[Network] = ()) -> None:
+        """Take an engine, and the networks that it was built of, in the place of what was there."""
+        self._built, self._is_stale = engine, False
+        self._live: Live | None = None
+        self._follow: Callable[[], None] | None = None
+        self._kept = list(networks)
+        self._later: Callable[[], list[Network]] | None = None
+
+    @property
+    def built(self) -> Engine | None:
+        """The engine, which is built again if it does not have the weights of the last refit."""
+        if self._is_stale and self._live is not None:
+            with self._live.lock:
+                if self._is_stale:
+                    self._built, self._is_stale = self._live.engine(), False
+        return self._built
+
+    @built.setter
+    def built(self, engine: Engine | None) -> None:
+        self._built, self._is_stale = engine, False
+
+    @property
+    def plan(self) -> Engine:
+        """The engine as it was built, which may have the weights of before a refit."""
+        return self._engine()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether the plan has other weights than the network; they are changed when it is loaded."""
+        return self._is_stale
+
+    def needs_weights(self) -> None:
+        """Give the engine the weights of its network when it is loaded: it was built with others."""
+        self._is_stale = True
+
+    def _load(self, index: int | None) -> Any:
+        """Load the engine on a GPU; one that has other weights than the network gets these, or is built again."""
+        engine = self._engine()
+        if self._is_stale and "refittable" in engine.made_by:
+            networks = self._networks if self._live is None else self._live.up_to_date()
+            pool = load(engine, index)
+            made = [{w.number: w.tensor for w in n.weights.values() if w.number is not None} for n in networks]
+            if _refit(pool, networks, made):
+                return pool
+            if self._live is None:
+                raise EngineError("TensorRT does not give an engine that was built before the weights of this module.")
+        return load(self.built or engine, index)
+
+    @property
+    def _networks(self) -> list[Network]:
+        """The kept networks; those of an engine that was built before are made now."""
+        with self._lock:
+            if self._later is not None:
+                self._kept, self._later = self._later(), None
+            return self._kept
+
+    @property
+    def has_networks(self) -> bool:
+        """Whether the networks are kept, or can be made."""
+        return bool(self._kept) or self._later is not None
+
+    def _current(self) -> list[Network]:
+        """The kept networks, with the weights that the engine has by now."""
+        return self._networks if self._live is None or not self._kept else self._live.up_to_date()
+
+    def lower_later(self, networks: Callable[[], list[Network]]) -> None:
+        """Make the networks when they are first asked for."""
+        self._later = networks
+
+    def drop_network(self) -> None:
+        """Let go of the network, and of the weights that it holds; `reference()` and `refit()` need it."""
+        self._kept, self._later, self._follow = [], None, None
+        self._live = self._live if self._is_stale else None
+
+    # Weights of other parameters -------------------------------------------------------------------------------------
+
+    def make_live(self, live: Live) -> None:
+        """Let `refit()` change the weights by what ties this module to the one that it came from."""
+        self._live = live
+
+    def follow(self) -> None:
+        """From now on, refit before a call if the module that this one came from has changed.
+
+        `torch2rt.torch2rt` says under `follow` what is noticed. An engine that cannot have the new
+        weights is built again. Raises `InputError` where the conversion was not `refittable`.
+        """
+        live, me = self._of_module(), weakref.ref(self)
+
+        def update() -> None:
+            if (module := me()) is not None:
+                module.refit(strict=False)
+
+        self._follow = Follow(live.module(), live.tensors, update)
+
+    def refit(self, source: Any = None, *, strict: bool = True) -> list[str]:
+        """Take the values that a module's parameters and buffers have now; returns the names of those that changed.
+
+        - `source`: a module like the one that was converted with `refittable=True`, or a state dict of such a module;
+          by default that one itself. What a state dict lacks stays as it is.
+        - `strict`: raise `RefitError`, which names the parameters, where the engine cannot have such weights: where
+          their shapes or dtypes are others, the module's Python has looked at a value that is another one now, or a
+          plain attribute of the module has changed and with it what the module computes. The engine then stays as it
+          is. Otherwise it is built again.
+
+        Only weights that were made of what has changed are made again, on the device where the values are. Calls that
+        were enqueued before use the old weights, those that begin later the new ones. Where TensorRT cannot change the
+        weights of an engine, or it is not loaded, an engine is built at its next use. The module stays in the mode
+        that it was converted in, also while the other one trains.
+
+        Raises `InputError` for a source with other parameters, and where the conversion was not `refittable`.
+
+        >>> linear = torch.nn.Linear(3, 5)
+        >>> from torch2rt import torch2rt
+        >>> model_trt = torch2rt(linear, [torch.randn(2, 3)], refittable=True)
+        >>> with torch.no_grad():
+        ...     _ = linear.bias.add_(1)
+        >>> model_trt.refit()
+        ['bias']
+        """
+        with self._lock:  # before the lock within: an engine that is built again is loaded under both
+            return self._of_module().refit(source, strict, self._take)
+
+    def changed(self, source: Any = None) -> list[str]:
+        """The names of the parameters and buffers whose values are others than the engine's, by comparing them all.
+
+        The names of plain attributes of the module's that are others now come after them. `source` is as for `refit`.
+        """
+        return self._of_module().changed(source)
+
+    def _of_module(self) -> Live:
+        if self._live is None:
+            raise InputError("This module cannot be refitted: convert with refittable=True and keep_network=True.")
+        return self._live
+
+    def _note_refit(self) -> None:
+        report = self._engine().report
+        if report.verified is not None and UNVERIFIED not in report.assumptions:
+            report.assumptions.append(UNVERIFIED)
+
+    def _take(self, made: Weights | None) -> bool:
+        """Give all engines that are loaded new weights; those that cannot have them are built again when needed."""
+        live = self._of_module()
+        with self._lock:
+            self._kept = live.networks
+            self._note_refit()
+            pools = list(self._pools.values())
+            is_done = made is not None and bool(pools) and "refittable" in self._engine().made_by
+            is_done = is_done and all(_refit(pool, live.networks, made or []) for pool in pools)
+            if not is_done:
+                self._pools = {}
+            if made is None:  # the plan is another network's
+                self._built = dataclasses.replace(self._engine(), made_by=_without_refit(self._engine().made_by))
+            self._is_stale = True
+            return is_done
+
+
+def _refit(pool: Any, networks: Sequence[Network], made: Weights) -> bool:
+    """Give the engines of a pool new weights, by number for each network; `False` if TensorRT refuses some."""
+    pools = pool.pools if isinstance(pool, VariantPools) else [pool]
+    for each, network, weights in zip(pools, networks, made, strict=True):
+        names = network.weight_names()
+        if not refit_engine(each, {names[number]: x for number, x in weights.items() if number in names}):
+            return False
+    return True
+
+
+def _without_refit(made_by: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in made_by.items() if name != "refittable"}
