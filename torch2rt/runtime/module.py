@@ -172,8 +172,10 @@ class TRTModule(Refittable):
 
     def _replicate_for_data_parallel(self) -> Any:
         """A replica runs on the GPU of its inputs; all of them share one engine for each GPU."""
+        if self._follow is not None:
+            self._follow()  # once, and not by each replica
         replica = super()._replicate_for_data_parallel()
-        replica._index, replica._is_replica = None, True
+        replica._index, replica._is_replica, replica._follow = None, True, None
         return replica
 
     def load(self, device: torch.device) -> Any:
