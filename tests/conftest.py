@@ -22,7 +22,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-models", action="store_true", help="convert every model of the tables, not a few of each kind"
     )
-    parser.addoption("--examples", type=int, default=50, help="how many calls of a kind the drawn tests make")
+    parser.addoption("--examples", type=int, default=30, help="how many calls of a kind the drawn tests make")
     parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
     parser.addoption("--size-programs", type=int, default=100, help="how many programs test_size_programs.py draws")
     parser.addoption("--processes", type=int, default=6, help="how many processes share a folder of kept engines")

@@ -182,8 +182,8 @@ def torch2rt(
     - `background`: `True` returns a `BackgroundModule` at once. Its calls run the module (as `torch.compile` has made
       it, if it has) until a helper process has built and verified the engine, and this one has made it ready. The
       module and the arguments are sent to the helper, the weights through shared memory; classes and functions of
-      `__main__`, as in a notebook, are sent as code. What is wrong with the conversion, its arguments included, is in
-      `model_trt.error` and raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
+      `__main__`, as in a notebook, are sent as code. What goes wrong there is in `model_trt.error`, and
+      raised by `model_trt.wait()`. `on_ready`: called with the module when it is ready.
     - `on_stage`: called after each stage with its name, its result and the seconds that it took: `"trace"` with the
       `torch.fx.GraphModule`, `"lower"` with the network, `"build"` with the `torch2rt.Engine`; for each variant.
 
@@ -220,6 +220,8 @@ def torch2rt(
     if merge not in MERGE:
         raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
+    if background:  # these arguments are in order, which is all that `with_background` asks of this process
+        return None  # type: ignore[return-value]
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     stateful = _state(module, inputs, kwargs, state, max_batch_size, shapes)

@@ -16,7 +16,7 @@ import torch
 
 from torch2rt.background.conversion import RESULT, result_of
 from torch2rt.background.job import Job
-from torch2rt.background.module import BackgroundModule, check_on_ready
+from torch2rt.background.module import BackgroundModule, check_on_ready, gpu_of
 from torch2rt.conversion.rebuilt import check_source, network_of, networks_of, rebuilt
 from torch2rt.debug.comparison import Comparison
 from torch2rt.engine import container
@@ -54,8 +54,8 @@ def save(
     The file holds data and no code: engines with their calling convention, torch segments, state, and what they were
     built with. Every part of it has a digest. It is there whole or not at all.
 
-    - `model_trt`: a `TRTModule`, a `PartitionedModule` or a `StatefulModule`. Settings of calls, such as `cuda_graph`,
-      are not saved.
+    - `model_trt`: a `TRTModule`, a `PartitionedModule`, a `StatefulModule`, or a `BackgroundModule` whose engine is
+      built. Settings of calls, such as `cuda_graph`, are not saved.
     - `inputs`, `kwargs`: an example, given as to `torch2rt()`. It is kept in the file with the outputs that the engine
       gives for it (the reference, where there is no GPU), for `load(verify=True)`.
     - `source`: keep the graphs of the engines and their weights, too, of which `load(rebuild="auto")` builds them again
@@ -77,6 +77,8 @@ def save(
     ['input']
     """
     key = container.check_key(key)
+    if isinstance(model_trt, BackgroundModule):
+        model_trt = model_trt.finished("what to save")
     writer = Writer(source, kernels)
     module = writer.module(model_trt)
     for network in writer.networks:
@@ -136,7 +138,7 @@ def load(
         return _loaded(path, verify, rebuild, key)
     job = Job(_load_to, os.fspath(path), verify, key) if rebuild == "auto" else None
     make = functools.partial(_loaded_or_rebuilt, path, verify, key, job)
-    return BackgroundModule(module, make, job.stop if job is not None else lambda: None, on_ready)
+    return BackgroundModule(module, make, job.stop if job is not None else lambda: None, on_ready, gpu_of(module))
 
 
 def _loaded_or_rebuilt(path: str | PathLike[str], verify: bool, key: bytes | None, job: Job | None) -> Any:
@@ -241,10 +243,11 @@ def _run(
     before = {name: value.clone() for name, value in model_trt.state.items()} if stateful else {}
     try:
         if torch.cuda.is_available():
-            args, kwargs = unflatten(form, [x.detach().clone().cuda() for x in leaves])
+            device = _device_of(model_trt)
+            args, kwargs = unflatten(form, [x.detach().clone().to(device) for x in leaves])
             with torch.no_grad(), same_states():
                 outputs, result = flatten(model_trt(*args, **kwargs), torch.is_tensor, "result")
-            return [y.cpu() for y in outputs], result, f"the engine on {torch.cuda.get_device_name()}"
+            return [y.cpu() for y in outputs], result, f"the engine on {torch.cuda.get_device_name(device)}"
         if needs_engine:
             raise EngineError("verify=True needs an NVIDIA GPU, and torch sees none.")
         args, kwargs = unflatten(form, [x.detach().clone() for x in leaves])
@@ -254,6 +257,13 @@ def _run(
     finally:
         for name, value in before.items():
             model_trt.state[name].copy_(value)
+
+
+def _device_of(model_trt: Any) -> torch.device:
+    """The GPU that a module runs on, or will."""
+    if isinstance(model_trt, StatefulModule):
+        return next((x.device for x in model_trt.state.values() if x.is_cuda), torch.device("cuda"))
+    return model_trt.device or torch.device("cuda")
 
 
 def _allowed(model_trt: Any, place: int, output: torch.Tensor, count: int) -> float:

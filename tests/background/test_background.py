@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from torch2rt import BuildError, EngineError, InputError, TRTModule, torch2rt
+from torch2rt import BuildError, EngineError, InputError, TRTModule, save, torch2rt
 from torch2rt.background.job import Job
 from torch2rt.background.module import BackgroundModule
 from torch2rt.runtime.converted import Converted
@@ -80,6 +80,8 @@ def test_calls_run_the_module_until_the_engine_is_ready():
     assert model.wait(PATIENCE) is model.converted and model.ready and model.error is None
     assert model(X).tolist() == [100, 100] and "runs the engine" in repr(model)
     assert type(pickle.loads(pickle.dumps(model))) is Engine
+    with pytest.raises(InputError, match="not a Engine"):  # so it is the engine that would be saved
+        save(model, "nowhere")
     while not seen:
         time.sleep(0.01)
     assert seen == [model]
@@ -170,6 +172,8 @@ REFUSED = [
     (dict(background=True, on_ready=3), "on_ready= is a function"),
     (dict(background=True, on_stage=print), "on_stage= is given graphs"),
     (dict(background=True, state="write"), "state= is not for background=True"),
+    (dict(background=True, precision="fp17"), "precision='fp17' is not one of"),
+    (dict(background=True, merge="maybe"), "merge='maybe'"),
     (dict(background=True, precision="int8", calibration=(x for x in [X])), "cannot pickle 'generator' object"),
     (dict(background=True, configure=threading.Lock()), r"cannot pickle '_thread\.lock' object"),
 ]

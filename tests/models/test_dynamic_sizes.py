@@ -1,6 +1,6 @@
 """Whole models with height and width, or length, dynamic: the table of benchmarks/dynamic_models.py.
 
-By default one that pads to windows and one that pads and crops; `--all-models` takes every row whose package is here.
+By default one that pads and crops; `--all-models` takes every row whose package is here.
 """
 
 import sys
@@ -11,7 +11,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import dynamic_models
 
-QUICK = ("pad and crop (ESRGAN)", "padded shifted windows (SwinIR)")
+QUICK = ("pad and crop (ESRGAN)",)
 MOST_ENGINES = 4
 
 

@@ -89,6 +89,11 @@ def test_conversion_benchmark():
     assert [met for met, _ in conversion.aims(results)] == [True, True, True, False]
 
 
+def test_soak():
+    found = load("benchmarks/soak.py").soak(0.04, threads=2, every=0.3, device="cpu")
+    assert found["wrong"] == found["errors"] == 0 and found["calls"] > 5 and found["reloads"] > 0, found
+
+
 def test_scale_benchmark():
     scale = load("benchmarks/scale.py")
     for family in scale.SIZES:

@@ -23,7 +23,8 @@ def gpu(monkeypatch, without_gpu_memory):
 
 
 @pytest.fixture
-def model(gpu):
+def model(gpu, monkeypatch):
+    monkeypatch.setattr(TRTModule, "device", torch.device("cpu"))  # where its memory is
     interface = Interface(gpu.pool.interface.inputs, CALL, ["x"], ["y"], {"leaf": 0}, [{"output": 0}])
     model = TRTModule(Engine(b"", interface, {}))
     gpu.pool.interface = interface

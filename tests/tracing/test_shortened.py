@@ -76,7 +76,7 @@ def drawn(generator, depth):
 def test_values_stay():
     generator, rewritten = random.Random(0), 0
     of_h = {H: Dim(0, "", 0, 0, 0)}
-    for _ in range(150):
+    for _ in range(60):
         low, step = generator.randint(1, 100), generator.choice([1, 1, 1, 2, 32])
         dim = Dim(0, "x", 2, low, low + generator.randint(0, 300) // step * step, step)
         sizes, expr = np.array(dim.sizes), drawn(generator, generator.randint(1, 5))
@@ -84,7 +84,7 @@ def test_values_stay():
         values = [values_at(to_json(e, of_h), [[sizes]], len(sizes)) for e in (expr, found)]
         assert values[0] is None or np.array_equal(*values), (expr, found, dim)
         rewritten += found != expr
-    assert rewritten > 30
+    assert rewritten > 10
 
 
 def _pads_again_and_again(self, x):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.background.job import Job
-from torch2rt.background.module import BackgroundModule, check_on_ready
+from torch2rt.background.module import BackgroundModule, check_on_ready, gpu_of
 from torch2rt.errors import InputError
 from torch2rt.runtime.saved import read_module, write_module
 
@@ -43,7 +44,14 @@ def with_background(function: Function) -> Function:
         cuda_graph = options.pop("cuda_graph", False)
         options.setdefault("progress", False)
         job = Job(convert_to, convert, getattr(module, "_orig_mod", module), inputs, options)
-        return BackgroundModule(module, functools.partial(_made, job, cuda_graph), job.stop, on_ready)
+        try:
+            function(module, inputs, **options, background=True)  # which looks at the arguments
+        except BaseException:
+            job.close()
+            raise
+        make = functools.partial(_made, job, cuda_graph)
+        gpu = gpu_of(module, tree_leaves((inputs, options.get("kwargs"))))
+        return BackgroundModule(module, make, job.stop, on_ready, gpu)
 
     return convert  # type: ignore[return-value]
 

@@ -10,6 +10,7 @@ Tensors are not pickled: their memory is written to a file that both processes m
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 
+from torch2rt.backend.cuda import beside_captures
 from torch2rt.background.helper import ALIGNMENT, CALL, ERROR, START, TENSORS, settings, user_converters
 from torch2rt.errors import BuildError, EngineError, InputError
 
@@ -90,8 +92,18 @@ class Job:
             raise BuildError(f"The helper process of a conversion in the background ended with the exit code {code}.")
 
     def _write(self) -> None:
-        for event in self.events:
-            event.synchronize()
+        on_gpu = any(storage.device.type == "cuda" for storage in self.storages)
+        with beside_captures() if on_gpu else contextlib.nullcontext():
+            for event in self.events:
+                event.synchronize()
+            listed = self._write_tensors()
+        (self.folder / CALL).write_bytes(self.call)
+        (self.folder / "start.json").write_text(
+            json.dumps({"path": sys.path, "tensors": listed, "parent": os.getpid()})
+        )
+
+    def _write_tensors(self) -> list[Any]:
+        """Write the memory of all tensors to a file; returns where each is, and on which device it was."""
         listed = []
         with open(self.folder / TENSORS, "wb", buffering=0) as file:
             for storage in self.storages:
@@ -104,10 +116,7 @@ class Job:
                         data = data[file.write(data) :]
             file.truncate(max(file.tell(), 1))  # an empty file cannot be mapped
         self.storages = []
-        (self.folder / CALL).write_bytes(self.call)
-        (self.folder / "start.json").write_text(
-            json.dumps({"path": sys.path, "tensors": listed, "parent": os.getpid()})
-        )
+        return listed
 
     def stop(self) -> None:
         """End the helper, if it runs, and remove its files."""

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -43,8 +43,9 @@ class BackgroundModule(Converted):
         make: Callable[[], Any],
         stop: Callable[[], None] = lambda: None,
         on_ready: Callable[[Any], None] | None = None,
+        gpu: torch.device | None = None,
     ) -> None:
-        """`make` gives the converted module, in a thread of its own, which `stop` ends."""
+        """`make` gives the converted module, for a GPU, in a thread of its own, which `stop` ends."""
         super().__init__()
         self._now: list[Any] = [_without_gradients(module)]  # in a list, as it is no part of the state dict
         self._eager = [module]
@@ -53,7 +54,7 @@ class BackgroundModule(Converted):
         self._done = threading.Event()
         self._cuda_graph: Any = None
         self._finalizer = weakref.finalize(self, stop)
-        work = weakref.ref(self), make, weights_of(module), on_ready
+        work = weakref.ref(self), make, weights_of(module), on_ready, gpu
         threading.Thread(target=_work, args=work, name="torch2rt background", daemon=True).start()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,14 +97,15 @@ class BackgroundModule(Converted):
         self._now[:] = [converted]
 
     def _interface(self) -> Interface:
-        return self._finished("its calling convention")._interface()  # type: ignore[no-any-return]
+        return self.finished("its calling convention")._interface()  # type: ignore[no-any-return]
 
     @property
     def report(self) -> Any:
         """What was verified, what was assumed, and what calls need."""
-        return self._finished("its report").report
+        return self.finished("its report").report
 
-    def _finished(self, what: str) -> Any:
+    def finished(self, what: str) -> Any:
+        """The converted module; raises `EngineError` that `what` is not known while there is none."""
         if self.converted is None:
             raise EngineError(f"The engine is not built yet, so {what} is not known: call wait().")
         return self.converted
@@ -115,7 +117,7 @@ class BackgroundModule(Converted):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination.update(self._finished("its state dict").state_dict(prefix=prefix, keep_vars=keep_vars))
+        destination.update(self.finished("its state dict").state_dict(prefix=prefix, keep_vars=keep_vars))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         raise InputError(
@@ -124,7 +126,7 @@ class BackgroundModule(Converted):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A copy is the converted module."""
-        return _itself, (self._finished("a copy of it"),)
+        return _itself, (self.finished("a copy of it"),)
 
     def extra_repr(self) -> str:
         if self.error is not None:
@@ -145,7 +147,11 @@ def _without_gradients(module: Any) -> Callable[..., Any]:
 
 
 def _work(
-    ref: weakref.ref[BackgroundModule], make: Callable[[], Any], weights: Any, on_ready: Callable[[Any], None] | None
+    ref: weakref.ref[BackgroundModule],
+    make: Callable[[], Any],
+    weights: Any,
+    on_ready: Callable[[Any], None] | None,
+    gpu: torch.device | None,
 ) -> None:
     """What the thread does. It keeps the module alive only where it has something for it."""
     start = time.perf_counter()
@@ -157,6 +163,8 @@ def _work(
         module._converted.append(converted)
         if weights_of(module.module) != weights:
             raise EngineError("weights of the module have changed while the engine was built, which is of the old ones")
+        if gpu is not None:  # a new thread's current one is the first
+            converted.to(gpu)
         converted.warm_up()
         if weights_of(module.module) != weights:
             raise EngineError("weights of the module have changed while the engine was made ready")
@@ -176,6 +184,12 @@ def _work(
 
 def _about(start: float, module: Any) -> tuple[float, str]:
     return time.perf_counter() - start, type(module).__name__
+
+
+def gpu_of(module: Any, tensors: Iterable[Any] = ()) -> torch.device | None:
+    """The GPU that a module is on, or else the tensors are; `None` if neither is."""
+    own = (*module.parameters(), *module.buffers()) if isinstance(module, torch.nn.Module) else ()
+    return next((t.device for t in (*own, *tensors) if isinstance(t, torch.Tensor) and t.is_cuda), None)
 
 
 def check_on_ready(on_ready: Any, background: Any) -> None:

@@ -34,8 +34,8 @@ class Converted(torch.nn.Module):
     def warm_up(self, shapes: Any = None, *, contexts: int = 1) -> None:
         """Do before traffic comes what first calls do: load engines, make execution contexts, capture CUDA graphs.
 
-        It calls the module with zeros on the current GPU and stream, as often as it takes for a graph to be captured if
-        `cuda_graph` is set, and waits for that.
+        It calls the module with zeros on its GPU, by default the current one, and on the current stream there, as often
+        as it takes for a graph to be captured if `cuda_graph` is set, and waits for that.
 
         - `shapes`: a list with the shapes of one call after the other, each a list (flat, or nested like the inputs) or
           a dict by input name. By default those that the engines are tuned for.
@@ -57,7 +57,7 @@ class Converted(torch.nn.Module):
             interface.check(call, [spec.dtype for spec in interface.inputs])
         graph = getattr(self, "cuda_graph", False)
         cache = graph if isinstance(graph, GraphCache) else DEFAULT
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = getattr(self, "device", None) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for call in calls:
             kept = []  # so that each call brings other addresses, as calls will
             for _ in range(1 + cache.after if graph else 1):
@@ -65,7 +65,7 @@ class Converted(torch.nn.Module):
                 args, kwargs = unflatten(interface.arguments, kept[-1])
                 self(*args, **kwargs)
             if device.type == "cuda":
-                torch.cuda.current_stream().synchronize()
+                torch.cuda.current_stream(device).synchronize()
         if count > 1:
             self._make_contexts(count)
 
