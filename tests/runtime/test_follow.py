@@ -149,7 +149,7 @@ def test_tensors_that_are_no_parameters(name, with_tables):
         assert (reference(X) - module(X)).abs().max() < 1e-5 < 1e-3 < (reference(X) - before).abs().max()
 
 
-def test_a_parametrization_is_another_network(caplog):
+def test_a_parametrization_is_followed():
     module = network()
     model_trt = torch2rt(module, [X], verify=False, follow=True)
 
@@ -160,7 +160,7 @@ def test_a_parametrization_is_another_network(caplog):
     nn.utils.parametrize.register_parametrization(module[0], "weight", Twice())
     with torch.no_grad():
         assert (model_trt.reference()(X) - module(X)).abs().max() < 1e-5
-    assert "0.weight" in caplog.text and model_trt.changed() == []
+    assert model_trt.changed() == []
 
 
 def test_what_only_comparing_sees():

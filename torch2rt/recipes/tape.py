@@ -191,7 +191,7 @@ class Tape:
     def _note_outside(self, tensor: torch.Tensor) -> None:
         key = tensor.untyped_storage()._cdata
         if key not in self._made and key not in self._slots and not tensor.is_inference():
-            self.outside.setdefault(key, tensor.detach())
+            self.outside.setdefault(key, tensor)  # itself: what `detach` gives here counts writes of its own
 
     # What happens ----------------------------------------------------------------------------------------------------
 

@@ -42,8 +42,9 @@ class Follow:
 
     Three things are looked at: the tensors' version counters and addresses, whether an optimizer of one of them has
     made a step (the fused ones leave the version counters alone), and whether a parameter, buffer, module or tensor was
-    replaced. None of them sees what is written through `.data`, by other programs, or by `F.batch_norm` to statistics
-    without a count of batches, nor attributes that are no tensors, or parameters put into a module's `_parameters`; `model_trt.changed()` does.
+    replaced. `model_trt.changed()` also sees what is written through `.data`, by other programs, or by `F.batch_norm`
+    to statistics without a count of batches, attributes that are no tensors, and parameters that were put into
+    `module._parameters`.
     """
 
     def __init__(

@@ -206,7 +206,9 @@ class TRTModule(Refittable):
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
-        return ReferenceModule(*self.networks(), interface=self.interface, live=self._live, follow=self._follow)
+        owner = None if self._follow is None else self
+        live, follow = self._live, self._follow
+        return ReferenceModule(*self.networks(), interface=self.interface, live=live, follow=follow, owner=owner)
 
     def networks(self) -> list[Network]:
         """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""
