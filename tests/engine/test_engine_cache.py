@@ -271,10 +271,10 @@ from torch2rt import torch2rt
 from torch2rt.registry import load
 
 def convert(number):
-    for seed in (number % 3, 3, number % 3):
+    for seed in (number % 3, 3):
         torch.manual_seed(seed)
         module, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(2, 3)
-        reference = torch2rt(module, [x]).reference()
+        reference = torch2rt(module, [x], verify=False).reference()
         assert torch.allclose(reference(x), module(x)), "wrong"
 
 load()  # imported once: a process each takes seconds to import torch
