@@ -103,7 +103,8 @@ def listed_shapes(
     """The choices of shapes in `shapes=[...]`, each with one for each input; `ranges` must not be given beside."""
     if any(value is not None for value in ranges):
         raise InputError(
-            "shapes lists all that is to be served: leave out min_shapes, opt_shapes, max_shapes and max_batch_size."
+            "shapes lists all that is to be served, so that nothing else need be said of sizes: leave out min_shapes, "
+            "opt_shapes, max_shapes, max_batch_size, multiple_of and dynamic_shapes."
         )
     if not isinstance(shapes, (list, tuple)) or not shapes or is_shape(shapes):
         raise InputError(

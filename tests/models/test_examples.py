@@ -51,6 +51,13 @@ def test_sentences(capsys, request):
     assert all(results[f"{precision} same nearest sentence"] == 8 for precision in fewest)
 
 
+def test_training(capsys):
+    results = load("examples/training.py").main(epochs=2)
+    assert [result["differ"] for result in results] == [0, 0] and all(r["engine"] == r["eager"] for r in results)
+    assert results[1]["eager"] > results[0]["eager"] > 200  # it learns, so that no answer is of the weights before
+    assert "epoch 2: of 450 digits" in capsys.readouterr().out
+
+
 def test_shapes(capsys):
     results = load("examples/shapes.py").main(quick=True)
     eager = results.pop("eager")["accuracy"]

@@ -54,6 +54,10 @@ def replaced_buffer(module):
     module[1].running_mean = torch.randn(5)
 
 
+def replaced_module(module):
+    module[2] = nn.Linear(5, 2)
+
+
 def new_memory(module):
     module[0].bias.data = torch.randn(5)
 
@@ -75,6 +79,7 @@ ACTIONS = {
     "assign": assign,
     "replaced": replaced,
     "replaced buffer": replaced_buffer,
+    "replaced module": replaced_module,
     "new memory": new_memory,
     "statistics": trained,
 }
@@ -93,6 +98,87 @@ def test_whatever_changes_it(name, followed):
     assert (after - before).abs().max() > 1e-3
     assert (reference(X) - after).abs().max() < 1e-4 * after.abs().max()
     assert model_trt.changed() == []
+
+
+OUTSIDE = torch.randn(3)
+
+
+class Tables(nn.Module):
+    """Tensors that are no parameters or buffers: attributes, in a list, in a tuple of a dict, and not the module's."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.table = nn.Linear(3, 3), torch.randn(3)
+        self.tables, self.named = [torch.randn(3), torch.randn(3)], {"a": (torch.randn(3),)}
+
+    def forward(self, x):
+        return self.linear(x) * (self.table * 2) + self.tables[1] - self.named["a"][0] * 3 + OUTSIDE * 0.5
+
+
+def another_table(module):
+    module.table = torch.randn(3)
+
+
+def another_list(module):
+    module.tables = [torch.randn(3), torch.randn(3)]
+
+
+OF_TABLES = {
+    "attribute": another_table,
+    "attribute in place": lambda module: module.table.add_(1),
+    "in a list": lambda module: module.tables.__setitem__(1, torch.randn(3)),
+    "in a list in place": lambda module: module.tables[1].add_(1),
+    "list": another_list,
+    "in a tuple of a dict": lambda module: module.named.update(a=(torch.randn(3),)),
+    "outside": lambda module: OUTSIDE.add_(1),
+}
+
+
+@pytest.fixture(scope="module")
+def with_tables():
+    module = Tables().eval()
+    return module, torch2rt(module, [X], verify=False, follow=True).reference()
+
+
+@pytest.mark.parametrize("name", OF_TABLES)
+def test_tensors_that_are_no_parameters(name, with_tables):
+    module, reference = with_tables
+    before = reference(X)
+    OF_TABLES[name](module)
+    with torch.no_grad():
+        assert (reference(X) - module(X)).abs().max() < 1e-5 < 1e-3 < (reference(X) - before).abs().max()
+
+
+def test_a_parametrization_is_followed():
+    module = network()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+
+    class Twice(nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    nn.utils.parametrize.register_parametrization(module[0], "weight", Twice())
+    with torch.no_grad():
+        assert (model_trt.reference()(X) - module(X)).abs().max() < 1e-5
+    assert model_trt.changed() == []
+
+
+def test_what_only_comparing_sees():
+    module = Tables().eval()
+    model_trt = torch2rt(module, [X], verify=False, refittable=True)
+    assert model_trt.changed() == []
+    handle = module.linear.register_forward_hook(lambda module, args, output: output * 2)
+    assert model_trt.changed() == ["linear._forward_hooks"]
+    handle.remove()
+    OUTSIDE.add_(1)
+    assert model_trt.changed() == ["a tensor that the module's forward uses, and does not own"]
+
+
+def test_replicas_of_data_parallel_have_what_the_module_has(followed):
+    module, model_trt = followed
+    in_place(module)
+    replica = model_trt._replicate_for_data_parallel()
+    assert model_trt.changed() == [] and replica._follow is None
 
 
 def test_nothing_is_compared_when_nothing_changed(followed, monkeypatch):

@@ -209,7 +209,7 @@ def test_an_attribute_that_is_no_tensor():
     model_trt = converted(module)
     module.factor = 3
     assert model_trt.changed() == ["factor"]
-    with pytest.raises(RefitError, match="factor: attributes of the module that are no tensors"):
+    with pytest.raises(RefitError, match="factor: what is no weight, such as attributes"):
         model_trt.refit()
     model_trt.refit(strict=False)
     assert error(model_trt, module) < 1e-6 and model_trt.changed() == []

@@ -159,7 +159,10 @@ class Conversion:
         tape = Tape(module)
         if tape.unknown:
             names = ", ".join(sorted(tape.unknown))
-            raise InputError(f"refittable=True is for dense tensors: {names} is sparse, quantised, or on no device.")
+            raise InputError(
+                f"refittable=True is for dense tensors: {names} is sparse, quantised, on no device, or was made in "
+                "inference mode, in which torch counts no writes."
+            )
         return tape
 
     def _networks(self, max_variants: int, merge: str, module: torch.nn.Module) -> list[Network]:

@@ -35,6 +35,7 @@ class Recipes:
     leaves: dict[int, Leaf]
     constants: dict[int, Constant]
     weights: dict[int, torch.Tensor]
+    outside: list[torch.Tensor] = dataclasses.field(default_factory=list)  # that were seen, and are not the module's
     unsure: set[int] = dataclasses.field(default_factory=set)  # weights that a replay did not give again
 
     @classmethod
@@ -58,6 +59,7 @@ class Recipes:
             {slot: leaf for slot, leaf in tape.leaves.items() if slot in used},
             {slot: constant for slot, constant in tape.constants.items() if slot in used},
             dict(weights),
+            list(tape.outside.values()),
         )
 
     @property
@@ -113,10 +115,6 @@ class Recipes:
         if device is None and not as_recorded:
             devices = {values[name].device for slot in slots for name in self.leaves[slot].named}
             device = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
-        for constant in self.constants.values():
-            outside = constant.outside
-            if outside is not None and not _same_storage(outside.untyped_storage(), constant.content):
-                raise Unreplayable([], "a tensor that the module's forward uses, and does not own, has changed")
         entries = self._affected(slots)
         run = _Run(self, values, device, entries)
         made: dict[int, torch.Tensor] = {}
@@ -283,7 +281,3 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)  # type: ignore[call-overload]
-
-
-def _same_storage(a: torch.UntypedStorage, b: torch.UntypedStorage) -> bool:
-    return _is_same(_bytes(a), _bytes(b))

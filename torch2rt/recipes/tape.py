@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 # What gives the values of a tensor to Python, or to others, without an operator.
 _READS = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
 READS = frozenset(getattr(torch.Tensor, name) for name in _READS)
+_OWN = frozenset(vars(torch.nn.Module()))
+DEPTH = 4  # of lists in lists
 FACTS = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size", "is_contiguous"})
 
 
@@ -126,9 +128,10 @@ class Tape:
         self._made: dict[int, StorageWeakRef] = {}  # memory of the trace's own
         self._of_leaves: set[int] = set()
         self.unknown: set[str] = set()  # what the tape cannot follow, such as sparse tensors
+        self.outside: dict[int, torch.Tensor] = {}  # that were there before the trace, and are not the module's
         for name, tensor in named_tensors(module).items():
             for path, inner in _inner(name, tensor):
-                if not _is_plain(inner) or inner.is_meta:
+                if not _is_plain(inner) or inner.is_meta or inner.is_inference():
                     self.unknown.add(path)
                     continue
                 slot = self._slot(inner)
@@ -180,15 +183,25 @@ class Tape:
         if (slot := self._slot(tensor)) is None:
             slot, storage = self._new_slot(tensor), tensor.untyped_storage()
             outside = None if storage._cdata in self._made else tensor.detach()
+            self._note_outside(tensor)
             with unrecorded():
                 self.constants[slot] = Constant(storage.clone(), outside)
         return Place.of(tensor, slot)
+
+    def _note_outside(self, tensor: torch.Tensor) -> None:
+        key = tensor.untyped_storage()._cdata
+        if key not in self._made and key not in self._slots and not tensor.is_inference():
+            self.outside.setdefault(key, tensor)  # itself: what `detach` gives here counts writes of its own
 
     # What happens ----------------------------------------------------------------------------------------------------
 
     def note(self, func: Any, args: Any, kwargs: Any, out: Any, before: list[tuple[torch.Tensor, int | None]]) -> None:
         """Write down a call of an operator; `before` are the tensors in its arguments, with their slots before it."""
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        if func is not torch.ops.aten.lift_fresh.default:  # what `torch.tensor` has just made
+            for tensor, slot in before:
+                if slot is None and _is_plain(tensor):
+                    self._note_outside(tensor)
         if not any(slot is not None for _, slot in before):
             for tensor in made:
                 if tensor.layout is torch.strided:
@@ -301,11 +314,45 @@ def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """
     named: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
     named |= module.named_buffers(remove_duplicate=False)
+    for attribute in attributes(module):
+        if isinstance(attribute.value, torch.Tensor):
+            named.setdefault(attribute.name, attribute.value)
+    return named
+
+
+class Attribute(NamedTuple):
+    """A tensor among the attributes of modules, or in a list, tuple or dict there, or such a container."""
+
+    name: str
+    holder: Any
+    key: Any
+    value: Any
+
+
+def attributes(module: torch.nn.Module) -> list[Attribute]:
+    """The tensors among the attributes of a module's modules, beside parameters and buffers, and what holds them.
+
+    >>> relu = torch.nn.ReLU()
+    >>> relu.tables = [torch.ones(2)]
+    >>> [attribute.name for attribute in attributes(relu)]
+    ['tables', 'tables.0']
+    """
+    found: list[Attribute] = []
     for path, owner in module.named_modules(remove_duplicate=False):
         for key, value in vars(owner).items():
-            if isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor):
-                named.setdefault(f"{path}.{key}".lstrip("."), value)
-    return named
+            if key not in _OWN:
+                found += _held(f"{path}.{key}".lstrip("."), vars(owner), key, value, DEPTH)
+    return found
+
+
+def _held(name: str, holder: Any, key: Any, value: Any, depth: int) -> list[Attribute]:
+    if isinstance(value, torch.Tensor):
+        return [] if isinstance(value, FakeTensor) else [Attribute(name, holder, key, value)]
+    if depth == 0 or not isinstance(value, (list, tuple, dict)):
+        return []
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = [inner for k, v in items for inner in _held(f"{name}.{k}", value, k, v, depth - 1)]
+    return [Attribute(name, holder, key, value), *found] if found else []
 
 
 def _inner(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

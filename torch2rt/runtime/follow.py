@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from torch2rt.recipes.tape import Attribute
+
+_version, _address = operator.attrgetter("_version"), torch.Tensor.data_ptr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,30 +26,37 @@ class _Seen:
     counted: list[torch.Tensor]
     versions: list[int]
     addresses: list[int]
-    indices: list[int]
+    attributes: list[Attribute]
     events: int
 
     @classmethod
-    def of(cls, tensors: list[torch.Tensor], events: int) -> _Seen:
+    def of(cls, tensors: list[torch.Tensor], attributes: list[Attribute], events: int) -> _Seen:
         counted = [x for x in tensors if not x.is_inference()]
         versions, addresses = [x._version for x in counted], [x.data_ptr() for x in tensors]
-        return cls(tensors, counted, versions, addresses, list(range(len(tensors))), events)
+        return cls(tensors, counted, versions, addresses, attributes, events)
 
 
 class Follow:
     """Calls `update` before a call of a converted module, where the module's tensors may have changed since the last.
 
-    - `tensors`: those that it depends on, as they are now. `update`: gives the engine their values.
+    - `tensors`: those that it depends on, as they are now, and `attributes` where those are that are no parameters or
+      buffers. `update`: gives the engine their values.
 
     Three things are looked at: the tensors' version counters and addresses, whether an optimizer of one of them has
-    made a step (the fused ones leave the version counters alone), and whether a parameter or buffer was replaced. None
-    of them sees what is written through `.data` or by other programs; `model_trt.changed()` does.
+    made a step (the fused ones leave the version counters alone), and whether a parameter, buffer, module or tensor was
+    replaced. `model_trt.changed()` also sees what is written through `.data`, by other programs, or by `F.batch_norm`
+    to statistics without a count of batches, attributes that are no tensors, and parameters that were put into
+    `module._parameters`.
     """
 
     def __init__(
-        self, module: torch.nn.Module, tensors: Callable[[], list[torch.Tensor]], update: Callable[[], Any]
+        self,
+        module: torch.nn.Module,
+        tensors: Callable[[], list[torch.Tensor]],
+        attributes: Callable[[], list[Attribute]],
+        update: Callable[[], Any],
     ) -> None:
-        self._module, self._tensors, self._update = weakref.ref(module), tensors, update
+        self._module, self._tensors, self._attributes, self._update = weakref.ref(module), tensors, attributes, update
         self._events = 0
         self._owners: set[int] = set()
         me = weakref.ref(self)
@@ -62,6 +74,7 @@ class Follow:
             register_optimizer_step_post_hook(stepped),
             torch_module.register_module_parameter_registration_hook(registered),
             torch_module.register_module_buffer_registration_hook(registered),
+            torch_module.register_module_module_registration_hook(registered),
         ]
         weakref.finalize(self, _remove, hooks)
         self._seen = self._look()
@@ -69,18 +82,21 @@ class Follow:
     def _look(self) -> _Seen:
         module = self._module()
         self._owners = set() if module is None else {id(owner) for owner in module.modules()}
-        return _Seen.of([] if module is None else self._tensors(), self._events)
+        tensors, attributes = ([], []) if module is None else (self._tensors(), self._attributes())
+        return _Seen.of(tensors, attributes, self._events)
 
     def __call__(self) -> None:
         """Update the converted module if anything may have changed."""
         seen = self._seen
         if (
             self._events != seen.events
-            or [x._version for x in seen.counted] != seen.versions
-            or not _are_at(seen.tensors, seen.addresses, seen.indices)  # type: ignore[arg-type]
+            or list(map(_version, seen.counted)) != seen.versions
+            or list(map(_address, seen.tensors)) != seen.addresses
+            or seen.attributes
+            and not _are_held(seen.attributes)
         ):
             now = self._look()  # before the update: what is written meanwhile is for the next call to see
-            if now.tensors:
+            if now.tensors or now.attributes:
                 self._update()
             self._seen = now
 
@@ -90,8 +106,9 @@ def _remove(hooks: list[Any]) -> None:
         hook.remove()
 
 
-def _are_at_slowly(tensors: list[torch.Tensor], addresses: list[int], indices: list[int]) -> bool:
-    return [x.data_ptr() for x in tensors] == addresses
-
-
-_are_at = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", _are_at_slowly)
+def _are_held(attributes: list[Attribute]) -> bool:
+    """Whether tensors are where they were."""
+    try:
+        return all(holder[key] is value for _, holder, key, value in attributes)
+    except LookupError:
+        return False

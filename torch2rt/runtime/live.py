@@ -17,9 +17,10 @@ from torch2rt.network import Network
 from torch2rt.recipes.contents import Content, contents
 from torch2rt.recipes.replay import Recipes, Unreplayable
 from torch2rt.recipes.settings import differences, settings
-from torch2rt.recipes.tape import inner_tensors, named_tensors
+from torch2rt.recipes.tape import Attribute, attributes, inner_tensors, named_tensors
 from torch2rt.runtime.shared_lock import SharedLock
 
+OUTSIDE = "a tensor that the module's forward uses, and does not own"
 LOGGER = logging.getLogger("torch2rt")
 Tensors = dict[str, torch.Tensor]
 Weights = list[dict[int, torch.Tensor]]  # of each network, by number
@@ -52,6 +53,7 @@ class Live:
         self._settings = settings(module)
         values = _tensors_of(module)
         self._contents = contents({name: values[name] for name in self.names})
+        self._outside = self._contents_outside()
         for recipes in self._recipes:
             recipes.check(values)
 
@@ -77,7 +79,13 @@ class Live:
         """
         values = _tensors_of(self.module())
         names = dict.fromkeys([*self.names, *(name for name in values if name.endswith("num_batches_tracked"))])
-        return [values[name] for name in names if name in values]
+        found = [values[name] for name in names if name in values]
+        return [*found, *(x for recipes in self._recipes for x in recipes.outside)]
+
+    def attributes(self) -> list[Attribute]:
+        """The module's tensors that are no parameters or buffers, and where they are held."""
+        module = self.module()
+        return attributes(getattr(module, "_orig_mod", module))
 
     # What has changed ------------------------------------------------------------------------------------------------
 
@@ -85,7 +93,7 @@ class Live:
         """The names of what is another in a source than in the networks: tensors, and plain attributes of modules."""
         with self.lock:
             values = self._values(source)
-            return [*self._changed(self._contents_of(values)), *self._other_settings(source)]
+            return [*self._changed(self._contents_of(values)), *self._others(source, values)]
 
     def _contents_of(self, values: Tensors) -> dict[str, Content]:
         return contents({name: values[name] for name in self.names if name in values})
@@ -99,7 +107,8 @@ class Live:
             source = self.module()
         if isinstance(source, torch.nn.Module):
             values = _tensors_of(source)
-            if missing := [name for name in self.names if name not in values]:
+            missing = [name for name in self.names if name not in values]
+            if missing and source is not self._module():
                 raise InputError(f"The module to refit with has no {', '.join(missing)}.")
             return values
         if not isinstance(source, Mapping):
@@ -111,11 +120,17 @@ class Live:
             raise InputError(f"The state dict has tensors that the module does not have: {', '.join(unknown)}.")
         return given
 
-    def _other_settings(self, source: Any) -> list[str]:
-        """The plain attributes of a module that differ from those it was converted with."""
+    def _others(self, source: Any, values: Tensors) -> list[str]:
+        """What else differs from what the module was converted with: plain attributes, and tensors that are no more."""
+        outside = [OUTSIDE] if self._contents_outside() != self._outside else []
         if isinstance(source, Mapping):
-            return []
-        return differences(self._settings, settings(self.module() if source is None else source))
+            return outside
+        gone = [name for name in self.names if name not in values]
+        return [*gone, *differences(self._settings, settings(self.module() if source is None else source)), *outside]
+
+    def _contents_outside(self) -> dict[str, Content]:
+        found = [x for recipes in self._recipes for x in recipes.outside]
+        return contents({str(place): x for place, x in enumerate(found)})
 
     # New weights -----------------------------------------------------------------------------------------------------
 
@@ -128,12 +143,12 @@ class Live:
         with self.lock:
             values = self._values(source)
             now = self._contents_of(values)
-            changed, other = self._changed(now), self._other_settings(source)
+            changed, other = self._changed(now), self._others(source, values)
             if not changed and not other:
                 return []
             try:
                 if other:
-                    raise Unreplayable(other, "attributes of the module that are no tensors have changed")
+                    raise Unreplayable(other, "what is no weight, such as attributes of the module, has changed")
                 self._complete(values, changed)
                 made = [recipes.replay(values, changed) for recipes in self._recipes]
             except Unreplayable as error:
@@ -141,6 +156,7 @@ class Live:
                 self._lower_again(module, error, strict, take)
                 self._settings = settings(module)
                 self._contents = self._contents_of(_tensors_of(module))
+                self._outside = self._contents_outside()
             else:
                 self._set(made, take)
                 self._contents.update(now)

@@ -174,8 +174,10 @@ class TRTModule(Refittable):
 
     def _replicate_for_data_parallel(self) -> Any:
         """A replica runs on the GPU of its inputs; all of them share one engine for each GPU."""
+        if self._follow is not None:
+            self._follow()  # once, and not by each replica
         replica = super()._replicate_for_data_parallel()
-        replica._index, replica._is_replica = None, True
+        replica._index, replica._is_replica, replica._follow = None, True, None
         return replica
 
     def load(self, device: torch.device) -> Any:
@@ -206,7 +208,9 @@ class TRTModule(Refittable):
 
     def reference(self) -> ReferenceModule:
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
-        reference = ReferenceModule(*self.networks(), interface=self.interface, live=self._live, follow=self._follow)
+        owner = None if self._follow is None else self
+        live, follow = self._live, self._follow
+        reference = ReferenceModule(*self.networks(), interface=self.interface, live=live, follow=follow, owner=owner)
         reference.recomputed = self.recomputed
         return reference
 

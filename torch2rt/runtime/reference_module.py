@@ -28,9 +28,11 @@ class ReferenceModule(Converted):
         interface: Interface | None = None,
         live: Live | None = None,
         follow: Callable[[], None] | None = None,
+        owner: torch.nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._live, self._follow = live, follow
+        self._owner = (owner,)  # which `follow` refits; in a tuple, as it is no part of this module
         self._read(live.up_to_date() if live is not None else networks)
         self._dispatch: Dispatch | None = None
         if len(networks) > 1 and interface is not None:

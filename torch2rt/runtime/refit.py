@@ -36,7 +36,7 @@ def refit_engine(pool: ContextPool, weights: Mapping[str, torch.Tensor]) -> bool
 
 
 def _refit(pool: ContextPool, weights: Mapping[str, torch.Tensor]) -> bool:
-    refitter = trt.Refitter(pool.loaded.engine, LOG)
+    refitter = pool.loaded.refitter = pool.loaded.refitter or trt.Refitter(pool.loaded.engine, LOG)
     known = set(refitter.get_all_weights())
     if not known.issuperset(weights):
         return False

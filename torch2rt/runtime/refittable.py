@@ -122,7 +122,7 @@ class Refittable(Converted):
             if (module := me()) is not None:
                 module.refit(strict=False)
 
-        self._follow = Follow(live.module(), live.tensors, update)
+        self._follow = Follow(live.module(), live.tensors, live.attributes, update)
 
     def refit(self, source: Any = None, *, strict: bool = True) -> list[str]:
         """Take the values that a module's parameters and buffers have now; returns the names of those that changed.

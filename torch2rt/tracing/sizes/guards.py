@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import Mod
+from torch.utils._sympy.functions import Max, Min, Mod
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2rt.errors import TraceError
@@ -254,7 +254,10 @@ def hold(
             relations.append(decision)
     claims = [decision.claim for decision in relations]
     for decision in list(relations):
-        for sizes in _counterexamples(decision.claim, claims, ranges) if not decision.internal else ():
+        is_demand = decision.internal and not decision.claim.has(
+            Min, Max
+        )  # as of the sizes of a sum: others raise errors
+        for sizes in _counterexamples(decision.claim, claims, ranges) if not is_demand else ():
             if not is_refused(sizes):
                 narrow(decision, {ranges[symbol]: size for symbol, size in sizes.items()})
                 relations.remove(decision)
