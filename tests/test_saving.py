@@ -80,8 +80,23 @@ def engines(model_trt):
     return model_trt.engines if isinstance(model_trt, PartitionedModule) else [model_trt]
 
 
+def on_cpu(module):
+    """A stateful module whose state is on the CPU, as a file's is; others as they are."""
+    return module.cpu() if isinstance(module, StatefulModule) else module
+
+
+def ready(module, device):
+    """A module on a GPU, with the state that it began with."""
+    if isinstance(module, StatefulModule):
+        module.to(device)
+        for value in module.state.values():
+            value.zero_()
+    return module
+
+
 def same_results(ours, theirs, shape):
     x = torch.randn(shape)
+    ours, theirs = on_cpu(ours), on_cpu(theirs)
     with torch.no_grad():
         results = [torch.utils._pytree.tree_leaves(m.reference()(x)) for m in (ours, theirs)]
     return all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -101,7 +116,7 @@ def test_what_is_saved_is_loaded(saved):
         assert again.built == theirs.built
     assert same_results(loaded, model_trt, x.shape), "its source is the network"
     if kind == "stateful":
-        assert torch.equal(loaded.state["total"], model_trt.state["total"])
+        assert torch.equal(on_cpu(loaded).state["total"], on_cpu(model_trt).state["total"])
         loaded.state["total"].fill_(7)
         assert load(path).state["total"].sum() == 0, "the file stays as it was"
     if kind == "partitioned":
@@ -192,9 +207,9 @@ def test_loaded_engines_compute_the_same(saved, on_gpu, tmp_path, monkeypatch):
     """And so they do with the kernels of the first one, of which none is compiled again."""
     _, model_trt, x, path = saved
     x = x.to(on_gpu)
-    expected = [y.clone() for y in torch.utils._pytree.tree_leaves(model_trt(x.clone()))]
+    expected = [y.clone() for y in torch.utils._pytree.tree_leaves(ready(model_trt, on_gpu)(x.clone()))]
     loaded = load(path, key=KEY, verify=True)
-    ours = torch.utils._pytree.tree_leaves(loaded(x.clone()))
+    ours = torch.utils._pytree.tree_leaves(ready(loaded, on_gpu)(x.clone()))
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     save(loaded, tmp_path / "again")
@@ -202,7 +217,7 @@ def test_loaded_engines_compute_the_same(saved, on_gpu, tmp_path, monkeypatch):
     again = load(tmp_path / "again")
     has_kernels = kernel_cache.has_runtime_cache()
     assert all(bool(engine.built.kernels) == has_kernels for engine in engines(again))
-    for a, b in zip(torch.utils._pytree.tree_leaves(again(x.clone())), expected, strict=True):
+    for a, b in zip(torch.utils._pytree.tree_leaves(ready(again, on_gpu)(x.clone())), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
@@ -211,7 +226,7 @@ def test_what_is_let_go_of_leaves_the_gpu(saved, on_gpu):
     _, _, x, path = saved
     free = []
     for _ in range(3):
-        loaded = load(path)
+        loaded = ready(load(path), on_gpu)
         loaded(x.to(on_gpu))
         del loaded
         gc.collect()

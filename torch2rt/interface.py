@@ -286,9 +286,9 @@ def _difference(expected: Spec, got: Spec, path: str = "arguments") -> str:
             return "a tensor"
         if "constant" in spec:
             return repr(spec["constant"])
-        kind = next(k for k in ("class", "dict", "tuple", "list", "dtype", "device", "sequence") if k in spec)
+        kind = next(k for k in ("class", "dict", "tuple", "list", "dtype", "device", "type", "sequence") if k in spec)
         children = spec.get("items", spec.get(kind, ()))
-        return f"{spec[kind]}" if kind in ("class", "dtype", "device") else f"a {kind} of {len(children)}"
+        return f"{spec[kind]}" if kind in ("class", "dtype", "device", "type") else f"a {kind} of {len(children)}"
 
     ours, theirs = children(expected), children(got)
     if path == "arguments":

@@ -25,29 +25,38 @@ from torch2rt.tracing.trace import trace
 
 def network_of(nodes: Sequence[Any], tensors: Sequence[torch.Tensor], interface: Interface, nan: str) -> Network:
     """The network of a graph that was saved; raises `EngineError` where it cannot be made here."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    decoded = decode(nodes, tensors, device)
+    reason: Exception | None = None
+    # A graph that was traced on the CPU may ask for strides that only the CPU's kernels give.
+    for device in map(torch.device, ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]):
+        decoded = decode(nodes, tensors, device)
+        try:
+            network = _lowered(decoded, device, interface, nan)
+        except (ConversionError, RuntimeError, ValueError) as error:
+            reason = reason or error
+        else:
+            network.interface = interface
+            return network
+    raise EngineError(f"The engine cannot be built again of its graph: {reason}") from reason
+
+
+def _lowered(decoded: Decoded, device: torch.device, interface: Interface, nan: str) -> Network:
     specs = interface.inputs
     examples = [
         torch.zeros(spec.opt, dtype=spec.dtype, device=device).contiguous(memory_format=spec.memory_format)
         for spec in specs
     ]
-    try:
-        graph = trace(
-            decoded.graph,
-            examples,
-            input_names=[spec.name for spec in specs],
-            output_names=list(interface.outputs),
-            min_shapes=[spec.min for spec in specs],
-            opt_shapes=[spec.opt for spec in specs],
-            max_shapes=[spec.max for spec in specs],
-        )
-        graph = _unfolded(graph, decoded)
-        _name_places(graph, decoded)
-        network = lower(graph, nan=nan, passes=[])
-    except ConversionError as error:
-        raise EngineError(f"The engine cannot be built again of its graph: {error}") from error
-    network.interface = interface
+    graph = trace(
+        decoded.graph,
+        examples,
+        input_names=[spec.name for spec in specs],
+        output_names=list(interface.outputs),
+        min_shapes=[spec.min for spec in specs],
+        opt_shapes=[spec.opt for spec in specs],
+        max_shapes=[spec.max for spec in specs],
+    )
+    graph = _unfolded(graph, decoded)
+    _name_places(graph, decoded)
+    network = lower(graph, nan=nan, passes=[])
     network.keep_graphs(*without_gpu_memory(graph, graph))
     return network
 
