@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from test_tracing import module
 
-from torch2rt import InputError, UnsupportedError, arguments, build, lower, torch2rt, trace
+from torch2rt import InputError, TraceError, UnsupportedError, arguments, build, lower, torch2rt, trace
 from torch2rt.backend import tensorrt as backend
 from torch2rt.backend.tensorrt import LOG, trt
 
@@ -133,26 +133,34 @@ def test_a_build_speaks_to_the_logger(messages):
 # Advice --------------------------------------------------------------------------------------------------------------
 
 
-class DynamicCache:
-    """Named as the one of transformers, which is no container."""
+class Cache:
+    """As those of transformers are: objects with tensors in them."""
+
+    def __init__(self):
+        self.layers = [None]
 
 
-@pytest.mark.parametrize(
-    ("forward", "inputs"),
-    [(lambda self, x: (x + 1, DynamicCache()), [X]), (lambda self, x, cache: x + 1, [X, DynamicCache()])],
-    ids=["returned", "given"],
-)
-def test_a_cache_says_how_to_do_without(forward, inputs):
-    with pytest.raises(InputError, match=r'a DynamicCache is not a tensor.*kwargs=\{"use_cache": False\}'):
-        trace(module(forward), inputs)
+def test_objects_are_taken_apart():
+    cache = Cache()
+    cache.layers = [X, {"n": X * 2}]
+    graph = trace(module(lambda self, x, cache: (x + cache.layers[1]["n"], cache)), [X, cache])
+    arguments = graph.meta["torch2rt"].interface.inputs
+    assert [spec.name for spec in arguments] == ["x", "cache_layers_0", "cache_layers_1_n"]
 
 
-def test_transformers_caches_are_known():
-    transformers = pytest.importorskip("transformers")
-    for name in ("DynamicCache", "StaticCache", "EncoderDecoderCache"):
-        cache = getattr(transformers, name)
-        with pytest.raises(InputError, match="use_cache"):
-            trace(module(lambda self, x, cache: x), [X, cache.__new__(cache)])
+def test_a_changed_object_says_what_to_do():
+    def forward(self, x, cache):
+        cache.layers = [x]
+        return x + 1
+
+    with pytest.raises(TraceError, match=r'changes the Cache among its inputs.*state="write"'):
+        trace(module(forward), [X, Cache()])
+
+
+@pytest.mark.parametrize("value", [torch.nn.Linear(2, 3), iter([1]), torch.Generator(), {1, 2}], ids=type)
+def test_other_objects_are_refused(value):
+    with pytest.raises(InputError, match="is not a tensor, a constant"):
+        trace(module(lambda self, x, other: x + 1), [X, value])
 
 
 def test_dropout_in_eval_mode_says_what_is_missing():

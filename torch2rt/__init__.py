@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch2rt.submodules import convert_submodules as convert_submodules
     from torch2rt.tracing.record_shapes import record_shapes as record_shapes
     from torch2rt.tracing.trace import trace as trace
+    from torch2rt.tracing.whole_calls import graph_break as graph_break
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _HOMES = {
     "PartitionedModule": "runtime.partitioned.segments",
     "BackgroundModule": "background.module",
     "convert_submodules": "submodules",
+    "graph_break": "tracing.whole_calls",
     "plan": "planning",
     "GraphCache": "runtime.graph_cache",
     "record_shapes": "tracing.record_shapes",

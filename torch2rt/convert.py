@@ -20,6 +20,7 @@ from torch2rt.passes.order import Pass, chosen
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.runtime.recomputed import Recomputed, check_backward
 from torch2rt.runtime.stateful import Found, StatefulModule, find_state
 from torch2rt.tracing.sizes.coverage import MAX_VARIANTS
 from torch2rt.tracing.trace import as_arguments
@@ -72,11 +73,13 @@ def torch2rt(
     smooth_quant: float | None = None,
     bias_correction: bool = False,
     configure: Callable[[Any], None] | None = None,
-    fallback: bool = False,
+    fallback: bool | str = False,
     torch_executed: Iterable[Any] = (),
     min_segment_calls: int | None = None,
     max_sizes: int | None = None,
+    torch_segments: str | None = None,
     state: str = "refuse",
+    backward: str | None = None,
     refittable: bool = False,
     follow: bool = False,
     background: bool = False,
@@ -162,7 +165,8 @@ def torch2rt(
       `weight_budget`, `configure`: as for `torch2rt.build`.
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
-      refused, and the error says what `fallback=True` would do.
+      refused, and the error says what `fallback=True` would do. `"measure"` also runs each engine on the GPU beside the
+      torch calls that it is for, at the opt shapes, and leaves to torch what is faster there.
     - `torch_executed`: with `fallback`, what is to stay torch's in any case: functions as the graph calls them
       (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
     - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
@@ -170,11 +174,17 @@ def torch2rt(
     - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
       number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
       other sizes run such a segment with torch.
-    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs.
-      `"refuse"` raises `TraceError`. `"write"` returns a `StatefulModule`, which keeps the tensors in the same way, and
-      writes to inputs. `"explicit"` makes them an argument, a dict `state` by name, and returns the result, the new
-      ones in a dict, and what was written to inputs in a list. What is written to is seen in a run of the module on the
-      example; it must keep its shapes. `max_batch_size` has no meaning then: give `max_shapes`.
+    - `torch_segments`: with `fallback`, how torch makes its calls: `"eager"` (the default) or `"compile"`, through
+      `torch.compile`, but for calls that draw random numbers or whose sizes depend on values.
+    - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs, or
+      changes objects among these, such as transformers' caches. `"refuse"` raises `TraceError`. `"write"` returns a
+      `StatefulModule`, which keeps the tensors in the same way, and writes to inputs. `"explicit"` makes them an
+      argument, a dict `state` by name, and returns the result, the new ones in a dict, and in a list what inputs have
+      become, tensors before objects. What is written to is seen in a run of the module on the example; it must keep its
+      shapes, but in objects. `max_batch_size` has no meaning then: give `max_shapes`.
+    - `backward`: what a call under autograd gives. `None`: results without gradients. `"recompute"`: inputs that need a
+      gradient get it, by a run of the module itself in the backward pass, which stays in memory beside the engine.
+      Parameters get none: they are the engine's. A loaded engine has no module, and so no gradients.
     - `refittable`: `model_trt.refit()` gives the engine the values that the module's parameters have by then. It needs
       `keep_network`, holds a copy of the weights, and merges paths by proof alone.
     - `follow`: `refittable`, and each call does so first if the module has changed: after a step of an optimizer,
@@ -197,6 +207,7 @@ def torch2rt(
     torch.Size([7, 5])
     """
     check_mode(verify)
+    check_backward(backward)
     asked, iterations = from_torch2trt(
         torch2trt,
         dict(
@@ -217,7 +228,7 @@ def torch2rt(
     )
     precise = Precision(**asked)
     ordered = chosen(passes, float64)
-    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes)
+    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes, torch_segments)
     if merge not in MERGE:
         raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS
@@ -271,14 +282,20 @@ def torch2rt(
     converted: TRTModule | PartitionedModule | None = None
     if choice is None:
         converted = conversion.engines(most, merge)
-    elif not choice.torch_executed:
+    elif not choice.torch_executed and conversion.may_be_whole:
         with contextlib.suppress(TraceError, UnsupportedError, BuildError):
             converted = conversion.engines(most, merge)
+        if choice.measures and converted is not None and conversion.is_slow(converted, choice):
+            converted = None
     if converted is None:
         assert choice is not None
         converted = conversion.segments(choice)
     if follow:
         converted.follow()
+    if backward is not None:
+        if stateful is not None:
+            raise InputError(f"{backward=} is for modules without state, which a second run would change again.")
+        converted.recomputed = Recomputed(module, draws=isinstance(converted, PartitionedModule))
     return _finished(converted, stateful, state, keep_network, cuda_graph)
 
 
@@ -301,7 +318,7 @@ def _finished(model_trt: Any, stateful: Found | None, state: str, keep_network: 
     model_trt.cuda_graph = cuda_graph
     if stateful is None or state == "explicit":
         return model_trt
-    return StatefulModule(model_trt, stateful.values, stateful.module._written)
+    return StatefulModule(model_trt, stateful.values, stateful.module._written, stateful.objects)
 
 
 def _state(module: Any, inputs: Any, kwargs: Any, state: str, max_batch_size: Any, shapes: Any) -> Found | None:

@@ -21,21 +21,24 @@ def describe_inputs(
     opt_shapes: Any,
     max_shapes: Any,
     max_batch_size: int | None,
-    dtypes: Mapping[torch.dtype, Any],
+    dtypes: Mapping[torch.dtype, Any] | None,
     multiple_of: Any = None,
     asked: Mapping[int, Mapping[int, Asked]] | None = None,
 ) -> list[Input]:
-    """Check the tensors of a conversion and give each its name and range; `asked` is what `dynamic_shapes` says."""
+    """Check the tensors of a conversion and give each its name and range.
+
+    `dtypes` are those that inputs may have, `None` for any; `asked` is what `dynamic_shapes` says.
+    """
     if len(names) != len(leaves):
         raise InputError(f"input_names has {len(names)} names for {len(leaves)} input tensors: {names}.")
     if len(set(names)) != len(names) or not all(names):
         raise InputError(f"input_names must be distinct and not empty: {names}.")
     for name, leaf in zip(names, leaves, strict=True):
-        if leaf.dtype.is_complex:
+        if dtypes is not None and leaf.dtype.is_complex:
             raise InputError(
                 f"Input '{name}' is {leaf.dtype}: TensorRT has no complex numbers. Pass torch.view_as_real(x)."
             )
-        if leaf.dtype not in dtypes:
+        if dtypes is not None and leaf.dtype not in dtypes:
             known = ", ".join(map(bare_name, dtypes))
             advice = " Pass x.float() to a module in float32." if leaf.dtype is torch.float64 else ""
             raise InputError(f"Input '{name}' is {leaf.dtype}, TensorRT takes {known}.{advice}")
@@ -100,7 +103,8 @@ def listed_shapes(
     """The choices of shapes in `shapes=[...]`, each with one for each input; `ranges` must not be given beside."""
     if any(value is not None for value in ranges):
         raise InputError(
-            "shapes lists all that is to be served: leave out min_shapes, opt_shapes, max_shapes and max_batch_size."
+            "shapes lists all that is to be served, so that nothing else need be said of sizes: leave out min_shapes, "
+            "opt_shapes, max_shapes, max_batch_size, multiple_of and dynamic_shapes."
         )
     if not isinstance(shapes, (list, tuple)) or not shapes or is_shape(shapes):
         raise InputError(

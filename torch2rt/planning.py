@@ -20,6 +20,7 @@ from torch2rt.errors import UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.passes.order import chosen, run
+from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.passes.partitioning.split import Program
 from torch2rt.precision_plan import PrecisionPlan, plan_precision
 from torch2rt.sizes import evaluate, expression, is_symbolic
@@ -147,7 +148,8 @@ def plan(
     graph = trace(module, inputs, **asked, fallback=True)
     refused: dict[Node, str] = {}
     try:
-        lower(run(graph, ordered), nan=nan, passes=[])
+        if takes_inputs(graph):
+            lower(run(graph, ordered), nan=nan, passes=[])
     except UnsupportedError as error:
         ordered = fitting(graph, ordered)
         refused = refused_calls(graph, error, ordered)

@@ -239,24 +239,23 @@ def _run(
 
     The module's state and the tensors stay as they are.
     """
-    stateful = isinstance(model_trt, StatefulModule)
-    before = {name: value.clone() for name, value in model_trt.state.items()} if stateful else {}
-    try:
-        if torch.cuda.is_available():
-            device = _device_of(model_trt)
-            args, kwargs = unflatten(form, [x.detach().clone().to(device) for x in leaves])
-            with torch.no_grad(), same_states():
-                outputs, result = flatten(model_trt(*args, **kwargs), torch.is_tensor, "result")
-            return [y.cpu() for y in outputs], result, f"the engine on {torch.cuda.get_device_name(device)}"
-        if needs_engine:
-            raise EngineError("verify=True needs an NVIDIA GPU, and torch sees none.")
-        args, kwargs = unflatten(form, [x.detach().clone() for x in leaves])
+    if torch.cuda.is_available():
+        device = _device_of(model_trt)
+        args, kwargs = unflatten(form, [x.detach().clone().to(device) for x in leaves])
         with torch.no_grad(), same_states():
-            outputs, result = flatten(model_trt.reference()(*args, **kwargs), torch.is_tensor, "result")
-        return outputs, result, "the reference, which evaluates the network with torch"
-    finally:
-        for name, value in before.items():
-            model_trt.state[name].copy_(value)
+            if isinstance(model_trt, StatefulModule):
+                state = {name: value.clone().to(device) for name, value in model_trt.state.items()}
+                given, *_ = model_trt.converted(*args, state=state, **kwargs)
+            else:
+                given = model_trt(*args, **kwargs)
+            outputs, result = flatten(given, torch.is_tensor, "result")
+        return [y.cpu() for y in outputs], result, f"the engine on {torch.cuda.get_device_name(device)}"
+    if needs_engine:
+        raise EngineError("verify=True needs an NVIDIA GPU, and torch sees none.")
+    args, kwargs = unflatten(form, [x.detach().clone() for x in leaves])
+    with torch.no_grad(), same_states():
+        outputs, result = flatten(model_trt.reference()(*args, **kwargs), torch.is_tensor, "result")
+    return outputs, result, "the reference, which evaluates the network with torch"
 
 
 def _device_of(model_trt: Any) -> torch.device:

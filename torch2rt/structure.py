@@ -1,8 +1,9 @@
 """Nested Python values as a flat list of tensors plus a JSON-ready description, and back.
 
-Arguments and results of a module may nest tensors in tuples, lists, dicts, named tuples and dataclasses beside plain
-constants. `flatten` takes such a value apart, `unflatten` puts new leaves into the same shape. A description holds only
-JSON values, so that it can be stored beside an engine and read back without unpickling anything.
+Arguments and results of a module may nest tensors in tuples, lists, dicts, named tuples, dataclasses and objects that
+are no more than their attributes, beside plain constants. `flatten` takes such a value apart, `unflatten` puts new
+leaves into the same shape. A description holds only JSON values, so that it can be stored beside an engine and read
+back without unpickling anything.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import collections.abc
 import dataclasses
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch2rt.errors import EngineError, InputError
 
 Spec = Any
 CONSTANTS = (type(None), bool, int, float, str)
+CONTAINERS = (dict, collections.UserDict, tuple, list)
 
 
 def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> tuple[list[Any], Spec]:
@@ -62,19 +64,45 @@ def flatten(value: Any, is_leaf: Callable[[Any], bool], what: str = "value") -> 
             if type(value) is list:
                 return {"list": items}
             return {"sequence": items, "class": _path_of(type(value))}
+        if isinstance(value, type):
+            return {"type": _path_of(value)}
+        if is_object(value):
+            names = list(vars(value))
+            items = [walk(item, f"{path}.{name}") for name, item in vars(value).items()]
+            return {"object": names, "class": _path_of(type(value)), "items": items}
         raise InputError(
-            f"{path}: a {type(value).__name__} is not a tensor, a constant, or a tuple, list, dict or dataclass "
-            f"of them.{_advice(value)}"
+            f"{path}: a {type(value).__name__} is not a tensor, a constant, or a tuple, list, dict, dataclass or plain "
+            "object of them."
         )
 
     return leaves, walk(value, what)
 
 
-def _advice(value: Any) -> str:
-    """What to do about a value that is none of these, if it is of a known kind."""
-    if any(cls.__name__.endswith("Cache") for cls in type(value).__mro__):  # of transformers' decoders
-        return ' An engine keeps no cache: convert the model with kwargs={"use_cache": False}.'
-    return ""
+def is_object(value: Any) -> bool:
+    """Whether a value is an object that is no more than its attributes, such as a cache of transformers' decoders."""
+    cls = type(value)
+    return (
+        hasattr(value, "__dict__")
+        and cls.__new__ is object.__new__
+        and cls.__reduce__ is object.__reduce__
+        and cls.__setattr__ is object.__setattr__
+        and not callable(value)
+        and not isinstance(value, (type(torch), torch.nn.Module, CONTAINERS))
+        and not any(vars(c).get("__slots__") for c in cls.__mro__)
+        and not dataclasses.is_dataclass(value)
+    )
+
+
+def objects_in(value: Any) -> Iterator[Any]:
+    """The outermost objects within a value, in the order of `flatten`."""
+    if is_object(value):
+        yield value
+    elif isinstance(value, CONTAINERS):
+        for item in value.values() if isinstance(value, (dict, collections.UserDict)) else value:
+            yield from objects_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from objects_in(getattr(value, field.name))
 
 
 def take(spec: Spec, value: Any, tensors: list[Any]) -> bool:
@@ -118,9 +146,18 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
         sequence = _class_at(spec["class"], (tuple, list))
         items = [unflatten(item, leaves) for item in spec["sequence"]]
         return sequence(*items) if hasattr(sequence, "_fields") else sequence(items)
+    if "type" in spec:
+        return _class_at(spec["type"], (object,))
     items = [unflatten(item, leaves) for item in spec["items"]]
+    if "object" in spec:
+        cls = _class_at(spec["class"], (object,))
+        result = object.__new__(cls)
+        vars(result).update(zip(spec["object"], items, strict=True))
+        if not is_object(result):
+            raise EngineError(f"{spec['class']} is no longer a plain class, so the result cannot be put into one.")
+        return result
     if "dataclass" in spec:
-        cls: Any = _class_at(spec["class"], (object,))
+        cls = _class_at(spec["class"], (object,))
         if not hasattr(cls, "__dataclass_fields__"):
             raise EngineError(f"{spec['class']} is no longer a dataclass, so the result cannot be put into one.")
         fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -137,7 +174,8 @@ def unflatten(spec: Spec, leaves: Sequence[Any]) -> Any:
 def children(spec: Spec) -> dict[Any, Spec]:
     """The descriptions of a container's items, by index, key or field; none for anything else."""
     if "items" in spec:
-        return dict(zip(spec.get("dict", spec.get("dataclass", ())), spec["items"], strict=True))
+        names = spec.get("dict", spec.get("dataclass", spec.get("object", ())))
+        return dict(zip(names, spec["items"], strict=True))
     return dict(enumerate(spec.get("tuple", spec.get("list", spec.get("sequence", ())))))
 
 

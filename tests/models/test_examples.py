@@ -106,3 +106,9 @@ def test_scale_benchmark():
     assert memory["engine"] > memory["weights"] == 2**26
     assert set(memory["seconds"]) == set(memory["peak"]) == {"trace", "lower", "build"}
     assert "GiB" in scale.report(memory)
+
+
+def test_generate(capsys):
+    results = load("examples/generate.py").main(layers=1, width=64)
+    assert results["tokens as eager's, from the first on"] == results["tokens"] >= 8
+    assert "tokens in a second, torch2rt" in capsys.readouterr().out

@@ -396,7 +396,7 @@ class Refitter:
     refuses = ""
 
     def __init__(self, engine, log):
-        self.named, self.made_for = {}, engine
+        self.named, self.set, self.made_for = {}, set(), engine
         Refitter.made.append(self)
 
     def get_all_weights(self):
@@ -404,13 +404,17 @@ class Refitter:
 
     def set_named_weights(self, name, weights, location):
         self.named[name] = (weights.size, location)
+        self.set.add(name)
         return name != self.refuses
 
     def get_missing_weights(self):
         return ["b"] if self.refuses == "missing" else []
 
+    def unset_named_weights(self, name):
+        self.set.discard(name)
+
     def refit_cuda_engine_async(self, stream):
-        self.stream = stream
+        self.stream, self.given = stream, set(self.set)
         return self.refuses != "refit"
 
 
@@ -443,6 +447,8 @@ def test_an_engine_gets_weights_while_nobody_runs_it(fake):
     assert done == [True]
     (refitter,) = Refitter.made
     assert refitter.named == {"a": (3, refit_file.trt.TensorLocation.DEVICE)} and refitter.stream == fake.pool.stream
+    assert refit_file.refit_engine(fake.pool, {"b": torch.ones(2)}) and Refitter.made == [refitter]
+    assert refitter.given == {"b"} and not refitter.set, "a is not read again, which is gone"
 
 
 @pytest.mark.parametrize(("refuses", "name"), [("a", "a"), ("missing", "a"), ("refit", "a"), ("", "unknown")])

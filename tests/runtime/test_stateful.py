@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch2rt import torch2rt
+from torch2rt import load, save, torch2rt
 from torch2rt.errors import InputError, TraceError
 from torch2rt.runtime.module import TRTModule
 
@@ -215,3 +215,85 @@ def test_a_static_cache_generates_what_eager_does():
     assert len(tokens.unique()) > 1
     torch.testing.assert_close(tokens, expected_tokens)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+class Window:
+    """What a stream has heard last, in an object that the caller keeps."""
+
+    def __init__(self, width):
+        self.parts, self.calls, self.seen = [torch.zeros(1, 2, width)], 0, torch.zeros((), dtype=torch.long)
+
+
+class Listens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 3, 3)
+
+    def forward(self, x, *, of):
+        (last,) = of["window"].parts
+        whole = torch.cat([last, x], 2)
+        of["window"].parts = [whole[:, :, -2:]]
+        of["window"].seen += x.shape[2]
+        return self.conv(whole) * of["window"].seen
+
+
+@pytest.mark.parametrize("state", ["write", "explicit"])
+def test_objects_that_the_module_changes(state, tmp_path):
+    module, x = Listens().eval(), torch.randn(1, 2, 5)
+    windows = [{"window": Window(2)} for _ in range(3)]
+    options = {"max_shapes": {"x": (1, 2, 9)}, "min_shapes": {"x": (1, 2, 1)}}
+    run = torch2rt(module, [x], kwargs={"of": windows[2]}, state=state, **options).reference()
+    if state == "write":
+        path = tmp_path / "stream.rt"
+        save(torch2rt(module, [x], kwargs={"of": windows[2]}, state=state, keep_network=False, **options), path)
+        assert load(path).objects == run.objects
+    assert not windows[2]["window"].seen and not windows[2]["window"].parts[0].any()
+    ours, theirs = windows[:2]
+    seen = ours["window"].seen
+    for size in (5, 1, 9):
+        x = torch.randn(1, 2, size)
+        expected, actual = module(x, of=theirs), run(x, of=ours, **({"state": {}} if state == "explicit" else {}))
+        if state == "explicit":
+            actual, _, (ours["window"],) = actual
+        torch.testing.assert_close(actual, expected)
+        for one, other in zip(vars(ours["window"]).values(), vars(theirs["window"]).values(), strict=True):
+            torch.testing.assert_close(one, other)
+    assert (ours["window"].seen is seen) == (state == "write")  # which eager writes to in place
+
+
+@pytest.mark.parametrize("kind", ["DynamicCache", "StaticCache"])
+def test_caches_among_the_inputs(kind):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = transformers.LlamaForCausalLM(config)
+
+        def forward(self, ids, cache):
+            result = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+            return result.logits, result.past_key_values
+
+    module, token = Decoder().eval(), torch.tensor([[4]])
+    cache = getattr(transformers, kind)(config=config, **{"max_cache_len": 9} if kind == "StaticCache" else {})
+    shapes = {}
+    if kind == "DynamicCache":
+        shapes = {"min_shapes": [(1, 1), *[(1, 2, 1, 8)] * 2], "max_shapes": [(1, 1), *[(1, 2, 20, 8)] * 2]}
+    with torch.no_grad():
+        module(torch.tensor([[1, 2, 3]]), cache)
+        run = torch2rt(module, [token, copy.deepcopy(cache)], state="write", **shapes).reference()
+        other = copy.deepcopy(cache)
+        for number in range(3):
+            expected, _ = module(token + number, cache)
+            actual, returned = run(token + number, other)
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+            assert type(returned) is type(cache) and other.get_seq_length() == cache.get_seq_length() == 4 + number
+            torch.testing.assert_close(other.layers[0].keys, cache.layers[0].keys, rtol=1e-4, atol=1e-5)

@@ -233,6 +233,6 @@ def test_programs_of_sizes(pytestconfig):
 
 
 def test_programs_of_sizes_in_several_graphs(pytestconfig):
-    seeds = range(1000, 1000 + pytestconfig.getoption("--size-programs") // 4)
+    seeds = range(1000, 1000 + pytestconfig.getoption("--size-programs") // 5)
     counts = counted(seeds, Variants)
     assert counts["right"] > 0.6 * counts.total()

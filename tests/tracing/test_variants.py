@@ -95,6 +95,22 @@ def test_paths_cover_the_range(forward, low, high, count):
     check_coverage(forward, low, high, count)
 
 
+def _cut_by_another(self, x):
+    """Sizes at which the slice cuts off, and at which it does not: torch asks itself, not the module."""
+    rows = x.new_zeros(x.shape[1] % 3 + 1, x.shape[1]) + x.sum(0)
+    return rows[: x.shape[0]]
+
+
+def test_a_slice_that_another_size_cuts_off():
+    made, variants = variants_of(_cut_by_another, [torch.randn(3, 5)], min_shapes=[(1, 1)], max_shapes=[(4, 7)])
+    for shape in all_shapes((1, 1), (4, 7)):
+        x = torch.randn(shape)
+        serving = [v for v in variants if graph_meta(v.graph).interface.serves([shape])]
+        assert serving, shape
+        for variant in serving:
+            compare(variant.graph(x)[0], made(x))
+
+
 def _six_questions(self, x):
     y = x * 2 if x.shape[0] % 2 else x + 1
     if x.shape[0] > x.shape[1]:

@@ -37,6 +37,8 @@ def with_background(function: Function) -> Function:
             )
         if options.get("state", "refuse") != "refuse":
             raise InputError("state= is not for background=True: the module and the engine would each keep their own.")
+        if options.get("backward") is not None:
+            raise InputError("backward= needs the module where the engine is, and background=True gives it to another.")
         if options.get("refittable") or options.get("follow"):
             raise InputError("refittable= and follow= are not for background=True: a helper has the engine's network.")
         if not callable(module) or not isinstance(module, torch.nn.Module):

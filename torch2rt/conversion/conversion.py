@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.quirks import builds_refittable
-from torch2rt.conversion.fallback import Choice, convert_in_segments, plan_in_words
+from torch2rt.backend.tensorrt import DTYPES
+from torch2rt.conversion.fallback import Choice, convert_in_segments, fitting, plan_in_words, torch_calls
+from torch2rt.conversion.measuring import faster_in_torch
 from torch2rt.conversion.prepared import Prepared, prepare
 from torch2rt.conversion.structure_keys import of_module, structure_key
+from torch2rt.debug.inputs import first_calls
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine import engine_cache
@@ -27,18 +31,22 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import InputError, Torch2RTError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
-from torch2rt.interface import Input
+from torch2rt.interface import Input, Interface
 from torch2rt.lowering import lower, lower_with_values
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
+from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.recipes.tape import Tape, recording
 from torch2rt.runtime.live import Live
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.structure import unflatten
+from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
+from torch2rt.tracing.whole_calls import has_graph_breaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +91,14 @@ class Conversion:
     on_stage: Callable[[str, Any, float], None]
     says_plan: bool
     refittable: bool = False
+
+    @property
+    def may_be_whole(self) -> bool:
+        """Whether TensorRT has the types of all inputs, and the user has broken the graph nowhere."""
+        if isinstance(self.module, torch.nn.Module) and has_graph_breaks(self.module):
+            return False
+        leaves = tree_leaves(as_arguments(self.inputs, self.kwargs))
+        return all(leaf.dtype in DTYPES for leaf in leaves if isinstance(leaf, torch.Tensor))
 
     def engines(self, max_variants: int, merge: str) -> TRTModule:
         """The module as one engine, or as several that cover its range together."""
@@ -166,37 +182,76 @@ class Conversion:
         ]
         return dataclasses.replace(joined(engines, first.interface, sized), report=first.report)
 
+    def is_slow(self, model_trt: TRTModule, choice: Choice) -> bool:
+        """Whether torch makes the module's calls faster than its engine."""
+        interface = model_trt._interface()
+        inputs = self._inputs_of(interface)
+        module = torch.compile(self.module) if choice.compiles else self.module
+        args, kwargs = unflatten(interface.arguments, inputs)
+        return (
+            faster_in_torch(lambda *_: model_trt(*args, **kwargs), lambda *_: module(*args, **kwargs), inputs)
+            is not None
+        )
+
+    def _inputs_of(self, interface: Interface) -> list[torch.Tensor]:
+        """The example's tensors at shapes that are served."""
+        tensors = interface.tensors(*as_arguments(self.inputs, self.kwargs))
+        return first_calls(interface, tensors, is_slow=False)[0].tensors
+
     def segments(self, choice: Choice) -> PartitionedModule:
         """The module as engines and torch calls."""
         if self.shapes is not None:
             raise InputError("shapes= is for modules that TensorRT takes as a whole. Give min_shapes and max_shapes.")
-        if self.precise.changes:
-            raise InputError(
-                "precision= is for modules that TensorRT takes as a whole, and some calls of this one stay torch "
-                "calls. Convert its parts with torch2rt.convert_submodules, each in its own precision."
-            )
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
         graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
-        if graph_meta(graph).interface.asked_profiles[1:]:
-            raise InputError("Several sets of opt_shapes are for modules that TensorRT takes as a whole. Give one.")
-        refused: UnsupportedError | None = None
-        try:
-            self._lowered(graph)
-        except UnsupportedError as error:
-            refused = error
-        return convert_in_segments(
-            self.module,
-            graph,
-            self._tensors(graph),
+        made, refused = (
+            Prepared(graph, self.passes, self.module, self._tensors(graph)),
+            self._refusal(graph, self.passes),
+        )
+        if self.precise.changes:
+            made = self._in_low_precision(made, choice, refused)
+            refused = self._refusal(made.graph, made.passes)
+        model_trt = convert_in_segments(
+            made.module,
+            made.graph,
+            made.tensors,
             choice,
             refused,
-            passes=self.passes,
+            passes=made.passes,
             nan=self.nan,
             verify=self.verify,
             options=self.options,
             progress=self.progress,
             stage=self._stage,
         )
+        model_trt.report.assumptions += made.notes
+        return model_trt
+
+    def _refusal(self, graph: torch.fx.GraphModule, passes: Sequence[Pass]) -> UnsupportedError | None:
+        """What stands against one engine for a graph."""
+        try:
+            if takes_inputs(graph):
+                lower(run(graph, passes), nan=self.nan, passes=[])
+        except UnsupportedError as error:
+            return error
+        return None
+
+    def _in_low_precision(self, made: Prepared, choice: Choice, refused: UnsupportedError | None) -> Prepared:
+        """The graph in the types that are asked for, but for the calls that stay torch calls."""
+        passes = fitting(made.graph, made.passes)
+        kept = torch_calls(self.module, made.graph, choice, refused, passes, self.nan)
+
+        def stays_torch(node: torch.fx.Node) -> bool:
+            return node.meta.get("origin") in kept
+
+        asked = self.precise.keep_fp32
+        items = [asked] if isinstance(asked, (str, type)) or callable(asked) else list(asked)
+        precise = dataclasses.replace(self.precise, keep_fp32=[*items, *([stays_torch] if kept else [])])
+        with same_states():  # torch's calls may draw random numbers
+            made = prepare(made.graph, passes, precise, self.module, made.tensors, self.progress)
+        for node in made.graph.graph.nodes:
+            node.meta["origin"] = node.name
+        return made
 
     def _ready(self, traced: Traced, variant: Variant) -> tuple[Prepared, torch.fx.GraphModule]:
         """A traced graph after its passes, and what it is compared with."""

@@ -12,6 +12,7 @@ from torch.fx.node import Node
 
 from torch2rt.arguments import whole_number
 from torch2rt.callables import qualified_name
+from torch2rt.conversion import measuring
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
@@ -45,19 +46,30 @@ class Choice:
     - `torch_executed`: functions, paths of modules, and classes of modules whose calls stay torch calls.
     - `min_segment_calls`: smaller TensorRT segments become torch calls.
     - `max_sizes`: the largest size that engines are built for where a size depends on values.
+    - `measures`: whether segments are measured, and the slower engines become torch calls.
+    - `compiles`: whether torch's compiler makes kernels of torch segments.
     """
 
     torch_executed: Sequence[Any] = ()
     min_segment_calls: int = MIN_SEGMENT_CALLS
     max_sizes: int = MAX_SIZE
+    measures: bool = False
+    compiles: bool = False
 
     @classmethod
     def of(
-        cls, fallback: bool, torch_executed: Any, min_segment_calls: int | None, max_sizes: int | None
+        cls,
+        fallback: bool | str,
+        torch_executed: Any,
+        min_segment_calls: int | None,
+        max_sizes: int | None,
+        torch_segments: str | None = None,
     ) -> Choice | None:
         """`None` without fallback; raises `InputError` for what does not fit together."""
-        if not isinstance(fallback, bool):
-            raise InputError(f"{fallback=} is neither True nor False.")
+        if not isinstance(fallback, bool) and fallback != "measure":
+            raise InputError(f"{fallback=} is none of True, False and 'measure'.")
+        if torch_segments not in (None, "eager", "compile"):
+            raise InputError(f"{torch_segments=} is none of 'eager' and 'compile'.")
         if isinstance(torch_executed, str) or not isinstance(torch_executed, Iterable):
             raise InputError(f"{torch_executed=} is not a list of functions, module paths and module classes.")
         executed = list(torch_executed)
@@ -66,10 +78,14 @@ class Choice:
                 raise InputError(f"{item!r} in torch_executed is no function, no module path and no module class.")
         least = whole_number("min_segment_calls", min_segment_calls, 1)
         most = whole_number("max_sizes", max_sizes, 1)
-        if not fallback and (executed or least is not None or most is not None):
-            raise InputError("torch_executed, min_segment_calls and max_sizes need fallback=True.")
-        least = MIN_SEGMENT_CALLS if least is None else least
-        return cls(executed, least, MAX_SIZE if most is None else most) if fallback else None
+        if not fallback and (executed or (least, most, torch_segments) != (None, None, None)):
+            raise InputError("torch_executed, min_segment_calls, max_sizes and torch_segments need fallback=True.")
+        if not fallback:
+            return None
+        if fallback == "measure":
+            measuring.check_measurable()
+        least, most = MIN_SEGMENT_CALLS if least is None else least, MAX_SIZE if most is None else most
+        return cls(executed, least, most, fallback == "measure", torch_segments == "compile")
 
     def calls(self, graph: torch.fx.GraphModule, module: torch.nn.Module | None) -> Refused:
         """The calls that `torch_executed` speaks of."""
@@ -147,6 +163,7 @@ class Partitioner:
     max_size: int = MAX_SIZE
 
     def __post_init__(self) -> None:
+        self.measured: set[tuple[str, ...]] = set()
         self.networks: dict[tuple[str, ...], Network] = {}
         self.engines: dict[tuple[str, ...], Engine] = {}
 
@@ -196,11 +213,44 @@ class Partitioner:
             else:
                 return program
 
+    def without_slow(
+        self, program: Program, build: Callable[[Network], Engine], device: Any, compiles: bool
+    ) -> Program:
+        """The program in which torch makes the calls of engines that were measured to be slower."""
+        while True:
+            slow: Refused = {}
+            for piece in program.pieces:
+                if piece.segment.is_torch or (key := _key(piece)) in self.measured:
+                    continue
+                self.measured.add(key)
+                tensors = measuring.examples(graph_meta(piece.graph).interface, device)
+                engine, calls = TRTModule(self.engines[key]), torch_segment(piece, device, compiles)
+                if (reason := measuring.faster_in_torch(engine, calls, tensors)) is not None:
+                    slow.update(dict.fromkeys(piece.segment.nodes, reason))
+            if not slow:
+                return program
+            self.refused.update(slow)
+            program = self.build(self.lowered(), build)
+
 
 def _key(piece: Piece) -> tuple[str, ...]:
     """What tells one TensorRT segment of a graph from another."""
     segment = piece.segment
     return tuple(node.name for node in (*segment.nodes, *segment.outputs))
+
+
+def torch_calls(
+    module: torch.nn.Module,
+    graph: torch.fx.GraphModule,
+    choice: Choice,
+    error: UnsupportedError | None,
+    passes: Sequence[Pass],
+    nan: str,
+) -> set[str]:
+    """The names of the calls that stay torch calls, as far as lowering says."""
+    refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
+    program = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes).lowered()
+    return {node.name for piece in program.pieces if piece.segment.is_torch for node in piece.segment.nodes}
 
 
 # The module ----------------------------------------------------------------------------------------------------------
@@ -235,10 +285,13 @@ def convert_in_segments(
     refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
     partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes)
     program = stage("lower", partitioner.lowered)
-    program = stage("build", partitioner.build, program, lambda network: build(network, **options, progress=progress))
+    make = lambda network: build(network, **options, progress=progress)  # noqa: E731
+    program = stage("build", partitioner.build, program, make)
     device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
+    if choice.measures:
+        program = partitioner.without_slow(program, make, device, choice.compiles)
     parts: list[Any] = [
-        torch_segment(piece, device) if piece.segment.is_torch else partitioner.networks[_key(piece)]
+        torch_segment(piece, device, choice.compiles) if piece.segment.is_torch else partitioner.networks[_key(piece)]
         for piece in program.pieces
     ]
     assumptions = list(dict.fromkeys(a for p in parts if isinstance(p, Network) for a in p.assumptions))
@@ -262,9 +315,11 @@ def convert_in_segments(
     return model
 
 
-def torch_segment(piece: Piece, device: torch.device) -> TorchSegment:
-    """The calls of a piece as a module."""
-    return TorchSegment(piece.graph, device, any(map(draws, piece.segment.nodes)))
+def torch_segment(piece: Piece, device: torch.device, compiles: bool = False) -> TorchSegment:
+    """The calls of a piece as a module; torch's compiler is not asked for what draws or has sizes of values."""
+    draws_numbers = any(map(draws, piece.segment.nodes))
+    of_values = has_unbacked(piece) or any("unbacked" in node.meta for node in piece.segment.nodes)
+    return TorchSegment(piece.graph, device, draws_numbers, compiles and not (draws_numbers or of_values))
 
 
 def has_unbacked(piece: Piece) -> bool:

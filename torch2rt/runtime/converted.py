@@ -11,11 +11,17 @@ from torch2rt.arguments import whole_number
 from torch2rt.errors import InputError
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
+from torch2rt.runtime.recomputed import Recomputed
 from torch2rt.structure import unflatten
 
 
 class Converted(torch.nn.Module):
-    """A module with a calling convention."""
+    """A module with a calling convention.
+
+    `recomputed` gives inputs that need it a gradient, where a conversion was asked for it (`backward="recompute"`).
+    """
+
+    recomputed: Recomputed | None = None
 
     def _interface(self) -> Interface:
         """The calling convention; raises `EngineError` where there is none."""

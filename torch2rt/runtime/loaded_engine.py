@@ -61,6 +61,7 @@ class LoadedEngine:
       `torch2rt.backend.quirks.runs_alone_at_other_shapes`).
     - `kernels`: what TensorRT for RTX has compiled for this GPU.
     - `placeholder`: memory whose address stands for tensors without elements, which have none.
+    - `refitter`: what has changed the weights before, as it compiles when it first does; `None` until then.
     """
 
     def __init__(self, built: Engine, index: int | None = None, deserialized: Deserialized | None = None) -> None:
@@ -69,6 +70,7 @@ class LoadedEngine:
         loaded = deserialized or deserialize(built.data, built.made_by, index)
         self.device, self.engine, self.runtime = loaded.device, loaded.engine, loaded.runtime
         self.index = self.device.index
+        self.refitter: Any = None
         self._limit_weights(built.facts.get("built", {}).get("options", {}).get("weight_budget"))
         self.capability = torch.cuda.get_device_capability(self.device)
         if any(spec.dynamic for spec in self.interface.inputs) and (reason := why_no_dynamic_shapes(self.capability)):
@@ -111,6 +113,7 @@ class LoadedEngine:
     def close(self) -> None:
         """Let go of the engine, when nothing that was made of it is left."""
         self.kernels.cache = None
+        self.refitter = None
         self.engine = None
         self.runtime = None
 

@@ -122,6 +122,8 @@ class TRTModule(Refittable):
         """
         if self._follow is not None:
             self._follow()
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         pool = self._pools.get(self._index) or self._ready(args, kwargs)
         interface = pool.interface  # not self.interface, which load_state_dict may be changing
         tensors: Any = args
@@ -208,7 +210,9 @@ class TRTModule(Refittable):
         """The kept network, evaluated with torch on whatever device the inputs are on: the engine's oracle."""
         owner = None if self._follow is None else self
         live, follow = self._live, self._follow
-        return ReferenceModule(*self.networks(), interface=self.interface, live=live, follow=follow, owner=owner)
+        reference = ReferenceModule(*self.networks(), interface=self.interface, live=live, follow=follow, owner=owner)
+        reference.recomputed = self.recomputed
+        return reference
 
     def networks(self) -> list[Network]:
         """The kept networks, one for each engine; made of the graphs in the file, where they were saved with it."""

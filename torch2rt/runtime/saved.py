@@ -65,7 +65,9 @@ class Writer:
         if isinstance(module, StatefulModule):
             state = {name: self.tensor(f"state.{name}", value) for name, value in module.state.items()}
             inner = self.module(module.converted)
-            return {"kind": "stateful", "converted": inner, "state": state, "written": module.written}
+            objects = [[index, sorted(map(list, paths), key=str)] for index, paths in module.objects.items()]
+            kept: dict[str, Any] = {"state": state, "written": module.written, "objects": objects}
+            return {"kind": "stateful", "converted": inner, **kept}
         raise InputError(
             f"torch2rt.save takes what torch2rt() returns, not a {type(module).__name__}. Parts of a module that "
             "convert_submodules has converted are saved one by one, or with the module's state dict."
@@ -182,7 +184,8 @@ class Reader:
             state = {name: self.tensor(listed).clone() for name, listed in node["state"].items()}
             if torch.cuda.is_available():
                 state = {name: value.cuda() for name, value in state.items()}
-            return StatefulModule(self.module(node["converted"]), state, node["written"])
+            objects = {index: set(map(tuple, kept)) for index, kept in node.get("objects", ())}
+            return StatefulModule(self.module(node["converted"]), state, node["written"], objects)
         raise EngineError(f"{self.container.name} holds a module of an unknown kind, {kind!r}.")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 
 from torch2rt.errors import InputError, TraceError
 from torch2rt.interface import Interface
+from torch2rt.objects import Path, has_changed, kept_tensors, overwrite, parts
 from torch2rt.runtime.converted import Converted
-from torch2rt.structure import flatten, unflatten
+from torch2rt.structure import flatten, objects_in, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 
 _OWN = frozenset(torch.nn.Module().__dict__)  # attributes that every module has
@@ -75,19 +76,23 @@ class Explicit(torch.nn.Module):
 
     - `state`: where the tensors of the state are kept, by name.
     - `written`: the indices of the input tensors that the module writes to; what it leaves there is a result, too.
+    - `objects`: the indices of the objects among the inputs that it changes, such as caches: results, too.
 
-    It returns the module's result and a dict of the state's new tensors. Nothing that it is given is written to.
+    It returns the module's result, a dict of the state's new tensors, and a list of what it has made of its inputs, the
+    tensors before the objects. Nothing that it is given is written to.
     """
 
-    def __init__(self, module: torch.nn.Module, state: Mapping[str, Place], written: Sequence[int]) -> None:
+    def __init__(
+        self, module: torch.nn.Module, state: Mapping[str, Place], written: Sequence[int], objects: Iterable[int] = ()
+    ) -> None:
         super().__init__()
-        self.module = module
-        self._places, self._written = dict(state), list(written)
+        self.module, self.called_as = module, module.forward
+        self._places, self._written, self._objects = dict(state), list(written), list(objects)
 
     def forward(self, *args: Any, state: Mapping[str, torch.Tensor], **kwargs: Any) -> Any:
         before = {name: place.get() for name, place in self._places.items()}
         leaves, spec = flatten((args, kwargs), torch.is_tensor, "inputs")
-        for index in self._written:
+        for index in range(len(leaves)) if self._objects else self._written:
             leaves[index] = leaves[index].clone()
         args, kwargs = unflatten(spec, leaves)
         try:
@@ -103,15 +108,20 @@ class Explicit(torch.nn.Module):
                 raise TraceError(f"The module's state '{name}' does not keep its shape, {tuple(state[name].shape)}.")
             if value.dtype != state[name].dtype:
                 raise TraceError(f"The module's state '{name}' does not keep its dtype, {state[name].dtype}.")
-        return result, new, [leaves[index] for index in self._written]
+        objects = list(objects_in((args, kwargs)))
+        return result, new, [leaves[index] for index in self._written] + [objects[index] for index in self._objects]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The state of a module: the tensors that it keeps from call to call, and the inputs that it writes to."""
+    """The state of a module: the tensors that it keeps from call to call, and the inputs that it writes to.
+
+    `objects`: those among the inputs that it changes, each with the places of tensors that stay, and are written to.
+    """
 
     module: Explicit
     values: dict[str, torch.Tensor]
+    objects: dict[int, set[Path]]
 
 
 def find_state(module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Found | None:
@@ -124,6 +134,8 @@ def find_state(module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) ->
     given = [leaf.detach().clone() for leaf in leaves]
     counts = [_version(leaf) for leaf in given]
     run_args, run_kwargs = unflatten(spec, given)
+    objects = list(objects_in((run_args, run_kwargs)))
+    found = [dict(parts(one)) for one in objects]
     try:
         with torch.no_grad(), same_states():
             module(*run_args, **run_kwargs)
@@ -137,10 +149,16 @@ def find_state(module: torch.nn.Module, args: Any, kwargs: Mapping[str, Any]) ->
                 with torch.no_grad():
                     before[name].copy_(saved[name])
     written = [i for i, (leaf, count) in enumerate(zip(given, counts, strict=True)) if _version(leaf) != count]
-    if not changed and not written:
+    rewritten: dict[int, set[Path]] = {}
+    for index, (one, old) in enumerate(zip(objects, found, strict=True)):
+        own = [i for i, leaf in enumerate(given) if any(leaf is value for value in old.values())]
+        if has_changed(old, new := dict(parts(one))) or not set(written).isdisjoint(own):
+            rewritten[index] = kept_tensors(old, new)
+            written = [i for i in written if i not in own]
+    if not changed and not written and not rewritten:
         return None
-    explicit = Explicit(module, {name: kept[name] for name in changed}, written)
-    return Found(explicit.train(module.training), {name: saved[name] for name in changed})
+    explicit = Explicit(module, {name: kept[name] for name in changed}, written, rewritten)
+    return Found(explicit.train(module.training), {name: saved[name] for name in changed}, rewritten)
 
 
 def _is_same(tensor: torch.Tensor, saved: torch.Tensor, version: int) -> bool:
@@ -166,9 +184,15 @@ class StatefulModule(Converted):
     >>> model_trt.state["cache"].zero_()                    # doctest: +SKIP
     """
 
-    def __init__(self, converted: Any, state: Mapping[str, torch.Tensor], written: Sequence[int]) -> None:
+    def __init__(
+        self,
+        converted: Any,
+        state: Mapping[str, torch.Tensor],
+        written: Sequence[int],
+        objects: Mapping[int, set[Path]] | None = None,
+    ) -> None:
         super().__init__()
-        self.converted = converted
+        self.converted, self.objects = converted, dict(objects or {})
         self.names = {name: f"state_{index}" for index, name in enumerate(state)}
         for name, value in state.items():
             self.register_buffer(self.names[name], value)
@@ -215,16 +239,20 @@ class StatefulModule(Converted):
         with torch.no_grad():
             for name, value in new.items():
                 state[name].copy_(value)
-            for index, value in zip(self.written, inputs, strict=True):
+            for index, value in zip(self.written, inputs, strict=False):
                 leaves[index].copy_(value)
+            given = list(objects_in((args, kwargs))) if self.objects else []
+            for (index, kept), value in zip(self.objects.items(), inputs[len(self.written) :], strict=True):
+                overwrite(given[index], value, kept)
         return result
 
     def reference(self) -> StatefulModule:
         """The kept network, evaluated with torch, with a copy of the state."""
         state = {name: value.clone() for name, value in self.state.items()}
-        return StatefulModule(self.converted.reference(), state, self.written)
+        return StatefulModule(self.converted.reference(), state, self.written, self.objects)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StatefulModule:
         state = {name: value.clone() for name, value in self.state.items()}
-        memo[id(self)] = copied = StatefulModule(copy.deepcopy(self.converted, memo), state, self.written)
+        converted = copy.deepcopy(self.converted, memo)
+        memo[id(self)] = copied = StatefulModule(converted, state, self.written, self.objects)
         return copied

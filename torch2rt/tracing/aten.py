@@ -42,7 +42,7 @@ class AtenRecorder(TorchDispatchMode):
         if not self.values.is_traced((args, kwargs)) and not is_random:
             with unset_fake_temporarily():
                 return run_for_real(recorder, func, args, kwargs, self.function)
-        if func.namespace == "prim" or not _returns_tensors(func):
+        if func.namespace == "prim" or not (_returns_tensors(func) or func._schema.is_mutable):
             return func(*args, **kwargs)
         with unset_fake_temporarily(), _without_autocast((args, kwargs)):
             if (out := self.composed(func, args, kwargs)) is not NotImplemented:
@@ -100,7 +100,9 @@ class AtenRecorder(TorchDispatchMode):
         for target, value in zip(targets, new, strict=False):
             storages.write(target, self.values.argument(value))
         returns = func._schema.returns
-        if returns and all(r.alias_info is not None for r in returns):
+        if not returns:
+            return None
+        if all(r.alias_info is not None for r in returns):
             return written[0] if len(returns) == 1 else tuple(written)
         rest = tuple(new[len(targets) :])
         return rest[0] if len(returns) == 1 else rest

@@ -18,6 +18,7 @@ from torch2rt.callables import Target
 from torch2rt.errors import TraceError
 from torch2rt.registry import load
 from torch2rt.sizes import Dim, PythonAlgebra, expression, is_symbolic
+from torch2rt.tracing.calls.generators import Generators
 from torch2rt.tracing.computed_masks import COUNTED, is_selected
 from torch2rt.tracing.memory.constants import Constants
 from torch2rt.tracing.memory.tensors import is_wrapped, subclass_of
@@ -49,8 +50,8 @@ class Recorder:
     - `location`: where in the user's code the trace is.
     - `symbols`, `decisions`: the dynamic sizes, and what was claimed of them.
     - `constants`: what the graph's `get_attr` nodes stand for.
-    - `fallback`: whether what only torch can run is recorded, too; `unbacked`: also results whose
-      sizes depend on values.
+    - `fallback`: whether what only torch can run is recorded, too, such as draws from `generators`; `unbacked`: also
+      results whose sizes depend on values.
     - `open_calls`: the calls whose bodies are being recorded in their place, outermost first.
     """
 
@@ -63,6 +64,7 @@ class Recorder:
         self.decisions = Decisions(self.symbols, self.location, unbacked)
         self.fake_mode = _FakeMode(self.decisions, self.location)
         self.constants = Constants(self.graph, module)
+        self.generators = Generators(self.graph, module) if fallback else None
         self.open_calls: list[Target] = []
         self._sizes: dict[sympy.Basic, torch.fx.Node] = {}
 
@@ -162,6 +164,19 @@ class Recorder:
             node.meta.update(val=value, module=self.location.module(), source=self.location.line())
             self._sizes[expr] = node
         return node
+
+    def now(self) -> Any:
+        """The graph as it is now, for `back_to`."""
+        return next(iter(reversed(self.graph.nodes)), None), dict(self._sizes)
+
+    def back_to(self, then: Any) -> None:
+        """Remove the calls that were recorded since then: they belong to a body that could not be recorded."""
+        last, self._sizes = then[0], dict(then[1])
+        for node in reversed(self.graph.nodes):
+            if node is last:
+                break
+            if node.op == "call_function":
+                self.graph.erase_node(node)
 
     # Errors ----------------------------------------------------------------------------------------------------------
 

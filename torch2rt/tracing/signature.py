@@ -13,7 +13,11 @@ UNNAMED = "input"  # what stands in for the name of a parameter that nobody can 
 
 
 def parameters(forward: Callable[..., Any]) -> list[inspect.Parameter]:
-    """The parameters of `forward`; none where neither Python nor TorchScript knows them."""
+    """The parameters of `forward`; none where neither Python nor TorchScript knows them.
+
+    A module around another one says by its attribute `called_as` whose parameters its own are.
+    """
+    forward = getattr(getattr(forward, "__self__", None), "called_as", forward)
     try:
         return list(inspect.signature(forward).parameters.values())
     except ValueError:  # compiled by TorchScript, which has a schema instead

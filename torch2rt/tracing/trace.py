@@ -17,11 +17,10 @@ from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles, describe_inputs, listed_shapes
 from torch2rt.interface import Input, Interface, Shape
-from torch2rt.passes.partitioning.effects import draws
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked
 from torch2rt.structure import flatten
-from torch2rt.tracing.calls.randomness import are_equal, notices_seeds, states_elsewhere
+from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
 from torch2rt.tracing.patches.memos import uncached
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
@@ -161,7 +160,7 @@ class Traces:
             promised = asked(dynamic_shapes, self.module.forward, *as_arguments(inputs, kwargs))
         ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
         self.specs: list[Input] = describe_inputs(
-            self.leaves, self.arguments, names, *ranges, DTYPES, multiple_of, promised
+            self.leaves, self.arguments, names, *ranges, None if fallback else DTYPES, multiple_of, promised
         )
         self.parameters = keyword_names(self.module.forward)
         self.output_names = output_names
@@ -189,10 +188,7 @@ class Traces:
         while True:
             try:
                 before = states_elsewhere()
-                with notices_seeds() as sets_seed:
-                    graph = self._run(specs, shapes)
-                if self.fallback and sets_seed() and any(map(draws, graph.graph.nodes)):
-                    raise TraceError("The module sets the seed of torch's generator, and draws random numbers then.")
+                graph = self._run(specs, shapes)
                 if states_elsewhere() != before and not are_equal(graph, self._run(specs, shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
@@ -217,9 +213,26 @@ class Traces:
         return again
 
     def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        tracer = self._tracer(specs)
-        with self.spinner.turning(lambda: tracer.recorder.location.latest):
-            return run_traced(self.module, tracer, self.leaves, shapes, self.output_names, self.accepts)
+        tracers = [self._tracer(specs)]
+        with self.spinner.turning(lambda: tracers[0].recorder.location.latest):
+            run = lambda: run_traced(self.module, tracers[-1], self.leaves, shapes, self.output_names, self.accepts)  # noqa: E731
+            graph, generators = run(), tracers[0].recorder.generators
+            if generators is None or not generators.sets_constants:
+                return graph
+            tracers.append(self._tracer(specs))
+            try:
+                is_same = are_equal(graph, run())
+            finally:
+                for tracer in reversed(tracers):
+                    if tracer.recorder.generators is not None:
+                        tracer.recorder.generators.give_back()
+        if not is_same:
+            raise TraceError(
+                "The module draws from a generator in another state at each call. Keep the generator in an attribute "
+                "of the module, so that its numbers are those that the module would draw. (Or another thread has drawn "
+                "random numbers meanwhile: convert again.)"
+            )
+        return graph
 
     def _tracer(self, specs: Sequence[Input]) -> Tracer:
         interface = Interface(specs, self.arguments, self.parameters)

@@ -12,13 +12,16 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from torch2rt.errors import Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split
-from torch2rt.interface import Shape
+from torch2rt.interface import Interface, Shape
+from torch2rt.objects import has_changed, parts
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.sizes import in_words
-from torch2rt.structure import unflatten
+from torch2rt.structure import objects_in, unflatten
 from torch2rt.tracing.aten import OperatorRecorder
+from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
+from torch2rt.tracing.patches.libraries import libraries_as_values
 from torch2rt.tracing.patches.memos import cleared
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
@@ -31,6 +34,7 @@ from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.result import Result, end_graph
 from torch2rt.tracing.sizes.guards import Accepts
 from torch2rt.tracing.tracer import Tracer
+from torch2rt.tracing.whole_calls import whole_calls
 
 LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
 
@@ -68,21 +72,29 @@ def run_traced(
                 *FOR_THIS_THREAD,
                 *SIZE_FUNCTIONS,
                 masks,
+                libraries_as_values(),
+                whole_calls(tracer) if recorder.fallback else nullcontext(),
                 enable_python_dispatcher(),
             )
-            for context in (*switches, operators, tracer):
+            generators = nullcontext() if recorder.generators is None else recorder.generators.watched()
+            for context in (*switches, generators, operators, tracer):
                 stack.enter_context(context)
             tracer.keep_promises(fakes)
+            objects = [(one, dict(parts(one))) for one in objects_in((args, kwargs))]
             result = Result.of(tracer, module(*args, **kwargs))
             remembered = [kept for kept in state.kept_tensors() if depends_on_values(tracer.values, kept[-1])]
             claims = recorder.decisions.set_aside()
             if remembered or claims and state.has_changed():
                 for name, owner, key, _ in remembered:
                     owner[key] = EarlierValue(name, recorder.location.here)
+                before = recorder.now()
                 again = _second_run(tracer, lambda: module(*args, **kwargs), is_optional=not remembered)
                 is_same = again is not None and result.is_same(again, recorder)
+                recorder.back_to(before)
                 claims = {} if is_same and not recorder.decisions.fixed() else claims
             recorder.decisions.claims.update(claims)
+            if recorder.generators is not None:
+                recorder.generators.settle()
         if tracer.refused is not None:
             raise tracer.refused
     except Torch2RTError as error:
@@ -107,11 +119,16 @@ def run_traced(
         ) from error
     finally:
         state.restore()
+    if changed := next((one for one, before in objects if has_changed(before, dict(parts(one)))), None):
+        raise TraceError(
+            f"The module changes the {type(changed).__name__} among its inputs, which an engine would not do to the "
+            'caller\'s. Convert it with state="write", which does, or with state="explicit", which returns a new one.'
+        )
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     interface = end_graph(interface, recorder, result, output_names)
     splits: list[Split] = []
     interface = recorder.decisions.check(interface, accepts, splits)
-    _check_eager(tracer, shapes if splits else None)
+    _check_eager(tracer, module, leaves, shapes if splits else None)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         if node.op not in ("placeholder", "output") and not node.users and not (recorder.fallback and draws(node)):
             recorder.graph.erase_node(node)
@@ -140,7 +157,9 @@ def _second_run(tracer: Tracer, run: Callable[[], Any], is_optional: bool) -> Re
         return None
 
 
-def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
+def _check_eager(
+    tracer: Tracer, module: torch.nn.Module, leaves: Sequence[torch.Tensor], shapes: Sequence[Shape] | None
+) -> None:
     """Raise `RefusedError` for a call that torch's real kernels refuse at these shapes, the smallest by default."""
     interface, recorder = tracer.interface, tracer.recorder
     inputs = {spec.name: spec.dtype for spec in interface.inputs}
@@ -152,8 +171,26 @@ def _check_eager(tracer: Tracer, shapes: Sequence[Shape] | None) -> None:
     if (refusal := tracer.eager.refusal(sizes)) is None:
         return
     call, error = refusal
+    if not sizes and _runs(module, interface, leaves):
+        return  # the call refuses the values that it was asked about, such as a matrix of zeros
     message = describe_refusal(call, error, sizes, inputs)
     if sizes and not call.mixes_types:
         at = ", ".join(f"{dim} = {sizes[symbol]}" for symbol, dim in recorder.symbols.items())
         message += f" The sizes are those for {at}, which the engine would serve. Narrow the range."
     raise RefusedError(message, of_types=call.mixes_types) from error
+
+
+def _runs(module: torch.nn.Module, interface: Interface, leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether a module of static sizes takes the example itself; it stays as it is."""
+    if [tuple(leaf.shape) for leaf in leaves] != [spec.opt for spec in interface.inputs]:
+        return False
+    args, kwargs = unflatten(interface.arguments, [leaf.detach().clone() for leaf in leaves])
+    state = ModuleState(module)
+    try:
+        with torch.no_grad(), same_states():
+            module(*args, **kwargs)
+    except Exception:
+        return False
+    finally:
+        state.restore()
+    return True

@@ -16,7 +16,7 @@ import contextlib
 import functools
 import inspect
 import keyword
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,15 +31,16 @@ from torch2rt.promises import Promise
 from torch2rt.registry import Call, by_schema, overload_of
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
-from torch2rt.tracing.calls.data_dependence import guarded, reads_values
+from torch2rt.tracing.calls.data_dependence import UnknownResultError, guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
 from torch2rt.tracing.calls.in_place import out_of_place
+from torch2rt.tracing.calls.opaque import record_opaque
 from torch2rt.tracing.calls.python_bodies import python_body
 from torch2rt.tracing.calls.randomness import put_back, states, writes_random_numbers
 from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
-from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of
+from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of, tensor_versions
 from torch2rt.tracing.recorder import Recorder
 from torch2rt.tracing.sizes.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
@@ -150,7 +151,7 @@ class Tracer(RecordingMode):
         args, kwargs = self.values.written_constants.replaced((args, kwargs))
         call = self._described(func, args, kwargs)
         try:
-            out = guarded(self.recorder, func, lambda: self._call(func, args, kwargs))
+            out = self.whole_if_unknown(func, args, kwargs, lambda: self._call(func, args, kwargs))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             if self._failed is None or self._failed[0] is not error:
                 self._failed = error, call
@@ -158,6 +159,27 @@ class Tracer(RecordingMode):
         if call is not None and (func is torch.Tensor.__setitem__ or _holds_tensors(out)):
             self.eager.note(call)
         return out
+
+    def whole_if_unknown(self, func: Target, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
+        """Record a call by way of its body, or as it is where torch must run it to know what it returns."""
+        before = self.recorder.now(), tensor_versions((args, kwargs)), self.refused
+        try:
+            return guarded(self.recorder, func, call)
+        except UnknownResultError as error:
+            if not self.recorder.fallback or before[1] != tensor_versions((args, kwargs)):
+                raise
+            self.recorder.back_to(before[0])
+            self.refused = before[2]
+            with torch._C.DisableTorchFunction():
+                return record_opaque(self.values, func, args, kwargs, error)
+
+    def whole(self, func: Target, args: Any, kwargs: Any, run: Target) -> Any:
+        """Record a call as it is; `run` shows what it returns."""
+        error = UnknownResultError(
+            f"{self.recorder.location.here()}: what {func.__name__} returns is not known: on drawn values it raises "
+            "errors, returns views of its inputs or other things than tensors, or writes to its inputs."
+        )
+        return record_opaque(self.values, func, args, kwargs, error, run)
 
     def _described(self, func: Target, args: Any, kwargs: Any) -> RecordedCall | None:
         """A call of the module's own, or of torch's Python code, to ask torch's real kernels about."""
@@ -218,7 +240,8 @@ class Tracer(RecordingMode):
             with self.recorder.decisions.in_torch():
                 out = self._open(func, body, args, kwargs)
         except TraceError as error:
-            if not fallback or type(error.__cause__) is not ConversionError:
+            is_ours = isinstance(func, torch._ops.HigherOrderOperator)  # whose functions torch would trace itself
+            if not fallback or is_ours or type(error.__cause__) is not ConversionError:
                 raise
             return self.values.record(func, args, kwargs)  # which only torch can do as it is asked here
         if self.recorder.unbacked and is_selected(out[0] if isinstance(out, tuple) and out else out):

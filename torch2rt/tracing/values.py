@@ -16,11 +16,13 @@ from torch.overrides import TorchFunctionMode
 
 from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
+from torch2rt.passes.partitioning.effects import draws
 from torch2rt.registry import Call
 from torch2rt.sizes import is_symbolic
+from torch2rt.tracing.calls.generators import with_generator
 from torch2rt.tracing.computed_masks import is_selected
 from torch2rt.tracing.memory.storages import Storages
-from torch2rt.tracing.memory.tensors import tensors_in
+from torch2rt.tracing.memory.tensors import tensor_versions
 from torch2rt.tracing.memory.written_constants import WrittenConstants
 from torch2rt.tracing.patches.fake_mode import with_numbers
 from torch2rt.tracing.recorder import Recorder
@@ -99,23 +101,32 @@ class Values:
     def record(self, func: Target, args: Any, kwargs: Any) -> Any:
         """Run one call on the fake tensors and append it to the graph."""
         recorder, mode = self.recorder, self.recorder.fake_mode
-        node_args, node_kwargs = self.argument(args), self.argument(kwargs)
-        before = _write_counts((args, kwargs))
+        target, named, generator = func, kwargs, None
+        if recorder.generators is not None:
+            target, named, generator = with_generator(func, kwargs)
+        node_args, node_kwargs = self.argument(args), self.argument(named)
+        before = tensor_versions((args, kwargs))
         with recorder.fake_tensors(), mode.reading() as numbers:
             fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
+            fake_func = func
+            if generator is not None:  # fake kernels take none
+                fake_func = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
+                fake_kwargs = {k: v for k, v in fake_kwargs.items() if k != "generator"}
             try:
-                out = func(*fake_args, **fake_kwargs)
+                out = fake_func(*fake_args, **fake_kwargs)
             except (NotImplementedError, UnsupportedOperatorException):
                 # cuDNN's kernels have no fake ones; torch's others give the same shapes
                 with torch.backends.cudnn.flags(enabled=False):
-                    out = func(*fake_args, **fake_kwargs)
-        if before != _write_counts((args, kwargs)):
+                    out = fake_func(*fake_args, **fake_kwargs)
+        if before != tensor_versions((args, kwargs)):
             raise TraceError(
                 f"{recorder.location.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
             )
         if numbers:
-            node_args, node_kwargs = self.argument(with_numbers((args, kwargs), numbers))
-        node = recorder.node(func, tuple(node_args), node_kwargs, out)
+            node_args, node_kwargs = self.argument(with_numbers((args, named), numbers))
+        node = recorder.node(target, tuple(node_args), node_kwargs, out)
+        if recorder.generators is not None and draws(node):
+            recorder.generators.note_draw(node, generator)
         self.bind(out, node, (func, args, kwargs))
         return out
 
@@ -137,8 +148,3 @@ class RecordingMode(TorchFunctionMode):
     def __init__(self, values: Values) -> None:
         super().__init__()
         self.values = values
-
-
-def _write_counts(value: Any) -> list[int]:
-    """torch's own write counters of the traced tensors in a call's arguments."""
-    return [t._version for t in tensors_in(value) if isinstance(t, FakeTensor)]

@@ -46,7 +46,10 @@ def constant(ctx: Context, value: Any, dtype: torch.dtype | None = None, ndim: i
 
 
 def stored(ctx: Context, value: torch.Tensor) -> Any:
-    """Quantised numbers as a constant, as `dequantize` has them, in front of a layer that brings them back."""
+    """Quantised numbers as a constant, as `dequantize` has them, in front of a layer that brings them back.
+
+    Each such layer has a constant of its own, of the same memory (`quirks.crashes_on_shared_weights`).
+    """
     shape = tuple(value.shape)
     if value.dtype is torch.uint8:
         shape = (*shape[:-1], 2 * shape[-1])

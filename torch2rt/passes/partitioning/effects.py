@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch.fx.node import Node
 
 from torch2rt.callables import qualified_name
+from torch2rt.python_calls import PythonCall
 
 KNOWN = ("aten", "prims", "torchvision", "quantized_decomposed")  # namespaces whose tags say what operators draw
 WITH_TRAINING = ("dropout", "rrelu", "lstm", "gru", "rnn", "attention")  # parts of names
@@ -21,13 +24,23 @@ def draws(node: Node) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return target.namespace not in KNOWN or torch.Tag.nondeterministic_seeded in target.tags
     name = getattr(target, "__name__", "")
-    return any(part in name for part in WITH_TRAINING) or not _is_torch(target)
+    return any(part in name for part in WITH_TRAINING) or not _is_torch(target) or _is_random(name)
 
 
 def is_random(node: Node) -> bool:
     """Whether torch says of a call that it draws random numbers; its first argument may be the operator that does."""
+    if isinstance(node.target, PythonCall):
+        return True
     operators = [t for t in (node.target, *node.args[:1]) if isinstance(t, torch._ops.OpOverload)]
     return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)
+
+
+@functools.cache
+def _is_random(name: str) -> bool:
+    """Whether torch's operator of a name draws random numbers."""
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
 
 
 def writes_unseen(node: Node) -> bool:

@@ -113,6 +113,11 @@ def has_type(value: Any) -> bool:
     )
 
 
+def takes_inputs(graph: torch.fx.GraphModule) -> bool:
+    """Whether TensorRT has the types of a graph's inputs."""
+    return all(has_type(node.meta["val"]) for node in graph.graph.find_nodes(op="placeholder"))
+
+
 def why_no_type(node: Node) -> str | None:
     """Why a call cannot be TensorRT's, if that is because of a type that it returns."""
     for value in tree_leaves(node.meta.get("val")):

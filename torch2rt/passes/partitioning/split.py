@@ -17,6 +17,7 @@ import torch
 from torch.fx.node import Node
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.errors import UnsupportedError
 from torch2rt.graph import Assumed, GraphMeta, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
@@ -75,11 +76,12 @@ class _Splitter:
         self.slots: dict[Node, int] = {node: node.meta["input"] for node in placeholders}
         self.size_of: dict[sympy.Symbol, Any] = {}  # the SymInt of each symbol
         self.symbols: dict[sympy.Symbol, Dim] = {}  # by slot and axis
-        self.opt: dict[sympy.Symbol, int] = {}
+        self.opts: list[dict[sympy.Symbol, int]] = [{} for _ in self.meta.interface.asked_profiles]
         for symbol, dim in self.meta.symbols.items():
             spec = self.meta.interface.inputs[dim.input]
             self.symbols[symbol] = Dim(dim.input, dim.name, dim.axis, spec.min[dim.axis], spec.max[dim.axis])
-            self.opt[symbol] = spec.opt[dim.axis]
+            for opt, shape in zip(self.opts, spec.opts, strict=True):
+                opt[symbol] = shape[dim.axis]
             self.size_of[symbol] = placeholders[dim.input].meta["val"].shape[dim.axis]
         self.claims = list(self.meta.asserted)
         self.fake_mode = placeholders[0].meta["val"].fake_mode if placeholders else None
@@ -123,7 +125,8 @@ class _Splitter:
             with self.fake_mode:  # type: ignore[union-attr]
                 value = torch.empty((self.size_of[symbol],), dtype=CARRIER, device=self.device)
             graph.carrier(name, value, len(specs))
-            specs.append(Input(name, CARRIER, (dim.min,), (self.opt[symbol],), (dim.max,)))
+            best, *others = ((opt[symbol],) for opt in self.opts)
+            specs.append(Input(name, CARRIER, (dim.min,), best, (dim.max,), others=tuple(others)))
             inputs.append(to_json(symbol, self.symbols))
         graph.sizes(symbols, self.size_of)
         for node in segment.nodes:
@@ -143,7 +146,8 @@ class _Splitter:
             size = node.meta["val"].shape[axis]
             most = self.max_size if bound is None else max(min(bound, self.max_size), 1)
             self.symbols[symbol] = Dim(self.slots[node], node.name, axis, 1, most)
-            self.opt[symbol] = (most + 1) // 2
+            for opt in self.opts:
+                opt[symbol] = (most + 1) // 2
             self.size_of[symbol] = size
             if expression(size) != symbol:  # torch has concluded what it is
                 self.claims.append(sympy.Eq(symbol, expression(size), evaluate=False))
@@ -153,7 +157,7 @@ class _Splitter:
         slot, value = self.slots[node], node.meta["val"]
         if node.op == "placeholder" or value.layout is not torch.strided:
             return slot
-        strides = [evaluate(expression(stride), self.opt) for stride in value.stride()]
+        strides = [evaluate(expression(stride), self.opts[0]) for stride in value.stride()]
         axes = sorted(range(value.dim()), key=lambda axis: -strides[axis])
         return slot if axes == sorted(axes) else ["laid out", slot, axes]
 
@@ -162,18 +166,22 @@ class _Splitter:
         if node.op == "placeholder":
             return self.meta.interface.inputs[node.meta["input"]]
         value = node.meta["val"]
-        low, opt, high = [], [], []
+        low: list[int] = []
+        high: list[int] = []
+        opts: list[list[int]] = [[] for _ in self.opts]
         for size in value.shape:
             if is_symbolic(size):
                 expr = expression(size)
                 first, last = extremes(expr, self.symbols)
                 low.append(max(first, 0))
                 high.append(max(last, 0))
-                opt.append(min(max(int(evaluate(expr, self.opt)), low[-1]), high[-1]))
+                for opt, sizes in zip(opts, self.opts, strict=True):
+                    opt.append(min(max(int(evaluate(expr, sizes)), low[-1]), high[-1]))
             else:
-                for sizes in (low, opt, high):
-                    sizes.append(int(size))
-        return Input(node.name, value.dtype, tuple(low), tuple(opt), tuple(high))
+                for shape in (low, *opts, high):
+                    shape.append(int(size))
+        best, *others = (tuple(shape) for shape in opts)
+        return Input(node.name, value.dtype, tuple(low), best, tuple(high), others=tuple(others))
 
     def free_symbols(self, segment: Segment) -> list[sympy.Symbol]:
         """The dynamic sizes that the calls of a segment compute with."""
@@ -228,6 +236,11 @@ class _Copy:
         if is_size(node) and "val" in node.meta and (known := self.by_symbol.get(expression(node.meta["val"]))):
             self.copies[node] = known
             return known
+        if node.op == "placeholder":
+            raise UnsupportedError(
+                f"A pass has made a number of a dynamic size of '{node.target}', which a torch call needs. Make the "
+                "dimension static, or convert without precision=."
+            )
         if node.op == "get_attr":
             value = operator.attrgetter(str(node.target))(self.source)
             assign(self.module, str(node.target), value)

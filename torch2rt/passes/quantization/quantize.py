@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch.fx.node import Node
 
+from torch2rt.backend.quirks import crashes_on_shared_weights
 from torch2rt.callables import qualified_name
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
@@ -77,7 +78,8 @@ class _Quantizer:
     ) -> None:
         self.module, self.ranges, self.format, self.means = module, ranges, format, means
         self.activations: dict[Node, Node] = {}
-        self.weights: dict[tuple[Node, int], Node] = {}
+        self.weights: dict[tuple[Node, int, Node | None], Node] = {}
+        self.constants: dict[tuple[Node, int], tuple[Node, Node]] = {}
 
     def obstacle(self, product: Quantizable) -> str | None:
         """Why a product cannot be quantised, if it cannot be."""
@@ -132,25 +134,40 @@ class _Quantizer:
 
     def weight(self, product: Quantizable) -> Node:
         """A weight as quantised numbers, brought back for each output."""
-        node, key = product.weight, (product.weight, product.axis)
+        is_own = not self.format.is_whole and crashes_on_shared_weights()
+        key = (product.weight, product.axis, product.node if is_own else None)
         if key not in self.weights:
-            constant = constant_of(self.module, node)
+            values, scale = self.parts(product)
+            users = product.weight.users
+            first = product.node if is_own else next(n for n in self.module.graph.nodes if n in users)
+            constant = constant_of(self.module, product.weight)
             assert constant is not None
-            values, scale = quantized(constant, product.axis, self.format.weights, self.block(product))
-            first = next(n for n in self.module.graph.nodes if n in node.users)
-            name, parts = self.format.name.removesuffix("_weights"), []
-            for tensor, part in ((values, name), (scale, "scale")):
-                parts.append(add_constant(self.module, f"{node.target}_{part}", tensor.cpu(), first))
-                change = f"quantised to {name}" if part == name else "its scale"
-                parts[-1].meta["made_of"] = origin_of(node).then(change)
             with self.module.graph.inserting_before(first):
-                call = self.module.graph.call_function(dequantize, (*parts, product.axis, constant.dtype))
+                call = self.module.graph.call_function(dequantize, (values, scale, product.axis, constant.dtype))
             call.meta = {name: product.node.meta[name] for name in ("module", "source")}
             with product.node.meta["val"].fake_mode:
                 device = product.node.meta["val"].device
                 call.meta["val"] = torch.empty(constant.shape, dtype=constant.dtype, device=device)
             self.weights[key] = call
         return self.weights[key]
+
+    def parts(self, product: Quantizable) -> tuple[Node, Node]:
+        """A weight as quantised numbers, and their scales."""
+        node, key = product.weight, (product.weight, product.axis)
+        if key not in self.constants:
+            constant = constant_of(self.module, node)
+            assert constant is not None
+            tensors = quantized(constant, product.axis, self.format.weights, self.block(product))
+            first = next(n for n in self.module.graph.nodes if n in node.users)
+            name = self.format.name.removesuffix("_weights")
+            made = [
+                add_constant(self.module, f"{node.target}_{part}", tensor.cpu(), first)
+                for tensor, part in zip(tensors, (name, "scale"), strict=True)
+            ]
+            for part, change in zip(made, (f"quantised to {name}", "its scale"), strict=True):
+                part.meta["made_of"] = origin_of(node).then(change)
+            self.constants[key] = made[0], made[1]
+        return self.constants[key]
 
     def correct(self, product: Quantizable, weight: Node) -> None:
         """Subtract from a product's bias what its rounded weight adds to its outputs in the mean."""

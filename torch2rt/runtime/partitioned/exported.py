@@ -16,6 +16,7 @@ import torch
 
 from torch2rt.errors import EngineError
 from torch2rt.interface import Interface
+from torch2rt.python_calls import PythonCall
 
 # Members of an archive without code; `\d` and names are those of `torch.export.save`.
 _ALLOWED = re.compile(
@@ -27,6 +28,12 @@ _SAMPLES = re.compile(r"[^/]+/data/sample_inputs/[\w.]+\.pt")
 
 def dump(graph: torch.nn.Module, interface: Interface, device: torch.device) -> bytes:
     """The archive of a segment's calls; raises `EngineError` for calls that torch cannot export."""
+    graphs = [m for m in graph.modules() if isinstance(m, torch.fx.GraphModule)]
+    if any(isinstance(node.target, PythonCall) for one in graphs for node in one.graph.nodes):
+        raise EngineError(
+            "A torch segment that has a generator, sets the seed of one, or runs Python that cannot be traced, cannot "
+            "be saved without code."
+        )
     inputs = interface.inputs  # torch takes a size of 1 for a constant
     shapes = [spec.opt for spec in inputs]
     if any(spec.opt[axis] < 2 for spec in inputs for axis in spec.dynamic):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,6 +60,23 @@ class Schedule:
                 free[index].append(slot)
         steps = [Step(list(i), list(o), f) for i, o, f in zip(inputs, outputs, free, strict=True)]
         return cls(steps, list(results), slots, list(checks))
+
+    @functools.cached_property
+    def prepared(self) -> list[tuple[Sequence[int] | None, Sequence[Any], Sequence[int], Sequence[int]]]:
+        """For each step its inputs where all are slots, else `None`; its inputs; its outputs; what is let go of.
+
+        Inputs of the module are not let go of, as they are the caller's.
+        """
+        given = min((slot for step in self.steps for slot in step.outputs), default=self.slots)
+        return [
+            (
+                step.inputs if all(isinstance(item, int) for item in step.inputs) else None,
+                step.inputs,
+                step.outputs,
+                [slot for slot in step.free if slot >= given],
+            )
+            for step in self.steps
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as JSON values."""
@@ -128,16 +146,20 @@ def run(
     shapes = _Shapes(values)
     device = next((t.device for t in tensors), torch.device("cpu"))
     with torch.no_grad():
-        for step, runner in zip(schedule.steps, runners, strict=True):
-            given = [
-                values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
-                for item in step.inputs
-            ]
-            for slot, value in zip(step.outputs, runner(*given), strict=True):
+        for (slots, inputs, outs, free), runner in zip(schedule.prepared, runners, strict=True):
+            if slots is not None:
+                results = runner(*[values[slot] for slot in slots])
+            else:
+                results = runner(
+                    *[
+                        values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
+                        for item in inputs
+                    ]
+                )
+            for slot, value in zip(outs, results, strict=True):
                 values[slot] = value
-            for slot in step.free:
-                if slot >= len(tensors):
-                    values[slot] = None
+            for slot in free:
+                values[slot] = None
         for tree, text in schedule.checks:
             if not evaluate_json(tree, shapes):
                 raise InputError(f"The model needs {text}, which these inputs' values make false.")

@@ -85,6 +85,7 @@ class PartitionedModule(Converted):
         self._make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None  # of graphs in a file
         self._carriers = Carriers()
         self._kept: set[int] | None = None
+        self._runners: list[Runner] | None = None  # made at the first call
 
     def _interface(self) -> Interface:
         if self.interface is None:
@@ -113,6 +114,8 @@ class PartitionedModule(Converted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the segments; raises `InputError` for tensors that do not fit."""
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         interface = self._interface()
         tensors = interface.tensors(args, kwargs)
         shapes = [tuple(t.shape) for t in tensors]
@@ -122,19 +125,23 @@ class PartitionedModule(Converted):
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs for the input tensors, in the order of the interface."""
         assert self.schedule is not None
-        runners = [self._runner(i) for i in range(len(self.schedule.steps))]
-        return run(self.schedule, tensors, runners, self._carriers, self._constants)
+        if self._runners is None:
+            self._runners = [self._runner(i) for i in range(len(self.schedule.steps))]
+        return run(self.schedule, tensors, self._runners, self._carriers, self._constants)
 
     def _runner(self, index: int) -> Runner:
         segment, eager = self.segments[index], self._eager(index)
         if isinstance(segment, TorchSegment):
-            return segment
+            return segment.forward
+        interface = segment._interface()
+        if eager is None and all(spec.opt for spec in interface.inputs):
+            return segment.forward
 
         def run_engine(*tensors: torch.Tensor) -> Any:
             device = next((t.device for t in tensors if t.is_cuda), None)
             if device is not None:  # a 0-d tensor that torch keeps on the CPU
                 tensors = tuple(t if t.is_cuda else t.to(device) for t in tensors)
-            if eager is not None and not serves(segment._interface(), tensors):
+            if eager is not None and not serves(interface, tensors):
                 return eager(*tensors)
             return segment(*tensors)
 
@@ -154,7 +161,7 @@ class PartitionedModule(Converted):
         return self._kept | self._carriers.addresses()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._kept = None
+        self._kept, self._runners = None, None
         return super()._apply(fn, recurse)
 
     def load(self, device: torch.device) -> PartitionedModule:
@@ -194,7 +201,9 @@ class PartitionedModule(Converted):
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
             )
-        return self._network.reference()
+        reference = self._network.reference()
+        reference.recomputed = self.recomputed
+        return reference
 
     # Saving and loading ----------------------------------------------------------------------------------------------
 
@@ -237,7 +246,7 @@ class PartitionedModule(Converted):
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
-        self._network, self._make_network, self._kept = None, None, None
+        self._network, self._make_network, self._kept, self._runners = None, None, None, None
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the state dict, which is data."""
@@ -248,6 +257,7 @@ class PartitionedModule(Converted):
         copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
         copied.segments = copy.deepcopy(self.segments, memo)
         copied.eager = copy.deepcopy(self.eager, memo)
+        copied.recomputed = self.recomputed
         memo[id(self)] = copied
         return copied
 
@@ -285,6 +295,8 @@ class PartitionedReference(Converted):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on the device of the inputs; raises `InputError` for what the engines would refuse."""
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
         interface = self.interface
         tensors = interface.tensors(args, kwargs)
         return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])

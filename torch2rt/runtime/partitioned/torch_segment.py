@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch2rt.passes.copies import copy_graph
 from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.partitioned import exported
 
+BACKEND = "inductor"
+
 
 class TorchSegment(Converted):
     """Calls of a traced graph as a function of tensors, on the device of its inputs.
@@ -25,15 +28,21 @@ class TorchSegment(Converted):
     - `graph`: a `torch.fx.GraphModule` of tensors in and a tuple of tensors out. Its parameters and buffers become
       buffers of the segment that share the memory of the module's own ones.
     - `device`: where its calls are made. `draws`: whether it draws random numbers.
+    - `compiles`: whether torch's compiler makes kernels of the calls, at the first one.
 
     `load_state_dict` fills `TorchSegment()`. What is saved is an exported program: data, and no code.
     """
 
     def __init__(
-        self, graph: torch.fx.GraphModule | None = None, device: torch.device | None = None, draws: bool = False
+        self,
+        graph: torch.fx.GraphModule | None = None,
+        device: torch.device | None = None,
+        draws: bool = False,
+        compiles: bool = False,
     ) -> None:
         super().__init__()
-        self.device, self.draws = device or torch.device("cpu"), draws
+        self.device, self.draws, self.compiles = device or torch.device("cpu"), draws, compiles
+        self._compiled: list[Any] = []
         self.interface: Interface | None = None
         self.program: torch.export.ExportedProgram | None = None  # where the calls were loaded
         self._graph: list[Any] = [None]  # in a list, as the state dict is the segment's own and not its parts'
@@ -52,14 +61,24 @@ class TorchSegment(Converted):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """The tuple of results; a first call on another device moves the constants there."""
-        device = next((t.device for t in tensors if t.is_cuda), tensors[0].device if tensors else self.device)
-        if device.type != self.device.type or (device.type == "cuda" and device != self.device):
-            self.move(device)
-        return self.graph(*tensors) if self.program is None else self.graph(tensors)
+        if tensors and (tensors[0].device != self.device or self.device.type == "cpu"):
+            # the first may be a 0-d tensor, which torch leaves on the CPU
+            device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
+            if device.type != self.device.type or (device.type == "cuda" and device != self.device):
+                self.move(device)
+        graph = self._graph[0]
+        if self.compiles:
+            if not self._compiled:
+                self._compiled = [torch.compile(graph, backend=BACKEND)]
+            graph = self._compiled[0]
+        elif self.program is None:
+            return graph.forward(*tensors)  # torch's own call of a module takes longer than small kernels
+        return graph(*tensors) if self.program is None else graph(tensors)
 
     def move(self, device: torch.device) -> None:
         """Run on another device from now on: constants are copied there, and calls that name the old one name it."""
         old, self.device = self.device, device
+        self._compiled = []
         if self.program is not None:
             self.program = move_to_device_pass(self.program, device)
             self._graph = [self.program.module()]
@@ -75,9 +94,15 @@ class TorchSegment(Converted):
 
     def copy(self) -> TorchSegment:
         """A segment of its own with the same tensors, which can be on another device."""
-        copied = TorchSegment(None, self.device, self.draws)
+        copied = TorchSegment(None, self.device, self.draws, self.compiles)
         copied.interface, copied.program = self.interface, self.program
         copied._graph = [_prepared(self.graph) if self.program is None else self.program.module()]
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchSegment:
+        memo[id(self)] = copied = TorchSegment(None, self.device, self.draws, self.compiles)
+        copied.interface = self.interface
+        copied.program, copied._graph = copy.deepcopy((self.program, self._graph), memo)
         return copied
 
     def constants(self) -> Iterator[torch.Tensor]:
@@ -99,6 +124,7 @@ class TorchSegment(Converted):
         program = exported.dump(function, interface, self.device)
         device, draws = str(self.device), self.draws
         header = {"interface": interface.to_json(), "device": device, "draws": draws, "digest": digest(program)}
+        header["compiles"] = self.compiles
         destination[prefix + "program"] = to_tensor(program)
         destination[prefix + "header"] = to_tensor(seal(header))
 
@@ -115,9 +141,10 @@ class TorchSegment(Converted):
         if (kept := stored(state_dict, prefix, ("program", "header"), missing_keys, unexpected_keys)) is not None:
             data, text = kept
             try:
-                header = unseal(text, ("interface", "device", "draws", "digest"))
+                header = unseal(text, ("interface", "device", "draws", "digest", "compiles"))
                 self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
                 self.device = torch.device(header["device"])
+                self.compiles, self._compiled = bool(header.get("compiles")), []
             except Exception as error:
                 raise EngineError(f"A torch segment's header is damaged ({type(error).__name__}: {error}).") from error
             if header.get("digest", digest(data)) != digest(data):

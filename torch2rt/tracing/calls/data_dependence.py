@@ -26,6 +26,10 @@ LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_pt
 _NEED_VALUES = READS | LEAVES_TORCH
 
 
+class UnknownResultError(TraceError):
+    """What a call returns, torch can only say after running it on values."""
+
+
 def reads_values(func: Target) -> bool:
     """Whether a call gives tensors' values to Python or to another library."""
     return getattr(func, "__name__", "") in _NEED_VALUES
@@ -36,15 +40,22 @@ def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
     try:
         return call()
     except DATA_DEPENDENT as error:
-        raise TraceError(_depends_on_data(recorder, func)) from error
+        raise UnknownResultError(_depends_on_data(recorder, func)) from error
     except UnsupportedOperatorException as error:
-        raise TraceError(
+        raise UnknownResultError(
             f"{recorder.location.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
             f"without running it ({error.func} has no fake implementation)."
         ) from error
     except (RuntimeError, TypeError, NotImplementedError) as error:
+        if "no fake impl" in str(error):  # of a custom operator
+            raise UnknownResultError(
+                f"{recorder.location.here()}: torch itself cannot tell the shape of what {qualified_name(func)} "
+                "returns without running it, as no fake implementation was registered."
+            ) from error
+        if isinstance(error, TypeError) and "FakeTensor" in str(error):  # a tensor in the place of a number
+            raise UnknownResultError(_depends_on_data(recorder, func)) from error
         if getattr(func, "__name__", "") in LEAVES_TORCH:
-            raise TraceError(
+            raise UnknownResultError(
                 f"{recorder.location.here()}: {qualified_name(func)} takes a traced tensor out of torch, so what "
                 "follows cannot be recorded. Keep the computation in torch."
             ) from error

@@ -139,7 +139,7 @@ def _error(call: RecordedCall, sizes: Sizes) -> Exception | None:
     if not is_small and not call.mixes_types:
         return None
     dense = is_small or call.writes
-    for fill in (0, 1):  # of indices and divisors, one may be wrong
+    for fill in (0, 1, None):  # of indices and divisors, one may be wrong, and a matrix of one number is singular
         if (error := _run(call, sizes, fill, dense)) is None:
             return None
     if is_small or _run(call, sizes, 0, dense, torch.float32) is None:
@@ -148,9 +148,9 @@ def _error(call: RecordedCall, sizes: Sizes) -> Exception | None:
 
 
 def _run(
-    call: RecordedCall, sizes: Sizes, fill: int, dense: bool, dtype: torch.dtype | None = None
+    call: RecordedCall, sizes: Sizes, fill: int | None, dense: bool, dtype: torch.dtype | None = None
 ) -> Exception | None:
-    """The error of a real run, of which `dtype` replaces every type of real numbers.
+    """The error of a real run on tensors of one number, or of drawn ones; `dtype` replaces every type of real numbers.
 
     It runs on the CPU whatever the call's device: an index that is out of range there is an error, and on a GPU it is
     the end of all work of the process. What the CPU alone has no kernel for is not refused.
@@ -161,9 +161,10 @@ def _run(
             if value.value is not None and dtype is None:
                 return value.value.detach().cpu().clone()
             kind = dtype if dtype is not None and value.dtype.is_floating_point else value.dtype
-            if dense:
-                return torch.full(value.shape(sizes), fill, dtype=kind)
-            return torch.full((), fill, dtype=kind).expand(value.shape(sizes))
+            shape = value.shape(sizes) if dense else ()
+            if fill is None:
+                return torch.rand(shape).mul_(2).to(kind).expand(value.shape(sizes))
+            return torch.full(shape, fill, dtype=kind).expand(value.shape(sizes))
         if isinstance(value, sympy.Basic):
             return _at(value, sizes)
         if not isinstance(value, tuple):

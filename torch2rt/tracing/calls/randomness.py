@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,11 @@ def states(arguments: Any) -> list[torch.Tensor]:
     return [generator.get_state() for generator in (torch.default_generator, *cuda, *given)]
 
 
+def put_states(before: list[torch.Tensor]) -> None:
+    """Give torch's default generators these states, of `states(())`."""
+    put_back(before, ())
+
+
 def put_back(before: list[torch.Tensor], arguments: Any) -> bool:
     """Give the generators their former states, and say whether any had drawn numbers."""
     cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
@@ -34,22 +39,6 @@ def put_back(before: list[torch.Tensor], arguments: Any) -> bool:
             generator.set_state(state)
             drew = True
     return drew
-
-
-@contextmanager
-def notices_seeds() -> Iterator[Callable[[], bool]]:
-    """A context that gives a function which says, afterwards, whether torch's default generator was set in it.
-
-    Its state is another one meanwhile, which nobody would set, and is the former one after it.
-    """
-    changed = False
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(0x7051F00D5EED)
-        before = torch.default_generator.get_state()
-        try:
-            yield lambda: changed
-        finally:
-            changed = not torch.equal(before, torch.default_generator.get_state())
 
 
 def writes_random_numbers(func: Any) -> bool:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import TraceError
-from torch2rt.tracing.calls.randomness import states
+from torch2rt.tracing.calls.randomness import put_back, states
 from torch2rt.tracing.memory.tensors import is_wrapped
 from torch2rt.tracing.recorder import Recorder
 
@@ -31,6 +31,7 @@ def run_for_real(recorder: Recorder, func: Target, args: Any, kwargs: Any, name:
     if not all(map(torch.equal, before, states((args, kwargs)))):
         if recorder.fallback and not random:
             return out  # whoever asked will record it
+        put_back(before, (args, kwargs))
         random = recorder.draws_numbers(qualified_name(name), name)
     if random and not isinstance(out, torch.Tensor) and any(isinstance(x, NUMBERS) for x in tree_leaves(out)):
         raise TraceError(random)

@@ -34,6 +34,11 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return []
 
 
+def tensor_versions(value: Any) -> list[int]:
+    """torch's own write counters of the traced tensors in a call's arguments."""
+    return [t._version for t in tensors_in(value) if isinstance(t, FakeTensor)]
+
+
 def subclass_of(value: Any) -> type | None:
     """The class of a tensor that is made of others, as `torchao`'s quantised weights are; `None` for other values."""
     if (

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import Mod
+from torch.utils._sympy.functions import Max, Min, Mod
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2rt.errors import TraceError
@@ -25,7 +25,7 @@ from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
-from torch2rt.tracing.sizes.kernel_choices import is_kernel_choice
+from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_kernel_choice
 from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
 
@@ -254,7 +254,10 @@ def hold(
             relations.append(decision)
     claims = [decision.claim for decision in relations]
     for decision in list(relations):
-        for sizes in _counterexamples(decision.claim, claims, ranges) if not decision.internal else ():
+        is_demand = decision.internal and not decision.claim.has(
+            Min, Max
+        )  # as of the sizes of a sum: others raise errors
+        for sizes in _counterexamples(decision.claim, claims, ranges) if not is_demand else ():
             if not is_refused(sizes):
                 narrow(decision, {ranges[symbol]: size for symbol, size in sizes.items()})
                 relations.remove(decision)
@@ -345,6 +348,8 @@ class _ShapeEnv(ShapeEnv):
             )
         if (answer := self._decisions.answer(orig_expr)) is not None:
             return answer
+        if self._is_of_values(orig_expr) and is_asked_in(FEW_ENOUGH):
+            return sympy.false
         before = len(self.guards)
         answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         if self._decisions.is_in_torch and self._suppress_guards_tls():
@@ -352,6 +357,10 @@ class _ShapeEnv(ShapeEnv):
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
             self._decisions.note(orig_expr, answer, len(self.guards) > before)
         return answer
+
+    def _is_of_values(self, claim: Any) -> bool:
+        """Whether a question is about sizes that depend on values."""
+        return isinstance(claim, sympy.Basic) and not claim.free_symbols <= self._decisions.symbols.keys()
 
 
 def _is_difference(claim: sympy.Basic) -> bool:

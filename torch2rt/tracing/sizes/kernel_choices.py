@@ -27,11 +27,18 @@ _CHOICES = {  # module and function
     ("torch._decomp.decompositions", "_upsample_linear"),
     ("torch._meta_registrations", "upsample_nearest2d"),
 }
+# torchvision goes from class to class if there are more boxes than so many, which gives the same boxes
+FEW_ENOUGH = {("torchvision.ops.boxes", "batched_nms")}
 
 
 def is_kernel_choice() -> bool:
     """Whether torch is choosing among kernels or layouts with the same values, as oneDNN does by batch size."""
+    return is_asked_in(_CHOICES)
+
+
+def is_asked_in(functions: set[tuple[str, str]]) -> bool:
+    """Whether one of these functions asks about a size."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
         frame = frame.f_back
-    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in _CHOICES
+    return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in functions
