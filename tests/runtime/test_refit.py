@@ -189,6 +189,25 @@ def test_int8_scales_of_weights_are_made_again():
     assert torch.equal(model_trt.reference()(X), again.reference()(X))
 
 
+@pytest.mark.parametrize("precision", ["int8_weights", "int4_weights"])
+def test_weights_in_few_bits_are_made_again(precision):
+    module, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.ones(2, 32)
+    model_trt = converted(module, x, precision=precision)
+    before = model_trt.reference()(x)
+    change(module)
+    assert len(model_trt.refit()) == 4
+    again = converted(module, x, precision=precision).reference()(x)
+    assert torch.equal(model_trt.reference()(x), again) and (again - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("precision", "names"), [("int8_weights", True), ("int4_weights", False), ("fp8", False)])
+def test_weights_that_have_no_type_of_torchs_have_no_names(precision, names):
+    module, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.ones(2, 32)
+    calibration = {"calibration": [[x]]} if precision == "fp8" else {}
+    model_trt = converted(module, x, precision=precision, **calibration)
+    assert build_file._name_weights(model_trt.networks()[0]) is names  # else the engine is built again
+
+
 # What it cannot have -------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from torch2rt.recipes.tape import Attribute
+from torch2rt.recipes.tensors import Attribute
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch2rt.network import Network
 from torch2rt.recipes.contents import Content, contents
 from torch2rt.recipes.replay import Recipes, Unreplayable
 from torch2rt.recipes.settings import differences, settings
-from torch2rt.recipes.tape import Attribute, attributes, inner_tensors, named_tensors
+from torch2rt.recipes.tensors import Attribute, attributes, inner_tensors, named_tensors
 from torch2rt.runtime.shared_lock import SharedLock
 
 OUTSIDE = "a tensor that the module's forward uses, and does not own"
