@@ -177,7 +177,6 @@ class FakeGpu:
             interface=interface,
             inputs=given,
             lock=SharedLock(),
-            refitter=None,
             fits=fits.Fits(),
             scratch=scratch,
             profiles=len(interface.profiles),
