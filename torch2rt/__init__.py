@@ -56,6 +56,8 @@ _HOMES = {
     "GraphCache": "runtime.graph_cache",
     "record_shapes": "tracing.record_shapes",
     "converter": "registry",
+    "plugin": "vocabulary.plugins",
+    "torch_plugin": "vocabulary.plugins",
     "save": "saving",
     "load": "saving",
     **dict.fromkeys(

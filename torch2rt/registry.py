@@ -153,20 +153,7 @@ class Registry:
             entry = Converter(function, limits, parameters)
             if not (is_own := function.__module__.startswith(_OWN)):
                 load()  # so that a target with a converter is known as such, in whatever order they are registered
-            served = [operator_of(target) for target in targets]
-            for target in served:  # before any of them is registered
-                if not callable(target):
-                    raise TypeError(f"{entry.name}: {target!r} is not callable.")
-                if not override and (other := self._name_of(table, target, is_own)) is not None:
-                    raise ValueError(
-                        f"{entry.name}: {qualified_name(target)} has a converter, {other}. Pass override=True to "
-                        "replace it."
-                    )
-                if not is_own and (same := functional(target)) is not None:
-                    raise ValueError(
-                        f"{entry.name}: {qualified_name(target)} writes in place, which torch2rt records as a call of "
-                        f"{qualified_name(same)} and a write. Register a converter for that."
-                    )
+            served = self._vacant(table, entry.name, targets, override, is_own)
             for target in served:
                 table[target] = entry
                 if override:
@@ -175,6 +162,29 @@ class Registry:
             return function
 
         return register
+
+    def vacant(self, name: str, targets: tuple[Target, ...], override: bool = False) -> list[Target]:
+        """The targets as `converter` registers them; raises what it raises for a function of this name."""
+        load()
+        return self._vacant(self.converters, name, targets, override, is_own=False)
+
+    def _vacant(
+        self, table: dict[Target, Converter], name: str, targets: tuple[Target, ...], override: bool, is_own: bool
+    ) -> list[Target]:
+        served = [operator_of(target) for target in targets]
+        for target in served:  # before any of them is registered
+            if not callable(target):
+                raise TypeError(f"{name}: {target!r} is not callable.")
+            if not override and (other := self._name_of(table, target, is_own)) is not None:
+                raise ValueError(
+                    f"{name}: {qualified_name(target)} has a converter, {other}. Pass override=True to replace it."
+                )
+            if not is_own and (same := functional(target)) is not None:
+                raise ValueError(
+                    f"{name}: {qualified_name(target)} writes in place, which torch2rt records as a call of "
+                    f"{qualified_name(same)} and a write. Register a converter for that."
+                )
+        return served
 
     def _name_of(self, table: dict[Target, Converter], target: Target, is_own: bool) -> str | None:
         """The function that serves a target in one of the tables of converters, if there is one.

@@ -12,7 +12,7 @@ import torch
 from test_verification import times, wrong
 
 import torch2rt as package
-from torch2rt import TRTModule, torch2rt
+from torch2rt import TRTModule, load, torch2rt
 from torch2rt.backend import tensorrt as backend
 from torch2rt.bench.models import load_model
 from torch2rt.cli.main import main
@@ -49,6 +49,16 @@ class Parity(torch.nn.Module):
 class Unknown(torch.nn.Module):
     def forward(self, x):
         return torch.linalg.svdvals(x)
+
+
+class Halves(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(4, 3), torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        values = torch.linalg.svdvals(torch.relu(self.first(x)))
+        return torch.tanh(self.last(values) * 2) + 1
 
 
 instance = Net()
@@ -515,6 +525,46 @@ def test_a_wrong_choice_of_tensorrt(tmp_path):
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "TORCH2RT_TENSORRT='tensorflow' is not one of tensorrt, tensorrt_rtx" in done.stdout
+
+
+def test_fallback(models, capsys, tmp_path):
+    path, model = tmp_path / "halves.t2rt", ["convert", f"{models}:Halves", "--input", "5x3x4"]
+    assert main(model) == 1
+    assert "With fallback=True: 1 TensorRT segment" in capsys.readouterr().err
+    assert main([*model, "--fallback", "--min-segment-calls", "1", "-o", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "2 TensorRT and 1 torch segments" in out and out.count("float32[5, 3, 4]") == 1
+    assert re.search(r"segment +1: torch, 1 call: torch.linalg.svdvals", out)
+    loaded = load(path)
+    assert [type(segment).__name__ for segment in loaded.segments] == ["TRTModule", "TorchSegment", "TRTModule"]
+    assert loaded.input_names == ["x"]
+    assert main([*model, "--fallback", "--torch-executed", "last", "--torch-segments", "eager"]) == 0
+    assert re.search(r"segment +\d: torch.*of (first to )?last.*torch_executed names it", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--torch-executed", "last"], 2, "--torch-executed needs --fallback or --plan"),
+        (["--min-segment-calls", "2"], 2, "--min-segment-calls needs --fallback or --plan"),
+        (["--torch-segments", "compile", "--plan"], 2, "--torch-segments needs --fallback"),
+        (["--measure-segments"], 2, "--measure-segments needs --fallback"),
+        (["--fallback", "--max-sizes", "0"], 2, "max_sizes"),
+        (["--fallback", "--torch-executed", "middle"], 2, "torch_executed names middle"),
+        (["--fallback", "--compare", "--no-verify"], 2, "each engine is compared by itself"),
+    ],
+)
+def test_options_of_fallback_that_do_not_fit(models, capsys, options, code, message):
+    assert main(["convert", f"{models}:Halves", "--input", "5x3x4", *options]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_takes_what_fallback_takes(models, capsys, tmp_path):
+    page = tmp_path / "plan.html"
+    given = ["--plan", "--torch-executed", "last", "--min-segment-calls", "2", "-o", str(page)]
+    assert main(["convert", f"{models}:Halves", "--input", "5x3x4", *given]) == 0
+    assert "torch_executed names it" in capsys.readouterr().out
+    assert "last: 0 of 1 calls" in page.read_text()
 
 
 def test_precision(capsys):

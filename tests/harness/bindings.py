@@ -6,6 +6,7 @@ the right names they load anywhere. Objects cannot be made then, but every class
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -17,6 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +52,27 @@ def describe(package: str, version: str) -> Table:
     `type` is the class of the value, or of what a call returns, where it is one of TensorRT's; `overloads` the names of
     the parameters and how many of them a call must give.
     """
-    folder = _unpacked(package, version)
-    libraries = sorted(
-        set(re.findall(rb"lib(?:nvinfer|nvonnx|tensorrt)[a-z_]*\.so\.\d+", _binary(folder).read_bytes()))
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        _stubs(Path(scratch), [name.decode() for name in libraries])
-        environment = {**os.environ, "LD_LIBRARY_PATH": scratch, "PYTHONPATH": str(folder)}
-        command = [sys.executable, str(Path(__file__)), _binary(folder).parent.name]
+    with bindings(package, version) as environment:
+        command = [sys.executable, str(Path(__file__)), _binary(_unpacked(package, version)).parent.name]
         done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{package} {version} does not load:\n{done.stderr}")
     return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def bindings(package: str, version: str) -> Iterator[dict[str, str]]:
+    """The environment of a process in which the bindings load without TensorRT, under their own name and `tensorrt`."""
+    folder = _unpacked(package, version)
+    binary = _binary(folder)
+    libraries = sorted(set(re.findall(rb"lib(?:nvinfer|nvonnx|tensorrt)[a-z_]*\.so\.\d+", binary.read_bytes())))
+    with tempfile.TemporaryDirectory() as scratch:
+        _stubs(Path(scratch), [name.decode() for name in libraries])
+        alias = f"import sys\nimport {binary.parent.name} as bindings\n"
+        alias += "bindings.__name__ = __name__\nsys.modules[__name__] = bindings\n"
+        (Path(scratch) / "tensorrt.py").write_text(alias)
+        path = {"LD_LIBRARY_PATH": scratch, "PYTHONPATH": f"{scratch}{os.pathsep}{folder}"}
+        yield {**os.environ, **path, "TORCH2RT_TENSORRT": "tensorrt"}
 
 
 def _binary(folder: Path) -> Path:

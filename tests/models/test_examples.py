@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from torch2rt.backend.tensorrt import has_plugins
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -112,3 +114,12 @@ def test_generate(capsys):
     results = load("examples/generate.py").main(layers=1, width=64)
     assert results["tokens as eager's, from the first on"] == results["tokens"] >= 8
     assert "tokens in a second, torch2rt" in capsys.readouterr().out
+
+
+def test_plugins(capsys):
+    pytest.importorskip("torchvision", reason="deformable convolution is torchvision's")
+    assert load("examples/plugins.py").main() < 1e-5
+    out = capsys.readouterr().out
+    if not has_plugins():
+        for name in ("leaky_relu", "deform_conv2d", "fully_connected"):
+            assert f"torch, 1 call: torch.ops.torch2rt_example.{name}" in out

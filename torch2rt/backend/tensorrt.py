@@ -179,6 +179,11 @@ def add_attention(network: Any, query: Any, key: Any, value: Any, causal: bool) 
     return layer
 
 
+def has_plugins() -> bool:
+    """Whether networks take plugins: TensorRT 10 and 11, and no TensorRT for RTX."""
+    return hasattr(trt.INetworkDefinition, "add_plugin_v3")
+
+
 def has_cumulative() -> bool:
     """Whether networks have a layer for running sums (not in TensorRT 10.3, but in every TensorRT for RTX)."""
     return hasattr(trt.INetworkDefinition, "add_cumulative")

@@ -23,6 +23,7 @@ ABOUT_TYPES = """
     precision io_precision keep_fp32 force_low calibration_method calibration_cache keep_float smooth_quant
     bias_correction tolerance
 """.split()
+ABOUT_FALLBACK = "torch_executed min_segment_calls max_sizes".split()
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -61,7 +62,7 @@ def convert(arguments: argparse.Namespace) -> None:
             show.row("saved", arguments.picture)
     if arguments.output:
         try:
-            model_trt.save_engine(arguments.output)
+            _save(model_trt, arguments.output)
         except OSError as error:
             raise Failure(f"{arguments.output} cannot be written: {error.strerror}.") from error
         show.row("saved", arguments.output, f"{os.path.getsize(arguments.output) / 2**20:.1f} MiB")
@@ -77,7 +78,7 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
     for name in ("shapes", "max_variants"):
         if getattr(arguments, name) is not None:
             raise UsageError(f"--plan is of one graph for the whole range: leave out --{name.replace('_', '-')}.")
-    options |= _about_types(module, arguments)
+    options |= _about_fallback(arguments) | _about_types(module, arguments)
     result = plan(module, inputs, **options, progress=False if arguments.quiet else None)
     for line in str(result).splitlines():
         show.row("plan", line.rstrip())
@@ -96,6 +97,21 @@ def _show_plan(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
         except OSError as error:
             raise Failure(f"{arguments.output} cannot be written: {error.strerror}.") from error
         show.row("saved", arguments.output)
+
+
+def _save(model_trt: Any, path: str) -> None:
+    """Write an engine with its calling convention, or segments as `torch2rt.save` does."""
+    from torch2rt import TRTModule, save
+
+    if isinstance(model_trt, TRTModule):
+        model_trt.save_engine(path)
+    else:
+        save(model_trt, path)
+
+
+def _about_fallback(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments about what is left to torch that are given."""
+    return {name: value for name in ABOUT_FALLBACK if (value := getattr(arguments, name)) is not None}
 
 
 def _promised(arguments: argparse.Namespace) -> dict[str, dict[int, Any]] | None:
@@ -130,15 +146,18 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
 
     options = {f"{which}_shapes": getattr(arguments, which) for which in ("min", "opt", "max")}
     options |= {name: getattr(arguments, name) for name in OPTIONS}
-    options |= _about_types(module, arguments)
+    options |= _about_fallback(arguments) | _about_types(module, arguments)
+    if arguments.fallback:
+        options["fallback"] = "measure" if arguments.measure_segments else True
+        options["torch_segments"] = arguments.torch_segments
     options["dynamic_shapes"] = _promised(arguments)
     if arguments.max_variants is not None:
         options["max_variants"] = arguments.max_variants
     done: list[str] = []
 
     def on_stage(name: str, result: Any, seconds: float) -> None:
+        _show_stage(name, result, seconds, show, is_again=name in done)
         done.append(name)
-        _show_stage(name, result, seconds, show)
 
     try:
         model_trt = torch2rt(module, inputs, **options, progress=False if arguments.quiet else None, on_stage=on_stage)
@@ -148,23 +167,32 @@ def _converted(module: torch.nn.Module, inputs: list[torch.Tensor], arguments: a
         if not done:
             check_inputs(module, inputs)
         raise
+    for line in model_trt.report.segments:
+        show.row("segment", line.removeprefix("segment "))
     if arguments.verify:
         _show_report(model_trt.report, show)
     return model_trt
 
 
-def _show_stage(name: str, result: Any, seconds: float, show: Table) -> None:
-    """The row of a stage of the conversion, after the rows of the inputs when these are known."""
+def _show_stage(name: str, result: Any, seconds: float, show: Table, is_again: bool) -> None:
+    """The row of a stage of the conversion, after the rows of the inputs when these are known.
+
+    `is_again`: the module is traced a second time, as segments.
+    """
     from torch2rt.graph import graph_meta
+    from torch2rt.passes.partitioning.split import Program
     from torch2rt.sizes import is_symbolic
 
     if name == "trace":
-        for spec in graph_meta(result).interface.inputs:
+        for spec in () if is_again else graph_meta(result).interface.inputs:
             show.row(
                 spec.name, spec.describe(), f"optimized for {' and '.join(map(by, spec.opts))}" if spec.dynamic else ""
             )
         calls = [n for n in result.graph.nodes if n.op == "call_function" and not is_symbolic(n.meta["val"])]
         made = f"{len(calls)} calls"
+    elif isinstance(result, Program):
+        ours = sum(not piece.segment.is_torch for piece in result.pieces)
+        made = f"{ours} TensorRT and {len(result.pieces) - ours} torch segments"
     elif name == "lower":
         made = f"{result.num_layers} layers"
     else:

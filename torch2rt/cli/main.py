@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch2rt import usage
+from torch2rt.cli import options
 from torch2rt.errors import InputError, Torch2RTError
 from torch2rt.interrupts import exit_at_once
-from torch2rt.usage import DTYPES, Failure, UsageError
+from torch2rt.usage import Failure, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SHAPE is like 1x3x224x224, or 'scalar'. Example: torch2rt convert torchvision:resnet18 "
         "--input 1x3x224x224 --max 8x3x224x224 -o resnet18.engine",
     )
-    _add_model(convert)
+    options.add_model(convert)
     for which, text in (("min", "smallest"), ("opt", "most common"), ("max", "largest")):
         convert.add_argument(
             f"--{which}",
@@ -85,9 +86,12 @@ def _parser() -> argparse.ArgumentParser:
         convert.add_argument(f"--{which}-names", type=usage.several, metavar="A,B,...", help=f"names of the {text}")
     convert.add_argument("--nan", choices=("keep", "ignore"), default="keep", help="as for torch2rt.lower")
     convert.add_argument("--float64", choices=("float32", "refuse"), default="float32", help="as for torch2rt.torch2rt")
-    _add_precision(convert)
-    _add_builder(convert)
-    convert.add_argument("-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine")
+    options.add_fallback(convert)
+    options.add_precision(convert)
+    options.add_builder(convert)
+    convert.add_argument(
+        "-o", "--output", metavar="FILE", help="save the engine, for TRTModule.from_engine; segments for torch2rt.load"
+    )
     convert.add_argument(
         "--plan",
         action="store_true",
@@ -135,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         "own, and print how fast they are.",
         epilog="Example: torch2rt bench torchvision:resnet50 --input 16x3x224x224 --dtype float16 --picture bench.png",
     )
-    _add_model(bench)
+    options.add_model(bench)
     bench.add_argument(
         "--ways",
         type=usage.several,
@@ -213,81 +217,6 @@ def _add_ranges(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    """The arguments that say what to convert, and with which inputs."""
-    command.add_argument(
-        "model",
-        metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, or package.module:NAME of an nn.Module, or of a callable that makes one",
-    )
-    command.add_argument(
-        "--input",
-        dest="inputs",
-        action="append",
-        required=True,
-        type=usage.shape_and_dtype,
-        metavar="SHAPE[:DTYPE]",
-        help=f"an input, once for each; DTYPE is one of {', '.join(DTYPES)}, by default the model's",
-    )
-    command.add_argument(
-        "--dtype", choices=DTYPES[:3], default="float32", help="the model's parameters (default: float32)"
-    )
-
-
-def _add_precision(command: argparse.ArgumentParser) -> None:
-    """The arguments about precision of `torch2rt.torch2rt`, and what shows them."""
-    precision = command.add_argument_group("precision")
-    precision.add_argument(
-        "--precision",
-        metavar="TYPE",
-        help="compute float32 in fp16 or bf16; products in int8 or fp8, or with int8_weights or int4_weights, and the "
-        "rest in fp16, or as int8+bf16 and int8+fp32 say; auto: see torch2rt.torch2rt (default: as the model does)",
-    )
-    precision.add_argument("--io-precision", choices=("fp32", "fp16", "bf16"), help="the type of inputs and outputs")
-    for name, text in (("keep-fp32", "stay in float32"), ("force-low", "do not")):
-        help = f"modules and patterns, such as encoder.*.mlp, that {text}"
-        precision.add_argument(f"--{name}", type=usage.several, metavar="A,B,...", help=help)
-    for name, text in (
-        ("samples", "further inputs, to find what overflows, and for --precision auto"),
-        ("calibration", "inputs such as the engine will be given, for int8 and fp8"),
-    ):
-        help = f"{text}: .npy, .npz, .safetensors, or torch.save's of a tensor, or of a list of batches"
-        precision.add_argument(f"--{name}", metavar="FILE", help=help)
-    precision.add_argument("--calibration-method", choices=("entropy", "minmax", "percentile", "mse"))
-    precision.add_argument("--calibration-cache", metavar="FILE", help="keep the calibration here, and read it again")
-    precision.add_argument("--keep-float", type=usage.several, metavar="A,B,...", help="what is not quantised")
-    precision.add_argument("--smooth-quant", type=float, metavar="STRENGTH", help="0.5: SmoothQuant, for transformers")
-    precision.add_argument("--bias-correction", action="store_true", help="correct biases for rounded weights")
-    precision.add_argument("--tolerance", type=float, metavar="X", help="what --precision auto keeps to (0.001)")
-    precision.add_argument("--picture", metavar="FILE", help="draw what --compare or --precision auto --plan has found")
-    precision.add_argument(
-        "--compare", action="store_true", help="print how far off each module is, and where it begins"
-    )
-
-
-def _add_builder(command: argparse.ArgumentParser) -> None:
-    """The arguments of `torch2rt.build`."""
-    builder = command.add_argument_group("TensorRT's builder")
-    builder.add_argument("--max-workspace-size", type=usage.number, metavar="BYTES", help="scratch memory of a layer")
-    builder.add_argument(
-        "--compute-capabilities",
-        type=usage.several,
-        metavar="A,B,...",
-        help="for TensorRT for RTX: the GPUs to build for, such as 8.6,8.9 or current",
-    )
-    builder.add_argument(
-        "--optimization-level", type=usage.number, metavar="N", help="0 (quick to build) to 5 (thorough)"
-    )
-    builder.add_argument(
-        "--tf32",
-        action=argparse.BooleanOptionalAction,
-        help="whether float32 products may round to TF32 (default: as torch is set)",
-    )
-    builder.add_argument(
-        "--log-level", choices=usage.SEVERITIES, default=None, help="print TensorRT's messages from here on"
-    )
-
-
 # Commands, each in a module of its own that imports torch ------------------------------------------------------------
 
 
@@ -306,6 +235,13 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--{which} is given {len(given)} times for {len(arguments.inputs)} --input.")
     if arguments.weights and not Path(arguments.weights).is_file():
         raise UsageError(f"there is no file {arguments.weights}.")
+    if not (arguments.fallback or arguments.plan):
+        for name in ("torch_executed", "min_segment_calls", "max_sizes"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} needs --fallback or --plan.")
+    for name in ("measure_segments", "torch_segments"):
+        if getattr(arguments, name) and not arguments.fallback:
+            raise UsageError(f"--{name.replace('_', '-')} needs --fallback.")
     if arguments.plan and arguments.compare:
         raise UsageError("--plan builds nothing, so there is nothing for --compare.")
     for name in ("samples", "calibration"):

@@ -165,6 +165,10 @@ def first_difference(
 def _serving(model_trt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Network, list[torch.Tensor]]:
     """The network that serves a call, of several the first that takes its shapes, and the tensors of the call."""
     networks = [n for n in getattr(model_trt, "_networks", []) if n.traced is not None and n.lowered is not None]
+    if hasattr(model_trt, "segments"):
+        raise InputError(
+            "Of a module in segments each engine is compared by itself: compare(model_trt.engines[0], its inputs)."
+        )
     if not networks:
         raise InputError(
             "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True); "

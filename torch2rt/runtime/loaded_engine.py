@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torch2rt.backend import cuda
+from torch2rt.backend import cuda, plugins
 from torch2rt.backend.cuda import on_device
 from torch2rt.backend.quirks import create_execution_context, why_no_dynamic_shapes
 from torch2rt.backend.tensorrt import FLAVOUR, LOG, TORCH_DTYPES, VERSION, scratch_of_all_shapes, trt
@@ -42,6 +42,7 @@ def deserialize(data: bytes | memoryview, made_by: Mapping[str, str], index: int
             "Engines do not cross versions: convert the model again, or install that version."
         )
     device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+    plugins.register()
     with on_device(device.index), cuda.beside_captures(), LOG.capture() as log:
         runtime = trt.Runtime(LOG)
         engine = runtime.deserialize_cuda_engine(data)
