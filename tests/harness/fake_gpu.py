@@ -177,7 +177,6 @@ class FakeGpu:
             interface=interface,
             inputs=given,
             lock=SharedLock(),
-            refitter=None,
             fits=fits.Fits(),
             scratch=scratch,
             profiles=len(interface.profiles),
@@ -185,6 +184,7 @@ class FakeGpu:
             placeholder=torch.empty(64),
             create_context=self.context,
             engine=None,
+            refitter=None,
         )
         self.pool = pool.ContextPool.__new__(pool.ContextPool)
         self.pool.__dict__.update(

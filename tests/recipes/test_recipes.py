@@ -11,7 +11,8 @@ from torch2rt.conversion.structure_keys import structure_key
 from torch2rt.lowering import lower_with_values
 from torch2rt.passes.order import chosen, run
 from torch2rt.recipes.replay import Unreplayable
-from torch2rt.recipes.tape import Tape, inner_tensors, named_tensors
+from torch2rt.recipes.tape import Tape
+from torch2rt.recipes.tensors import inner_tensors, named_tensors
 from torch2rt.tracing.trace import trace
 
 Seq = nn.Sequential

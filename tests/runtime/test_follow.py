@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import optimizer as optimizers
 
-from torch2rt import torch2rt
+from torch2rt import InputError, torch2rt
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
 
@@ -172,6 +172,20 @@ def test_what_only_comparing_sees():
     handle.remove()
     OUTSIDE.add_(1)
     assert model_trt.changed() == ["a tensor that the module's forward uses, and does not own"]
+
+
+def test_writes_that_are_not_counted_are_refused():
+    module = network()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    with torch.inference_mode():
+        uncounted = nn.Parameter(torch.randn(2), requires_grad=False)
+    module[2].bias = uncounted
+    with pytest.raises(InputError, match=r"follow cannot notice writes to 2\.bias"):
+        model_trt.reference()(X)
+    with torch.inference_mode():
+        made = network()
+    with pytest.raises(InputError, match="made in inference mode"):
+        torch2rt(made, [X], refittable=True)
 
 
 def test_replicas_of_data_parallel_have_what_the_module_has(followed):

@@ -189,6 +189,25 @@ def test_int8_scales_of_weights_are_made_again():
     assert torch.equal(model_trt.reference()(X), again.reference()(X))
 
 
+@pytest.mark.parametrize("precision", ["int8_weights", "int4_weights"])
+def test_weights_in_few_bits_are_made_again(precision):
+    module, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.ones(2, 32)
+    model_trt = converted(module, x, precision=precision)
+    before = model_trt.reference()(x)
+    change(module)
+    assert len(model_trt.refit()) == 4
+    again = converted(module, x, precision=precision).reference()(x)
+    assert torch.equal(model_trt.reference()(x), again) and (again - before).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("precision", "names"), [("int8_weights", True), ("int4_weights", False), ("fp8", False)])
+def test_weights_that_have_no_type_of_torchs_have_no_names(precision, names):
+    module, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.ones(2, 32)
+    calibration = {"calibration": [[x]]} if precision == "fp8" else {}
+    model_trt = converted(module, x, precision=precision, **calibration)
+    assert build_file._name_weights(model_trt.networks()[0]) is names  # else the engine is built again
+
+
 # What it cannot have -------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +415,7 @@ class Refitter:
     refuses = ""
 
     def __init__(self, engine, log):
-        self.named, self.made_for = {}, engine
+        self.named, self.set, self.made_for = {}, set(), engine
         Refitter.made.append(self)
 
     def get_all_weights(self):
@@ -404,13 +423,17 @@ class Refitter:
 
     def set_named_weights(self, name, weights, location):
         self.named[name] = (weights.size, location)
+        self.set.add(name)
         return name != self.refuses
 
     def get_missing_weights(self):
         return ["b"] if self.refuses == "missing" else []
 
+    def unset_named_weights(self, name):
+        self.set.discard(name)
+
     def refit_cuda_engine_async(self, stream):
-        self.stream = stream
+        self.stream, self.given = stream, set(self.set)
         return self.refuses != "refit"
 
 
@@ -443,6 +466,8 @@ def test_an_engine_gets_weights_while_nobody_runs_it(fake):
     assert done == [True]
     (refitter,) = Refitter.made
     assert refitter.named == {"a": (3, refit_file.trt.TensorLocation.DEVICE)} and refitter.stream == fake.pool.stream
+    assert refit_file.refit_engine(fake.pool, {"b": torch.ones(2)}) and Refitter.made == [refitter]
+    assert refitter.given == {"b"} and not refitter.set, "a is not read again, which is gone"
 
 
 @pytest.mark.parametrize(("refuses", "name"), [("a", "a"), ("missing", "a"), ("refit", "a"), ("", "unknown")])

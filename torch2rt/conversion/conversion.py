@@ -292,6 +292,8 @@ class Conversion:
         if kept is None and (kept := engine_cache.read(of_any_weights)) is not None:
             has_other_weights = True
         elif kept is not None and _is_verified(kept, self.verify):
+            if kept.report.verified is not None:
+                kept.report.verified.notes.append(EARLIER)
             self.on_stage("build", kept, time.perf_counter() - start)
             return TRTModule(kept, network), network, file
         if network is None:
@@ -380,6 +382,7 @@ def _is_verified(kept: Engine, mode: bool | str) -> bool:
     return not mode or found is not None and (mode != "range" or found.mode == "range")
 
 
+EARLIER = "This was done by an earlier conversion of the same module, which has kept the engine."
 _AGAIN = "Convert again with the environment variable TORCH2RT_CACHE_ENGINES=0 for an engine with its network."
 
 

@@ -163,6 +163,8 @@ def _name_weights(network: Network) -> bool:
     with network.building, LOG.capture():
         for number in {name: number for number, name in reversed(names.items())}.values():
             tensor = tensors[number]
+            if tensor.dtype not in DTYPES:  # fp8
+                return False
             weights = trt.Weights(DTYPES[tensor.dtype], tensor.data_ptr(), tensor.numel())
             if not network.definition.set_weights_name(weights, names[number]):
                 return False

@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from torch2rt.recipes.tensors import inner_of, named_tensors
+
 # What gives the values of a tensor to Python, or to others, without an operator.
 _READS = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
 READS = frozenset(getattr(torch.Tensor, name) for name in _READS)
-_OWN = frozenset(vars(torch.nn.Module()))
-DEPTH = 4  # of lists in lists
 FACTS = frozenset({"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "is_same_size", "is_contiguous"})
 
 
@@ -130,7 +130,7 @@ class Tape:
         self.unknown: set[str] = set()  # what the tape cannot follow, such as sparse tensors
         self.outside: dict[int, torch.Tensor] = {}  # that were there before the trace, and are not the module's
         for name, tensor in named_tensors(module).items():
-            for path, inner in _inner(name, tensor):
+            for path, inner in inner_of(name, tensor):
                 if not _is_plain(inner) or inner.is_meta or inner.is_inference():
                     self.unknown.add(path)
                     continue
@@ -304,69 +304,6 @@ def unrecorded() -> Iterator[None]:
     finally:
         for tape in tapes:
             tape.paused -= 1
-
-
-def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A module's parameters and buffers, and the tensors among its modules' attributes, by name.
-
-    >>> list(named_tensors(torch.nn.Linear(3, 5)))
-    ['weight', 'bias']
-    """
-    named: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    named |= module.named_buffers(remove_duplicate=False)
-    for attribute in attributes(module):
-        if isinstance(attribute.value, torch.Tensor):
-            named.setdefault(attribute.name, attribute.value)
-    return named
-
-
-class Attribute(NamedTuple):
-    """A tensor among the attributes of modules, or in a list, tuple or dict there, or such a container."""
-
-    name: str
-    holder: Any
-    key: Any
-    value: Any
-
-
-def attributes(module: torch.nn.Module) -> list[Attribute]:
-    """The tensors among the attributes of a module's modules, beside parameters and buffers, and what holds them.
-
-    >>> relu = torch.nn.ReLU()
-    >>> relu.tables = [torch.ones(2)]
-    >>> [attribute.name for attribute in attributes(relu)]
-    ['tables', 'tables.0']
-    """
-    found: list[Attribute] = []
-    for path, owner in module.named_modules(remove_duplicate=False):
-        for key, value in vars(owner).items():
-            if key not in _OWN:
-                found += _held(f"{path}.{key}".lstrip("."), vars(owner), key, value, DEPTH)
-    return found
-
-
-def _held(name: str, holder: Any, key: Any, value: Any, depth: int) -> list[Attribute]:
-    if isinstance(value, torch.Tensor):
-        return [] if isinstance(value, FakeTensor) else [Attribute(name, holder, key, value)]
-    if depth == 0 or not isinstance(value, (list, tuple, dict)):
-        return []
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    found = [inner for k, v in items for inner in _held(f"{name}.{k}", value, k, v, depth - 1)]
-    return [Attribute(name, holder, key, value), *found] if found else []
-
-
-def _inner(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor with its name, or the plain ones that a tensor subclass is made of."""
-    if is_traceable_wrapper_subclass(tensor):
-        for attribute in tensor.__tensor_flatten__()[0]:
-            yield from _inner(f"{name}.{attribute}", getattr(tensor, attribute))
-    else:
-        yield name, tensor
-
-
-def inner_tensors(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by name, with those that a tensor subclass is made of in its place."""
-    return {path: inner for name, tensor in tensors.items() for path, inner in _inner(name, tensor)}
 
 
 def _shares(tensor: torch.Tensor, storage: torch.UntypedStorage) -> bool:

@@ -17,7 +17,7 @@ from torch2rt.network import Network
 from torch2rt.recipes.contents import Content, contents
 from torch2rt.recipes.replay import Recipes, Unreplayable
 from torch2rt.recipes.settings import differences, settings
-from torch2rt.recipes.tape import Attribute, attributes, inner_tensors, named_tensors
+from torch2rt.recipes.tensors import Attribute, attributes, inner_tensors, named_tensors
 from torch2rt.runtime.shared_lock import SharedLock
 
 OUTSIDE = "a tensor that the module's forward uses, and does not own"
@@ -75,10 +75,13 @@ class Live:
     def tensors(self) -> list[torch.Tensor]:
         """The module's tensors that show by their write counters whether the networks are out of date.
 
-        Batch norms write to their statistics without counting it, but count their batches.
+        Batch norms write to their statistics without counting it, but count their batches. Raises `InputError` for
+        tensors that were made in inference mode, in which torch counts no writes.
         """
         values = _tensors_of(self.module())
         names = dict.fromkeys([*self.names, *(name for name in values if name.endswith("num_batches_tracked"))])
+        if uncounted := [name for name in names if name in values and values[name].is_inference()]:
+            raise InputError(f"follow cannot notice writes to {', '.join(uncounted)}, made in inference mode.")
         found = [values[name] for name in names if name in values]
         return [*found, *(x for recipes in self._recipes for x in recipes.outside)]
 

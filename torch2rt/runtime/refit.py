@@ -40,10 +40,14 @@ def _refit(pool: ContextPool, weights: Mapping[str, torch.Tensor]) -> bool:
     known = set(refitter.get_all_weights())
     if not known.issuperset(weights):
         return False
-    for name, weight in weights.items():
-        described = trt.Weights(DTYPES[weight.dtype], weight.data_ptr(), weight.numel())
-        if not refitter.set_named_weights(name, described, trt.TensorLocation.DEVICE):
+    try:
+        for name, weight in weights.items():
+            described = trt.Weights(DTYPES[weight.dtype], weight.data_ptr(), weight.numel())
+            if not refitter.set_named_weights(name, described, trt.TensorLocation.DEVICE):
+                return False
+        if refitter.get_missing_weights() or not refitter.refit_cuda_engine_async(pool.stream):
             return False
-    if refitter.get_missing_weights() or not refitter.refit_cuda_engine_async(pool.stream):
-        return False
-    return cuda.synchronize(pool.stream)
+        return cuda.synchronize(pool.stream)
+    finally:
+        for name in weights:
+            refitter.unset_named_weights(name)  # else the next refit reads them again, where they are no more
