@@ -7,6 +7,7 @@ from harness.layers import kernels
 from torch import nn
 
 from torch2rt import InputError, lower, passes, torch2rt, trace
+from torch2rt.backend.quirks import crashes_on_equal_weights
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
 from torch2rt.passes.options import Precision
@@ -113,6 +114,9 @@ def test_weights_that_are_shared(name, device):
     model_trt = torch2rt(model, [x], precision=name, max_batch_size=3, **options)
     network = model_trt._networks[0]
     kinds = [kind for _, kind in network.facts()["layers"]]
+    if name == "int8_weights" and crashes_on_equal_weights():
+        assert "DEQUANTIZE" not in kinds and any("one int8 weight" in text for text in model_trt.report.assumptions)
+        return
     assert kinds.count("DEQUANTIZE") == (7 if FORMATS[name].is_whole else 6)
     stored = [w.tensor for w in network.weights.values() if w.tensor.dtype in LARGEST]
     assert len({tensor.data_ptr() for tensor in stored}) == 3  # as much memory as without sharing

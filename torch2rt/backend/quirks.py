@@ -127,6 +127,15 @@ def crashes_on_shared_weights() -> bool:
     return True
 
 
+def crashes_on_equal_weights() -> bool:
+    """Whether the builder crashes on equal int8 weights in several places, whatever layers bring them back.
+
+    TensorRT for RTX 1.6 does, for the same module as above; of earlier ones nothing is known. Such weights stay float.
+    Test: `test_formats.py`, weights that are shared.
+    """
+    return IS_RTX and tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 7)
+
+
 def builds_refittable() -> bool:
     """Whether an engine can be built whose weights can be changed.
 

@@ -8,6 +8,7 @@ int8.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch.fx.node import Node
 
-from torch2rt.backend.quirks import crashes_on_shared_weights
+from torch2rt.backend.quirks import crashes_on_equal_weights, crashes_on_shared_weights
 from torch2rt.callables import qualified_name
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
@@ -80,6 +81,8 @@ class _Quantizer:
         self.activations: dict[Node, Node] = {}
         self.weights: dict[tuple[Node, int, Node | None], Node] = {}
         self.constants: dict[tuple[Node, int], tuple[Node, Node]] = {}
+        weights = [constant_of(module, product.weight) for product in quantizable(module)]
+        self.uses = collections.Counter(weight.data_ptr() for weight in weights if weight is not None)
 
     def obstacle(self, product: Quantizable) -> str | None:
         """Why a product cannot be quantised, if it cannot be."""
@@ -88,6 +91,8 @@ class _Quantizer:
         weight = constant_of(self.module, product.weight)
         if weight is None or not weight.isfinite().all():
             return "its weight has a NaN or an infinity"
+        if self.format.name == "int8_weights" and self.uses[weight.data_ptr()] > 1 and crashes_on_equal_weights():
+            return "this TensorRT cannot build several products of one int8 weight"
         if self.format.blocks:
             count, last = weight.shape[1 - product.axis], weight.shape[-1]
             if self.block(product) is None:
