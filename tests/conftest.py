@@ -24,8 +24,8 @@ def pytest_addoption(parser):
     )
     parser.addoption("--examples", type=int, default=30, help="how many calls of a kind the drawn tests make")
     parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
-    parser.addoption("--size-programs", type=int, default=100, help="how many programs test_size_programs.py draws")
-    parser.addoption("--processes", type=int, default=6, help="how many processes share a folder of kept engines")
+    parser.addoption("--size-programs", type=int, default=60, help="how many programs test_size_programs.py draws")
+    parser.addoption("--processes", type=int, default=4, help="how many processes share a folder of kept engines")
     parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")
 
 
@@ -45,6 +45,12 @@ def without_gpu_memory(monkeypatch):
     for file in (cuda_graph, execution, graph_memory):
         monkeypatch.setattr(file, "empty", lambda shape, stride, dtype: torch.empty_strided(shape, stride, dtype=dtype))
         monkeypatch.setattr(file, "LOWEST_ADDRESS", 1, raising=False)  # the CPU's memory may begin below a GPU's
+
+
+@pytest.fixture(autouse=True)
+def _helpers_are_not_starved(monkeypatch):
+    """Helper processes have the priority of the tests, which take every core."""
+    monkeypatch.setattr("torch2rt.background.job.POLITE", 0)
 
 
 @pytest.fixture(autouse=True)

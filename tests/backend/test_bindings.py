@@ -1,5 +1,6 @@
 """Every name that torch2rt asks of `trt` exists in every TensorRT it supports, or is asked for behind `hasattr`."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -24,6 +25,11 @@ VERSIONS = [
 EXEMPT = ("torch2rt.reference.evaluator",)
 
 
+@functools.cache
+def read_source():
+    return Source.of({"torch2rt": ROOT, "torch2rt.converters": CONVERTERS}, EXEMPT)
+
+
 @pytest.mark.parametrize(("package", "version"), VERSIONS, ids=[f"{p.split('_cu')[0]}-{v}" for p, v in VERSIONS])
 def test_every_name_exists(package, version):
     try:
@@ -32,7 +38,7 @@ def test_every_name_exists(package, version):
         if os.environ.get("CI") and not error.expected:
             raise
         pytest.skip(str(error))
-    source = Source.of({"torch2rt": ROOT, "torch2rt.converters": CONVERTERS}, EXEMPT)
+    source = read_source()
     report = check_usage(source, table, is_rtx="rtx" in package)
     assert not report.problems, "\n".join(report.problems)
     assert {

@@ -236,17 +236,14 @@ def test_the_processes_of_later_jobs_are_begun_early_and_get_ready_late(fakes, m
 
     monkeypatch.setattr(bench, "Worker", Spy)
     jobs = [Job("fakes_of_bench:Net", [((n, 4), "float32")]) for n in (2, 3, 5)]
-    found = bench.benchmarks(jobs, fakes("GOOD", "HALF"), together=2, device="cpu", say=lambda _: None)
-    assert all(m.error is not None for m in next(found) if m.way != "half + graph")
+    found = bench.benchmarks(jobs, fakes("GOOD"), together=2, device="cpu", say=lambda _: None)
+    assert all(m.error is not None for m in next(found))
     begun = [e for e in events if e.startswith("begin")]
-    assert begun == ["begin 2 GOOD", "begin 2 HALF", "begin 3 GOOD", "begin 3 HALF", "begin 5 GOOD", "begin 5 HALF"]
-    assert not {"go 5 GOOD", "go 5 HALF"} & set(events)
+    assert begun == ["begin 2 GOOD", "begin 3 GOOD", "begin 5 GOOD"]
+    assert "go 5 GOOD" not in events
     assert len(list(found)) == 2
     assert all(
-        events.count(f"{what} {n} {way}") == times
-        for n in (2, 3, 5)
-        for way in ("GOOD", "HALF")
-        for what, times in (("begin", 1), ("go", 2))
+        events.count(f"{what} {n} GOOD") == times for n in (2, 3, 5) for what, times in (("begin", 1), ("go", 2))
     )
 
 

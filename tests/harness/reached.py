@@ -31,6 +31,7 @@ def served() -> dict[Callable[..., Any], list[Any]]:
 SERVED = served()
 
 
+@functools.cache
 def label(function: Callable[..., Any]) -> str:
     """The family of a converter, and the first name it serves."""
     return f"{function.__module__.rpartition('.')[2]} {qualified_name(SERVED[function][0])}"
@@ -80,6 +81,7 @@ STATIC = {
 }
 
 
+@functools.cache
 def place(function: Callable[..., Any]) -> str:
     """Where a converter is written, the same in every process."""
     code = function.__code__

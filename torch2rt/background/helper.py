@@ -22,7 +22,6 @@ from torch2rt.registry import REGISTRY
 
 CALL, TENSORS, ERROR = "call", "tensors", "error"
 ALIGNMENT = 64
-POLITE = 10  # steps of priority below the process that answers calls
 START = (
     "import json, sys; folder = sys.argv.pop(1); "
     "sys.path[:] = json.load(open(folder + '/start.json'))['path']; "
@@ -37,7 +36,7 @@ def main(folder: str) -> None:
     start = json.loads((where / "start.json").read_text())
     _end_with_parent(where, start["parent"])
     with contextlib.suppress(AttributeError, OSError):
-        os.nice(POLITE)
+        os.nice(start["niceness"])
     torch.set_num_threads(1)
     try:
         function, args, kwargs, switches, converters = _unpacked(where, start["tensors"])

@@ -31,6 +31,7 @@ from torch2rt.background.helper import ALIGNMENT, CALL, ERROR, START, TENSORS, s
 from torch2rt.errors import BuildError, EngineError, InputError
 
 IN_MEMORY = Path("/dev/shm")
+POLITE = 10  # steps of priority below the process that answers calls
 CHUNK = 1 << 26  # bytes that are copied from a GPU at a time
 GRACE = 5.0  # seconds in which a helper that was killed is to end
 
@@ -99,7 +100,7 @@ class Job:
             listed = self._write_tensors()
         (self.folder / CALL).write_bytes(self.call)
         (self.folder / "start.json").write_text(
-            json.dumps({"path": sys.path, "tensors": listed, "parent": os.getpid()})
+            json.dumps({"path": sys.path, "tensors": listed, "parent": os.getpid(), "niceness": POLITE})
         )
 
     def _write_tensors(self) -> list[Any]:
