@@ -79,9 +79,11 @@ def test_a_network_of_other_weights_is_refused(folder):
     ours[0].bias += 1
     with pytest.raises(Torch2RTError, match="not as it was when it was converted"):
         model_trt.reference()
-    model_trt = torch2rt(module(), [X])
-    with pytest.raises(Torch2RTError, match="The module is gone"):
-        model_trt.reference()
+
+
+def test_the_network_needs_no_module(folder, builds):
+    expected = [torch2rt(module(), [X], max_batch_size=4).reference()(X) for _ in range(2)]
+    assert len(builds) == 1 and torch.equal(*expected)
 
 
 def changed_weight():

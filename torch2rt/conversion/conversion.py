@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,8 @@ from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
 from torch2rt.tracing.whole_calls import has_graph_breaks
+
+Late = Callable[[], Network]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,15 +105,13 @@ class Conversion:
         """The module as one engine, or as several that cover its range together."""
         traced = self._traced(max_variants, merge)
         parts: list[TRTModule] = []
-        found: list[Network | None] = []
-        files: list[Path | None] = []
+        found: list[Network | Late] = []
         for variant in traced.variants:
             self.on_stage("trace", variant.graph, traced.seconds)
-            part, network, file = self._engine(traced, variant)
+            part, network = self._engine(traced, variant)
             parts.append(part)
             found.append(network)
-            files.append(file)
-        networks = [network for network in found if network is not None]
+        networks = [network for network in found if isinstance(network, Network)]
         engines = [part.plan for part in parts]
         described = list(map(_described, range(len(parts)), engines, traced.variants))
         if len(parts) > 1:
@@ -127,7 +126,7 @@ class Conversion:
             if described[0].notes:
                 model_trt.report.variants[:] = [str(described[0])]
         if len(networks) < len(parts) and self.keep_network:
-            model_trt.lower_later(self._networks_later(max_variants, merge, files))
+            model_trt.lower_later(lambda: [n if isinstance(n, Network) else n() for n in found])
         if traced.tape is not None:
             same = dataclasses.replace(self, module=torch.nn.Module())  # the module may go before its engine
             again = functools.partial(same._networks, max_variants, merge)
@@ -279,10 +278,10 @@ class Conversion:
             network.structure = structure_key(ready, tape, network)
         return network
 
-    def _engine(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network | None, Path | None]:
-        """One engine, verified at the example and where paths were merged by values, its network, and its file.
+    def _engine(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network | Late]:
+        """One engine, verified at the example and where paths were merged by values, and its network.
 
-        There is no network where the engine was built before, and nothing needs it.
+        Where the engine was built before, and nothing needs the network, it is made when it is asked for.
         """
         made, ready = self._ready(traced, variant)
         network = None if traced.tape is None else self._network(traced, variant, made, ready)
@@ -295,7 +294,7 @@ class Conversion:
             if kept.report.verified is not None:
                 kept.report.verified.notes.append(EARLIER)
             self.on_stage("build", kept, time.perf_counter() - start)
-            return TRTModule(kept, network), network, file
+            return TRTModule(kept, network), network or self._late(variant, made, ready, file)
         if network is None:
             network = self._network(traced, variant, made, ready)
         also = [shapes for region, shapes in traced.compared if any(region is r for r in variant.regions)]
@@ -327,7 +326,7 @@ class Conversion:
             engine_cache.write(of_any_weights if "refittable" in built.made_by else file, built)
         elif not has_other_weights and built.report.verified is not None:
             engine_cache.write(file, built)
-        return model_trt, network, file
+        return model_trt, network
 
     def _file_of_any_weights(
         self, ready: torch.fx.GraphModule, network: Network | None, tape: Tape | None
@@ -340,21 +339,20 @@ class Conversion:
     def _file(self, ready: torch.fx.GraphModule) -> Path | None:
         return engine_cache.file_of(ready, self.options, self.nan, self.refittable)
 
-    def _networks_later(self, max_variants: int, merge: str, files: list[Path | None]) -> Callable[[], list[Network]]:
-        """Makes the networks of engines that were built before, when they are asked for."""
-        same, module = dataclasses.replace(self, module=torch.nn.Module()), weakref.ref(self.module)
+    def _late(self, variant: Variant, made: Prepared, ready: torch.fx.GraphModule, file: Path | None) -> Late:
+        """Makes the network of an engine that was built before."""
+        keyed = functools.partial(engine_cache.file_of, ready, self.options, self.nan, self.refittable)
+        nan, notes, graph = self.nan, made.notes, variant.graph
 
-        def networks() -> list[Network]:
-            if (now := module()) is None:
-                raise Torch2RTError(f"The module is gone that the network would be made of. {_AGAIN}")
-            again = dataclasses.replace(same, module=now, progress=False, on_stage=lambda name, result, seconds: None)
-            traced = again._traced(max_variants, merge)
-            ready = [again._ready(traced, variant) for variant in traced.variants]
-            if [again._file(graph) for _, graph in ready] != files:
+        def network() -> Network:
+            if keyed() != file:
                 raise Torch2RTError(f"The module is not as it was when it was converted. {_AGAIN}")
-            return [again._network(traced, v, *each) for v, each in zip(traced.variants, ready, strict=True)]
+            network = lower(ready, nan=nan, passes=[])
+            network.assumptions += notes
+            network.keep_graphs(*without_gpu_memory(graph, ready))
+            return network
 
-        return networks
+        return network
 
     def _lowered(self, graph: torch.fx.GraphModule) -> Network:
         return lower(run(graph, self.passes), nan=self.nan, passes=[])
