@@ -141,6 +141,7 @@ class Refittable(Converted):
 
         Raises `InputError` for a source with other parameters, and where the conversion was not `refittable`.
 
+        >>> import torch
         >>> linear = torch.nn.Linear(3, 5)
         >>> from torch2rt import torch2rt
         >>> model_trt = torch2rt(linear, [torch.randn(2, 3)], refittable=True)

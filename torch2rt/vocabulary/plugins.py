@@ -39,6 +39,7 @@ def plugin(*targets: Target, limits: str = "", override: bool = False) -> Callab
     `limits`, `override`, and the `ValueError` for targets that have a converter already, are as for
     `torch2rt.converter`.
 
+    >>> import torch
     >>> @torch.library.custom_op("demo::thrice", mutates_args=())
     ... def thrice(x: torch.Tensor) -> torch.Tensor:
     ...     return 3 * x
