@@ -174,16 +174,12 @@ def test_the_state_can_be_set_shared_and_copied():
         run(x, state={})
 
 
+LLAMA = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2)
+
+
 def test_a_static_cache_generates_what_eager_does():
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    config = transformers.LlamaConfig(num_hidden_layers=2, **LLAMA)
 
     class Decoder(nn.Module):
         def __init__(self):
@@ -264,14 +260,7 @@ def test_objects_that_the_module_changes(state, tmp_path):
 @pytest.mark.parametrize("kind", ["DynamicCache", "StaticCache"])
 def test_caches_among_the_inputs(kind):
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    config = transformers.LlamaConfig(num_hidden_layers=1, **LLAMA)
 
     class Decoder(nn.Module):
         def __init__(self):

@@ -13,6 +13,12 @@ import torch
 
 from torch2rt.backend.tensorrt import FLAVOUR, IS_RTX, VERSION, is_listed, trt
 
+
+def _release() -> tuple[int, ...]:
+    """Major and minor version."""
+    return tuple(int(part) for part in VERSION.split(".")[:2])
+
+
 # Attention -----------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +120,7 @@ def builds_int8_convolutions() -> bool:
 
     1.4 and 1.6 have no kernel for it. Test: `test_quantize.py`, by the build's log.
     """
-    return not IS_RTX or tuple(int(part) for part in VERSION.split(".")[:2]) >= (1, 7)
+    return not IS_RTX or _release() >= (1, 7)
 
 
 def crashes_on_shared_weights() -> bool:
@@ -133,7 +139,7 @@ def crashes_on_equal_weights() -> bool:
     TensorRT for RTX 1.6 does, for the same module as above; of earlier ones nothing is known. Such weights stay float.
     Test: `test_formats.py`, weights that are shared.
     """
-    return IS_RTX and tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 7)
+    return IS_RTX and _release() < (1, 7)
 
 
 def builds_refittable() -> bool:
@@ -144,7 +150,7 @@ def builds_refittable() -> bool:
     """
     if not IS_RTX:
         return True
-    return torch.cuda.is_available() and tuple(int(part) for part in VERSION.split(".")[:2]) != (1, 6)
+    return torch.cuda.is_available() and _release() != (1, 6)
 
 
 def builds_fp8_convolutions() -> bool:
@@ -178,7 +184,7 @@ def why_no_dynamic_shapes(capability: tuple[int, int]) -> str | None:
     that it runs on but does not list (seen on 9.0). Static ones, those in TF32 and those of 1.6 are right.
     Test: `test_module.py::test_engines_that_would_compute_wrong_are_refused`.
     """
-    old = IS_RTX and tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 6)
+    old = IS_RTX and _release() < (1, 6)
     if old and not is_listed(capability) and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return (
             f"{FLAVOUR} {VERSION} computes convolutions with dynamic shapes wrong on this GPU if NVIDIA_TF32_OVERRIDE=0"

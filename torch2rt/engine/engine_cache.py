@@ -6,7 +6,6 @@ that builds it, the options, the GPU it is for, and the code of torch2rt. The ke
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -92,6 +91,6 @@ def write(file: Path | None, engine: Engine) -> bool:
     """Keep an engine, and say whether that was possible."""
     if file is None:
         return False
-    header = artifact.header(dataclasses.replace(engine), artifact.digest(engine.data))
+    header = artifact.header(engine, artifact.digest(engine.data))
     end = header + len(header).to_bytes(8, "little") + artifact.MAGIC
     return disk_cache.write(file, file.stem.encode(), engine.data, end)

@@ -83,5 +83,21 @@ class Converted(torch.nn.Module):
         """Have so many execution contexts of each engine that no stream uses yet."""
 
 
+class Evaluated(Converted):
+    """A module without engines, whose networks are evaluated with torch."""
+
+    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The engine's outputs for its inputs, each in the order of the interface."""
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
+        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
+            return result
+        interface = self._interface()
+        tensors = interface.tensors(args, kwargs)
+        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
+
+
 def _zeros(spec: Input, shape: Shape, device: torch.device) -> torch.Tensor:
     return torch.zeros(shape, dtype=spec.dtype, device=device).contiguous(memory_format=spec.memory_format)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -11,12 +10,12 @@ from torch2rt.backend.tensorrt import LOG
 from torch2rt.interface import Interface
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
-from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.converted import Evaluated
 from torch2rt.runtime.live import Live
 from torch2rt.runtime.variants import Dispatch
 
 
-class ReferenceModule(Converted):
+class ReferenceModule(Evaluated):
     """A network evaluated with torch, layer by layer, under the converted module's calling convention.
 
     Of several networks, the one is evaluated that serves the shapes of a call; `interface` is that of all together.
@@ -45,14 +44,6 @@ class ReferenceModule(Converted):
 
     def _interface(self) -> Interface:
         return self.interface
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate on the device of the inputs; raises `InputError` for what the engine would refuse."""
-        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
-            return result
-        interface = self.interface
-        tensors = interface.tensors(args, kwargs)
-        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The engine's outputs for its inputs, each in the order of the interface."""

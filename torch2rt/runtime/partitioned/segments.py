@@ -17,7 +17,7 @@ from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
-from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.converted import Converted, Evaluated
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
@@ -271,7 +271,7 @@ def _loaded(state: dict[str, Any]) -> PartitionedModule:
     return module
 
 
-class PartitionedReference(Converted):
+class PartitionedReference(Evaluated):
     """A partitioned module without engines: networks are evaluated with torch."""
 
     def __init__(self, network: PartitionedNetwork) -> None:
@@ -292,14 +292,6 @@ class PartitionedReference(Converted):
 
     def _interface(self) -> Interface:
         return self.whole.interface
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate on the device of the inputs; raises `InputError` for what the engines would refuse."""
-        if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
-            return result
-        interface = self.interface
-        tensors = interface.tensors(args, kwargs)
-        return interface.wrap(self.outputs(tensors), [tuple(t.shape) for t in tensors])
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs for the input tensors, each in the order of the interface."""
