@@ -163,7 +163,7 @@ class _Lowering:
 
     def inline(self, subgraph: torch.fx.GraphModule, *operands: Any) -> list[Any]:
         """The results of a subgraph on these values, as layers of the network."""
-        out, failures = self.ctx.out, len(self.failures)
+        out, of, failures = self.ctx.out, self.ctx.node, len(self.failures)
         *_, output = subgraph.graph.nodes
         placeholders = (node for node in subgraph.graph.nodes if node.op == "placeholder")
         for node, value in zip(placeholders, operands, strict=True):
@@ -171,7 +171,7 @@ class _Lowering:
         self.lower(subgraph.graph)
         if len(self.failures) > failures:
             raise UnsupportedError("")  # its reasons are listed
-        self.ctx.out = out
+        self.ctx.out, self.ctx.node = out, of
         return [self.values[node] for node in output.args[0]]
 
     def value(self, node: torch.fx.Node) -> Any:
@@ -225,7 +225,7 @@ class _Lowering:
         converter = self.registry.find(node.target)  # type: ignore[arg-type]
         if converter is None:
             raise UnsupportedError(self.describe(node, args, kwargs, NO_CONVERTER))
-        self.ctx.out = node.meta["val"]
+        self.ctx.out, self.ctx.node = node.meta["val"], node
         with LOG.capture() as log:
             try:
                 if any(_is_complex(leaf) for leaf in _leaves((args, kwargs, self.ctx.out))):
@@ -278,12 +278,12 @@ class _Lowering:
 
     def as_real(self, converter: Converter, args: Any, kwargs: Any) -> Any:
         """What a converter makes of real values, in the place of the recorded result or of a part of it."""
-        recorded = self.ctx.out
-        self.ctx.out = map_aggregate(recorded, _real)
+        recorded, of = self.ctx.out, self.ctx.node
+        self.ctx.out, self.ctx.node = map_aggregate(recorded, _real), None
         try:
             return converter.function(self.ctx, *args, **kwargs)
         finally:
-            self.ctx.out = recorded
+            self.ctx.out, self.ctx.node = recorded, of
 
     def finish(self, node: torch.fx.Node, result: Any) -> None:
         """Name the layers a converter has added, and hold its result against what was recorded."""

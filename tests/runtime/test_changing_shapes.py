@@ -1,5 +1,6 @@
 """Calls whose shapes change, with the GPU's part played by the CPU: what is remembered, and what is right."""
 
+import itertools
 import random
 import threading
 import time
@@ -289,12 +290,16 @@ def test_shapes_that_come_once_are_never_captured(make):
 
 
 def test_recurring_shapes_are_all_replayed_and_captured_once(make):
-    gpu, choose = make(scratch=256), random.Random(0)
+    gpu, choose, elsewhere = (
+        make(scratch=256),
+        random.Random(0),
+        {n: itertools.cycle((x(n), x(n))) for n in range(1, 9)},
+    )
     for _ in range(40):
-        gpu.call(x(choose.randint(1, 8)), graph=True)
+        gpu.call(next(elsewhere[choose.randint(1, 8)]), graph=True)
     captured, replayed = gpu.captured, gpu.replayed
     for _ in range(2000):
-        gpu.call(x(choose.randint(1, 8)), graph=True)
+        gpu.call(next(elsewhere[choose.randint(1, 8)]), graph=True)
     assert gpu.captured == captured == 8 and gpu.replayed - replayed == 2000
 
 
@@ -411,7 +416,8 @@ def test_graphs_of_many_threads_streams_and_shapes_are_right(make, scratch):
 
 def test_borrowed_outputs_are_the_graphs_own(make):
     gpu = make(scratch=256)
-    results = [gpu.call(x(count), graph=True, borrow=True)[0] for count in (3, 4) * 3]
+    inputs = [x(count) for count in (3, 4) * 3]  # each elsewhere, so that a graph copies them
+    results = [gpu.call(tensor, graph=True, borrow=True)[0] for tensor in inputs]
     assert results[2].data_ptr() == results[4].data_ptr() != results[3].data_ptr() == results[5].data_ptr()
     assert not torch.equal(results[0], results[4])  # of before there was a graph
     kept = results[4].clone()

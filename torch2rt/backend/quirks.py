@@ -97,6 +97,16 @@ def computes_vectors_wrong(dtype: torch.dtype, dynamic: bool) -> bool:
     return IS_RTX and (not dynamic or dtype in (torch.float16, torch.bfloat16))
 
 
+def drops_bias_before_products() -> bool:
+    """Whether `relu(x @ w + b) * y` is computed without `b`, and with GELU in the place of ReLU: TensorRT for RTX 1.6.
+
+    So are powers and norms, which end in a product. 1.7 makes the same kernels of it, `Fc` and `Mul`, and is not known
+    to be right. It recognises a GELU that is written out, too. With something between bias and activation, a
+    subtraction of 0, it does not. Test: `test_linear.py::test_biases_before_gates`, on a GPU and by the build's log.
+    """
+    return IS_RTX
+
+
 def computes_in_tf32_unasked() -> bool:
     """Whether float32 products are computed in TF32 whatever the builder is told: TensorRT for RTX 1.4 to 1.7.
 

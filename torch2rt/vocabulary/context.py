@@ -20,6 +20,19 @@ from torch2rt.structure import bare_name
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
 
+_MATRIX_PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "addmm", "conv1d", "conv2d", "conv3d")
+
+
+def _name(node: torch.fx.Node) -> str:
+    return getattr(node.target, "__name__", node.op)
+
+
+def _is_for_matrices(node: torch.fx.Node) -> bool:
+    """Whether a result goes into products of matrices and the outputs alone; dropout does nothing in an engine."""
+    safe = (*_MATRIX_PRODUCTS, "output")
+    return all(_name(user) in safe or _name(user) == "dropout" and _is_for_matrices(user) for user in node.users)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Complex:
     """The value of a complex tensor: TensorRT has none, so a float32 tensor for each part."""
@@ -63,6 +76,7 @@ class Context:
         self.nan = lowered.nan
         self.network = lowered.definition
         self.out: Any = None
+        self.node: torch.fx.Node | None = None  # the recorded call, where the converter is not asked by another one
         self.symbols: Symbols = graph_meta(graph).symbols
         recorded = next((n.meta["val"] for n in graph.graph.nodes if n.op == "placeholder"), None)
         self.device: Any = None if recorded is None else recorded.device
@@ -81,6 +95,11 @@ class Context:
     def arguments(self) -> Mapping[str, Any]:
         """Of a call on complex numbers, the arguments by the names of its converter for real numbers."""
         return self.calls.arguments
+
+    @property
+    def is_multiplied(self) -> bool:
+        """Whether a layer of the call may be multiplied: not if it is all of it, and only matrix products take it."""
+        return self.node is None or _name(self.node) not in ("relu", "gelu") or not _is_for_matrices(self.node)
 
     def fixed_sizes(self) -> int:
         """How many dynamic sizes torch takes for numbers or for each other, as it does once they were compared."""

@@ -7,19 +7,21 @@ from typing import Any
 
 import torch
 
-from torch2rt.backend.quirks import folds_or_without_broadcasting, relu_keeps_nan
+from torch2rt.backend.quirks import drops_bias_before_products, folds_or_without_broadcasting, relu_keeps_nan
 from torch2rt.backend.tensorrt import trt
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW
-from torch2rt.vocabulary.plain import Value, dims
+from torch2rt.vocabulary.makers import is_biased_product, is_scaled
+from torch2rt.vocabulary.plain import Value, dims, dtype_of
 from torch2rt.vocabulary.tensors import cast, materialize, operands, result_type
 
 
 def unary(ctx: Context, op: Any, x: Value) -> Any:
     """One unary layer."""
-    return layers.unary(ctx, op, materialize(ctx, x))
+    x = materialize(ctx, x)
+    return layers.unary(ctx, op, _apart_from_bias(ctx, x) if op == trt.UnaryOperation.ERF else x)
 
 
 def activation(
@@ -30,7 +32,7 @@ def activation(
     if keep_nan and ctx.nan == "keep" and kind in _BOUNDED:
         y = activation(ctx, kind, x, alpha, beta, keep_nan=False)
         return elementwise(ctx, EW.SUM, y, _zero_or_nan(ctx, x)) if relu_keeps_nan() else with_nans_of(ctx, x, y)
-    layer = ctx.network.add_activation(x, kind)
+    layer = ctx.network.add_activation(_apart_from_bias(ctx, x) if _is_matched(ctx, kind, x) else x, kind)
     if alpha is not None:
         layer.alpha = alpha
     if beta is not None:
@@ -38,6 +40,19 @@ def activation(
     return ctx.track(layer.get_output(0), dims(ctx, x))
 
 
+def _apart_from_bias(ctx: Context, x: Any) -> Any:
+    """A tensor as it is, but of a biased product less zero: TensorRT drops the bias of some that it recognises."""
+    if not drops_bias_before_products() or not dtype_of(x).is_floating_point or not is_biased_product(ctx, x):
+        return x
+    return elementwise(ctx, EW.SUB, x, 0.0)
+
+
+def _is_matched(ctx: Context, kind: Any, x: Any) -> bool:
+    """Whether an activation is one that TensorRT recognises behind a product, or the end of one that is written out."""
+    return is_scaled(ctx, x) if kind == trt.ActivationType.TANH else kind in _RECOGNISED and ctx.is_multiplied
+
+
+_RECOGNISED = (trt.ActivationType.RELU, trt.ActivationType.GELU_ERF, trt.ActivationType.GELU_TANH)
 _BOUNDED = (trt.ActivationType.CLIP, trt.ActivationType.HARD_SIGMOID, trt.ActivationType.THRESHOLDED_RELU)
 
 

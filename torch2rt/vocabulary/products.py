@@ -11,14 +11,13 @@ from torch2rt.backend.quirks import computes_squares_wrong, computes_vectors_wro
 from torch2rt.backend.tensorrt import trt
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary.context import Context
+from torch2rt.vocabulary.makers import KIND, kind_of_layer, makers, turns
 from torch2rt.vocabulary.movement import concat, narrow
 from torch2rt.vocabulary.plain import Value, broadcast_sizes, dims, dtype_of, proven
 from torch2rt.vocabulary.pointwise import unary
 from torch2rt.vocabulary.tensors import broadcast
 
-_KIND = trt.LayerType
-_FOLLOWED = (_KIND.ELEMENTWISE, _KIND.UNARY, _KIND.ACTIVATION, _KIND.SHUFFLE, _KIND.IDENTITY, _KIND.CAST)
-_kind = trt.ILayer.type.__get__  # activation layers have another `type`
+_FOLLOWED = (KIND.ELEMENTWISE, KIND.UNARY, KIND.ACTIVATION, KIND.SHUFFLE, KIND.IDENTITY, KIND.CAST)
 
 
 def matmul(ctx: Context, a: Value, b: Value, transpose_a: bool = False, transpose_b: bool = False) -> Any:
@@ -82,37 +81,20 @@ def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
 
 def _root(ctx: Context, name: str) -> tuple[str, bool]:
     """What a tensor is computed from element by element, and whether that is a constant."""
-    makers = _makers(ctx)
-    while (layer := makers.get(name)) is not None and (kind := _kind(layer)) in _FOLLOWED:
-        if kind == _KIND.SHUFFLE and _turns(layer):
+    layers = makers(ctx)
+    while (layer := layers.get(name)) is not None and (kind := kind_of_layer(layer)) in _FOLLOWED:
+        if kind == KIND.SHUFFLE and turns(layer):
             break
-        count = 1 if kind == _KIND.SHUFFLE else layer.num_inputs  # the second of a shuffle is a shape
+        count = 1 if kind == KIND.SHUFFLE else layer.num_inputs  # the second of a shuffle is a shape
         inputs = {layer.get_input(i).name for i in range(count)}
-        computed = {n for n in inputs if n not in makers or _kind(makers[n]) != _KIND.CONSTANT} or inputs
+        computed = {n for n in inputs if n not in layers or kind_of_layer(layers[n]) != KIND.CONSTANT} or inputs
         if len(computed) != 1:
             break
         (name,) = computed
-    return name, layer is not None and _kind(layer) == _KIND.CONSTANT
+    return name, layer is not None and kind_of_layer(layer) == KIND.CONSTANT
 
 
 def _is_turned(ctx: Context, x: Any) -> bool:
     """Whether a tensor is the transpose of what was computed before it."""
-    layer = _makers(ctx).get(x.name)
-    return layer is not None and _kind(layer) == _KIND.SHUFFLE and _turns(layer)
-
-
-def _turns(layer: Any) -> bool:
-    layer.__class__ = trt.IShuffleLayer
-    order = list(layer.first_transpose)[: len(layer.get_input(0).shape)]
-    return order != sorted(order)
-
-
-def _makers(ctx: Context) -> dict[str, Any]:
-    """The layer of each tensor so far, by the tensor's name."""
-    makers = ctx.memo.setdefault(_makers, {})
-    first = ctx.memo.get((_makers, "count"), 0)
-    for i in range(first, ctx.network.num_layers):
-        if (layer := ctx.network.get_layer(i)).num_outputs:
-            makers[layer.get_output(0).name] = layer
-    ctx.memo[_makers, "count"] = ctx.network.num_layers
-    return makers
+    layer = makers(ctx).get(x.name)
+    return layer is not None and kind_of_layer(layer) == KIND.SHUFFLE and turns(layer)
