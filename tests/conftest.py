@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.cases import Case
 from harness.reached import REACHED, missing
 
 UNREACHED = pytest.StashKey[list[str]]()
@@ -22,11 +23,30 @@ def pytest_addoption(parser):
     parser.addoption(
         "--all-models", action="store_true", help="convert every model of the tables, not a few of each kind"
     )
-    parser.addoption("--examples", type=int, default=30, help="how many calls of a kind the drawn tests make")
+    parser.addoption(
+        "--every-row", action="store_true", help="static sizes for every row of the converters' tables, as on a GPU"
+    )
+    parser.addoption("--examples", type=int, default=15, help="how many calls of a kind the drawn tests make")
     parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
     parser.addoption("--size-programs", type=int, default=60, help="how many programs test_size_programs.py draws")
     parser.addoption("--processes", type=int, default=4, help="how many processes share a folder of kept engines")
     parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where no engine runs, rows like one before them are converted with dynamic sizes alone."""
+    if config.getoption("--device") == "cuda" or config.getoption("--every-row") or any("::" in a for a in config.args):
+        return
+    said = [item for item in items if is_said_before(getattr(item, "callspec", None))]
+    if said:
+        config.hook.pytest_deselected(items=said)
+        items[:] = [item for item in items if item not in set(said)]
+
+
+def is_said_before(spec):
+    """Whether these are static sizes of a row, whose callable has been converted with some and is with dynamic ones."""
+    row, mode = (spec.params.get(name) for name in ("row", "mode")) if spec else (None, None)
+    return isinstance(row, Case) and mode == "static" and "dynamic" in row.modes and not row.is_first
 
 
 @pytest.fixture(scope="session")
