@@ -23,11 +23,12 @@ from torch2rt.structure import flatten
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
 from torch2rt.tracing.patches.memos import uncached
+from torch2rt.tracing.patches.number_types import symbolic_numbers
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.recorder import UnseenTensorError
 from torch2rt.tracing.signature import keyword_names, tensor_names
 from torch2rt.tracing.sizes.coverage import MAX_VARIANTS, cover
-from torch2rt.tracing.sizes.guards import TooNestedError
+from torch2rt.tracing.sizes.guards import Decisions, TooNestedError
 from torch2rt.tracing.sizes.hints import most_telling, shapes_to_try
 from torch2rt.tracing.sizes.regions import IsSame, Variant, false_assumptions, not_empty
 from torch2rt.tracing.sizes.same_calls import same_calls
@@ -113,6 +114,8 @@ class Traces:
 
     - `specs`: the inputs with the ranges that are to be served.
     - `listed`: the choices of shapes that are to be served, where only some are.
+    - `number_makers`: the globals of code in which `int(size)` and `float(size)` are sizes, not numbers; with
+      `plain_numbers` of none.
     """
 
     @torch.inference_mode(False)  # it may load the module again, see `__enter__`
@@ -132,6 +135,7 @@ class Traces:
         multiple_of: Any = None,
         dynamic_shapes: Any = None,
         fallback: bool = False,
+        plain_numbers: bool = False,
     ) -> None:
         from torch2rt.backend.tensorrt import DTYPES
 
@@ -168,6 +172,10 @@ class Traces:
         self.record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in self.module.modules())
         self.past_caches = False
         self.fallback, self.unbacked = fallback, False
+        self.plain_numbers = plain_numbers
+        self.number_makers: list[dict[str, Any]] = []
+        self._decisions: Decisions | None = None  # of the latest trace
+        self._with_plain_numbers: list[dict[str, Any]] = []
         self.stack = ExitStack()
 
     @property
@@ -188,7 +196,7 @@ class Traces:
         while True:
             try:
                 before = states_elsewhere()
-                graph = self._run(specs, shapes)
+                graph = self._without_plain_numbers(specs, shapes)
                 if states_elsewhere() != before and not are_equal(graph, self._run(specs, shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
@@ -212,8 +220,39 @@ class Traces:
             self.unbacked = again = True  # perhaps torch can go on with sizes that depend on values
         return again
 
+    def _without_plain_numbers(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        """A trace in which `int(size)` is a size, where the module can do with one."""
+        try:
+            graph = self._run(specs, shapes)
+        except Exception:
+            if not (makers := self._new_number_makers()):
+                raise
+            self.number_makers += makers
+            return self._without_plain_numbers(specs, shapes)
+        if not (makers := self._new_number_makers()):
+            return graph
+        self.number_makers += makers
+        try:
+            return self._without_plain_numbers(specs, shapes)
+        except Exception:
+            self.number_makers = [scope for scope in self.number_makers if not _is_one_of(scope, makers)]
+            self._with_plain_numbers += makers
+            return graph
+
+    def _new_number_makers(self) -> list[dict[str, Any]]:
+        if self.plain_numbers:
+            return []
+        known = [*self.number_makers, *self._with_plain_numbers]
+        found = self._decisions.number_makers if self._decisions is not None else []
+        return [scope for scope in found if not _is_one_of(scope, known)]
+
     def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        with symbolic_numbers(self.number_makers):
+            return self._traced(specs, shapes)
+
+    def _traced(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
         tracers = [self._tracer(specs)]
+        self._decisions = tracers[0].recorder.decisions
         with self.spinner.turning(lambda: tracers[0].recorder.location.latest):
             run = lambda: run_traced(self.module, tracers[-1], self.leaves, shapes, self.output_names, self.accepts)  # noqa: E731
             graph, generators = run(), tracers[0].recorder.generators
@@ -290,6 +329,10 @@ class Traces:
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
+
+
+def _is_one_of(scope: dict[str, Any], scopes: Sequence[dict[str, Any]]) -> bool:
+    return any(scope is other for other in scopes)
 
 
 def _is_of_a_stand_in(error: BaseException) -> bool:
