@@ -308,14 +308,14 @@ def _is_whole(self, x):
 
 
 def _is_int(self, x):
-    return x * int(x.shape[1] * 0.5) if type(3) is int else x
+    return x * int(x.shape[1] * 0.5) if type(x.ndim) is int else x
 
 
 def _of_type(self, x):
     return x[:, : int(x.shape[1] * 0.5)].to(int)
 
 
-NUMBERS = [(_square, 1), (_kernel, 3), (_is_whole, 1), (_is_int, 3), (_of_type, 1)]
+NUMBERS = [(_square, 1), (_kernel, 3), (_is_whole, 1), (_is_int, 3), (_of_type, 3)]
 
 
 @pytest.mark.parametrize(("forward", "count"), NUMBERS, ids=[forward.__name__ for forward, _ in NUMBERS])
