@@ -376,6 +376,33 @@ def test_listed_sizes_are_served_and_no_others(forward, count):
             run(torch.randn(shape))
 
 
+N, WIDE = torch.export.Dim("n"), torch.export.Dim("wide", min=2, max=8)
+
+
+def _asks_what_is_promised(self, x, y):
+    x = F.pad(x, (0, 1)) if x.shape[1] % 2 else x
+    return x + y if y.shape[0] == x.shape[0] else x - 1
+
+
+@pytest.mark.parametrize(
+    "promised",
+    [{"dynamic_shapes": {"x": (N, 2 * WIDE), "y": {0: N}}}, {"multiple_of": {"x": (1, 2)}}],
+    ids=["dynamic_shapes", "multiple_of"],
+)
+def test_promises_beside_listed_sizes_spare_engines(promised):
+    made = module(_asks_what_is_promised)
+    shapes = [{"x": (b, n), "y": (b, 1)} for b, n in [(2, 4), (3, 8), (7, 6)]]
+    model_trt = torch2rt(made, [torch.randn(2, 4), torch.randn(2, 1)], shapes=shapes, **promised, verify=False)
+    assert len(model_trt.built.each()) == 1
+    run = model_trt.reference()
+    for b, n in [(2, 4), (3, 8), (7, 6)]:
+        inputs = torch.randn(b, n), torch.randn(b, 1)
+        compare(run(*inputs), made(*inputs))
+    for b, n in [(2, 8), (2, 5), (4, 4)]:
+        with pytest.raises(InputError, match=r"listed|serve|multiple"):
+            run(torch.randn(b, n), torch.randn(b, 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -383,6 +410,12 @@ def test_listed_sizes_are_served_and_no_others(forward, count):
         ({"shapes": (1, 3)}, "a list of choices"),
         ({"shapes": [{"y": (1, 3)}]}, r"shapes\[0\] names \['y'\]"),
         ({"shapes": [[(1, 3)]], "max_batch_size": 3}, "leave out min_shapes"),
+        ({"shapes": [[(1, 3)], [(2, 4)]], "multiple_of": [(1, 2)]}, r"multiple of 2"),
+        ({"shapes": [[(2, 4)], [(2, 7)]], "multiple_of": [(1, 2)]}, r"shapes\[1\].*7: promised is a multiple"),
+        ({"shapes": [[(2, 4)], [(2, 9)]], "dynamic_shapes": {"x": {1: WIDE}}}, r"shapes\[1\].*9: .* from 2 to 8"),
+        ({"shapes": [[(2, 4)], [(3, 4)]], "dynamic_shapes": {"x": {1: WIDE}}}, "static in dynamic_shapes"),
+        ({"shapes": [[(2, 4)], [(4, 5)]], "dynamic_shapes": {"x": (N, 2 * N)}}, r"shapes\[1\].* 5: .* multiple of 2"),
+        ({"shapes": [[(2, 4)], [(4, 6)]], "dynamic_shapes": {"x": (N, 2 * N)}}, "'n' would be 3, and 4 in input 'x'"),
         ({"merge": "guess"}, "merge='guess'"),
         ({"max_variants": 0}, "max_variants"),
     ],

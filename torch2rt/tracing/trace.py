@@ -15,10 +15,10 @@ import torch
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import graph_meta
-from torch2rt.input_ranges import check_profiles, describe_inputs, listed_shapes
+from torch2rt.input_ranges import check_listed, check_profiles, describe_inputs, listed_shapes
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.progress import Spinner
-from torch2rt.promises import asked
+from torch2rt.promises import asked, without_ends
 from torch2rt.structure import flatten
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
@@ -152,7 +152,7 @@ class Traces:
         max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
         self.listed: list[list[Shape]] | None = None
         if shapes is not None:
-            given = min_shapes, opt_shapes, max_shapes, max_batch_size, multiple_of, dynamic_shapes
+            given = min_shapes, opt_shapes, max_shapes, max_batch_size
             self.listed = listed_shapes(shapes, self.leaves, self.arguments, names, given)
             min_shapes, max_shapes = (
                 [tuple(map(end, *each)) if len(each) > 1 else each[0] for each in zip(*self.listed)]
@@ -163,9 +163,12 @@ class Traces:
         if dynamic_shapes is not None:
             promised = asked(dynamic_shapes, self.module.forward, *as_arguments(inputs, kwargs))
         ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
+        relations = promised if self.listed is None else without_ends(promised)
         self.specs: list[Input] = describe_inputs(
-            self.leaves, self.arguments, names, *ranges, None if fallback else DTYPES, multiple_of, promised
+            self.leaves, self.arguments, names, *ranges, None if fallback else DTYPES, multiple_of, relations
         )
+        if self.listed is not None:
+            check_listed(self.listed, self.specs, self.leaves, promised)
         self.parameters = keyword_names(self.module.forward)
         self.output_names = output_names
         self.spinner = Spinner("trace", progress)
