@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torch2rt.graph_key import Unkeyable, content, graph_key, own_code
+from torch2rt.passes import value_numbers
 from torch2rt.passes.order import chosen, run
 from torch2rt.tracing.trace import trace
 
@@ -145,3 +146,11 @@ def test_what_has_no_name_has_no_key():
         graph_key(graph, content)
     with pytest.raises(Unkeyable, match="sparse"):
         content(torch.eye(3).to_sparse())
+
+
+def test_contents_of_one_element_of_any_stride_are_compared():
+    values = [torch.arange(4.0).as_strided((1, 1), (9, 9), at) for at in (1, 1, 2)]
+    first, same, other = map(content, values)
+    assert first == same != other
+    first, same, other = map(value_numbers.content, values)
+    assert first == same != other

@@ -25,6 +25,7 @@ from torch2rt.callables import Target, qualified_name
 from torch2rt.graph import graph_meta
 from torch2rt.registry import load
 from torch2rt.sizes import expression, is_symbolic
+from torch2rt.structure import as_bytes
 
 Constant = Callable[[torch.Tensor], str]
 
@@ -86,7 +87,7 @@ def content(tensor: torch.Tensor) -> str:
     """A digest of a tensor's elements; raises `Unkeyable` for tensors that have none at hand."""
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or type(tensor) not in _KINDS:
         raise Unkeyable(f"a {tensor.layout} {type(tensor).__name__}")
-    data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    data = as_bytes(tensor).cpu().numpy()
     return digest(memoryview(data)) if data.nbytes > CHUNK else hashlib.sha256(data).hexdigest()
 
 

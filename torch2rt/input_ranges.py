@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from torch2rt.errors import InputError
 from torch2rt.interface import AXES, Input, Interface, Shape, is_shape, shapes_by_name
-from torch2rt.promises import Asked, multiples, with_asked, within
+from torch2rt.promises import Asked, in_words, multiples, with_asked, within
 from torch2rt.structure import Spec, bare_name, flatten
 
 
@@ -103,8 +104,8 @@ def listed_shapes(
     """The choices of shapes in `shapes=[...]`, each with one for each input; `ranges` must not be given beside."""
     if any(value is not None for value in ranges):
         raise InputError(
-            "shapes lists all that is to be served, so that nothing else need be said of sizes: leave out min_shapes, "
-            "opt_shapes, max_shapes, max_batch_size, multiple_of and dynamic_shapes."
+            "shapes lists all that is to be served, so that there are no ranges: leave out min_shapes, opt_shapes, "
+            "max_shapes and max_batch_size."
         )
     if not isinstance(shapes, (list, tuple)) or not shapes or is_shape(shapes):
         raise InputError(
@@ -115,6 +116,34 @@ def listed_shapes(
     example = {name: tuple(leaf.shape) for name, leaf in zip(names, leaves, strict=True)}
     choices = [list(shapes_by_name(f"shapes[{i}]", one, arguments, example).values()) for i, one in enumerate(shapes)]
     return [list(choice) for choice in dict.fromkeys(map(tuple, choices))]
+
+
+def check_listed(
+    listed: Sequence[Sequence[Shape]],
+    specs: Sequence[Input],
+    leaves: Sequence[torch.Tensor],
+    asked: Mapping[int, Mapping[int, Asked]] | None,
+) -> None:
+    """Raise `InputError` for listed shapes that are not as `multiple_of` and `dynamic_shapes` promise."""
+    for number, shapes in enumerate(listed):
+        roots: dict[str, tuple[int, str]] = {}
+        for spec, leaf, shape in zip(specs, leaves, shapes, strict=True):
+            where = [
+                f"shapes[{number}]: input '{spec.name}', dimension {axis}, size {n}" for axis, n in enumerate(shape)
+            ]
+            for axis, one in ({} if asked is None else asked[id(leaf)]).items():
+                low, high = one.low or 0, one.high or math.inf
+                if not low <= shape[axis] <= high:
+                    raise InputError(f"{where[axis]}: dynamic_shapes says from {low} to {high}.")
+            for promise in spec.promises:
+                n, rest = divmod(shape[promise.axis] - promise.offset, promise.factor)
+                if rest:
+                    raise InputError(f"{where[promise.axis]}: promised is {in_words(promise)}.")
+                other, first = roots.setdefault(promise.root, (n, where[promise.axis]))
+                if other != n:
+                    raise InputError(
+                        f"{where[promise.axis]}: '{promise.root}' would be {n}, and {other} in {first.split(': ')[1]}."
+                    )
 
 
 def check_profiles(interfaces: Sequence[Interface]) -> None:

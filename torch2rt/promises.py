@@ -186,6 +186,13 @@ def with_asked(
     return tuple(lows), tuple(highs), tuple(promises)
 
 
+def without_ends(given: Mapping[int, Mapping[int, Asked]] | None) -> dict[int, dict[int, Asked]] | None:
+    """What is said of dimensions without their ranges, where these are known otherwise."""
+    if given is None:
+        return None
+    return {key: {axis: one._replace(low=None, high=None) for axis, one in by.items()} for key, by in given.items()}
+
+
 def multiples(name: str, factors: Sequence[int], low: Sequence[int], high: Sequence[int]) -> tuple[Promise, ...]:
     """The promises of an input whose sizes are multiples of `factors`."""
     promises = []
@@ -205,13 +212,14 @@ def within(promise: Promise, where: str, low: int, opt: int, high: int, is_given
     first = -((offset - low) // factor) * factor + offset
     last = (high - offset) // factor * factor + offset
     if first > last:
-        raise InputError(f"{where}: no size from {low} to {high} is {_words(promise)}.")
+        raise InputError(f"{where}: no size from {low} to {high} is {in_words(promise)}.")
     nearest = min(max((opt - offset) // factor * factor + offset, first), last)
     if is_given and nearest != opt:
-        raise InputError(f"{where}: the opt size {opt} is not {_words(promise)}.")
+        raise InputError(f"{where}: the opt size {opt} is not {in_words(promise)}.")
     return first, nearest, last
 
 
-def _words(promise: Promise) -> str:
+def in_words(promise: Promise) -> str:
+    """What a size must be, of a promise."""
     rest = f" plus {promise.offset}" if promise.offset else ""
     return f"a multiple of {promise.factor}{rest}"

@@ -204,3 +204,14 @@ def _class_at(path: str, bases: tuple[type, ...]) -> Any:
     if not (isinstance(value, type) and issubclass(value, bases)):
         raise EngineError(f"The engine's result is a {path}, which is not a container class.")
     return value
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor's elements in their order, as a 1-d `uint8` tensor on its device.
+
+    >>> import torch
+    >>> as_bytes(torch.tensor([1, 258], dtype=torch.int16))
+    tensor([1, 0, 2, 1], dtype=torch.uint8)
+    """
+    flat = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten()
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)  # a single element is contiguous with any stride

@@ -1,6 +1,7 @@
 """A range over which a module takes several paths is covered by graphs that are each right for a part of it."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from harness import compare
 from test_tracing import module
 
-from torch2rt import InputError, TraceError, torch2rt, trace
+from torch2rt import InputError, TraceError, UnsupportedError, lower, torch2rt, trace
 from torch2rt.graph import check_graph, graph_meta
+from torch2rt.runtime.module import ReferenceModule
 from torch2rt.tracing.trace import Traces, trace_variants
 
 
@@ -70,7 +72,7 @@ def _as_int(self, x):
 
 
 def _half(self, x):
-    return x[: int(x.shape[0] * 0.5)]
+    return x[: len(range(x.shape[0] // 2))]
 
 
 def _other_result(self, x):
@@ -164,8 +166,8 @@ def test_too_many_paths_are_listed_with_ways_out():
         variants_of(_half, [torch.randn(4, 5)], max_shapes=[(30, 5)], min_shapes=[(1, 5)], max_variants=3)
     text = str(caught.value)
     assert "more than 3 engines" in text
-    assert text.count("test_variants.py:") == 4
-    for word in ("torch.sym_int", "size // 2", "math.floor", "max_variants", "shapes=["):
+    assert text.count("test_variants.py:") == 3  # no more are traced: each size needs an engine
+    for word in ("range(size)", "size // 2", "max_variants", "shapes=["):
         assert word in text
     check_coverage(lambda self, x: x[: torch.sym_int(x.shape[0] * 0.5)], (2, 5), (9, 6), 1)
 
@@ -288,11 +290,73 @@ def test_a_slice_beyond_the_end_is_not_the_same_in_an_engine():
         compare(run(x), made(x))
 
 
+# Numbers made of sizes ------------------------------------------------------------------------------------------------
+
+
+def _square(self, x):
+    side = int(x.shape[1] ** 0.5)
+    return x[:, : side * side].reshape(-1, side, side) * float(x.shape[0])
+
+
+def _kernel(self, x):
+    return F.conv1d(x[None], torch.ones(1, x.shape[0], int(x.shape[1] * 0.5)))
+
+
+def _is_whole(self, x):
+    half = int(x.shape[1] / 2)
+    return x * 3 if isinstance(half, int) and not isinstance(half, float) and issubclass(bool, int) else x
+
+
+def _is_int(self, x):
+    return x * int(x.shape[1] * 0.5) if type(x.ndim) is int else x
+
+
+def _of_type(self, x):
+    return x[:, : int(x.shape[1] * 0.5)].to(int)
+
+
+NUMBERS = [(_square, 1), (_kernel, 3), (_is_whole, 1), (_is_int, 3), (_of_type, 3)]
+
+
+@pytest.mark.parametrize(("forward", "count"), NUMBERS, ids=[forward.__name__ for forward, _ in NUMBERS])
+def test_int_of_a_size_is_a_size_where_that_will_do(forward, count):
+    made, sizes = module(forward), (4, 5, 6, 7, 9)
+    ranges = {"min_shapes": [(2, 4)], "max_shapes": [(2, 9)], "opt_shapes": [(2, 7)]}
+    model_trt = torch2rt(made, [torch.randn(2, 7)], **ranges, verify=False)
+    assert len(model_trt.built.each()) == count
+    run = model_trt.reference()
+    for size in sizes:
+        x = torch.randn(2, size) * 5
+        compare(run(x), made(x))
+    assert "int" not in globals()
+
+
+PRODUCTS = [
+    lambda self, x: x * int((x.shape[0] * x.shape[1]) ** 0.5),
+    lambda self, x: x * math.isqrt(x.shape[0] // 2 * x.shape[1]) + math.floor(math.log2(x.shape[0] + x.shape[1])),
+    lambda self, x: x * int(x.shape[0] / x.shape[1] * 7) + math.ceil(x.shape[0] * x.shape[1] * 0.1),
+]
+
+
+@pytest.mark.parametrize("forward", PRODUCTS, ids=["root", "functions", "quotient"])
+def test_rounded_floats_of_several_sizes_are_python_s(forward):
+    made, variants = variants_of(forward, [torch.randn(6, 7)], min_shapes=[(2, 3)], max_shapes=[(16, 17)])
+    (run,) = [ReferenceModule(lower(variant.graph)) for variant in variants]
+    for rows, columns in itertools.product(range(2, 17, 2), range(3, 18, 3)):
+        x = torch.ones(rows, columns)
+        assert torch.equal(run(x), made(x)), (rows, columns)
+
+
+def test_a_root_of_too_many_sizes_is_refused():
+    with pytest.raises(UnsupportedError, match=r"test_variants.py:\d+(.|\n)*a power or a logarithm of dynamic sizes"):
+        lower(trace(module(PRODUCTS[0]), [torch.randn(6, 7)], min_shapes=[(2, 3)], max_shapes=[(160, 170)]))
+
+
 # Listed sizes ---------------------------------------------------------------------------------------------------------
 
 
 def _needs_a_number(self, x):
-    return F.avg_pool2d(x, int(x.shape[-1] * 0.5))
+    return F.avg_pool2d(x, range(x.shape[-1])[x.shape[-1] // 2])
 
 
 @pytest.mark.parametrize(
@@ -312,6 +376,33 @@ def test_listed_sizes_are_served_and_no_others(forward, count):
             run(torch.randn(shape))
 
 
+N, WIDE = torch.export.Dim("n"), torch.export.Dim("wide", min=2, max=8)
+
+
+def _asks_what_is_promised(self, x, y):
+    x = F.pad(x, (0, 1)) if x.shape[1] % 2 else x
+    return x + y if y.shape[0] == x.shape[0] else x - 1
+
+
+@pytest.mark.parametrize(
+    "promised",
+    [{"dynamic_shapes": {"x": (N, 2 * WIDE), "y": {0: N}}}, {"multiple_of": {"x": (1, 2)}}],
+    ids=["dynamic_shapes", "multiple_of"],
+)
+def test_promises_beside_listed_sizes_spare_engines(promised):
+    made = module(_asks_what_is_promised)
+    shapes = [{"x": (b, n), "y": (b, 1)} for b, n in [(2, 4), (3, 8), (7, 6)]]
+    model_trt = torch2rt(made, [torch.randn(2, 4), torch.randn(2, 1)], shapes=shapes, **promised, verify=False)
+    assert len(model_trt.built.each()) == 1
+    run = model_trt.reference()
+    for b, n in [(2, 4), (3, 8), (7, 6)]:
+        inputs = torch.randn(b, n), torch.randn(b, 1)
+        compare(run(*inputs), made(*inputs))
+    for b, n in [(2, 8), (2, 5), (4, 4)]:
+        with pytest.raises(InputError, match=r"listed|serve|multiple"):
+            run(torch.randn(b, n), torch.randn(b, 1))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -319,6 +410,12 @@ def test_listed_sizes_are_served_and_no_others(forward, count):
         ({"shapes": (1, 3)}, "a list of choices"),
         ({"shapes": [{"y": (1, 3)}]}, r"shapes\[0\] names \['y'\]"),
         ({"shapes": [[(1, 3)]], "max_batch_size": 3}, "leave out min_shapes"),
+        ({"shapes": [[(1, 3)], [(2, 4)]], "multiple_of": [(1, 2)]}, r"multiple of 2"),
+        ({"shapes": [[(2, 4)], [(2, 7)]], "multiple_of": [(1, 2)]}, r"shapes\[1\].*7: promised is a multiple"),
+        ({"shapes": [[(2, 4)], [(2, 9)]], "dynamic_shapes": {"x": {1: WIDE}}}, r"shapes\[1\].*9: .* from 2 to 8"),
+        ({"shapes": [[(2, 4)], [(3, 4)]], "dynamic_shapes": {"x": {1: WIDE}}}, "static in dynamic_shapes"),
+        ({"shapes": [[(2, 4)], [(4, 5)]], "dynamic_shapes": {"x": (N, 2 * N)}}, r"shapes\[1\].* 5: .* multiple of 2"),
+        ({"shapes": [[(2, 4)], [(4, 6)]], "dynamic_shapes": {"x": (N, 2 * N)}}, "'n' would be 3, and 4 in input 'x'"),
         ({"merge": "guess"}, "merge='guess'"),
         ({"max_variants": 0}, "max_variants"),
     ],

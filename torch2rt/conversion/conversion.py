@@ -27,7 +27,7 @@ from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
 from torch2rt.engine.report import Report
 from torch2rt.engine.variant import EngineVariant
-from torch2rt.errors import InputError, Torch2RTError, UnsupportedError
+from torch2rt.errors import InputError, Torch2RTError, TraceError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
 from torch2rt.interface import Input, Interface
@@ -64,6 +64,7 @@ class Traced:
     precise: Precision
     seconds: float
     tape: Tape | None
+    has_number_makers: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Conversion:
     - `names`, `ranges`: those that tracing takes, by name; `options`: those of `torch2rt.build`.
     - `passes`: before those that `precise` asks for.
     - `says_plan`: whether errors end with what `fallback=True` would do.
-    - `refittable`: whether the weights can be changed.
+    - `refittable`: whether the weights can be changed. `plain_numbers`: whether `int(size)` is no size.
     """
 
     module: torch.nn.Module
@@ -92,6 +93,7 @@ class Conversion:
     on_stage: Callable[[str, Any, float], None]
     says_plan: bool
     refittable: bool = False
+    plain_numbers: bool = False
 
     @property
     def may_be_whole(self) -> bool:
@@ -104,6 +106,17 @@ class Conversion:
     def engines(self, max_variants: int, merge: str) -> TRTModule:
         """The module as one engine, or as several that cover its range together."""
         traced = self._traced(max_variants, merge)
+        try:
+            return self._engines(traced, max_variants, merge)
+        except UnsupportedError as error:
+            if not traced.has_number_makers:
+                raise
+            try:  # TensorRT may take no size, but a number
+                return dataclasses.replace(self, plain_numbers=True).engines(max_variants, merge)
+            except (TraceError, UnsupportedError):
+                raise error from None
+
+    def _engines(self, traced: Traced, max_variants: int, merge: str) -> TRTModule:
         parts: list[TRTModule] = []
         found: list[Network | Late] = []
         for variant in traced.variants:
@@ -138,7 +151,7 @@ class Conversion:
         """The graphs that serve the range of the module together."""
         start, tape = time.perf_counter(), self._tape()
         asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, shapes=self.shapes, progress=self.progress)
-        with recording(tape), Traces(self.module, self.inputs, **asked) as traces:
+        with recording(tape), Traces(self.module, self.inputs, **asked, plain_numbers=self.plain_numbers) as traces:
             by_values = SameValues(traces.module, traces.leaves, self._lowered)
             # what the values of some weights show is not true of others
             is_by_values = merge == "values" and tape is None
@@ -146,7 +159,8 @@ class Conversion:
         seconds = (time.perf_counter() - start) / len(variants)
         precise = self.precise.for_engines(len(variants))
         check_profiles([graph_meta(variant.graph).interface for variant in variants])
-        return Traced(variants, traces.specs, by_values.compared, precise, seconds, tape)
+        has_number_makers = bool(traces.number_makers)
+        return Traced(variants, traces.specs, by_values.compared, precise, seconds, tape, has_number_makers)
 
     def _tape(self) -> Tape | None:
         """What records how weights are made of the module's tensors, if that is asked for."""
@@ -187,10 +201,8 @@ class Conversion:
         inputs = self._inputs_of(interface)
         module = torch.compile(self.module) if choice.compiles else self.module
         args, kwargs = unflatten(interface.arguments, inputs)
-        return (
-            faster_in_torch(lambda *_: model_trt(*args, **kwargs), lambda *_: module(*args, **kwargs), inputs)
-            is not None
-        )
+        ours, theirs = lambda *_: model_trt(*args, **kwargs), lambda *_: module(*args, **kwargs)
+        return faster_in_torch(ours, theirs, inputs) is not None
 
     def _inputs_of(self, interface: Interface) -> list[torch.Tensor]:
         """The example's tensors at shapes that are served."""

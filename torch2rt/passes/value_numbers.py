@@ -10,6 +10,7 @@ from torch.fx.node import Node
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.registry import Registry
+from torch2rt.structure import as_bytes
 
 
 def value_numbers(graph: torch.fx.Graph, attribute: Callable[[str], Any]) -> dict[Node, int]:
@@ -44,7 +45,7 @@ def content(value: Any) -> Any:
     """What tells a constant from others; of parameters and subgraphs, only the same object is the same."""
     if not isinstance(value, torch.Tensor) or isinstance(value, torch.nn.Parameter):
         return id(value)
-    data = value.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8)
+    data = as_bytes(value).cpu()
     return value.dtype, value.device, tuple(value.shape), data.numpy().tobytes()
 
 

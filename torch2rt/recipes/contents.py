@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from torch2rt.structure import as_bytes
+
 CHUNK = 1 << 18  # numbers that are summed at a time
 _MASK = (1 << 64) - 1
 
@@ -44,7 +46,7 @@ def _factors(device: torch.device, seed: int) -> torch.Tensor:
 
 
 def _sums(tensor: torch.Tensor, factors: list[torch.Tensor]) -> torch.Tensor:
-    data = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
+    data = as_bytes(tensor)
     widths = (torch.int64, torch.int32) if data.storage_offset() % 8 == 0 else ()
     width = next((d for d in widths if data.numel() % d.itemsize == 0), torch.uint8)
     numbers, total = data.view(width), torch.zeros(2, dtype=torch.int64, device=data.device)

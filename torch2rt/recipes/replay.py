@@ -11,6 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from torch2rt.recipes.tape import Constant, Emit, Entry, Leaf, Op, Place, Read, Tape
+from torch2rt.structure import as_bytes
 
 Storages = dict[int, torch.UntypedStorage]
 
@@ -276,7 +277,7 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors have the same bits."""
     if a.dtype != b.dtype or a.numel() != b.numel():
         return False
-    return torch.equal(*(x.detach().cpu().contiguous().flatten().view(torch.uint8) for x in (a, b)))
+    return torch.equal(*(as_bytes(x.cpu()) for x in (a, b)))
 
 
 def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:

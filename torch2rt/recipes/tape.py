@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.recipes.tensors import inner_of, named_tensors
+from torch2rt.structure import as_bytes
 
 # What gives the values of a tensor to Python, or to others, without an operator.
 _READS = ("numpy", "tolist", "__array__", "__dlpack__", "__deepcopy__", "__reduce_ex__")
@@ -343,6 +344,6 @@ def _digests(tensors: list[torch.Tensor]) -> tuple[str, ...]:
 
 def digest(tensor: torch.Tensor) -> str:
     """A digest of a tensor's elements, dtype and shape."""
-    data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8)
+    data = as_bytes(tensor).cpu()
     head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
     return hashlib.sha256(head + data.numpy().tobytes()).hexdigest()

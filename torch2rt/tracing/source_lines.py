@@ -34,12 +34,15 @@ class SourceLocation:
 
     def line(self) -> str:
         """`file:line` of the innermost frame that is neither torch's nor ours."""
+        frame = self.frame()
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+    def frame(self) -> FrameType | None:
+        """The innermost frame that is neither torch's nor ours."""
         frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            if not _is_library(frame):
-                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        while frame is not None and _is_library(frame):
             frame = frame.f_back
-        return ""
+        return frame
 
     def of(self, error: BaseException) -> str:
         """The innermost line of the user's that an error has come through, as `here` gives it."""

@@ -15,19 +15,20 @@ import torch
 from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import graph_meta
-from torch2rt.input_ranges import check_profiles, describe_inputs, listed_shapes
+from torch2rt.input_ranges import check_listed, check_profiles, describe_inputs, listed_shapes
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.progress import Spinner
-from torch2rt.promises import asked
+from torch2rt.promises import asked, without_ends
 from torch2rt.structure import flatten
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
 from torch2rt.tracing.patches.memos import uncached
+from torch2rt.tracing.patches.number_types import symbolic_numbers
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.recorder import UnseenTensorError
 from torch2rt.tracing.signature import keyword_names, tensor_names
 from torch2rt.tracing.sizes.coverage import MAX_VARIANTS, cover
-from torch2rt.tracing.sizes.guards import TooNestedError
+from torch2rt.tracing.sizes.guards import Decisions, TooNestedError
 from torch2rt.tracing.sizes.hints import most_telling, shapes_to_try
 from torch2rt.tracing.sizes.regions import IsSame, Variant, false_assumptions, not_empty
 from torch2rt.tracing.sizes.same_calls import same_calls
@@ -113,6 +114,8 @@ class Traces:
 
     - `specs`: the inputs with the ranges that are to be served.
     - `listed`: the choices of shapes that are to be served, where only some are.
+    - `number_makers`: the globals of code in which `int(size)` and `float(size)` are sizes, not numbers; with
+      `plain_numbers` of none.
     """
 
     @torch.inference_mode(False)  # it may load the module again, see `__enter__`
@@ -132,6 +135,7 @@ class Traces:
         multiple_of: Any = None,
         dynamic_shapes: Any = None,
         fallback: bool = False,
+        plain_numbers: bool = False,
     ) -> None:
         from torch2rt.backend.tensorrt import DTYPES
 
@@ -148,7 +152,7 @@ class Traces:
         max_batch_size = whole_number("max_batch_size", max_batch_size, 1)
         self.listed: list[list[Shape]] | None = None
         if shapes is not None:
-            given = min_shapes, opt_shapes, max_shapes, max_batch_size, multiple_of, dynamic_shapes
+            given = min_shapes, opt_shapes, max_shapes, max_batch_size
             self.listed = listed_shapes(shapes, self.leaves, self.arguments, names, given)
             min_shapes, max_shapes = (
                 [tuple(map(end, *each)) if len(each) > 1 else each[0] for each in zip(*self.listed)]
@@ -159,15 +163,22 @@ class Traces:
         if dynamic_shapes is not None:
             promised = asked(dynamic_shapes, self.module.forward, *as_arguments(inputs, kwargs))
         ranges = (min_shapes, opt_shapes, max_shapes, max_batch_size)
+        relations = promised if self.listed is None else without_ends(promised)
         self.specs: list[Input] = describe_inputs(
-            self.leaves, self.arguments, names, *ranges, None if fallback else DTYPES, multiple_of, promised
+            self.leaves, self.arguments, names, *ranges, None if fallback else DTYPES, multiple_of, relations
         )
+        if self.listed is not None:
+            check_listed(self.listed, self.specs, self.leaves, promised)
         self.parameters = keyword_names(self.module.forward)
         self.output_names = output_names
         self.spinner = Spinner("trace", progress)
         self.record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in self.module.modules())
         self.past_caches = False
         self.fallback, self.unbacked = fallback, False
+        self.plain_numbers = plain_numbers
+        self.number_makers: list[dict[str, Any]] = []
+        self._decisions: Decisions | None = None  # of the latest trace
+        self._with_plain_numbers: list[dict[str, Any]] = []
         self.stack = ExitStack()
 
     @property
@@ -188,7 +199,7 @@ class Traces:
         while True:
             try:
                 before = states_elsewhere()
-                graph = self._run(specs, shapes)
+                graph = self._without_plain_numbers(specs, shapes)
                 if states_elsewhere() != before and not are_equal(graph, self._run(specs, shapes)):
                     raise TraceError(
                         "The module draws numbers from Python's random or numpy.random, and does something else each "
@@ -212,8 +223,39 @@ class Traces:
             self.unbacked = again = True  # perhaps torch can go on with sizes that depend on values
         return again
 
+    def _without_plain_numbers(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        """A trace in which `int(size)` is a size, where the module can do with one."""
+        try:
+            graph = self._run(specs, shapes)
+        except Exception:
+            if not (makers := self._new_number_makers()):
+                raise
+            self.number_makers += makers
+            return self._without_plain_numbers(specs, shapes)
+        if not (makers := self._new_number_makers()):
+            return graph
+        self.number_makers += makers
+        try:
+            return self._without_plain_numbers(specs, shapes)
+        except Exception:
+            self.number_makers = [scope for scope in self.number_makers if not _is_one_of(scope, makers)]
+            self._with_plain_numbers += makers
+            return graph
+
+    def _new_number_makers(self) -> list[dict[str, Any]]:
+        if self.plain_numbers:
+            return []
+        known = [*self.number_makers, *self._with_plain_numbers]
+        found = self._decisions.number_makers if self._decisions is not None else []
+        return [scope for scope in found if not _is_one_of(scope, known)]
+
     def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
+        with symbolic_numbers(self.number_makers):
+            return self._traced(specs, shapes)
+
+    def _traced(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
         tracers = [self._tracer(specs)]
+        self._decisions = tracers[0].recorder.decisions
         with self.spinner.turning(lambda: tracers[0].recorder.location.latest):
             run = lambda: run_traced(self.module, tracers[-1], self.leaves, shapes, self.output_names, self.accepts)  # noqa: E731
             graph, generators = run(), tracers[0].recorder.generators
@@ -290,6 +332,10 @@ class Traces:
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by position and by name, where one that is no list or tuple stands for itself."""
     return tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,), dict(kwargs or {})
+
+
+def _is_one_of(scope: dict[str, Any], scopes: Sequence[dict[str, Any]]) -> bool:
+    return any(scope is other for other in scopes)
 
 
 def _is_of_a_stand_in(error: BaseException) -> bool:

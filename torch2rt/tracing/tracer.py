@@ -41,6 +41,7 @@ from torch2rt.tracing.calls.real import run_for_real
 from torch2rt.tracing.calls.refusals import RefusedError, describe_error
 from torch2rt.tracing.computed_masks import is_selected, selected
 from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass_of, tensor_versions
+from torch2rt.tracing.patches.number_types import with_dtypes
 from torch2rt.tracing.recorder import Recorder
 from torch2rt.tracing.sizes.size_tensors import SizeTensors
 from torch2rt.tracing.values import RecordingMode, Values
@@ -122,7 +123,7 @@ class Tracer(RecordingMode):
         try:
             if (value := self.size_tensors.value(func, args, self.recorder.location.here)) is not NotImplemented:
                 return value
-            args, kwargs = self.size_tensors.replaced(func, args, kwargs or {})
+            args, kwargs = self.size_tensors.replaced(func, *with_dtypes(args, kwargs or {}))
             out = self._function(overload_of(func, args, kwargs), args, kwargs)
             self.size_tensors.note(func, args, kwargs, out)
             return out

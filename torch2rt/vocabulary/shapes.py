@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import sympy
 import torch
 from torch.utils._sympy.functions import (
     CeilToInt,
+    FloatPow,
     FloatTrueDiv,
     FloorDiv,
     FloorToInt,
@@ -19,12 +21,14 @@ from torch.utils._sympy.functions import (
     OpaqueUnaryFn_log2,
     OpaqueUnaryFn_sqrt,
     PythonMod,
+    RoundToInt,
     ToFloat,
+    TruncToInt,
 )
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend.tensorrt import trt
-from torch2rt.sizes import evaluate, expression, is_symbolic
+from torch2rt.sizes import evaluate, expression, extremes, is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW, constant
@@ -41,8 +45,8 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
     elif len(sizes) == 1 and (table := _table(ctx, expr := _whole_arithmetic(expression(sizes[0])))) is not None:
         result = table
     elif len(sizes) == 1:
-        expr = expr if expr.is_integer else _rounded_once(expr)
-        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), expr)  # type: ignore[arg-type]
+        expr, tables = _with_tables(ctx, expr if expr.is_integer else _rounded_once(expr))
+        result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx, tables), expr)  # type: ignore[arg-type]
     else:
         parts: list[Any] = []
         for size in sizes:
@@ -85,8 +89,10 @@ def _rounds_quotient(kind: type[sympy.Function], expr: sympy.Basic) -> bool:
 # Tables of sizes -----------------------------------------------------------------------------------------------------
 
 
-_OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2)
+_OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2, FloatPow)
+_ROUNDINGS = (TruncToInt, FloorToInt, CeilToInt, RoundToInt)
 _TABLE = 2**16  # sizes; TensorRT computes with the rest as it can
+_PRODUCTS = 2**13  # choices of several numbers, which lie less near to a line
 
 
 def _table(ctx: Context, expr: sympy.Basic) -> Any:
@@ -95,11 +101,8 @@ def _table(ctx: Context, expr: sympy.Basic) -> Any:
     `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes, one less.
     """
     free = sorted(expr.free_symbols & set(ctx.symbols), key=str)
-    opaque = expr.has(*_OPAQUE)
-    if not expr.is_integer or not (opaque or expr.has(FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float)):
+    if not expr.is_integer or not expr.has(*_OPAQUE, FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float):
         return None
-    if opaque and len(free) != 1:
-        refuse("TensorRT rounds the root or the logarithm of a product of dynamic sizes otherwise than Python does")
     if len(free) != 1:
         return None
     sizes = ctx.symbols[free[0]].sizes
@@ -109,6 +112,52 @@ def _table(ctx: Context, expr: sympy.Basic) -> Any:
     place = _binary(ctx, EW.SUB, _SymbolLayers(ctx).get(free[0]), sizes[0])
     place = place if sizes.step == 1 else _binary(ctx, EW.FLOOR_DIV, place, sizes.step)
     return _looked_up(ctx, values, place)
+
+
+def _with_tables(ctx: Context, expr: sympy.Basic) -> tuple[sympy.Basic, dict[sympy.Symbol, Any]]:
+    """An expression with symbols in the place of the floats of several sizes that it rounds, and what they stand for.
+
+    `int((height * width) ** 0.5)` is looked up for each product.
+    """
+    tables: dict[sympy.Symbol, Any] = {}
+
+    def looked_up(rounded: sympy.Basic) -> sympy.Basic:
+        if not rounded.free_symbols <= set(ctx.symbols) or (table := _table_of_several(ctx, rounded)) is None:
+            return rounded
+        symbol = sympy.Dummy(integer=True)
+        tables[symbol] = table
+        return symbol
+
+    if expr.has(*_ROUNDINGS):
+        expr = expr.replace(lambda e: isinstance(e, _ROUNDINGS), looked_up)
+    return expr, tables
+
+
+def _table_of_several(ctx: Context, rounded: sympy.Basic) -> Any:
+    """A whole number that Python rounds a float of several sizes to, looked up by the whole numbers that make it."""
+    floats = (ToFloat, IntTrueDiv)
+    whole = {arg for part in rounded.atoms(*floats) for arg in part.args if arg.is_integer and arg.free_symbols}
+    numbers = {arg: sympy.Dummy(integer=True) for arg in sorted(whole, key=str)}
+    inner = rounded.xreplace(numbers)
+    ranges = [range(low, high + 1) for low, high in (extremes(number, ctx.symbols) for number in numbers)]
+    if inner.free_symbols != set(numbers.values()) or math.prod(map(len, ranges)) > _PRODUCTS:
+        if rounded.has(*_OPAQUE):
+            refuse("TensorRT rounds a power or a logarithm of dynamic sizes otherwise than Python does")
+        return None
+    values = [_value(inner, dict(zip(numbers.values(), each))) for each in itertools.product(*ranges)]
+    place = constant(ctx, torch.tensor([0]))
+    for number, sizes in zip(numbers, ranges, strict=True):
+        digit = _binary(ctx, EW.SUB, sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), number), sizes[0])  # type: ignore[arg-type]
+        place = _binary(ctx, EW.SUM, _binary(ctx, EW.PROD, place, len(sizes)), digit)
+    return _looked_up(ctx, values, place)
+
+
+def _value(expr: sympy.Basic, numbers: dict[sympy.Symbol, int]) -> int:
+    """An expression's value, and 0 where it has none: no call has such sizes."""
+    try:
+        return int(evaluate(expr, numbers))
+    except (ArithmeticError, ValueError):
+        return 0
 
 
 _AT_ONCE = 64  # numbers in a tensor that TensorRT computes sizes with; of larger ones it knows nothing before a run
@@ -182,14 +231,14 @@ def _in_dtype(ctx: Context, x: Any, dtype: torch.dtype) -> Any:
 class _SymbolLayers(dict):  # type: ignore[type-arg]
     """An environment for `sympy_interp` in which a symbol is the size it stands for, read off a network input."""
 
-    def __init__(self, ctx: Context) -> None:
-        super().__init__()
+    def __init__(self, ctx: Context, tables: dict[sympy.Symbol, Any] | None = None) -> None:
+        super().__init__(tables or {})
         self.ctx = ctx
 
     def get(self, symbol: sympy.Symbol, default: Any = None) -> Any:  # type: ignore[override]
         ctx = self.ctx
         if symbol not in ctx.symbols:
-            return default
+            return super().get(symbol, default)
         if ("size", symbol) not in ctx.memo:
             dim = ctx.symbols[symbol]
             if ("shape of", dim.input) not in ctx.memo:

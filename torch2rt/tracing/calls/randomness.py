@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.structure import as_bytes
+
 
 def states(arguments: Any) -> list[torch.Tensor]:
     """The states of torch's generators that a call with these arguments may draw from."""
@@ -81,7 +83,7 @@ def are_equal(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
         if isinstance(a, torch.fx.GraphModule):
             same = are_equal(a, b)
         else:
-            same = torch.equal(*(x.detach().flatten().view(torch.uint8) for x in (a, b)))  # NaN is equal to itself
+            same = torch.equal(*(as_bytes(x) for x in (a, b)))  # NaN is equal to itself
         if not same:
             return False
     return True

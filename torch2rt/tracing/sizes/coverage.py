@@ -87,8 +87,11 @@ def cover(
             raise TraceError(f"The module takes another path at each of two traces for {space.text(cell)}.")
         regions.append(region)
         _add(variants, region, space, same)
-        if len(variants) > max_variants or len(regions) > MOST_TRACES * max_variants:
-            raise _too_many(variants, space)
+        is_hopeless = len(variants) > 2 and _needs_more(
+            traces, space, variants, ~space.where_any(refused), max_variants
+        )
+        if len(variants) > max_variants or len(regions) > MOST_TRACES * max_variants or is_hopeless:
+            raise _too_many(variants, space, max_variants)
     _check_ends(space, regions, space.where_any(refused))
     for variant in variants:
         _finish(traces, space, variant, regions)
@@ -226,21 +229,53 @@ def _with_sizes(space: Space, sizes: Mapping[Symbol, int], fixed: Mapping[Symbol
     ]
 
 
-def _too_many(variants: Sequence[Variant], space: Space) -> TraceError:
+def _pinned(variants: Sequence[Variant]) -> dict[sympy.Basic, set[int]]:
+    """The numbers that sizes are in the variants, each in one of its own."""
+    pinned: dict[sympy.Basic, set[int]] = {}
+    for claim in (claim for variant in variants for claim in variant.regions[0].claims):
+        if isinstance(claim, sympy.Eq) and claim.args[1].is_number:
+            pinned.setdefault(claim.args[0], set()).add(int(claim.args[1]))
+    return pinned
+
+
+def _needs_more(
+    traces: Traces, space: Space, variants: Sequence[Variant], where: np.ndarray, max_variants: int
+) -> bool:
+    """Whether a size is another number in each of some variants, and has too many values for an engine each.
+
+    So that a module is not traced for each of them; the module accepts others of these sizes, too.
+    """
+    for size, numbers in _pinned(variants).items():
+        if len(numbers) < 3 or not size.free_symbols or (values := space.values(size)) is None:
+            continue
+        found, places = np.unique(values[where], return_index=True)
+        others = [int(np.flatnonzero(where)[p]) for value, p in zip(found, places) if int(value) not in numbers]
+        if len(found) <= max_variants:
+            continue
+        some = [others[len(others) // 3], others[2 * len(others) // 3]]
+        if all(traces.accepts(_shapes_at(space, point, variants)) for point in some):
+            return True
+    return False
+
+
+def _shapes_at(space: Space, point: int, variants: Sequence[Variant]) -> list[Shape]:
+    """The shapes of a point, and of the dimensions that must equal those that it gives."""
+    ties = [tie for variant in variants for region in variant.regions for tie in region.ties]
+    sizes = with_ties({symbol: int(values[point]) for symbol, values in space.sizes.items()}, ties)
+    return [spec.opt for spec in _with_sizes(space, sizes, {})]
+
+
+def _too_many(variants: Sequence[Variant], space: Space, max_variants: int) -> TraceError:
     """The error where a range needs too many variants."""
     lines: list[str] = []
-    pinned: dict[sympy.Basic, set[int]] = {}
     for region in (variant.regions[0] for variant in variants):
         line = f" ({', '.join(region.lines[:2])})" if region.lines else ""
         lines.append(f"  {space.text(region.all_claims())}{line}")
-        for claim in region.claims:
-            if isinstance(claim, sympy.Eq) and claim.args[1].is_number:
-                pinned.setdefault(claim.args[0], set()).add(int(claim.args[1]))
-    text = "\n".join([f"The module needs more than {len(variants) - 1} engines for the range, for such sizes:", *lines])
-    if numbers := [describe(size, space.symbols) for size, values in pinned.items() if len(values) > 1]:
+    text = "\n".join([f"The module needs more than {max_variants} engines for the range, for such sizes:", *lines])
+    if numbers := [describe(size, space.symbols) for size, values in _pinned(variants).items() if len(values) > 1]:
         text += (
             f"\nThe module makes {', '.join(numbers)} a plain number, so that each needs an engine of its own: "
-            "int(size * 0.5) does so, and size // 2, math.floor(size * 0.5) and torch.sym_int(size * 0.5) do not."
+            "range(size) and math.log(size) do so, and size // 2, int(size * 0.5) and torch.arange(size) do not."
         )
     return TraceError(
         f"{text}\nNarrow the range, raise max_variants, or list the sizes: torch2rt(model, inputs, "

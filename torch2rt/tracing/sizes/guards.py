@@ -24,6 +24,7 @@ from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
+from torch2rt.tracing.patches.number_types import maker_of_numbers
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
 from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_kernel_choice
 from torch2rt.tracing.sizes.shortened import ShortSizes
@@ -38,7 +39,10 @@ class TooNestedError(TraceError):
 
 
 class Decisions:
-    """The claims of one trace, and the shape environment that they are made to."""
+    """The claims of one trace, and the shape environment that they are made to.
+
+    `number_makers` are the globals of code that has made a plain number of a size, perhaps by `int(size)`.
+    """
 
     def __init__(self, symbols: Symbols, location: SourceLocation, unbacked: bool = False) -> None:
         self.symbols = symbols
@@ -48,6 +52,7 @@ class Decisions:
         self._answers: dict[sympy.Basic, sympy.Basic | None] = {}
         self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self, unbacked)
+        self.number_makers: list[dict[str, Any]] = []
         self._depth = 0
 
     @contextmanager
@@ -104,6 +109,9 @@ class Decisions:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
+            scope = None if internal else maker_of_numbers(self.location.frame())
+            if scope is not None and not any(scope is known for known in self.number_makers):
+                self.number_makers.append(scope)
         if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.Or):
             claim = sympy.And(*map(sympy.Not, claim.args[0].args))
         if internal and not guarded and not isinstance(claim, sympy.core.relational.Relational):

@@ -16,7 +16,18 @@ import torch
 from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
 from torch2rt.promises import Promise
-from torch2rt.sizes import ENUMERATE, Dim, choices_of, counterexample, describe, is_sampled, samples, truths
+from torch2rt.sizes import (
+    ENUMERATE,
+    Dim,
+    choices_of,
+    counterexample,
+    describe,
+    is_sampled,
+    samples,
+    to_json,
+    truths,
+    values_at,
+)
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
 MOST_NAMED = 6  # numbers in claims that are looked at for each dimension
@@ -127,6 +138,14 @@ class Space:
                 self._where[claim] = truths(claim, self.sizes) if claim.free_symbols else np.full(count, bool(claim))
             result = result & self._where[claim]
         return result
+
+    def values(self, size: sympy.Basic) -> np.ndarray | None:
+        """What a size is at the points; `None` where it has no whole number at some."""
+        if not size.free_symbols <= self.sizes.keys():
+            return None
+        order = list(self.sizes)
+        tree = to_json(size, {symbol: Dim(0, "", axis, 0, 0) for axis, symbol in enumerate(order)})
+        return values_at(tree, [[self.sizes[symbol] for symbol in order]], len(self.where([])))
 
     def where_any(self, parts: Sequence[Sequence[sympy.Basic]]) -> np.ndarray:
         """At which points all claims of one of several lists are true."""
