@@ -22,6 +22,7 @@ from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.quantization.formats import FORMATS, Format
+from torch2rt.passes.quantization.outputs import scale_outputs
 from torch2rt.passes.quantization.products import Quantizable, arguments, quantizable, skips
 from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, fake_quantize_fp8, quantized
 
@@ -62,6 +63,7 @@ def quantize(
     for addition, skip in skips(copy, done).items():
         if format.is_whole and addition.name not in kept and quantizer.usable(skip) is None:
             addition.replace_input_with(skip, quantizer.activation(skip))
+    scale_outputs(copy)
     meta = graph_meta(copy)
     copy.meta["torch2rt"] = dataclasses.replace(meta, assumptions=(*meta.assumptions, *dict.fromkeys(reasons)))
     return finish(copy)

@@ -65,6 +65,18 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor, axis: int, dtype: torc
     return (numbers * scale.reshape(shape)).to(dtype)
 
 
+def scaled(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The outputs of a product, along its last dimension, each times a float32 number and plus a bias.
+
+    >>> scaled(torch.tensor([[6.0, -4.0]]), torch.tensor([0.5, 1.0]), torch.tensor([1.0, 3.0]))
+    tensor([[ 4., -1.]])
+    """
+    if has_torch_function((x, scale)):
+        return handle_torch_function(scaled, (x, scale), x, scale, bias)  # type: ignore[no-any-return]
+    y = (x.float() * scale).to(x.dtype)
+    return y if bias is None else y + bias
+
+
 def quantized(
     weight: torch.Tensor, axis: int, stored: torch.dtype = torch.int8, block: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
 from torch2rt.passes.quantization.formats import CONVOLUTIONS
+from torch2rt.passes.quantization.outputs import scale_outputs
 from torch2rt.passes.quantization.quantized import FP8, dequantize, fake_quantize, fake_quantize_fp8
 from torch2rt.registry import load
 
@@ -47,7 +48,10 @@ def recognize_int8(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     copy = copy_graph(graph)
     changed = [_rounding(copy, node) for node in list(copy.graph.nodes) if _is(node, _TIMES | _OVER)]
     changed += [_weight(copy, node) for node in list(copy.graph.nodes) if node.op == "call_function"]
-    return finish(copy) if any(changed) else graph
+    if not any(changed):
+        return graph
+    scale_outputs(copy)
+    return finish(copy)
 
 
 def _is(node: object, targets: Iterable[object]) -> TypeGuard[Node]:
