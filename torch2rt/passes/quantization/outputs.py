@@ -33,10 +33,13 @@ def scale_outputs(graph: torch.fx.GraphModule) -> int:
 
     A product stays as it is where its sums, as the one scale has them, might overflow float16 for some input.
     """
-    return sum(_scale_outputs(graph, node) for node in list(graph.graph.nodes) if name_of(node.target) in _PRODUCTS)
+    made: dict[Node, tuple[Node, Node]] = {}
+    nodes = [node for node in graph.graph.nodes if name_of(node.target) in _PRODUCTS]
+    return sum(_scale_outputs(graph, node, made) for node in nodes)
 
 
-def _scale_outputs(graph: torch.fx.GraphModule, node: Node) -> bool:
+def _scale_outputs(graph: torch.fx.GraphModule, node: Node, made: dict[Node, tuple[Node, Node]]) -> bool:
+    """Change one product, if it can be; `made` are weights with one scale, and the ratios, by what they are made of."""
     target, first, second, third = _PRODUCTS[name_of(node.target)]
     given = arguments(node)
     x, weight, bias = given[first], given[second], given.get(third)
@@ -46,7 +49,7 @@ def _scale_outputs(graph: torch.fx.GraphModule, node: Node) -> bool:
         return False
     if given.get("beta", 1) != 1 or given.get("alpha", 1) != 1 or isinstance(bias, Node) and bias.op != "get_attr":
         return False
-    parts, axis, dtype = weight.args[:2], weight.args[2], weight.args[3]
+    parts, axis = weight.args[:2], weight.args[2]
     values, scale = (constant_of(graph, part) for part in parts)  # type: ignore[arg-type]
     if values is None or scale is None or scale.dim() != 1 or len(scale) == 1 or values.dim() != 2:
         return False
@@ -56,22 +59,31 @@ def _scale_outputs(graph: torch.fx.GraphModule, node: Node) -> bool:
     one = torch.where(sums > 0, scale, 0).amax()
     if not bool((one > 0) & (one * sums.amax() * x.args[1] * _STEPS[x.target] <= _MOST)):  # type: ignore[operator,index]
         return False
-    stem = str(weight.args[0].target)  # type: ignore[union-attr]
-    origin = origin_of(parts[1])  # type: ignore[arg-type]
-    found = []
+    if weight not in made:
+        made[weight] = _with_one_scale(graph, weight, scale, one, node)
+    whole, ratios = made[weight]
+    with graph.graph.inserting_before(node):
+        product = graph.graph.call_function(target, (x, whole))
+    product.meta = {name: kept for name, kept in node.meta.items() if name != "origin"}
+    node.target, node.args, node.kwargs = scaled, (product, ratios, bias), {}
+    if not weight.users:
+        graph.graph.erase_node(weight)
+    return True
+
+
+def _with_one_scale(
+    graph: torch.fx.GraphModule, weight: Node, scale: torch.Tensor, one: torch.Tensor, before: Node
+) -> tuple[Node, Node]:
+    """A weight with one scale, and its scales as parts of that."""
+    values, old, axis, dtype = weight.args
+    constants = []
     for name, number, change in (
         ("one_scale", one, "the largest of them"),
         ("ratios", (scale / one).clamp(max=1.0), "as parts of the largest"),
     ):
-        made = add_constant(graph, f"{stem}_{name}", number.cpu(), node)
-        made.meta["made_of"] = origin.then(change)
-        found.append(made)
-    with graph.graph.inserting_before(node):
-        whole = graph.graph.call_function(dequantize, (parts[0], found[0], axis, dtype))
-        whole.meta = dict(weight.meta)
-        product = graph.graph.call_function(target, (x, whole))
-    product.meta = {name: kept for name, kept in node.meta.items() if name != "origin"}
-    node.target, node.args, node.kwargs = scaled, (product, found[1], bias), {}
-    if not weight.users:
-        graph.graph.erase_node(weight)
-    return True
+        constants.append(add_constant(graph, f"{values.target}_{name}", number.cpu(), before))  # type: ignore[union-attr]
+        constants[-1].meta["made_of"] = origin_of(old).then(change)  # type: ignore[arg-type]
+    with graph.graph.inserting_before(before):
+        whole = graph.graph.call_function(dequantize, (values, constants[0], axis, dtype))
+    whole.meta = dict(weight.meta)
+    return whole, constants[1]
