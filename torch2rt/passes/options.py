@@ -15,6 +15,7 @@ from torch2rt.passes.order import Pass
 from torch2rt.passes.quantization.calibrated import Calibrated, look_at
 from torch2rt.passes.quantization.formats import FORMATS, Format
 from torch2rt.passes.quantization.histogram import METHODS
+from torch2rt.passes.quantization.stored import unpack_weights
 from torch2rt.passes.ranges import as_samples, measure
 from torch2rt.passes.search import Choice, Found, Metric, noted, search
 from torch2rt.passes.selection import select
@@ -173,6 +174,7 @@ class Precision:
             return []
 
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            graph = graph if self.format is None else unpack_weights(graph)
             keep = select("keep_fp32", self.keep_fp32, graph, modules)
             force = select("force_low", self.force_low, graph, modules)
             floats = {**select("keep_float", self.keep_float, graph, modules), **keep}

@@ -153,8 +153,10 @@ def _weight(graph: torch.fx.GraphModule, product: Node) -> bool:
     return True
 
 
-def on_grid(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+def on_grid(weight: torch.Tensor, least: int = 128) -> tuple[torch.Tensor, torch.Tensor] | None:
     """A weight as int8 and a scale for each index of its first dimension, where that says it exactly; else `None`.
+
+    The integers are from `-least` to `least - 1`. A number may be off by its own rounding.
 
     >>> values, scale = on_grid(torch.tensor([[0.5, -1.0, 63.5], [0.25, 0.5, 31.75]]))
     >>> values.tolist(), scale.tolist()
@@ -165,18 +167,20 @@ def on_grid(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     if not rows.isfinite().all():
         return None
     scale = torch.where(largest > 0, torch.zeros_like(largest), 1.0)
-    tolerance = _AWAY if weight.dtype is torch.float32 else 128 * torch.finfo(weight.dtype).eps
-    for steps in range(127, 0, -1):
+    rounding = 0.0 if weight.dtype is torch.float32 else torch.finfo(weight.dtype).eps
+    for steps in range(least - 1, 0, -1):
         missing = (scale == 0).nonzero()[:, 0]
         if not len(missing):
             break
-        tried = largest[missing] / steps
-        whole = rows[missing] / tried[:, None]
-        fits = (whole - whole.round()).abs().amax(1) <= tolerance
-        scale[missing[fits]] = tried[fits]
+        for most in (steps, steps + 1) if steps == least - 1 else (steps,):  # the smallest integer may be the largest
+            tried = largest[missing] / most
+            whole = rows[missing] / tried[:, None]
+            is_near = (whole - whole.round()).abs() <= _AWAY + rounding * whole.abs()
+            fits = (is_near & (whole < least - 0.5)).all(1) & (scale[missing] == 0)
+            scale[missing[fits]] = tried[fits]
     if (scale == 0).any():
         return None
-    values = (rows / scale[:, None]).round().to(torch.int8).reshape(weight.shape)
+    values = (rows / scale[:, None]).round().clamp(-least, least - 1).to(torch.int8).reshape(weight.shape)
     return values, scale
 
 
