@@ -26,7 +26,7 @@ from torch2rt.passes.quantization.calibrated import ranges_of
 from torch2rt.passes.quantization.calibration_file import fingerprint, names
 from torch2rt.passes.quantization.formats import FORMATS
 from torch2rt.passes.quantization.histogram import BINS, METHODS, Histogram, entropy, mse, percentile
-from torch2rt.passes.quantization.products import observed, quantizable
+from torch2rt.passes.quantization.products import observed, quantizable, skips
 from torch2rt.passes.quantization.quantize import quantize
 from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, quantized, scaled
 from torch2rt.passes.ranges import measure
@@ -140,6 +140,32 @@ def test_outputs_are_scaled_behind_products(format, largest):
     low = mixed_precision(made, torch.float16, ranges=ranges_of(made, measure(graph, [[x]])))
     for ours, theirs in zip(low(x), plain(x), strict=True):
         assert ours.isfinite().all() and (ours - theirs).norm() < 2e-3 * theirs.norm()
+
+
+class Levels(nn.Module):
+    """The mean of each channel has as many numbers as the batch it was traced with."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + y.relu().mean((0, 2, 3))[:, None, None], y + y.flip(2)
+
+
+def test_sizes_stay_dynamic():
+    """What is equal for the sizes of the trace alone is not compared."""
+    x = torch.randn(2, 3, 5, 5)
+    graph = run(trace(Levels().eval(), [x], max_batch_size=9), passes.default())
+    added = [n for n in graph.graph.nodes if n.op == "call_function" and "add" in str(n.target)]
+    found = skips(graph, {product.node for product in quantizable(graph)})
+    assert len(added) == 2 and list(found) == [] and len(observed(graph)) == 1  # the convolution has several users
+    environment = added[0].meta["val"].fake_mode.shape_env
+    assert not environment.replacements
+    made = quantize(graph, {node.name: 4.0 for node in observed(graph)})
+    assert not environment.replacements and made(torch.randn(7, 3, 5, 5))[0].shape == (7, 4, 5, 5)
 
 
 def check_scaled(graph):

@@ -51,7 +51,7 @@ def obstacle(attention: Node, format: Format, is_alone: bool = False) -> str | N
     if given.get("enable_gqa"):
         return "its queries share heads of keys"
     size, tokens = query[-1], (query[-2], key[-2])
-    if any(map(is_symbolic, (size, *tokens))):
+    if any(map(is_symbolic, (size, *tokens, value[-1]))):
         return "TensorRT has a kernel for static numbers of tokens alone"
     if is_symbolic(given.get("scale")) or given.get("scale") == 0:
         return "its scale is no number, or 0"
