@@ -8,6 +8,7 @@ from torch2rt.vocabulary import (
     Context,
     add,
     add_attention,
+    attention_of_quantized,
     by_schema,
     cast,
     check,
@@ -27,6 +28,7 @@ from torch2rt.vocabulary import (
     matmul,
     mul,
     prefers_attention_layer,
+    quantized_and_back,
     reshape,
     same_size,
     select,
@@ -189,8 +191,28 @@ def fused(ctx: Context, query, key, value, mask, is_causal, enable_gqa):
     return ctx.track(layer.get_output(0), dims(ctx, query))
 
 
-def composed(ctx: Context, query, key, value, mask, is_causal, enable_gqa):
-    """A product, a softmax and a product; with a mask to add, torch does the middle in float32."""
+@converter(attention_of_quantized)
+def attention_layers(
+    ctx: Context, query, key, value, attn_mask=None, is_causal=False, scale=None, format="int8", largest=1.0
+):
+    dtype = ctx.out.dtype
+    query, key, value = (cast(ctx, x, dtype) for x in (query, key, value))
+    mask = attn_mask if attn_mask is None or dtype_of(attn_mask) is torch.bool else cast(ctx, attn_mask, dtype)
+    scale = dims(ctx, query)[-1] ** -0.5 if scale is None else scale
+    if scale != 1:
+        query = cast(ctx, mul(ctx, query, scale, torch.float32), dtype)
+    return reshape(ctx, composed(ctx, query, key, value, mask, is_causal, False, (format, largest)), ctx.out.shape)
+
+
+PROBABILITIES = {"int8": (127.0, torch.int8), "fp8": (448.0, torch.float8_e4m3fn)}
+
+
+def composed(ctx: Context, query, key, value, mask, is_causal, enable_gqa, format=None):
+    """A product, a softmax and a product; with a mask to add, torch does the middle in float32.
+
+    `format`: what the probabilities are rounded to, if they are, and the largest of them. TensorRT then has a kernel
+    for all of it where a mask is added in the type of the values.
+    """
     if enable_gqa:
         key, value = (repeat_heads(ctx, x, dims(ctx, query)[-3]) for x in (key, value))
     scores = matmul(ctx, query, key, transpose_b=True)
@@ -202,10 +224,15 @@ def composed(ctx: Context, query, key, value, mask, is_causal, enable_gqa):
     if mask is not None and dtype_of(mask) is torch.bool:
         scores = select(ctx, mask, scores, torch.finfo(dtype).min, dtype)  # not -inf, which makes NaN of a full row
     elif mask is not None:
-        scores = add(ctx, scores, mask, torch.float32)
+        scores = add(ctx, scores, mask, torch.float32 if format is None else dtype)
     layer = ctx.network.add_softmax(scores)
     layer.axes = 1 << (len(dims(ctx, scores)) - 1)
-    return matmul(ctx, cast(ctx, ctx.track(layer.get_output(0), dims(ctx, scores)), dtype), value)
+    probabilities = cast(ctx, ctx.track(layer.get_output(0), dims(ctx, scores)), dtype)
+    if format is not None:
+        most, stored_as = PROBABILITIES[format[0]]
+        scale = torch.tensor(format[1] / most, dtype=torch.float32)
+        probabilities = quantized_and_back(ctx, probabilities, scale, dtype, stored_as=stored_as)
+    return matmul(ctx, probabilities, value)
 
 
 def repeat_heads(ctx: Context, x, heads):

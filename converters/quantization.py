@@ -1,5 +1,7 @@
 from torch2rt.vocabulary import (
     Context,
+    add,
+    cast,
     check,
     clamp,
     composite,
@@ -11,7 +13,9 @@ from torch2rt.vocabulary import (
     is_traced,
     keep,
     materialize,
+    mul,
     quantized_and_back,
+    scaled,
     stored,
     torch,
 )
@@ -41,6 +45,12 @@ def quantize_layers(ctx: Context, x, scale, low=-128, high=127):
 def quantize_layers_fp8(ctx: Context, x, scale):
     scale = torch.tensor(scale, dtype=torch.float32)
     return quantized_and_back(ctx, materialize(ctx, x), scale, ctx.out.dtype, stored_as=torch.float8_e4m3fn)
+
+
+@converter(scaled)
+def scaled_layers(ctx: Context, x, scale, bias=None):
+    y = cast(ctx, mul(ctx, x, scale, torch.float32), ctx.out.dtype)
+    return y if bias is None else add(ctx, y, bias, ctx.out.dtype)
 
 
 def is_int8(zero_point, quant_min, quant_max):

@@ -72,6 +72,7 @@ def torch2rt(
     metric: Callable[[Any, Any], float] | None = None,
     smooth_quant: float | None = None,
     bias_correction: bool = False,
+    quantize_attention: bool = False,
     configure: Callable[[Any], None] | None = None,
     fallback: bool | str = False,
     torch_executed: Iterable[Any] = (),
@@ -149,6 +150,8 @@ def torch2rt(
     - `smooth_quant`: for int8 and fp8, move scales of channels from the inputs of products into their weights
       (SmoothQuant), as much as a number from 0 to 1 says, such as 0.75: better for transformers. `bias_correction`:
       correct biases by what the rounding of weights adds in the mean, for convolutions. Both look at the batches.
+    - `quantize_attention`: for int8 and fp8, quantise the two products of an attention, too, where TensorRT has a
+      kernel for it. In int8, its probabilities are multiples of 1/127, which is little for attention to many tokens.
     - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
@@ -224,6 +227,7 @@ def torch2rt(
             metric=metric,
             smooth_quant=smooth_quant,
             bias_correction=bias_correction,
+            quantize_attention=quantize_attention,
         ),
     )
     precise = Precision(**asked)

@@ -3,6 +3,7 @@ import torch
 from harness import B, Call, S, case, check_case, compare, half, parametrize
 
 from torch2rt import TraceError, UnsupportedError, lower, torch2rt, trace
+from torch2rt.passes.quantization.quantized import scaled
 
 SCALES, ZEROS = torch.tensor([0.1, 0.03, 0.7]), torch.tensor([3, -2, 0], dtype=torch.int32)
 
@@ -35,6 +36,8 @@ CASES = [
         [(B, 3, S)],
         id="int8-scale-tensor",
     ),
+    case(lambda x: scaled(x, SCALES.to(x.device)), [(B, S, 3)], id="scaled"),
+    case(lambda x: scaled(x, SCALES.to(x.device), -SCALES.half().to(x.device)), [half(B, 3)], id="scaled-with-bias"),
 ]
 
 

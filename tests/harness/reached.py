@@ -69,6 +69,7 @@ ELSEWHERE = {
     "vision torch.ops.torchvision.nms": "it only refuses",
     "vision torch.ops.torchvision.box_iou_rotated": "it only refuses",
     "quantization torch2rt.passes.quantization.quantized.dequantize": "passes make its calls, of constants",
+    "attention torch2rt.passes.quantization.quantized.attention_of_quantized": "passes make its calls",
     "quantization torch2rt.passes.quantization.quantized.fake_quantize_fp8": "passes make its calls: test_formats.py",
     "resize torch._C._nn._upsample_lanczos2d_aa": "it came with torch 2.15, and has a test of its own",
     "complex torch.scalar_tensor": "it is folded",

@@ -2,11 +2,13 @@
 
 import json
 import math
+from unittest import mock
 from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from harness import compare
 from harness.layers import kernels
 from torch import nn
@@ -17,12 +19,17 @@ from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import run
+from torch2rt.passes.precision import mixed_precision
+from torch2rt.passes.quantization import quantize as quantize_file
 from torch2rt.passes.quantization.calibrate import calibrate
+from torch2rt.passes.quantization.calibrated import ranges_of
 from torch2rt.passes.quantization.calibration_file import fingerprint, names
+from torch2rt.passes.quantization.formats import FORMATS
 from torch2rt.passes.quantization.histogram import BINS, METHODS, Histogram, entropy, mse, percentile
-from torch2rt.passes.quantization.products import observed, quantizable
+from torch2rt.passes.quantization.products import observed, quantizable, skips
 from torch2rt.passes.quantization.quantize import quantize
-from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, quantized
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, quantized, scaled
+from torch2rt.passes.ranges import measure
 
 
 def quantized_graph(model, inputs, precision="int8", **options):
@@ -94,8 +101,79 @@ def test_tensorrt_computes_products_in_int8(name, precision):
     assert len(products) == count, "\n".join(map(str, made))
     assert all(k.inputs[0] == k.constants[0] == "Int8" for k in products), "\n".join(map(str, made))
     assert all(k.type in ("kgen", "shape_call") or "mha" in k.name or k in products for k in made)
+    if precision != "int8+fp32" and ("linear" in name or name == "encoder"):
+        assert all(k.outputs != ["Float"] for k in products), "\n".join(map(str, made))
     if name == "residual":  # the skip connection is read as it is
         assert sum("Int8" in k.inputs for k in made if k.type == "kgen") == 2
+
+
+class Spellings(nn.Module):
+    """Products of one value in each spelling; of one weight a row is 0, and one is much larger than the others."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.plain = nn.Linear(8, 6), nn.Linear(8, 6, bias=False)
+        self.weight, self.bias = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(6))
+        self.linear.weight.data[1], self.linear.weight.data[2] = 0.0, 500.0
+
+    def forward(self, x):
+        products = x @ self.weight, torch.mm(x, self.weight), torch.addmm(self.bias, x, self.weight)
+        return *products, self.linear(x), self.plain(x), torch.addmm(self.bias, x, self.weight, alpha=2)
+
+
+@pytest.mark.parametrize("largest", [4.0, 3e3])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_outputs_are_scaled_behind_products(format, largest):
+    """Where the sums, all as large as the largest weight makes them, cannot overflow float16."""
+    x = torch.randn(5, 8) * largest / 4
+    graph = run(trace(Spellings().eval(), [x]), passes.default())
+    ranges = {node.name: largest for node in observed(graph)}
+    made = quantize(graph, ranges, format=FORMATS[format])
+    check_graph(made)
+    assert check_scaled(made) == ([True, True, True, largest == 4.0, True])
+    with mock.patch.object(quantize_file, "scale_outputs", lambda graph: 0):
+        plain = quantize(graph, ranges, format=FORMATS[format])
+    assert not any(check_scaled(plain))
+    for ours, theirs in zip(made(x), plain(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
+    low = mixed_precision(made, torch.float16, ranges=ranges_of(made, measure(graph, [[x]])))
+    for ours, theirs in zip(low(x), plain(x), strict=True):
+        assert ours.isfinite().all() and (ours - theirs).norm() < 2e-3 * theirs.norm()
+
+
+class Levels(nn.Module):
+    """The mean of each channel has as many numbers as the batch it was traced with."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y + y.relu().mean((0, 2, 3))[:, None, None], y + y.flip(2)
+
+
+def test_sizes_stay_dynamic():
+    """What is equal for the sizes of the trace alone is not compared."""
+    x = torch.randn(2, 3, 5, 5)
+    graph = run(trace(Levels().eval(), [x], max_batch_size=9), passes.default())
+    added = [n for n in graph.graph.nodes if n.op == "call_function" and "add" in str(n.target)]
+    found = skips(graph, {product.node for product in quantizable(graph)})
+    assert len(added) == 2 and list(found) == [] and len(observed(graph)) == 1  # the convolution has several users
+    environment = added[0].meta["val"].fake_mode.shape_env
+    assert not environment.replacements
+    made = quantize(graph, {node.name: 4.0 for node in observed(graph)})
+    assert not environment.replacements and made(torch.randn(7, 3, 5, 5))[0].shape == (7, 4, 5, 5)
+
+
+def check_scaled(graph):
+    """Of the products in their order, but for the last, which has a factor: whether their outputs are scaled."""
+    nodes = [n for n in graph.graph.nodes if n.target in (scaled, F.linear, torch.mm, torch.addmm, torch.matmul)]
+    nodes = [n for n in nodes if not any(user.target is scaled for user in n.users)]
+    assert [n.target for n in nodes][-1] is torch.addmm
+    return [n.target is scaled for n in nodes[:-1]]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -198,16 +198,117 @@ def test_weights_in_fp8_are_recognized(rows):
     assert on_fp8_grid(torch.zeros(2, 3)) is None and on_fp8_grid(torch.full((2, 3), torch.nan)) is None
 
 
-@pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+TORCHAO = {  # what the weights are kept in
+    "Int8WeightOnlyConfig()": torch.int8,
+    "IntxWeightOnlyConfig()": torch.int8,
+    "IntxWeightOnlyConfig(torch.int4, PerGroup(32))": torch.uint8,
+    "Float8WeightOnlyConfig()": torch.float32,
+    "Int8DynamicActivationInt8WeightConfig()": torch.int32,
+    "Int8DynamicActivationIntxWeightConfig()": torch.float32,
+}
+
+
+@pytest.mark.parametrize("config", TORCHAO)
 def test_torchao(config):
     quantization = pytest.importorskip("torchao.quantization")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
-    quantization.quantize_(model, getattr(quantization, config)())
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64)).eval()
+    quantization.quantize_(model, eval(config, {"torch": torch}, vars(quantization)))
     x = torch.randn(4, 64)
     model_trt = torch2rt(model, [x], max_batch_size=5)
     assert model_trt.report.verified
     compare(model_trt.reference()(x), model(x), 1e-4, 1e-5)
+    kept = [w.tensor.dtype for w in model_trt._networks[0].weights.values() if w.tensor.numel() >= 32 * 32]
+    assert kept[0] == TORCHAO[config]
+
+
+@pytest.mark.parametrize(("config", "kept"), [("INT8_WEIGHT_ONLY_CFG", torch.int8), ("INT4_AWQ_CFG", torch.uint8)])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_modelopt_weights_alone(config, kept, compressed):
+    mtq = pytest.importorskip("modelopt.torch.quantization")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 128)).eval(), torch.randn(4, 256)
+    mtq.quantize(model, getattr(mtq, config), lambda model: model(x))
+    if compressed:
+        mtq.compress(model)
+    model_trt = torch2rt(model, [x])
+    compare(model_trt.reference()(x), model(x), 1e-4, 1e-5)
+    assert kept in {w.tensor.dtype for w in model_trt._networks[0].weights.values()}
+
+
+# Weights that are quantised alone -------------------------------------------------------------------------------------
+
+
+class Stored(nn.Module):
+    """A linear layer whose weight is kept as whole numbers and scales, in one of several ways."""
+
+    def __init__(self, way, least=128):
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.register_buffer("values", torch.randint(-least, least, (32, 64), dtype=torch.int8))
+        self.values[3] = 0
+        self.register_buffer("scale", torch.rand(32, 1 if least > 8 else 2) * 0.01 + 1e-3)
+        self.bias = nn.Parameter(torch.randn(32))
+        self.weight = nn.Parameter(self.values * torch.rand(32, 1))
+
+    def forward(self, x):
+        values = self.values.to(x.dtype)
+        scale = self.scale.to(x.dtype)
+        if self.way == "parameter":
+            return F.linear(x, self.weight)
+        if self.way == "mask":
+            return F.linear(x, (values > 0).to(x.dtype))
+        if self.way == "outputs":
+            return torch.mm(x, values.t()) * scale[:, 0] + self.bias
+        if self.way == "matmul":
+            return x @ (values * scale).t()
+        return F.linear(x, values * scale.repeat_interleave(64 // scale.shape[1], 1), self.bias)
+
+
+STORED = [
+    ("linear", 128, {}, torch.int8),
+    ("outputs", 128, {}, torch.int8),
+    ("matmul", 128, {"precision": "fp16"}, torch.int8),
+    ("linear", 8, {}, torch.uint8),
+    ("linear", 8, {"precision": "bf16"}, torch.uint8),
+    ("parameter", 128, {}, torch.float32),
+    ("mask", 128, {}, torch.float32),
+]
+
+
+@pytest.mark.parametrize(("way", "least", "options", "kept"), STORED)
+def test_weights_that_are_quantised_alone(way, least, options, kept):
+    model, x = Stored(way, least).eval(), torch.randn(3, 64)
+    model_trt = torch2rt(model, [x], max_batch_size=5, **options)
+    low = bool(options)
+    compare(model_trt.reference()(x), model(x), 0.03 if low else 1e-5, 0.03 if low else 1e-5)
+    (weight,) = [w for w in model_trt._networks[0].weights.values() if w.tensor.numel() >= 32 * 32]
+    assert weight.tensor.dtype is kept
+    if kept is torch.int8 and IS_RTX:
+        (product,) = [k for k in kernels(model_trt._networks[0]) if "Int8" in k.constants]
+        assert not {"Int8"} & set(product.inputs)
+
+
+def test_such_weights_are_quantised_with_their_inputs_where_that_is_asked():
+    model, x = Stored("outputs").eval(), torch.randn(3, 64)
+    model_trt = torch2rt(model, [x], precision="int8", calibration=[x])
+    kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
+    assert kinds.count("QUANTIZE") == 1
+    compare(model_trt.reference()(x), model(x), 0.1, 0.1)
+
+
+def test_grids():
+    """Rows with the smallest integer; and numbers of a narrow type, which random ones are not taken for."""
+    values, scale = on_grid(torch.tensor([[-128.0, 3.0, 127.0], [5.0, 0.0, -2.0]]) * 0.25)
+    assert values.tolist()[0] == [-128, 3, 127] and scale[0] == 0.25
+    for dtype in (torch.float16, torch.bfloat16):
+        made = (torch.randint(-128, 128, (40, 64)) * (torch.rand(40, 1) + 0.1)).to(dtype)
+        values, scale = on_grid(made)
+        torch.testing.assert_close(
+            (values * scale[:, None]).to(dtype), made, rtol=1.5 * torch.finfo(dtype).eps, atol=0.0
+        )
+        assert on_grid(torch.randn(40, 64).to(dtype)) is None
 
 
 # Tensor subclasses ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch2rt.passes.order import Pass
 from torch2rt.passes.quantization.calibrated import Calibrated, look_at
 from torch2rt.passes.quantization.formats import FORMATS, Format
 from torch2rt.passes.quantization.histogram import METHODS
+from torch2rt.passes.quantization.stored import unpack_weights
 from torch2rt.passes.ranges import as_samples, measure
 from torch2rt.passes.search import Choice, Found, Metric, noted, search
 from torch2rt.passes.selection import select
@@ -54,6 +55,7 @@ class Precision:
     metric: Metric | None = None
     smooth_quant: float | None = None
     bias_correction: bool = False
+    quantize_attention: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):
@@ -72,7 +74,9 @@ class Precision:
                 kind = type(value).__name__
                 raise InputError(f"{name}= is a list of samples, each the inputs of a call, not a {kind}.")
         self._check_needless("int8 and fp8", self.calibrates, "calibration_method calibration_cache")
-        self._check_needless("int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction")
+        self._check_needless(
+            "int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction quantize_attention"
+        )
         self._check_needless("quantised products", self.format is not None, "keep_float")
         self._check_needless("precision='auto'", self.precision == "auto", "tolerance metric")
         self._check_needless("a low precision", self.is_low or self.format is not None, "keep_fp32")
@@ -95,6 +99,10 @@ class Precision:
         if self.calibration_cache is not None and (strength is not None or self.bias_correction):
             name = "bias_correction" if strength is None else "smooth_quant"
             raise InputError(f"{name} looks at each channel, and calibration_cache= has none: give calibration= alone.")
+        if self.calibration_cache is not None and self.quantize_attention:
+            raise InputError(
+                "quantize_attention looks at probabilities, and calibration_cache= has none: give calibration= alone."
+            )
 
     def _check_needless(self, what: str, is_asked: bool, names: str) -> None:
         for name in () if is_asked else names.split():
@@ -166,6 +174,7 @@ class Precision:
             return []
 
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+            graph = graph if self.format is None else unpack_weights(graph)
             keep = select("keep_fp32", self.keep_fp32, graph, modules)
             force = select("force_low", self.force_low, graph, modules)
             floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
@@ -200,6 +209,7 @@ class Precision:
             reads_cache=self._reads_cache,
             strength=self.smooth_quant,
             corrects=self.bias_correction,
+            attention=self.quantize_attention,
             keep=floats,
             progress=progress,
             others=others,

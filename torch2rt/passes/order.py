@@ -12,6 +12,7 @@ from torch2rt.passes.causal import recognise_causal
 from torch2rt.passes.float64 import narrow_float64
 from torch2rt.passes.fuse import fuse
 from torch2rt.passes.quantization.recognize import recognize_int8
+from torch2rt.passes.quantization.stored import keep_quantized
 from torch2rt.passes.repeated import fold_repeated
 
 Pass = Callable[[torch.fx.GraphModule], torch.fx.GraphModule]
@@ -26,12 +27,12 @@ def default(float64: str = "float32") -> list[Pass]:
       lowering refuses float64.
 
     >>> [pass_.__name__ for pass_ in default()]
-    ['fold_repeated', 'recognise_causal', 'narrow_float64', 'recognize_int8', 'fuse']
+    ['fold_repeated', 'recognise_causal', 'narrow_float64', 'recognize_int8', 'keep_quantized', 'fuse']
     """
     if float64 not in FLOAT64:
         raise InputError(f"{float64=} is not one of {', '.join(map(repr, FLOAT64))}.")
     narrow: list[Pass] = [narrow_float64] if float64 == "float32" else []
-    return [fold_repeated, recognise_causal, *narrow, recognize_int8, fuse]
+    return [fold_repeated, recognise_causal, *narrow, recognize_int8, keep_quantized, fuse]
 
 
 def chosen(passes: Iterable[Pass] | None, float64: str) -> list[Pass]:

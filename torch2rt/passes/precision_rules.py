@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from torch2rt.passes.quantization.quantized import fake_quantize, fake_quantize_fp8
+from torch2rt.passes.quantization.quantized import attention_of_quantized, fake_quantize, fake_quantize_fp8, scaled
 
 # Products gain most from a narrow type, and their kernels add in float32. A table of embeddings is read, not computed.
 LOW = frozenset(
     """
         linear matmul __matmul__ __rmatmul__ mm bmm addmm baddbmm addbmm mv addmv einsum bilinear conv1d conv2d conv3d
         conv_transpose1d conv_transpose2d conv_transpose3d convolution scaled_dot_product_attention recurrent embedding
-        fake_quantize
+        fake_quantize attention_of_quantized
     """.split()
 )
 # Arithmetic on several tensors: in the widest of their types. Integers among them may be too large for a narrow type.
@@ -41,6 +41,7 @@ FOLLOW = frozenset(
         hardshrink softsign threshold glu dropout alpha_dropout feature_dropout dropout1d dropout2d dropout3d
         neg negative abs absolute
         layer_norm group_norm instance_norm rms_norm batch_norm
+        scaled
         mean max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d avg_pool1d
         avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d amax amin interpolate
     """.split()
@@ -58,15 +59,17 @@ CONVERSIONS = frozenset("to type float half bfloat16 double long int short char 
 WIDE_ARGUMENTS = {
     "batch_norm": frozenset({"weight", "bias", "running_mean", "running_var"}),
     "scaled_dot_product_attention": frozenset({"attn_mask"}),
+    "attention_of_quantized": frozenset({"attn_mask"}),
+    "scaled": frozenset({"scale"}),
 }
 # What is added to a product: that it vanishes is no loss beside results that are rounded by more.
 ADDENDS = {
-    **dict.fromkeys("linear bilinear layer_norm group_norm".split(), "bias"),
+    **dict.fromkeys("linear bilinear layer_norm group_norm scaled".split(), "bias"),
     **dict.fromkeys((word for word in LOW if word.startswith("conv")), "bias"),
     **dict.fromkeys("addmm baddbmm addbmm addmv".split(), "input"),
 }
 # Products that may be computed in the type of a cast behind them (`quirks.computes_lone_products_low`).
-PRODUCTS = LOW - {"scaled_dot_product_attention", "recurrent", "embedding", "fake_quantize"}
+PRODUCTS = LOW - set("scaled_dot_product_attention attention_of_quantized recurrent embedding fake_quantize".split())
 
 _OWNERS = (torch, torch.Tensor, torch.nn.functional, torch._C._nn, torch.special, torch.linalg)
 
@@ -90,6 +93,8 @@ def name_of(target: Any) -> str:
         target = target.overloadpacket
     if target in (fake_quantize, fake_quantize_fp8):
         return "fake_quantize"
+    if target in (scaled, attention_of_quantized):
+        return target.__name__
     if getattr(target, "__module__", "") == "torch2rt.converters.recurrence":
         return "recurrent"
     try:

@@ -17,7 +17,13 @@ from torch2rt.backend.tensorrt import (
     trt,
 )
 from torch2rt.callables import named
-from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, fake_quantize_fp8
+from torch2rt.passes.quantization.quantized import (
+    attention_of_quantized,
+    dequantize,
+    fake_quantize,
+    fake_quantize_fp8,
+    scaled,
+)
 from torch2rt.registry import by_schema, complex_converter, composite, converter, factory, fusion, keep, rewrite
 from torch2rt.sizes import answer, expression, is_symbolic
 from torch2rt.tracing.computed_masks import COUNTED, MaskIndices, Selection, assign
@@ -79,6 +85,7 @@ __all__ = [
     "add_normalization",
     "answer",
     "assign",
+    "attention_of_quantized",
     "axes",
     "broadcast",
     "by_schema",
@@ -144,6 +151,7 @@ __all__ = [
     "rounds_powers_wrong",
     "run",
     "same_size",
+    "scaled",
     "scales_groups_by_channel",
     "scope",
     "select",

@@ -12,6 +12,8 @@ from torch.fx.node import Node
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.passes.quantization.histogram import INT8_NUMBER, METHODS, Histogram, Number
+from torch2rt.passes.quantization.products import arguments
+from torch2rt.passes.quantization.quantized import probabilities_of
 from torch2rt.passes.ranges import Measuring, Ranges, calls_of
 from torch2rt.progress import Spinner
 
@@ -66,6 +68,7 @@ def calibrate(
     others: bool = False,
     number: Number = INT8_NUMBER,
     channels: Mapping[Node, int] | None = None,
+    attentions: Sequence[Node] = (),
 ) -> Calibration:
     """The largest absolute values to quantise nodes' values to, and the ranges of all values.
 
@@ -74,6 +77,7 @@ def calibrate(
     - `others`: leave out batches of sizes that the graph does not serve, as another graph of the module does.
     - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `histogram.py` defines them for a `number`.
     - `channels`: the dimension of the channels of values that are looked at channel by channel.
+    - `attentions`: those whose largest probability is looked for, too; it is found under `name:probabilities`.
 
     Raises `InputError` for batches that the module does not take, for none, and for NaN and infinities in a value.
 
@@ -86,6 +90,7 @@ def calibrate(
     if method not in METHODS:
         raise InputError(f"calibration_method={method!r} is not one of {', '.join(map(repr, METHODS))}.")
     running = _Calibrating(graph, nodes, {node.name: Channels(dim) for node, dim in (channels or {}).items()})
+    running.probabilities = {f"{node.name}:probabilities": 0.0 for node in attentions}
     count = used = 0
     with Spinner("calibrate", progress).turning(lambda: f"batch {count}"):
         for batch in batches:
@@ -112,7 +117,7 @@ def calibrate(
             where = f"the input '{inputs[node.meta['input']].name}'" if is_input else place_of(node).strip()
             raise InputError(f"calibration: {where} has {histogram.not_finite} on the calibration data.")
         found[node.name] = METHODS[method](histogram, number) if histogram.largest else 0.0
-    return Calibration(found, running.ranges, running.channels)
+    return Calibration({**found, **running.probabilities}, running.ranges, running.channels)
 
 
 class _Calibrating(Measuring):
@@ -122,6 +127,7 @@ class _Calibrating(Measuring):
         super().__init__(graph, torch.device("cpu"))
         self.histograms = {node.name: Histogram() for node in nodes}
         self.channels = channels
+        self.probabilities: dict[str, float] = {}
 
     def call(self, tensors: Sequence[torch.Tensor]) -> Any:
         self.device = next((x.device for x in tensors), torch.device("cpu"))
@@ -133,6 +139,11 @@ class _Calibrating(Measuring):
             self.histograms[node.name].add(value, self.extent)
         if node.name in self.channels:
             self.channels[node.name].add(value)
+        if (name := f"{node.name}:probabilities") in self.probabilities:
+            given = dict(zip(arguments(node), self.map_nodes_to_values(list(arguments(node).values()), node)))
+            wanted = ("query", "key", "attn_mask", "is_causal", "scale")
+            found = probabilities_of(**{name: given[name] for name in wanted if name in given})
+            self.probabilities[name] = max(self.probabilities[name], float(found.max()))
 
 
 def _calls(graph: torch.fx.GraphModule, batch: Any, number: int, others: bool) -> list[list[torch.Tensor]]:

@@ -11,6 +11,7 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError
 from torch2rt.passes.quantization import calibration_file
+from torch2rt.passes.quantization.attention import attentions, obstacle, operands
 from torch2rt.passes.quantization.calibrate import Calibration, calibrate
 from torch2rt.passes.quantization.formats import FORMATS, Format
 from torch2rt.passes.quantization.histogram import FP8_NUMBER, INT8_NUMBER
@@ -25,20 +26,22 @@ from torch2rt.passes.ranges import Range, Ranges
 class Calibrated:
     """A graph whose values have been looked at; `format` is `None` for one that is not quantised.
 
-    `corrects`: whether biases are corrected for the rounding of weights.
+    `corrects`: whether biases are corrected for the rounding of weights. `attention`: whether attentions are quantised.
     """
 
     graph: torch.fx.GraphModule
     format: Format | None = None
     calibration: Calibration = dataclasses.field(default_factory=lambda: Calibration({}))
     corrects: bool = False
+    attention: bool = False
 
     def quantized(self, keep: Mapping[Node, str]) -> torch.fx.GraphModule:
         """The graph with quantised products, but for the calls in `keep` and those of the same names."""
         if self.format is None:
             return self.graph
         means = {n: found.mean for n, found in self.calibration.channels.items()} if self.corrects else None
-        return quantize(self.graph, self.calibration.largest, in_graph(self.graph, keep), self.format, means)
+        largest, kept = self.calibration.largest, in_graph(self.graph, keep)
+        return quantize(self.graph, largest, kept, self.format, means, self.attention)
 
     def names(self) -> dict[str, list[str]]:
         """The names of the calls that are quantised, by the paths of their modules."""
@@ -46,6 +49,8 @@ class Calibrated:
         for product in quantizable(self.graph) if self.format is not None else []:
             if self.format is not None and self.format.obstacle(product.function) is None:
                 found.setdefault(product.node.meta["module"], []).append(product.node.name)
+        for node in attentions(self.graph) if self.attention else []:
+            found.setdefault(node.meta["module"], []).append(node.name)
         return found
 
 
@@ -59,6 +64,7 @@ def look_at(
     reads_cache: bool = False,
     strength: float | None = None,
     corrects: bool = False,
+    attention: bool = False,
     keep: Mapping[Node, str],
     progress: bool | None = None,
     others: bool = False,
@@ -69,7 +75,8 @@ def look_at(
     method = method or ("minmax" if format is FORMATS["fp8"] else "entropy")
     number = FP8_NUMBER if format is FORMATS["fp8"] else INT8_NUMBER
     if reads_cache:
-        return Calibrated(graph, format, Calibration(calibration_file.load(cache, graph, observed(graph, format))))
+        largest = calibration_file.load(cache, graph, _observed(graph, format, attention))
+        return Calibrated(graph, format, Calibration(largest), attention=attention)
     assert batches is not None  # `Precision` has looked
     if strength is not None:
         batches = list(batches)
@@ -78,12 +85,19 @@ def look_at(
             raise InputError("smooth_quant is for linear layers and products of matrices, and the module has none.")
         first = calibrate(graph, batches, [], "minmax", progress, others, channels=channels)
         graph = smooth(graph, first.channels, strength, keep)
-    nodes = observed(graph, format)
+    nodes = _observed(graph, format, attention)
     channels = {p.input: p.channels for p in quantizable(graph) if p.takes_bias} if corrects else {}
-    found = calibrate(graph, batches, nodes, method, progress, others, number, channels)
+    looked_at = [n for n in attentions(graph) if obstacle(n, format, is_alone=True) is None] if attention else []
+    found = calibrate(graph, batches, nodes, method, progress, others, number, channels, looked_at)
     if cache is not None:
         calibration_file.save(cache, graph, nodes, found.largest, method)
-    return Calibrated(graph, format, found, corrects)
+    return Calibrated(graph, format, found, corrects, attention)
+
+
+def _observed(graph: torch.fx.GraphModule, format: Format, attention: bool) -> list[Node]:
+    """The values whose ranges it takes."""
+    within = [x for node in attentions(graph) for x in operands(node)] if attention else []
+    return list(dict.fromkeys([*observed(graph, format), *(x for x in within if isinstance(x, Node))]))
 
 
 def ranges_of(graph: torch.fx.GraphModule, ranges: Ranges) -> Ranges:

@@ -13,6 +13,7 @@ from torch2rt.passes.copies import constant_of
 from torch2rt.passes.precision_rules import name_of
 from torch2rt.passes.quantization.formats import CONVOLUTIONS, Format
 from torch2rt.registry import load
+from torch2rt.sizes import expression
 
 # A product by its function: the names of its two operands, and the dimension of the second that its outputs lie along.
 OPERANDS = {
@@ -92,12 +93,17 @@ def skips(graph: torch.fx.GraphModule, products: set[Node]) -> dict[Node, Node]:
         if node.op != "call_function" or name_of(node.target) not in ("add", "__add__", "__radd__") or node.kwargs:
             continue
         values: list[Any] = [a for a in node.args if isinstance(a, Node) and is_float(a) and a.op != "get_attr"]
-        if len(values) != 2 or tuple(values[0].meta["val"].shape) != tuple(values[1].meta["val"].shape):
+        if len(values) != 2 or _shape(values[0]) != _shape(values[1]):
             continue
         ours = [v for v in values if v in products and name_of(v.target) in CONVOLUTIONS and len(v.users) == 1]
         if len(ours) == 1:
             found[node] = next(v for v in values if v is not ours[0])
     return found
+
+
+def _shape(node: Node) -> tuple[Any, ...]:
+    """A value's sizes as expressions: torch takes symbolic sizes that are compared for equal, where their hints are."""
+    return tuple(map(expression, node.meta["val"].shape))
 
 
 def arguments(node: Node) -> Mapping[str, Any]:

@@ -21,9 +21,17 @@ from torch2rt.callables import qualified_name
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
+from torch2rt.passes.quantization.attention import attentions, obstacle, operands
 from torch2rt.passes.quantization.formats import FORMATS, Format
+from torch2rt.passes.quantization.outputs import scale_outputs
 from torch2rt.passes.quantization.products import Quantizable, arguments, quantizable, skips
-from torch2rt.passes.quantization.quantized import dequantize, fake_quantize, fake_quantize_fp8, quantized
+from torch2rt.passes.quantization.quantized import (
+    attention_of_quantized,
+    dequantize,
+    fake_quantize,
+    fake_quantize_fp8,
+    quantized,
+)
 
 
 @torch.inference_mode(False)
@@ -34,34 +42,52 @@ def quantize(
     keep: Mapping[Node, str] | None = None,
     format: Format = FORMATS["int8"],
     means: Mapping[str, torch.Tensor] | None = None,
+    attention: bool = False,
 ) -> torch.fx.GraphModule:
     """A graph with quantised products of values up to `ranges`, by the names of `observed` nodes; larger ones saturate.
 
     - `keep`: calls that stay in floating point, with the reason. What cannot be quantised is named in the report.
     - `means`: of a product's inputs by their names, the mean of each channel. Where they are given, biases are
       corrected by what the rounding of weights changes in the mean.
+    - `attention`: whether the products of attentions are quantised too; `ranges` may have their largest probabilities,
+      as `name:probabilities`.
     """
     kept, copy = {node.name: why for node, why in (keep or {}).items()}, copy_graph(graph)
     quantizer = _Quantizer(copy, ranges, format, means or {})
     done: set[Node] = set()
     reasons: list[str] = []
     products = quantizable(copy)
+
+    def noted(node: Node, why: str | None) -> None:
+        if why is None:
+            node.meta["precision"] = format.name
+            return
+        node.meta["not_quantized"] = why
+        if node.name not in kept:
+            place, call = place_of(node).strip(), qualified_name(node.target)  # type: ignore[arg-type]
+            reasons.append(f"{place}: is not quantised: {call}, {why}")
+
     for product in products:
         why = kept.get(product.node.name) or quantizer.obstacle(product)
         if why is None:
             quantizer.quantize(product)
             done.add(product.node)
-            product.node.meta["precision"] = format.name
-        else:
-            product.node.meta["not_quantized"] = why
-            if product.node.name not in kept:
-                place, call = place_of(product.node).strip(), qualified_name(product.node.target)  # type: ignore[arg-type]
-                reasons.append(f"{place}: is not quantised: {call}, {why}")
+        noted(product.node, why)
     if not products:
         reasons.append(f"nothing is quantised to {format.name}: no convolution or product has a constant weight")
     for addition, skip in skips(copy, done).items():
         if format.is_whole and addition.name not in kept and quantizer.usable(skip) is None:
             addition.replace_input_with(skip, quantizer.activation(skip))
+    for node in attentions(copy):
+        why = kept.get(node.name) or (obstacle(node, format) if attention else "quantize_attention is not asked for")
+        why = why or next((why for x in operands(node) if (why := quantizer.usable(x)) is not None), None)
+        if attention:
+            noted(node, why)
+        elif format.is_whole:
+            node.meta["not_quantized"] = why
+        if why is None:
+            quantizer.attend(node)
+    scale_outputs(copy)
     meta = graph_meta(copy)
     copy.meta["torch2rt"] = dataclasses.replace(meta, assumptions=(*meta.assumptions, *dict.fromkeys(reasons)))
     return finish(copy)
@@ -77,7 +103,7 @@ class _Quantizer:
         format: Format,
         means: Mapping[str, torch.Tensor],
     ) -> None:
-        self.module, self.ranges, self.format, self.means = module, ranges, format, means
+        self.module, self.ranges, self.format, self.means = module, dict(ranges), format, means
         self.activations: dict[Node, Node] = {}
         self.weights: dict[tuple[Node, int, Node | None], Node] = {}
         self.constants: dict[tuple[Node, int], tuple[Node, Node]] = {}
@@ -124,6 +150,26 @@ class _Quantizer:
         if product.takes_bias and product.input.name in self.means:
             self.correct(product, weight)
         product.node.replace_input_with(product.weight, weight)
+
+    def attend(self, node: Node) -> None:
+        """Quantise the products of an attention.
+
+        The queries are scaled before they are quantised: TensorRT has no kernel for a factor behind that.
+        """
+        given = dict(arguments(node))
+        query, key, value = operands(node)
+        scale = query.meta["val"].shape[-1] ** -0.5 if given.get("scale") is None else given["scale"]
+        with self.module.graph.inserting_before(node):
+            scaled = self.module.graph.call_function(torch.mul, (query, scale))
+        scaled.meta = {name: kept for name, kept in query.meta.items() if name in ("val", "module", "source")}
+        for name in ("module", "source"):
+            scaled.meta.setdefault(name, node.meta[name])
+        self.ranges[scaled.name] = self.ranges[query.name] * abs(scale)
+        quantised = {name: self.activation(x) for name, x in (("query", scaled), ("key", key), ("value", value))}
+        others = {name: given[name] for name in ("attn_mask", "is_causal") if name in given}
+        most = self.ranges.get(f"{node.name}:probabilities", 1.0)
+        node.target, node.args = attention_of_quantized, ()
+        node.kwargs = {**quantised, **others, "scale": 1.0, "format": self.format.name, "largest": most}
 
     def activation(self, value: Node) -> Node:
         """A value, quantised and brought back."""

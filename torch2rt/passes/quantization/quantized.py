@@ -65,6 +65,64 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor, axis: int, dtype: torc
     return (numbers * scale.reshape(shape)).to(dtype)
 
 
+def scaled(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """The outputs of a product, along its last dimension, each times a float32 number and plus a bias.
+
+    >>> scaled(torch.tensor([[6.0, -4.0]]), torch.tensor([0.5, 1.0]), torch.tensor([1.0, 3.0]))
+    tensor([[ 4., -1.]])
+    """
+    if has_torch_function((x, scale)):
+        return handle_torch_function(scaled, (x, scale), x, scale, bias)  # type: ignore[no-any-return]
+    y = (x.float() * scale).to(x.dtype)
+    return y if bias is None else y + bias
+
+
+def attention_of_quantized(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    format: str = "int8",
+    largest: float = 1.0,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` whose probabilities are int8 multiples of 1/127 of the largest, or fp8 ones.
+
+    >>> x = torch.tensor([[[1.0], [3.0]]])
+    >>> attention_of_quantized(torch.zeros(1, 1, 1), x, x) * 127 / 64  # half of 127 is taken for 64
+    tensor([[[4.]]])
+    """
+    given = (query, key, value, attn_mask)
+    if has_torch_function(given):
+        call = attention_of_quantized
+        return handle_torch_function(call, given, *given, is_causal, scale, format, largest)  # type: ignore[no-any-return]
+    if isinstance(query, FakeTensor):
+        return torch.empty_like(query)
+    probabilities = probabilities_of(query, key, attn_mask, is_causal, scale).to(value.dtype)
+    if format == "fp8":
+        return fake_quantize_fp8(probabilities, largest / FP8) @ value
+    return fake_quantize(probabilities, largest / INT8) @ value
+
+
+def probabilities_of(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """The softmax of an attention."""
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype is torch.bool:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.float().softmax(-1)
+
+
 def quantized(
     weight: torch.Tensor, axis: int, stored: torch.dtype = torch.int8, block: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
 from torch2rt.passes.quantization.formats import CONVOLUTIONS
+from torch2rt.passes.quantization.outputs import scale_outputs
 from torch2rt.passes.quantization.quantized import FP8, dequantize, fake_quantize, fake_quantize_fp8
 from torch2rt.registry import load
 
@@ -47,7 +48,10 @@ def recognize_int8(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     copy = copy_graph(graph)
     changed = [_rounding(copy, node) for node in list(copy.graph.nodes) if _is(node, _TIMES | _OVER)]
     changed += [_weight(copy, node) for node in list(copy.graph.nodes) if node.op == "call_function"]
-    return finish(copy) if any(changed) else graph
+    if not any(changed):
+        return graph
+    scale_outputs(copy)
+    return finish(copy)
 
 
 def _is(node: object, targets: Iterable[object]) -> TypeGuard[Node]:
@@ -149,8 +153,10 @@ def _weight(graph: torch.fx.GraphModule, product: Node) -> bool:
     return True
 
 
-def on_grid(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+def on_grid(weight: torch.Tensor, least: int = 128) -> tuple[torch.Tensor, torch.Tensor] | None:
     """A weight as int8 and a scale for each index of its first dimension, where that says it exactly; else `None`.
+
+    The integers are from `-least` to `least - 1`. A number may be off by its own rounding.
 
     >>> values, scale = on_grid(torch.tensor([[0.5, -1.0, 63.5], [0.25, 0.5, 31.75]]))
     >>> values.tolist(), scale.tolist()
@@ -161,18 +167,20 @@ def on_grid(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     if not rows.isfinite().all():
         return None
     scale = torch.where(largest > 0, torch.zeros_like(largest), 1.0)
-    tolerance = _AWAY if weight.dtype is torch.float32 else 128 * torch.finfo(weight.dtype).eps
-    for steps in range(127, 0, -1):
+    rounding = 0.0 if weight.dtype is torch.float32 else torch.finfo(weight.dtype).eps
+    for steps in range(least - 1, 0, -1):
         missing = (scale == 0).nonzero()[:, 0]
         if not len(missing):
             break
-        tried = largest[missing] / steps
-        whole = rows[missing] / tried[:, None]
-        fits = (whole - whole.round()).abs().amax(1) <= tolerance
-        scale[missing[fits]] = tried[fits]
+        for most in (steps, steps + 1) if steps == least - 1 else (steps,):  # the smallest integer may be the largest
+            tried = largest[missing] / most
+            whole = rows[missing] / tried[:, None]
+            is_near = (whole - whole.round()).abs() <= _AWAY + rounding * whole.abs()
+            fits = (is_near & (whole < least - 0.5)).all(1) & (scale[missing] == 0)
+            scale[missing[fits]] = tried[fits]
     if (scale == 0).any():
         return None
-    values = (rows / scale[:, None]).round().to(torch.int8).reshape(weight.shape)
+    values = (rows / scale[:, None]).round().clamp(-least, least - 1).to(torch.int8).reshape(weight.shape)
     return values, scale
 
 
