@@ -15,6 +15,7 @@ from test_artifact import MIB, stand_in
 import torch2rt as package
 from torch2rt import AccuracyError, EngineError, InputError, TRTModule, load, save, torch2rt
 from torch2rt.cli.main import main
+from torch2rt.conversion import rebuilt as rebuilt_file
 from torch2rt.engine import container, fingerprint
 from torch2rt.runtime import kernel_cache
 from torch2rt.runtime.partitioned.segments import PartitionedModule
@@ -134,6 +135,43 @@ def test_an_engine_is_built_again_by_another_tensorrt(saved, other_tensorrt):
     assert same_results(again, model_trt, x.shape)
     save(again, path.with_name("again"), inputs=[x], source=True)
     assert any("that it was built again for" in text for text in again.report.assumptions) or kind == "partitioned"
+
+
+def test_what_was_built_again_is_kept_and_written_back(saved, monkeypatch, tmp_path):
+    _, model_trt, x, path = saved
+    monkeypatch.setenv("TORCH2RT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCH2RT_CACHE_ENGINES", raising=False)
+    file = tmp_path / "model.t2rt"
+    file.write_bytes(path.read_bytes())
+    builds, build = [], rebuilt_file.build
+    monkeypatch.setattr(rebuilt_file, "build", lambda *args, **how: builds.append(1) or build(*args, **how))
+    with monkeypatch.context() as here:
+        here.setattr(fingerprint, "VERSION", "9.9")
+        first = load(file, rebuild="auto")
+        count = len(builds)
+        assert count == sum(len(engine.built.each()) for engine in engines(first))
+        assert file.read_bytes() == path.read_bytes()
+        with pytest.raises(InputError, match=r"write_back=True: .* is signed\. Give the key="):
+            load(file, rebuild="auto", write_back=True)
+        again = load(file, rebuild="auto", write_back=True, key=KEY)
+    assert len(builds) == count, "the engines were kept"
+    assert file.read_bytes() != path.read_bytes()
+    loaded = load(file, key=KEY)
+    for ours, theirs, old in zip(*map(engines, (loaded, again, model_trt)), strict=True):
+        assert ours.built == theirs.built and ours.interface == old.interface
+        assert ours.built.report.assumptions != old.built.report.assumptions
+    assert same_results(loaded, model_trt, x.shape)
+    before, now = (container.read(each).manifest["example"] for each in (path, file))
+    assert [row[:2] for row in now["inputs"]] == [row[:2] for row in before["inputs"]]
+    with monkeypatch.context() as here:
+        here.setattr(fingerprint, "VERSION", "9.9")
+        assert "with outputs saved by" in load(file, rebuild="auto").report.verified.by, "it has the example and graphs"
+
+
+@pytest.mark.parametrize("how", [dict(write_back=True), dict(write_back=1, rebuild="auto")])
+def test_nothing_is_written_back_unless_it_may_be_built(how):
+    with pytest.raises(InputError, match="write_back="):
+        load("model.t2rt", **how)
 
 
 def test_without_its_source_an_engine_is_not_built_again(tmp_path, other_tensorrt):

@@ -80,14 +80,24 @@ def save(
     if isinstance(model_trt, BackgroundModule):
         model_trt = model_trt.finished("what to save")
     writer = Writer(source, kernels)
+    module, example = _module(model_trt, writer), None
+    if inputs is not None or kwargs is not None:
+        example = _example(model_trt, *as_arguments(inputs if inputs is not None else (), kwargs), writer)
+    _write(path, module, example, writer, key)
+
+
+def _module(model_trt: Any, writer: Writer) -> dict[str, Any]:
+    """A module as the file holds it; it is made sure that its graphs give its networks."""
     module = writer.module(model_trt)
     for network in writer.networks:
         assert network.lowered is not None
         nodes, tensors = encode(network.lowered)
         check_source(network_of(nodes, tensors, network.interface, network.nan), network)
-    manifest: dict[str, Any] = {"kind": KIND, "saved_by": present(), "module": module, "example": None}
-    if inputs is not None or kwargs is not None:
-        manifest["example"] = _example(model_trt, *as_arguments(inputs if inputs is not None else (), kwargs), writer)
+    return module
+
+
+def _write(path: str | PathLike[str], module: Any, example: Any, writer: Writer, key: bytes | None) -> None:
+    manifest = {"kind": KIND, "saved_by": present(), "module": module, "example": example}
     container.write(path, manifest, writer.parts, key)
 
 
@@ -96,6 +106,7 @@ def load(
     *,
     verify: bool = False,
     rebuild: str = "never",
+    write_back: bool = False,
     key: bytes | None = None,
     background: bool = False,
     module: Any = None,
@@ -113,7 +124,11 @@ def load(
       more than roundings. It needs a GPU.
     - `rebuild`: what is done where an engine was built by another TensorRT, or for another GPU. `"never"` raises
       `EngineError`, which says what differs. `"auto"` builds it again of the graph in the file, if that was saved with
-      `source=True`, and compares the result with the saved example, if there is one. `save` keeps it.
+      `source=True`, and compares the result with the saved example, if there is one. The engine is kept in the cache
+      of engines, so that the next process builds none.
+    - `write_back`: with `rebuild="auto"`, replace the file by one with the engine that was built again, as a whole and
+      after its comparison with the example. It is signed with `key`, if the file was. Raises `OSError` where that is
+      not possible.
     - `key`: the bytes that the file was signed with. A file that is not, or was changed since, is refused before
       anything else of it is read. Without `key`, a signature is not looked at.
     - `background`: `True` returns a `BackgroundModule` at once, whose calls run `module` until the engine is loaded and
@@ -130,13 +145,15 @@ def load(
         raise InputError(f"{rebuild=} is not one of {', '.join(map(repr, REBUILD))}.")
     if not isinstance(verify, bool):
         raise InputError(f"{verify=} is neither True nor False.")
+    if not isinstance(write_back, bool) or write_back and rebuild != "auto":
+        raise InputError(f"{write_back=} is not False, and not True with rebuild='auto', which may build an engine.")
     key = container.check_key(key)
     check_on_ready(on_ready, background)
     if background != (module is not None) or not (module is None or callable(module)):
         raise InputError("background=True needs module=, a module that answers until the engine is ready, and only it.")
     if not background:
-        return _loaded(path, verify, rebuild, key)
-    job = Job(_load_to, os.fspath(path), verify, key) if rebuild == "auto" else None
+        return _loaded(path, verify, rebuild, key, write_back)
+    job = Job(_load_to, os.fspath(path), verify, key, write_back) if rebuild == "auto" else None
     make = functools.partial(_loaded_or_rebuilt, path, verify, key, job)
     return BackgroundModule(module, make, job.stop if job is not None else lambda: None, on_ready, gpu_of(module))
 
@@ -144,7 +161,7 @@ def load(
 def _loaded_or_rebuilt(path: str | PathLike[str], verify: bool, key: bytes | None, job: Job | None) -> Any:
     """The module in a file, of a helper process where its engine has to be built again."""
     try:
-        loaded = _loaded(path, verify, "never", key, tries=job is not None)
+        loaded = _loaded(path, verify, "never", key, False, tries=job is not None)
     except EngineError:
         if job is None:
             raise
@@ -154,14 +171,23 @@ def _loaded_or_rebuilt(path: str | PathLike[str], verify: bool, key: bytes | Non
     return loaded
 
 
-def _load_to(folder: Path, path: str, verify: bool, key: bytes | None) -> None:
+def _load_to(folder: Path, path: str, verify: bool, key: bytes | None, write_back: bool) -> None:
     """What the helper does."""
-    write_module(_loaded(path, verify, "auto", key), folder / RESULT)
+    write_module(_loaded(path, verify, "auto", key, write_back), folder / RESULT)
 
 
-def _loaded(path: str | PathLike[str], verify: bool, rebuild: str, key: bytes | None, tries: bool | None = None) -> Any:
+def _loaded(
+    path: str | PathLike[str],
+    verify: bool,
+    rebuild: str,
+    key: bytes | None,
+    write_back: bool,
+    tries: bool | None = None,
+) -> Any:
     """The module in a file. `tries` has a GPU load its engines, to see whether they have to be built again."""
     file = container.read(path, key)
+    if write_back and file.is_signed and key is None:
+        raise InputError(f"write_back=True: {file.name} is signed. Give the key=, with which it is signed again.")
     with readable(file):
         again: list[str] = []
 
@@ -182,6 +208,10 @@ def _loaded(path: str | PathLike[str], verify: bool, rebuild: str, key: bytes | 
             raise EngineError(f"verify=True: {file.name} holds no example; save(..., inputs=[x]) keeps one.")
         if verify or (again and example is not None):
             _check_example(module, example, Reader(file), needs_engine=verify)
+        if again and write_back:
+            writer = Writer(source=True, kernels=True)
+            written = _module(module, writer)
+            _write(path, written, _again(example, Reader(file), writer), writer, key if file.is_signed else None)
     for reason in again:
         LOGGER.info("%s: an engine was built again, as it could not be used here:\n%s", file.name, reason)
     return module
@@ -230,6 +260,16 @@ def _example(model_trt: Any, args: Any, kwargs: Any, writer: Writer) -> dict[str
         "allowed": [_allowed(model_trt, place, y, len(outputs)) for place, y in enumerate(outputs)],
         "by": by,
     }
+
+
+def _again(example: Any, reader: Reader, writer: Writer) -> Any:
+    """An example that was saved, for another file."""
+    if example is None:
+        return None
+    moved = {
+        name: [writer.tensor("example", reader.tensor(x)) for x in example[name]] for name in ("inputs", "outputs")
+    }
+    return {**example, **moved}
 
 
 def _run(

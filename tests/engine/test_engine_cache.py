@@ -17,6 +17,7 @@ from torch2rt.cli.main import main
 from torch2rt.conversion.conversion import EARLIER
 from torch2rt.engine import build as build_file
 from torch2rt.engine import engine_cache
+from torch2rt.engine.weights import FACT, told
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 
@@ -339,15 +340,16 @@ def refits(monkeypatch):
     from torch2rt.runtime import refittable
 
     def build(network, refittable=False, **options):
-        engine = build_file.build(network, **options)
-        return dataclasses.replace(engine, made_by={**engine.made_by, "refittable": "all weights"})
+        engine, facts = build_file.build(network, **options), {FACT: [told(network)]}
+        made_by = {**engine.made_by, "refittable": "all weights"}
+        return dataclasses.replace(engine, made_by=made_by, facts={**engine.facts, **facts})
 
     given = []
     for file in (conversion, engine_cache):
         monkeypatch.setattr(file, "builds_refittable", lambda: True)
     monkeypatch.setattr(conversion, "build", build)
     monkeypatch.setattr(refittable, "load", lambda engine, index: SimpleNamespace(engine=engine, index=0))
-    monkeypatch.setattr(refittable, "refit_engine", lambda pool, weights: given.append((pool, weights)) or True)
+    monkeypatch.setattr(refittable, "refit_engine", lambda pool, new, others: given.append((pool, new)) or True)
     return given
 
 
@@ -362,12 +364,28 @@ def test_one_engine_serves_all_weights(folder, builds, refits):
     ((refitted, weights),) = refits
     assert refitted is pool and pool.engine.data == first.engine_bytes
     assert any(torch.equal(weight, other[2].weight) for weight in weights.values())
-    assert len(weights) == len(set(model_trt._networks[0].weight_names().values()))
+    assert len(weights) == 1, "the others are the same"
     with torch.no_grad():
         other[0].bias += 1
     assert model_trt.refit() == ["0.bias"] and len(refits) == 2
     assert list(refits[1][1]) == ["0.linear:weights.1"] or len(refits[1][1]) == 1
     assert other[0].bias.detach().numpy().tobytes() in model_trt.engine_bytes and len(builds) == 2  # to be saved
+
+
+def test_an_engine_that_has_the_weights(folder, builds, refits):
+    torch2rt(module(), [X], refittable=True)
+    model_trt = torch2rt(module(), [X], refittable=True)
+    assert len(builds) == 1 and not model_trt.is_stale and EARLIER in model_trt.report.verified.notes
+    assert model_trt._pool(0) and not refits
+
+
+@pytest.mark.parametrize("facts", [{}, {FACT: []}, {FACT: [{"another": "weight"}]}, {FACT: [7]}])
+def test_an_engine_with_other_names_of_weights(facts, folder, builds, refits):
+    torch2rt(module(), [X], refittable=True)
+    (file,) = kept(folder)
+    engine_cache.write(file, dataclasses.replace(engine_cache.read(file), facts=facts))
+    model_trt = torch2rt(module(), [X], refittable=True)
+    assert len(builds) == 2 and not model_trt.is_stale
 
 
 def test_a_structure_that_differs_is_another_engine(folder, builds, refits):
@@ -383,6 +401,6 @@ def test_weights_that_are_refused_are_built(folder, builds, refits, monkeypatch)
     torch2rt(module(), [X], refittable=True)
     other = changed_weight()
     model_trt = torch2rt(other, [X], refittable=True)
-    monkeypatch.setattr(refittable, "refit_engine", lambda pool, weights: False)
+    monkeypatch.setattr(refittable, "refit_engine", lambda pool, new, others: False)
     pool = model_trt._pool(0)
     assert len(builds) == 2 and not model_trt.is_stale and pool.engine is model_trt.built

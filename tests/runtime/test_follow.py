@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import optimizer as optimizers
 
 from torch2rt import InputError, torch2rt
+from torch2rt.runtime.follow import _watched
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
 
@@ -98,6 +99,36 @@ def test_whatever_changes_it(name, followed):
     assert (after - before).abs().max() > 1e-3
     assert (reference(X) - after).abs().max() < 1e-4 * after.abs().max()
     assert model_trt.changed() == []
+
+
+@pytest.mark.parametrize("how", ["plain", "inference", "hooks", "same", "transform"])
+def test_counters_are_compared_wherever_one_looks(how):
+    """Also where autograd keeps something else than the tensors, so that it would not notice."""
+    tensors = [nn.Parameter(torch.ones(2)), torch.ones(3), torch.ones(2, dtype=torch.int64)]
+    found = []
+
+    def look(x=0):
+        found.append(_watched(tensors))
+        return x
+
+    hooks = {"hooks": torch.clone, "same": lambda x: x}
+    if how == "plain":
+        look()
+    elif how == "inference":
+        with torch.inference_mode():
+            look()
+    elif how == "transform":
+        torch.func.grad(look)(torch.ones(()))
+    else:
+        with torch.autograd.graph.saved_tensors_hooks(hooks[how], lambda x: x):
+            look()
+    (is_written,) = found
+    assert is_written.func.__name__ == ("_is_refused" if how in ("plain", "inference") else "_differ")
+    assert not is_written() and not is_written()
+    for tensor in tensors[1:] if how != "plain" else tensors[:1]:
+        with torch.no_grad():
+            tensor.add_(1)
+        assert is_written()
 
 
 OUTSIDE = torch.randn(3)

@@ -415,7 +415,7 @@ class Refitter:
     refuses = ""
 
     def __init__(self, engine, log):
-        self.named, self.set, self.made_for = {}, set(), engine
+        self.named, self.set, self.made_for, self.weights_validation = {}, set(), engine, True
         Refitter.made.append(self)
 
     def get_all_weights(self):
@@ -427,7 +427,7 @@ class Refitter:
         return name != self.refuses
 
     def get_missing_weights(self):
-        return ["b"] if self.refuses == "missing" else []
+        return ["b"] if self.refuses == "missing" and "b" not in self.set else []
 
     def unset_named_weights(self, name):
         self.set.discard(name)
@@ -474,6 +474,15 @@ def test_an_engine_gets_weights_while_nobody_runs_it(fake):
 def test_an_engine_that_refuses(fake, refuses, name):
     Refitter.refuses = refuses
     assert refit_file.refit_engine(fake.pool, {name: torch.ones(3)}) is False
+
+
+def test_weights_that_are_merged_with_others(fake):
+    Refitter.refuses = "missing"
+    others = {"a": torch.zeros(3), "b": torch.ones(2), "c": torch.ones(1)}
+    assert refit_file.refit_engine(fake.pool, {"a": torch.ones(3)}, lambda: others)
+    (refitter,) = Refitter.made
+    assert refitter.given == {"a", "b"} and not refitter.set and not refitter.weights_validation
+    assert refitter.named["b"][0] == 2 and refitter.max_threads >= 1
 
 
 def test_graphs_are_captured_again(fake):

@@ -27,6 +27,7 @@ from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
 from torch2rt.engine.report import Report
 from torch2rt.engine.variant import EngineVariant
+from torch2rt.engine.weights import differing
 from torch2rt.errors import InputError, Torch2RTError, TraceError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
@@ -300,9 +301,10 @@ class Conversion:
         start = time.perf_counter()
         file, of_any_weights = self._file(ready), self._file_of_any_weights(ready, network, traced.tape)
         kept, has_other_weights = engine_cache.read(file), False
-        if kept is None and (kept := engine_cache.read(of_any_weights)) is not None:
-            has_other_weights = True
-        elif kept is not None and _is_verified(kept, self.verify):
+        if kept is None and network is not None and (any_weights := engine_cache.read(of_any_weights)) is not None:
+            if (weights := differing(any_weights, [network])) is not None:
+                kept, has_other_weights, file = any_weights, any(weights), of_any_weights
+        if kept is not None and not has_other_weights and _is_verified(kept, self.verify):
             if kept.report.verified is not None:
                 kept.report.verified.notes.append(EARLIER)
             self.on_stage("build", kept, time.perf_counter() - start)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch2rt.engine import engine_cache
 from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.joined import joined
 from torch2rt.engine.source import Decoded, decode, getattr_of, is_value, name_of, needed_nodes
 from torch2rt.errors import ConversionError, EngineError
+from torch2rt.graph_key import content
 from torch2rt.interface import Interface
 from torch2rt.lowering import lower
 from torch2rt.network import Network
@@ -126,7 +128,7 @@ def rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
         raise EngineError("The engine was built with configure=, which no file holds: convert the module again.")
     options["compute_capabilities"] = _capabilities(options.get("compute_capabilities"))
     networks = networks_of(engine, sources)
-    engines = [build(network, **options, progress=False) for network in networks]
+    engines = [_kept_or_built(network, options) for network in networks]
     if not engine.variants:
         made = dataclasses.replace(engines[0], report=_report(engine))
         return TRTModule(made, networks)
@@ -136,6 +138,18 @@ def rebuilt(engine: Engine, sources: Sequence[Source]) -> TRTModule:
     ]
     whole = joined(engines, engine.interface, variants)
     return TRTModule(dataclasses.replace(whole, report=_report(engine)), networks)
+
+
+def _kept_or_built(network: Network, options: Mapping[str, Any]) -> Engine:
+    """The engine of a network of `network_of`, which is built once and kept for the next time."""
+    assert network.lowered is not None
+    how = ("rebuilt", str(network.interface.to_json()))
+    file = engine_cache.file_of(network.lowered, options, network.nan, False, content, *how)
+    if (kept := engine_cache.read(file)) is not None:
+        return kept
+    engine = build(network, **options, progress=False)
+    engine_cache.write(file, engine)
+    return engine
 
 
 def _capabilities(asked: Sequence[str] | None) -> Sequence[str] | None:

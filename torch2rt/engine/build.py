@@ -30,6 +30,7 @@ from torch2rt.engine.engine import Engine
 from torch2rt.engine.fingerprint import present
 from torch2rt.engine.report import Report
 from torch2rt.engine.timing_cache import TimingCache
+from torch2rt.engine.weights import FACT, told
 from torch2rt.errors import BuildError, InputError
 from torch2rt.interface import Interface
 from torch2rt.interrupts import interruptible
@@ -134,14 +135,15 @@ def build(
     if timings is not None:
         timings.save()
     made_by = {"flavour": FLAVOUR, "version": VERSION, "target": target(compute_capabilities)}
-    if refits:
-        made_by["refittable"] = "all weights"
-    elif refittable:
-        LOGGER.warning("%s %s cannot change the weights of an engine here: a refit builds it again.", FLAVOUR, VERSION)
     needs = [text for _, text in network.interface.constraints]
     report = Report(assumptions=list(network.assumptions), needs=needs)
     with network.building:  # TensorRT must not build a network while it is read
         facts = network.facts()
+    if refits:
+        made_by["refittable"] = "all weights"
+        facts[FACT] = [told(network)]
+    elif refittable:
+        LOGGER.warning("%s %s cannot change the weights of an engine here: a refit builds it again.", FLAVOUR, VERSION)
     asked = capabilities_asked(compute_capabilities) if builds_without_gpu() else None
     facts["built"] = present(
         {

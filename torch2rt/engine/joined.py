@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report, Verification
 from torch2rt.engine.variant import EngineVariant
+from torch2rt.engine.weights import FACT
 from torch2rt.interface import Interface
 
 
@@ -33,4 +34,8 @@ def joined(engines: Sequence[Engine], interface: Interface, variants: Sequence[E
         variants=[str(variant) for variant in variants],
     )
     data = b"".join(engine.data for engine in engines)
-    return dataclasses.replace(first, data=data, interface=interface, report=report, variants=tuple(variants))
+    facts = dict(first.facts)
+    if weights := [told for engine in engines for told in engine.facts.get(FACT, [])]:
+        facts[FACT] = weights
+    whole = dataclasses.replace(first, data=data, interface=interface, report=report, facts=facts)
+    return dataclasses.replace(whole, variants=tuple(variants))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import weakref
 from collections.abc import Callable
@@ -20,7 +21,7 @@ class _Seen:
     """What the tensors of a module were like when they were last looked at."""
 
     tensors: list[torch.Tensor]
-    versions: list[int]
+    is_written: Callable[[], bool]
     addresses: list[int]
     indices: list[int]
     attributes: list[Attribute]
@@ -28,8 +29,50 @@ class _Seen:
 
     @classmethod
     def of(cls, tensors: list[torch.Tensor], attributes: list[Attribute], events: int) -> _Seen:
-        versions, addresses = [x._version for x in tensors], [x.data_ptr() for x in tensors]
-        return cls(tensors, versions, addresses, list(range(len(tensors))), attributes, events)
+        addresses = [x.data_ptr() for x in tensors]
+        return cls(tensors, _watched(tensors), addresses, list(range(len(tensors))), attributes, events)
+
+
+class _Saving(torch.autograd.Function):
+    """A node that saves tensors for a backward pass that never comes."""
+
+    @staticmethod
+    def forward(ctx: Any, one: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        return one.clone()
+
+
+def _watched(tensors: list[torch.Tensor]) -> Callable[[], bool]:
+    """Tells whether torch has counted a write to one of some tensors since now.
+
+    Autograd refuses to give out saved tensors that were written to, and compares the counters of all of them in one
+    call, in half the time that reading them one by one takes. Where a write to a tensor that is tried is not seen in
+    this way (under `saved_tensors_hooks` and transforms), they are read one by one.
+    """
+    one_by_one = functools.partial(_differ, tensors, [x._version for x in tensors])
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            one, tried = torch.ones((), requires_grad=True), torch.zeros(())
+            node, trial = _Saving.apply(one, *tensors).grad_fn, _Saving.apply(one, tried).grad_fn
+            tried.add_(1)
+        if not _is_refused(trial) or _is_refused(node):
+            return one_by_one
+    except (RuntimeError, AttributeError):
+        return one_by_one
+    return functools.partial(_is_refused, node)
+
+
+def _is_refused(node: Any) -> bool:
+    """Whether autograd does not give out what a node has saved."""
+    try:
+        node.saved_tensors  # noqa: B018
+    except RuntimeError:
+        return True
+    return False
+
+
+def _differ(tensors: list[torch.Tensor], versions: list[int]) -> bool:
+    return list(map(_version, tensors)) != versions
 
 
 class Follow:
@@ -86,7 +129,7 @@ class Follow:
         seen = self._seen
         if (
             self._events != seen.events
-            or list(map(_version, seen.tensors)) != seen.versions
+            or seen.is_written()
             or not _are_at(seen.tensors, seen.addresses, seen.indices)  # type: ignore[arg-type]
             or seen.attributes
             and not _are_held(seen.attributes)

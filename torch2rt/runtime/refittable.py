@@ -8,7 +8,10 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from torch2rt.engine.engine import Engine
+from torch2rt.engine.weights import differing, named
 from torch2rt.errors import EngineError, InputError
 from torch2rt.network import Network
 from torch2rt.runtime.converted import Converted
@@ -70,10 +73,10 @@ class Refittable(Converted):
         engine = self._engine()
         if self._is_stale and "refittable" in engine.made_by:
             networks = self._networks if self._live is None else self._live.up_to_date()
-            pool = load(engine, index)
-            made = [{w.number: w.tensor for w in n.weights.values() if w.number is not None} for n in networks]
-            if _refit(pool, networks, made):
-                return pool
+            if (weights := differing(engine, networks)) is not None:
+                pool = load(engine, index)
+                if _refit(pool, weights, lambda: networks):
+                    return pool
             if self._live is None:
                 raise EngineError("TensorRT does not give an engine that was built before the weights of this module.")
         return load(self.built or engine, index)
@@ -178,7 +181,8 @@ class Refittable(Converted):
             self._note_refit()
             pools = list(self._pools.values())
             is_done = made is not None and bool(pools) and "refittable" in self._engine().made_by
-            is_done = is_done and all(_refit(pool, live.networks, made or []) for pool in pools)
+            weights = [_by_name(network, new) for network, new in zip(live.networks, made or [])]
+            is_done = is_done and all(_refit(pool, weights, live.up_to_date) for pool in pools)
             if not is_done:
                 self._pools = {}
             if made is None:  # the plan is another network's
@@ -187,14 +191,22 @@ class Refittable(Converted):
             return is_done
 
 
-def _refit(pool: Any, networks: Sequence[Network], made: Weights) -> bool:
-    """Give the engines of a pool new weights, by number for each network; `False` if TensorRT refuses some."""
+def _by_name(network: Network, made: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """New weights of a network by the names that its engine knows them by."""
+    names = network.weight_names()
+    return {names[number]: weight for number, weight in made.items() if number in names}
+
+
+def _refit(pool: Any, weights: Sequence[Mapping[str, torch.Tensor]], networks: Callable[[], Sequence[Network]]) -> bool:
+    """Give the engines of a pool new weights by name; `False` if TensorRT refuses some.
+
+    `networks` have the others that an engine may ask for.
+    """
     pools = pool.pools if isinstance(pool, VariantPools) else [pool]
-    for each, network, weights in zip(pools, networks, made, strict=True):
-        names = network.weight_names()
-        if not refit_engine(each, {names[number]: x for number, x in weights.items() if number in names}):
-            return False
-    return True
+    return all(
+        not new or refit_engine(each, new, lambda place=place: named(networks()[place]))  # type: ignore[misc]
+        for place, (each, new) in enumerate(zip(pools, weights, strict=True))
+    )
 
 
 def _without_refit(made_by: Mapping[str, str]) -> dict[str, str]:
