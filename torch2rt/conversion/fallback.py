@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import Node
 
 from torch2rt.arguments import whole_number
@@ -33,6 +34,7 @@ from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.schedule import Schedule
 from torch2rt.runtime.partitioned.segments import PartitionedModule, PartitionedNetwork
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
+from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.sizes.guards import hold
 
 MIN_SEGMENT_CALLS = 3
@@ -318,13 +320,16 @@ def convert_in_segments(
 def torch_segment(piece: Piece, device: torch.device, compiles: bool = False) -> TorchSegment:
     """The calls of a piece as a module; torch's compiler is not asked for what draws or has sizes of values."""
     draws_numbers = any(map(draws, piece.segment.nodes))
-    of_values = has_unbacked(piece) or any("unbacked" in node.meta for node in piece.segment.nodes)
-    return TorchSegment(piece.graph, device, draws_numbers, compiles and not (draws_numbers or of_values))
+    waits = any("unbacked" in node.meta for node in piece.segment.nodes)
+    compiles = compiles and not (draws_numbers or waits or has_unbacked(piece))
+    return TorchSegment(piece.graph, device, draws_numbers, compiles, waits)
 
 
 def has_unbacked(piece: Piece) -> bool:
     """Whether sizes of what a piece takes depend on values."""
-    return any(str(symbol).startswith("u") for symbol in graph_meta(piece.graph).symbols)
+    inputs = [node.meta["val"] for node in piece.graph.graph.find_nodes(op="placeholder")]
+    sizes = [size for value in inputs for size in value.shape if is_symbolic(size)]
+    return any(free_unbacked_symbols(size) for size in sizes)
 
 
 def schedule_of(program: Program) -> Schedule:

@@ -24,6 +24,7 @@ from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.reference_module import ReferenceModule as ReferenceModule
 from torch2rt.runtime.refittable import Refittable
 from torch2rt.runtime.variants import Dispatch
+from torch2rt.structure import unflatten
 
 
 class TRTModule(Refittable):
@@ -183,6 +184,12 @@ class TRTModule(Refittable):
     def load(self, device: torch.device) -> Any:
         """Load the engine on a GPU, for calls with tensors from there; `model_trt.device` stays as it is."""
         return self._pool(torch.cuda.current_device() if device.index is None else device.index)
+
+    def contexts(self, tensors: Sequence[torch.Tensor]) -> ContextPool:
+        """The execution contexts of the engine that takes these tensors, on their GPU."""
+        pool = self._pools.get(self._index) or self._ready(*unflatten(self._interface().arguments, list(tensors)))
+        found: ContextPool = pool if isinstance(pool, ContextPool) else pool.of(tensors)
+        return found
 
     @property
     def cuda_graph_refused(self) -> str | None:

@@ -61,6 +61,31 @@ class Schedule:
         steps = [Step(list(i), list(o), f) for i, o, f in zip(inputs, outputs, free, strict=True)]
         return cls(steps, list(results), slots, list(checks))
 
+    def together(self, groups: Sequence[range]) -> tuple[Schedule, list[tuple[list[int], Schedule]]]:
+        """The schedule with each of these groups of steps as one step, and what is in each group.
+
+        That is the slots that the group takes, and its own steps, of which the results are what others take.
+        """
+        inputs, outputs, inside, step = [], [], [], 0
+        for group in [*groups, range(len(self.steps), len(self.steps))]:
+            others = self.steps[step : group.start]
+            inputs += [step.inputs for step in others]
+            outputs += [step.outputs for step in others]
+            step = group.stop
+            if group:
+                own = [self.steps[i] for i in group]
+                made = {slot for one in own for slot in one.outputs}
+                taken = [one.inputs for i, one in enumerate(self.steps) if i not in group]
+                used = {slot for items in taken for item in items for slot in _slots_in(item)}
+                used.update(self.results, (slot for tree, _ in self.checks for slot in _slots_in(tree)))
+                given = [slot for one in own for item in one.inputs for slot in _slots_in(item) if slot not in made]
+                results = sorted(made & used)
+                inputs.append(list(dict.fromkeys(given)))
+                outputs.append(results)
+                steps = [one.inputs for one in own], [one.outputs for one in own]
+                inside.append((list(dict.fromkeys(given)), Schedule.of(*steps, results, self.slots)))
+        return Schedule.of(inputs, outputs, self.results, self.slots, self.checks), inside
+
     @functools.cached_property
     def prepared(self) -> list[tuple[Sequence[int] | None, Sequence[Any], Sequence[int], Sequence[int]]]:
         """For each step its inputs where all are slots, else `None`; its inputs; its outputs; what is let go of.
@@ -119,6 +144,10 @@ class Carriers:
     def __init__(self) -> None:
         self._buffers: dict[torch.device, torch.Tensor] = {}
 
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers as they are now."""
+        return list(self._buffers.values())
+
     def addresses(self) -> set[int]:
         """Where the buffers begin."""
         return set(map(address, self._buffers.values()))
@@ -129,6 +158,28 @@ class Carriers:
             buffer = torch.zeros(max(CARRIER_CHUNK, 2 * size), dtype=torch.bool, device=device)
             self._buffers[device] = buffer
         return buffer[:size]
+
+
+def run_steps(
+    schedule: Schedule, values: list[Any], runners: Sequence[Runner], carriers: Carriers, device: torch.device
+) -> None:
+    """Run the steps on the values in the slots, which are filled with what the steps return."""
+    shapes = None
+    for (slots, inputs, outs, free), runner in zip(schedule.prepared, runners, strict=True):
+        if slots is not None:
+            results = runner(*[values[slot] for slot in slots])
+        else:
+            shapes = shapes or _Shapes(values)
+            results = runner(
+                *[
+                    values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
+                    for item in inputs
+                ]
+            )
+        for slot, value in zip(outs, results, strict=True):
+            values[slot] = value
+        for slot in free:
+            values[slot] = None
 
 
 def run(
@@ -143,25 +194,11 @@ def run(
     `kept` gives the addresses of the storages that outlive the call.
     """
     values: list[Any] = [*tensors, *[None] * (schedule.slots - len(tensors))]
-    shapes = _Shapes(values)
-    device = next((t.device for t in tensors), torch.device("cpu"))
+    device = tensors[0].device if tensors else torch.device("cpu")
     with torch.no_grad():
-        for (slots, inputs, outs, free), runner in zip(schedule.prepared, runners, strict=True):
-            if slots is not None:
-                results = runner(*[values[slot] for slot in slots])
-            else:
-                results = runner(
-                    *[
-                        values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
-                        for item in inputs
-                    ]
-                )
-            for slot, value in zip(outs, results, strict=True):
-                values[slot] = value
-            for slot in free:
-                values[slot] = None
+        run_steps(schedule, values, runners, carriers, device)
         for tree, text in schedule.checks:
-            if not evaluate_json(tree, shapes):
+            if not evaluate_json(tree, _Shapes(values)):
                 raise InputError(f"The model needs {text}, which these inputs' values make false.")
         taken = kept() | {address(t) for t in tensors}
         outputs: dict[int, torch.Tensor] = {}

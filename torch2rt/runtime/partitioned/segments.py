@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
+import functools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch2rt.backend.cuda import CapturePlace
 from torch2rt.engine.artifact import seal, unseal
 from torch2rt.engine.engine import to_bytes, to_tensor
 from torch2rt.engine.report import Report
-from torch2rt.errors import EngineError, InputError, Torch2RTError
+from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
 from torch2rt.runtime.converted import Converted, Evaluated
+from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
 from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.partitioned.graphed import GraphedRun, in_groups
+from torch2rt.runtime.partitioned.parts import Part, serves
 from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 from torch2rt.runtime.reference_module import ReferenceModule
@@ -60,7 +65,7 @@ class PartitionedModule(Converted):
     caller's CUDA stream, and nothing waits for the GPU but what torch itself waits for.
 
     Attributes: `segments` (a `TRTModule` or `TorchSegment` each), `schedule`, `interface`, `report` (with a line for
-    each segment), `cuda_graph` and `borrow_outputs` of all engines.
+    each segment), `cuda_graph` and `borrow_outputs` (see `TRTModule.forward`).
 
     >>> model_trt = torch2rt(model, [x], fallback=True)     # doctest: +SKIP
     >>> print(model_trt.report)                             # doctest: +SKIP
@@ -84,8 +89,11 @@ class PartitionedModule(Converted):
         self._network = network
         self._make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None  # of graphs in a file
         self._carriers = Carriers()
-        self._kept: set[int] | None = None
-        self._runners: list[Runner] | None = None  # made at the first call
+        self._graphs: bool | GraphCache = False
+        self._borrows = False
+        self._lock = threading.RLock()
+        self._program: tuple[Schedule, list[Runner]] | None = None  # made at the first call
+        self._forget()
 
     def _interface(self) -> Interface:
         if self.interface is None:
@@ -103,14 +111,36 @@ class PartitionedModule(Converted):
         return [segment for segment in self.segments if isinstance(segment, TorchSegment)]
 
     @property
-    def cuda_graph(self) -> bool:
-        """Whether each engine's calls are replayed as CUDA graphs."""
-        return any(engine.cuda_graph for engine in self.engines)
+    def cuda_graph(self) -> bool | GraphCache:
+        """Whether calls whose shapes come back are replayed as CUDA graphs, each of as many segments as possible."""
+        return self._graphs
 
     @cuda_graph.setter
-    def cuda_graph(self, value: bool) -> None:
+    def cuda_graph(self, value: bool | GraphCache) -> None:
+        self._graphs, self._program = value, None
         for engine in self.engines:
             engine.cuda_graph = value
+
+    @property
+    def borrow_outputs(self) -> bool:
+        """Whether the outputs of a replay of all segments are the graph's own, overwritten by the next call."""
+        return self._borrows
+
+    @borrow_outputs.setter
+    def borrow_outputs(self, value: bool) -> None:
+        self._borrows = value
+        self._program = None
+
+    @property
+    def cuda_graph_refused(self) -> str | None:
+        """Why some segments run without CUDA graphs although `cuda_graph` is set; `None` if they do not."""
+        if not self.cuda_graph:
+            return None
+        reasons = {index: f"segment {index}: {why}" for index, why in sorted(self._refused.items())}
+        for index, segment in enumerate(self.segments):
+            if isinstance(segment, TRTModule) and (why := segment.cuda_graph_refused):
+                reasons[index] = f"segment {index}: {why}"
+        return "; ".join(reasons.values()) or None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the segments; raises `InputError` for tensors that do not fit."""
@@ -124,28 +154,55 @@ class PartitionedModule(Converted):
 
     def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs for the input tensors, in the order of the interface."""
-        assert self.schedule is not None
-        if self._runners is None:
-            self._runners = [self._runner(i) for i in range(len(self.schedule.steps))]
-        return run(self.schedule, tensors, self._runners, self._carriers, self._constants)
+        schedule, runners = self._program or self._prepare()
+        return run(schedule, tensors, runners, self._carriers, self._constants)
 
-    def _runner(self, index: int) -> Runner:
-        segment, eager = self.segments[index], self._eager(index)
-        if isinstance(segment, TorchSegment):
-            return segment.forward
-        interface = segment._interface()
-        if eager is None and all(spec.opt for spec in interface.inputs):
-            return segment.forward
+    def _prepare(self) -> tuple[Schedule, list[Runner]]:
+        """The schedule with what makes the calls of each of its steps."""
+        with self._lock:
+            assert self.schedule is not None
+            parts = [Part(segment, self._eager(index)) for index, segment in enumerate(self.segments)]  # type: ignore[arg-type]
+            cache = self._graphs if isinstance(self._graphs, GraphCache) else DEFAULT
+            able = [
+                bool(self._graphs) and i not in self._refused and part.may_be_captured() for i, part in enumerate(parts)
+            ]
+            groups = in_groups(able, self.schedule)
+            for index in [index for group in groups for index in group]:
+                if isinstance(engine := self.segments[index], TRTModule):
+                    engine.cuda_graph = False
+            schedule, inside = self.schedule.together(groups)
+            alone = [index for index in range(len(parts)) if not any(index in group for group in groups)]
+            runners: dict[int, Runner] = {index: parts[index].runner() for index in alone}
+            for group, (inputs, steps) in zip(groups, inside, strict=True):
+                own = [parts[index] for index in group]
+                borrow = self._borrows and set(steps.results) <= set(self.schedule.results)
+                refuse = functools.partial(self._refuse, group.start)
+                runners[group.start] = GraphedRun(
+                    steps,
+                    inputs,
+                    own,
+                    [part.runner() for part in own],
+                    self._carriers,
+                    self._places,
+                    cache,
+                    borrow,
+                    refuse,
+                )
+            program = self._program = schedule, [runners[index] for index in sorted(runners)]
+            return program
 
-        def run_engine(*tensors: torch.Tensor) -> Any:
-            device = next((t.device for t in tensors if t.is_cuda), None)
-            if device is not None:  # a 0-d tensor that torch keeps on the CPU
-                tensors = tuple(t if t.is_cuda else t.to(device) for t in tensors)
-            if eager is not None and not serves(interface, tensors):
-                return eager(*tensors)
-            return segment(*tensors)
+    def _refuse(self, start: int, place: int, reason: str) -> None:
+        """Leave a segment out of CUDA graphs from the next call on."""
+        with self._lock:
+            self._refused[start + place], self._program = reason, None
+            self.cuda_graph = self._graphs  # engines that no run has any more have graphs of their own
 
-        return run_engine
+    def _forget(self) -> None:
+        """Prepare anew at the next call, as segments are others or elsewhere."""
+        self._kept: set[int] | None = None
+        self._program = None
+        self._refused: dict[int, str] = {}  # why segments cannot be captured
+        self._places: dict[int, CapturePlace] = {}  # by stream
 
     def _eager(self, index: int) -> Any:
         return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
@@ -161,7 +218,7 @@ class PartitionedModule(Converted):
         return self._kept | self._carriers.addresses()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._kept, self._runners = None, None
+        self._forget()
         return super()._apply(fn, recurse)
 
     def load(self, device: torch.device) -> PartitionedModule:
@@ -246,7 +303,8 @@ class PartitionedModule(Converted):
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
-        self._network, self._make_network, self._kept, self._runners = None, None, None, None
+        self._network, self._make_network = None, None
+        self._forget()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the state dict, which is data."""
@@ -258,11 +316,13 @@ class PartitionedModule(Converted):
         copied.segments = copy.deepcopy(self.segments, memo)
         copied.eager = copy.deepcopy(self.eager, memo)
         copied.recomputed = self.recomputed
+        copied.cuda_graph, copied.borrow_outputs = self.cuda_graph, self.borrow_outputs
         memo[id(self)] = copied
         return copied
 
     def extra_repr(self) -> str:
-        return "\n".join(self.report.segments)
+        refused = self.cuda_graph_refused
+        return "\n".join([*self.report.segments, *([f"without CUDA graphs: {refused}"] if refused else [])])
 
 
 def _loaded(state: dict[str, Any]) -> PartitionedModule:
@@ -308,11 +368,3 @@ def _evaluated(network: Network, eager: TorchSegment | None) -> Runner:
         return reference.outputs(tensors) if is_served else eager(*tensors)  # type: ignore[misc]
 
     return evaluate
-
-
-def serves(interface: Interface, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether an engine takes tensors of these shapes."""
-    with contextlib.suppress(InputError):
-        interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
-        return True
-    return False
