@@ -182,7 +182,7 @@ class Place:
 
     def __init__(self, gpu):
         Place.made += 1
-        self.gpu, self.stream = gpu, f"place {Place.made}"
+        self.gpu, self.stream, self.lock = gpu, f"place {Place.made}", threading.RLock()
 
     @contextlib.contextmanager
     def entered(self):

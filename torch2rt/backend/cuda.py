@@ -7,6 +7,7 @@ import ctypes
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -182,14 +183,15 @@ class CapturedGraph:
 class CapturePlace:
     """Where calls of torch are captured: a stream, and memory that torch gives to nothing but work on this stream.
 
-    So a replay finds the memory that its work was captured with. Works that were captured in one place must not be
-    replayed at once, as they share what each needs while it runs: the workspace of a cuBLAS handle, for one, is that of
-    a stream. The place belongs to the GPU that was the current one.
+    So a replay finds the memory that its work was captured with. Works that were captured in one place share what each
+    needs while it runs: the workspace of a cuBLAS handle, for one, is that of a stream. So all of them are replayed on
+    one stream, under `lock`, and work is prepared and captured under `lock` after what that stream does.
+    The place belongs to the GPU that was the current one.
     """
 
     def __init__(self, index: int) -> None:
         self.index, self.stream = index, make_stream(blocking=False)
-        self.pool = torch.cuda.MemPool()
+        self.pool, self.lock = torch.cuda.MemPool(), threading.RLock()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:

@@ -41,7 +41,8 @@ class Replay:
     replay: Callable[[], int]
 
     def __init__(self) -> None:
-        self.lock, self.gone = threading.Lock(), False
+        self.lock: Any = threading.Lock()
+        self.gone = False
         self.calls = self.calls_before = 0
         self.ready: list[torch.Tensor] | None = None
         self.last: Any = lambda: None  # a weak reference to an output of the last call

@@ -123,7 +123,8 @@ class GraphedRun:
                 if (place := self.places.get(key[0])) is None:
                     place = self.places[key[0]] = CapturePlace(index)
                 try:
-                    graph = SegmentsGraph(self, tensors, place)
+                    with place.lock:
+                        graph = SegmentsGraph(self, tensors, place)
                 except SegmentError as error:
                     self.failures[error.place] += 1
                     if error.for_good or self.failures[error.place] == TRIES:
@@ -202,6 +203,7 @@ class SegmentsGraph(Replay):
 
     def __init__(self, run: GraphedRun, tensors: Sequence[torch.Tensor], place: CapturePlace) -> None:
         super().__init__()
+        self.lock = place.lock
         self.place, self.stream = place, torch.cuda.current_stream().cuda_stream
         self.lent: dict[int, tuple[TRTModule, Any, ContextPool, Execution]] = {}  # by place, for each engine
         read = {item for step in run.schedule.steps for item in _read(step.inputs)}
