@@ -11,7 +11,7 @@ from torch2rt.conversion.fallback import Partitioner, schedule_of, torch_segment
 from torch2rt.graph import check_graph, graph_meta
 from torch2rt.passes import default
 from torch2rt.passes.partitioning.partition import is_call
-from torch2rt.runtime.partitioned.segments import PartitionedNetwork
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork
 
 # Calls of drawn modules: each takes the values so far, `a` and `b` of shape (n, 6), and returns another.
 

@@ -103,7 +103,7 @@ def torch_calls(function):
 
 
 def runs(model_trt):
-    return [runner for runner in model_trt._program[1] if isinstance(runner, GraphedRun)]
+    return [runner for runner in model_trt._running.runners if isinstance(runner, GraphedRun)]
 
 
 def x(count=4):
@@ -292,7 +292,7 @@ def test_contexts_are_given_back(gpu, make):
         same(model_trt, eager, x())
     assert [len(pool.unused) for pool in pools] == [0, 0]
     again = copy.deepcopy(model_trt)
-    assert again.cuda_graph is True and again._program is None
+    assert again.cuda_graph is True and again._running is None
     model_trt.cuda_graph = False
     gc.collect()
     assert [len(pool.unused) for pool in pools] == [1, 1]

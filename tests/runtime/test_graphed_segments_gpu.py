@@ -88,7 +88,7 @@ def same(module, model_trt, given, seed=3):
 
 
 def runs(model_trt):
-    return [runner for runner in model_trt._program[1] if isinstance(runner, GraphedRun)]
+    return [runner for runner in model_trt._running.runners if isinstance(runner, GraphedRun)]
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from torch.fx.node import Node
 from torch2rt.arguments import whole_number
 from torch2rt.callables import qualified_name
 from torch2rt.conversion import measuring
+from torch2rt.conversion.described import count, describe_segments
+from torch2rt.conversion.growing import Larger
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.build import build
 from torch2rt.engine.engine import Engine
@@ -27,12 +30,13 @@ from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.effects import draws, writes_unseen
-from torch2rt.passes.partitioning.partition import Segment, describe_target, is_call, partition, why_no_type
+from torch2rt.passes.partitioning.partition import describe_target, is_call, partition, why_no_type
 from torch2rt.passes.partitioning.split import MAX_SIZE, Piece, Program, split
 from torch2rt.registry import load
 from torch2rt.runtime.module import TRTModule
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork
 from torch2rt.runtime.partitioned.schedule import Schedule
-from torch2rt.runtime.partitioned.segments import PartitionedModule, PartitionedNetwork
+from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.sizes.guards import hold
@@ -47,7 +51,8 @@ class Choice:
 
     - `torch_executed`: functions, paths of modules, and classes of modules whose calls stay torch calls.
     - `min_segment_calls`: smaller TensorRT segments become torch calls.
-    - `max_sizes`: the largest size that engines are built for where a size depends on values.
+    - `max_sizes`: the largest size that engines are built for where a size depends on values; `most`: the largest that
+      they are built for again where such a size is larger, `None` for any.
     - `measures`: whether segments are measured, and the slower engines become torch calls.
     - `compiles`: whether torch's compiler makes kernels of torch segments.
     """
@@ -55,6 +60,7 @@ class Choice:
     torch_executed: Sequence[Any] = ()
     min_segment_calls: int = MIN_SEGMENT_CALLS
     max_sizes: int = MAX_SIZE
+    most: int | None = None
     measures: bool = False
     compiles: bool = False
 
@@ -64,7 +70,7 @@ class Choice:
         fallback: bool | str,
         torch_executed: Any,
         min_segment_calls: int | None,
-        max_sizes: int | None,
+        max_sizes: int | tuple[int, int] | None,
         torch_segments: str | None = None,
     ) -> Choice | None:
         """`None` without fallback; raises `InputError` for what does not fit together."""
@@ -79,15 +85,15 @@ class Choice:
             if not (isinstance(item, str) or callable(item)):
                 raise InputError(f"{item!r} in torch_executed is no function, no module path and no module class.")
         least = whole_number("min_segment_calls", min_segment_calls, 1)
-        most = whole_number("max_sizes", max_sizes, 1)
-        if not fallback and (executed or (least, most, torch_segments) != (None, None, None)):
+        first, most = _bounds(max_sizes)
+        if not fallback and (executed or (least, max_sizes, torch_segments) != (None, None, None)):
             raise InputError("torch_executed, min_segment_calls, max_sizes and torch_segments need fallback=True.")
         if not fallback:
             return None
         if fallback == "measure":
             measuring.check_measurable()
-        least, most = MIN_SEGMENT_CALLS if least is None else least, MAX_SIZE if most is None else most
-        return cls(executed, least, most, fallback == "measure", torch_segments == "compile")
+        least = MIN_SEGMENT_CALLS if least is None else least
+        return cls(executed, least, first, most, fallback == "measure", torch_segments == "compile")
 
     def calls(self, graph: torch.fx.GraphModule, module: torch.nn.Module | None) -> Refused:
         """The calls that `torch_executed` speaks of."""
@@ -100,6 +106,17 @@ class Choice:
                 raise InputError(f"torch_executed names {name}, which none of the traced calls is of.")
             found.update(dict.fromkeys(chosen, "torch_executed names it"))
         return found
+
+
+def _bounds(max_sizes: Any) -> tuple[int, int | None]:
+    """The sizes that engines are built for at first and at most; one number is both."""
+    if max_sizes is None:
+        return MAX_SIZE, None
+    pair = max_sizes if isinstance(max_sizes, (tuple, list)) else (max_sizes, max_sizes)
+    if len(pair) != 2 or None in pair:
+        raise InputError(f"{max_sizes=} is no number, and no pair of the first and the largest.")
+    first = whole_number("max_sizes", pair[0], 1) or 1
+    return first, whole_number("max_sizes", pair[1], first)
 
 
 def _paths(item: Any, module: torch.nn.Module | None) -> set[str]:
@@ -287,7 +304,7 @@ def convert_in_segments(
     refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
     partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes)
     program = stage("lower", partitioner.lowered)
-    make = lambda network: build(network, **options, progress=progress)  # noqa: E731
+    make, quiet = functools.partial(build, **options, progress=progress), {**options, "progress": False}
     program = stage("build", partitioner.build, program, make)
     device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
     if choice.measures:
@@ -314,6 +331,10 @@ def convert_in_segments(
     ]
     model = PartitionedModule(segments, network.schedule, interface, report, network)
     Verifying(module, graph, network, tensors, verify, tf32=options["tf32"], passes=passes).finish(model)
+    if eager:  # from now on: verification makes up values, of which sizes may be larger than a user's
+        own = [piece.segment for piece in program.pieces]
+        larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, functools.partial(build, **quiet))
+        model.growth.is_bound, model.growth.make = choice.max_sizes == choice.most, larger
     return model
 
 
@@ -339,42 +360,6 @@ def schedule_of(program: Program) -> Schedule:
     return Schedule.of(inputs, outputs, program.results, program.slots, program.checks)
 
 
-# In words ------------------------------------------------------------------------------------------------------------
-
-
-def describe_segments(segments: Sequence[Segment]) -> list[str]:
-    """A line for each segment: where it runs, what is in it, and why."""
-    lines = []
-    for index, segment in enumerate(segments):
-        where = "torch" if segment.is_torch else "TensorRT"
-        line = f"segment {index}: {where}, {_count(segment.calls, 'call')}{_extent(segment)}"
-        if segment.is_torch:
-            line += f": {'; '.join(_reasons(segment)) or 'too few for an engine'}"
-        lines.append(line)
-    return lines
-
-
-def _reasons(segment: Segment) -> list[str]:
-    """The calls of a torch segment that are there for a reason of their own, with the place and the reason."""
-    found: dict[str, None] = {}
-    for node, reason in segment.reasons.items():
-        *_, text = reason.strip().splitlines()
-        why = text.strip().partition("): ")[2] or text.strip()  # an error describes the call first
-        place = f" at {node.meta['source']}" if node.meta["source"] else ""
-        found[f"{describe_target(node)}{place} ({why.partition('. ')[0].removesuffix('.')})"] = None
-    return list(found)
-
-
-def _extent(segment: Segment) -> str:
-    """The modules that a segment's calls are of, the first and the last."""
-    paths = list(dict.fromkeys(node.meta["module"] for node in segment.nodes if node.meta["module"]))
-    return f" of {paths[0]}" + (f" to {paths[-1]}" if len(paths) > 1 else "") if paths else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
 def plan_in_words(graph: torch.fx.GraphModule, error: UnsupportedError, passes: Sequence[Pass]) -> str:
     """The sentence about what `fallback=True` would do, for the end of an error."""
     refused = refused_calls(graph, error, fitting(graph, passes))
@@ -386,6 +371,6 @@ def plan_in_words(graph: torch.fx.GraphModule, error: UnsupportedError, passes: 
     places = list(dict.fromkeys(f"{describe_target(n)} at {n.meta['source']}" for s in theirs for n in s.reasons))
     shown = ", ".join(places[:3]) + (f" and {len(places) - 3} others" if len(places) > 3 else "")
     return (
-        f"With fallback=True: {_count(len(ours), 'TensorRT segment')} with {share} % of the calls, "
-        f"{_count(len(theirs), 'torch segment')}" + (f" ({shown})." if shown else ".")
+        f"With fallback=True: {count(len(ours), 'TensorRT segment')} with {share} % of the calls, "
+        f"{count(len(theirs), 'torch segment')}" + (f" ({shown})." if shown else ".")
     )

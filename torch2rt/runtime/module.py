@@ -264,12 +264,12 @@ class TRTModule(Refittable):
         error_msgs: list[str],
     ) -> None:
         if (kept := stored(state_dict, prefix, ("engine", "header"), missing_keys, unexpected_keys)) is not None:
-            self._set(artifact.parse(*kept))
+            self.take(artifact.parse(*kept))
 
-    def _set(self, engine: Engine) -> None:
-        """Take another engine, in place of the one before."""
+    def take(self, engine: Engine, *networks: Network) -> None:
+        """Hold another engine and what it was built of, in place of what was there; calls under way end with that."""
         with self._lock:
-            self._hold(engine)
+            self._hold(engine, networks)
             self._pools = {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
@@ -288,7 +288,7 @@ class TRTModule(Refittable):
         data, header = artifact.load(source)
         module = cls()
         if header is not None:
-            module._set(artifact.parse(data, header))
+            module.take(artifact.parse(data, header))
             return module
         made_by = {"flavour": FLAVOUR, "version": "unknown"}
         try:

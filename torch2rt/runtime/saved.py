@@ -19,7 +19,8 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.network import Network, versions
 from torch2rt.runtime.kernel_cache import gpu_key
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.partitioned.segments import PartitionedModule, PartitionedNetwork
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork
+from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 from torch2rt.runtime.stateful import StatefulModule
 from torch2rt.structure import bare_name

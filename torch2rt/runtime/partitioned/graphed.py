@@ -30,7 +30,7 @@ from torch2rt.runtime.execution import Execution
 from torch2rt.runtime.graph_cache import GraphCache, Traffic, least_replayed
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.parts import Part, Runner
-from torch2rt.runtime.partitioned.schedule import Carriers, Schedule, run_steps
+from torch2rt.runtime.partitioned.schedule import Carriers, Ready, Schedule, run_steps
 from torch2rt.runtime.pool import ContextPool
 
 TRIES = 2  # captures that fail in the same segment, before it is taken for one that cannot be captured
@@ -68,6 +68,7 @@ class GraphedRun:
         refuse: Callable[[int, str], None],
     ) -> None:
         self.schedule, self.inputs, self.parts, self.runners = schedule, inputs, parts, runners
+        self.steps = schedule.ready(runners)
         self.carriers, self.places, self.cache, self.borrow = carriers, places, cache, borrow
         self.refuse = refuse
         self.lock = threading.RLock()  # to capture and to drop graphs, not to replay them
@@ -85,14 +86,14 @@ class GraphedRun:
                 outputs = self.replay(tensors, stream, index)
                 if outputs is not None:
                     return outputs
-        return self.plain(tensors, self.runners)
+        return self.plain(tensors, self.steps)
 
-    def plain(self, tensors: Sequence[torch.Tensor], runners: Sequence[Runner]) -> list[torch.Tensor]:
+    def plain(self, tensors: Sequence[torch.Tensor], steps: Sequence[Ready]) -> list[torch.Tensor]:
         """The results, each segment called by itself."""
         values: list[Any] = [None] * self.schedule.slots
         for slot, tensor in zip(self.inputs, tensors, strict=True):
             values[slot] = tensor
-        run_steps(self.schedule, values, runners, self.carriers, tensors[0].device)
+        run_steps(steps, values, self.carriers, tensors[0].device)
         return [values[slot] for slot in self.schedule.results]
 
     def replay(self, tensors: Sequence[torch.Tensor], stream: int, index: int) -> list[torch.Tensor] | None:
@@ -212,10 +213,9 @@ class SegmentsGraph(Replay):
                 with place.entered():
                     self.buffers = [_settled(t.detach()).clone() for t in tensors]
                     self.inputs, self.copies_inputs = Values(self.buffers), True
-                    runners = [
-                        self._runner(i, part, plain) for i, (part, plain) in enumerate(zip(run.parts, run.runners))
-                    ]
-                    shapes = [(y.shape, y.stride(), y.dtype) for y in map(_settled, run.plain(self.buffers, runners))]
+                    parts = enumerate(zip(run.parts, run.runners))
+                    steps = run.schedule.ready([self._runner(i, part, plain) for i, (part, plain) in parts])
+                    shapes = [(y.shape, y.stride(), y.dtype) for y in map(_settled, run.plain(self.buffers, steps))]
                 # memory that replays read; others may be put in its place meanwhile
                 self.constants = [*(t for part in run.parts for t in part.constants()), *run.carriers.buffers()]
                 # so that each copy can be told from others by its ends
@@ -226,7 +226,7 @@ class SegmentsGraph(Replay):
                     for buffer, x in copied_in:
                         if x.nbytes:
                             self.graph.copy(buffer.data_ptr(), x.data_ptr(), x.nbytes)
-                    found = list(map(_settled, run.plain(self.buffers, runners)))
+                    found = list(map(_settled, run.plain(self.buffers, steps)))
                     for y, target in [] if run.borrow else zip(found, targets, strict=True):
                         if y.nbytes:
                             self.graph.copy(target.data_ptr(), y.data_ptr(), y.nbytes)
@@ -242,6 +242,7 @@ class SegmentsGraph(Replay):
             ]
             self.replay = self.graph.replay_on(self.stream)
         except BaseException:
+            cuda.synchronize(place.stream)  # where the contexts may still run
             self.give_back()
             raise
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -86,22 +86,21 @@ class Schedule:
                 inside.append((list(dict.fromkeys(given)), Schedule.of(*steps, results, self.slots)))
         return Schedule.of(inputs, outputs, self.results, self.slots, self.checks), inside
 
-    @functools.cached_property
-    def prepared(self) -> list[tuple[Sequence[int] | None, Sequence[Any], Sequence[int], Sequence[int]]]:
-        """For each step its inputs where all are slots, else `None`; its inputs; its outputs; what is let go of.
+    def ready(self, runners: Sequence[Runner]) -> list[Ready]:
+        """The steps with what runs each, as `run_steps` takes them.
 
         Inputs of the module are not let go of, as they are the caller's.
         """
         given = min((slot for step in self.steps for slot in step.outputs), default=self.slots)
-        return [
-            (
-                step.inputs if all(isinstance(item, int) for item in step.inputs) else None,
-                step.inputs,
-                step.outputs,
-                [slot for slot in step.free if slot >= given],
-            )
-            for step in self.steps
-        ]
+        found: list[Ready] = []
+        for step, runner in zip(self.steps, runners, strict=True):
+            plain = all(isinstance(item, int) for item in step.inputs)
+            slot = step.inputs[0] if plain and len(step.inputs) == 1 else None
+            take = operator.itemgetter(*step.inputs) if plain and len(step.inputs) > 1 else None
+            out = step.outputs[0] if len(step.outputs) == 1 else None
+            free = [slot for slot in step.free if slot >= given]
+            found.append((runner, slot, take, step.inputs, out, step.outputs, free))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as JSON values."""
@@ -160,58 +159,80 @@ class Carriers:
         return buffer[:size]
 
 
-def run_steps(
-    schedule: Schedule, values: list[Any], runners: Sequence[Runner], carriers: Carriers, device: torch.device
-) -> None:
+# What runs a step; its input, if it is the value of one slot; what takes them, if they are those of several; else the
+# inputs; the output, if it is one; the outputs; and what is let go of.
+Ready = tuple[
+    Runner, int | None, Callable[[Any], tuple[Any, ...]] | None, Sequence[Any], int | None, Sequence[int], Any
+]
+
+
+def run_steps(steps: Sequence[Ready], values: list[Any], carriers: Carriers, device: torch.device) -> None:
     """Run the steps on the values in the slots, which are filled with what the steps return."""
     shapes = None
-    for (slots, inputs, outs, free), runner in zip(schedule.prepared, runners, strict=True):
-        if slots is not None:
-            results = runner(*[values[slot] for slot in slots])
+    for runner, slot, take, inputs, out, outs, free in steps:
+        if slot is not None:
+            results = runner(values[slot])
+        elif take is not None:
+            results = runner(*take(values))
         else:
             shapes = shapes or _Shapes(values)
             results = runner(
-                *[
-                    values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
-                    for item in inputs
-                ]
+                *[values[i] if isinstance(i, int) else _made(i, values, shapes, carriers, device) for i in inputs]
             )
-        for slot, value in zip(outs, results, strict=True):
-            values[slot] = value
-        for slot in free:
-            values[slot] = None
+        if out is not None:
+            (values[out],) = results
+        else:
+            for place, value in zip(outs, results, strict=True):
+                values[place] = value
+        for place in free:
+            values[place] = None
 
 
-def run(
-    schedule: Schedule,
-    tensors: Sequence[torch.Tensor],
-    runners: Sequence[Runner],
-    carriers: Carriers,
-    kept: Callable[[], set[int]],
-) -> list[torch.Tensor]:
-    """The outputs of a program; none of them shares memory with an input, a constant or another output.
+class Running:
+    """A schedule with what runs its steps, as a function of the module's tensors.
 
-    `kept` gives the addresses of the storages that outlive the call.
+    None of its results shares memory with an input, a constant or another result. `kept` gives the addresses of the
+    storages that outlive a call; `own` are the slots whose values have memory that nobody else knows of.
     """
-    values: list[Any] = [*tensors, *[None] * (schedule.slots - len(tensors))]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    with torch.no_grad():
-        run_steps(schedule, values, runners, carriers, device)
-        for tree, text in schedule.checks:
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        runners: Sequence[Runner],
+        carriers: Carriers,
+        kept: Callable[[], set[int]],
+        own: Collection[int] = (),
+    ) -> None:
+        self.steps, self.results, self.checks = schedule.ready(runners), schedule.results, schedule.checks
+        self.slots, self.carriers, self.kept, self.runners = schedule.slots, carriers, kept, runners
+        self.is_own = set(schedule.results) <= set(own) and len(set(schedule.results)) == len(schedule.results)
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results for these tensors."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(tensors)
+        values: list[Any] = [*tensors, *[None] * (self.slots - len(tensors))]
+        run_steps(self.steps, values, self.carriers, tensors[0].device if tensors else torch.device("cpu"))
+        for tree, text in self.checks:
             if not evaluate_json(tree, _Shapes(values)):
                 raise InputError(f"The model needs {text}, which these inputs' values make false.")
-        taken = kept() | {address(t) for t in tensors}
+        results = [values[slot] for slot in self.results]
+        return results if self.is_own else self._separate(tensors, results)
+
+    def _separate(self, tensors: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results, copied where they share memory; a value that is returned twice stays one."""
+        taken = self.kept() | {address(t) for t in tensors}
         outputs: dict[int, torch.Tensor] = {}
-        for slot in schedule.results:
+        for slot, value in zip(self.results, results, strict=True):
             if slot not in outputs:
-                value = values[slot]
                 if address(value) in taken or value.is_conj() or value.is_neg():
                     value = value.resolve_conj().resolve_neg()
                     value = value.clone() if address(value) in taken else value
                 if where := address(value):
                     taken.add(where)
                 outputs[slot] = value
-    return [outputs[slot] for slot in schedule.results]
+        return [outputs[slot] for slot in self.results]
 
 
 def _made(item: Any, values: Sequence[Any], shapes: Any, carriers: Carriers, device: torch.device) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import json
 import threading
@@ -19,43 +18,19 @@ from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
-from torch2rt.runtime.converted import Converted, Evaluated
+from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.graphed import GraphedRun, in_groups
-from torch2rt.runtime.partitioned.parts import Part, serves
-from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
+from torch2rt.runtime.partitioned.growth import Growth
+from torch2rt.runtime.partitioned.parts import Part
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork, PartitionedReference
+from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Running, Schedule, address
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
-from torch2rt.runtime.reference_module import ReferenceModule
 
 FORMAT = 1
-KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager"))
-
-
-@dataclasses.dataclass
-class PartitionedNetwork:
-    """What the segments of a module were lowered to: a `Network` for each engine, the calls themselves for torch.
-
-    `eager` has the calls of networks whose sizes depend on values, and so may be such as are not served.
-    """
-
-    parts: Sequence[Network | TorchSegment]
-    schedule: Schedule
-    interface: Interface
-    assumptions: list[str] = dataclasses.field(default_factory=list)
-    eager: dict[int, TorchSegment] = dataclasses.field(default_factory=dict)
-
-    @property
-    def definitions(self) -> list[Any]:
-        return [part.definition for part in self.parts if isinstance(part, Network)]
-
-    @property
-    def nan(self) -> str:
-        return next((part.nan for part in self.parts if isinstance(part, Network)), "keep")
-
-    def reference(self) -> PartitionedReference:
-        """The program with its networks evaluated by torch."""
-        return PartitionedReference(self)
+REMEMBERED = 4096  # shapes of calls, which are forgotten when there are more
+KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager", "is_bound"))
 
 
 class PartitionedModule(Converted):
@@ -84,6 +59,8 @@ class PartitionedModule(Converted):
         self.eager = torch.nn.ModuleDict()  # torch's calls of engines that may meet sizes they do not serve
         for index, segment in (network.eager if network is not None else {}).items():
             self.eager[str(index)] = segment
+        self.growth = Growth() if network is None else network.growth
+        self.growth.took = self._took
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
         self._network = network
@@ -92,7 +69,8 @@ class PartitionedModule(Converted):
         self._graphs: bool | GraphCache = False
         self._borrows = False
         self._lock = threading.RLock()
-        self._program: tuple[Schedule, list[Runner]] | None = None  # made at the first call
+        self._running: Running | None = None  # made at the first call
+        self._known: set[Any] = set()  # shapes and dtypes of calls that are served
         self._forget()
 
     def _interface(self) -> Interface:
@@ -117,7 +95,7 @@ class PartitionedModule(Converted):
 
     @cuda_graph.setter
     def cuda_graph(self, value: bool | GraphCache) -> None:
-        self._graphs, self._program = value, None
+        self._graphs, self._running = value, None
         for engine in self.engines:
             engine.cuda_graph = value
 
@@ -129,7 +107,7 @@ class PartitionedModule(Converted):
     @borrow_outputs.setter
     def borrow_outputs(self, value: bool) -> None:
         self._borrows = value
-        self._program = None
+        self._running = None
 
     @property
     def cuda_graph_refused(self) -> str | None:
@@ -147,21 +125,29 @@ class PartitionedModule(Converted):
         if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
             return result
         interface = self._interface()
-        tensors = interface.tensors(args, kwargs)
-        shapes = [tuple(t.shape) for t in tensors]
-        interface.check(shapes, [t.dtype for t in tensors])
-        return interface.wrap(self.run(tensors), shapes)
+        is_plain = not kwargs and len(args) == interface.plain_inputs
+        tensors: Any = args if is_plain and all(map(torch.is_tensor, args)) else interface.tensors(args, kwargs)
+        shapes = [t.shape for t in tensors]
+        if (known := (*shapes, *[t.dtype for t in tensors])) not in self._known:
+            interface.check([tuple(shape) for shape in shapes], known[len(shapes) :])
+            if len(self._known) >= REMEMBERED:
+                self._known = set()
+            self._known.add(known)
+        outputs = (self._running or self._prepare())(tensors)
+        if interface.plain_result is torch.Tensor:
+            return outputs[0]
+        if interface.plain_result is tuple:
+            return tuple(outputs)
+        return interface.wrap(outputs, [tuple(shape) for shape in shapes])
 
-    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs for the input tensors, in the order of the interface."""
-        schedule, runners = self._program or self._prepare()
-        return run(schedule, tensors, runners, self._carriers, self._constants)
-
-    def _prepare(self) -> tuple[Schedule, list[Runner]]:
-        """The schedule with what makes the calls of each of its steps."""
+    def _prepare(self) -> Running:
+        """The schedule with what makes the calls of each of its steps, made at the first call."""
         with self._lock:
             assert self.schedule is not None
-            parts = [Part(segment, self._eager(index)) for index, segment in enumerate(self.segments)]  # type: ignore[arg-type]
+            parts = [
+                Part(index, segment, self._eager(index), self.growth)  # type: ignore[arg-type]
+                for index, segment in enumerate(self.segments)
+            ]
             cache = self._graphs if isinstance(self._graphs, GraphCache) else DEFAULT
             able = [
                 bool(self._graphs) and i not in self._refused and part.may_be_captured() for i, part in enumerate(parts)
@@ -188,19 +174,30 @@ class PartitionedModule(Converted):
                     borrow,
                     refuse,
                 )
-            program = self._program = schedule, [runners[index] for index in sorted(runners)]
-            return program
+            fresh = [i for i in alone if parts[i].has_own_results()]
+            slots = [slot for i in fresh for slot in self.schedule.steps[i].outputs]
+            ordered = [runners[index] for index in sorted(runners)]
+            running = self._running = Running(schedule, ordered, self._carriers, self._constants, slots)
+            return running
 
     def _refuse(self, start: int, place: int, reason: str) -> None:
         """Leave a segment out of CUDA graphs from the next call on."""
         with self._lock:
-            self._refused[start + place], self._program = reason, None
+            self._refused[start + place], self._running = reason, None
             self.cuda_graph = self._graphs  # engines that no run has any more have graphs of their own
+
+    def _took(self, index: int, network: Network) -> None:
+        """A segment's engine was built again, of another network."""
+        if self._network is not None:
+            self._network.parts[index] = network
+        text = f"that segment {index} is right, which was built again for larger sizes after the module was verified"
+        if self.report.verified is not None and text not in self.report.assumptions:
+            self.report.assumptions.append(text)
 
     def _forget(self) -> None:
         """Prepare anew at the next call, as segments are others or elsewhere."""
         self._kept: set[int] | None = None
-        self._program = None
+        self._running, self._known = None, set()
         self._refused: dict[int, str] = {}  # why segments cannot be captured
         self._places: dict[int, CapturePlace] = {}  # by stream
 
@@ -246,7 +243,7 @@ class PartitionedModule(Converted):
 
     def drop_network(self) -> None:
         """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
-        self._network, self._make_network = None, None
+        self._network, self._make_network, self.growth.make = None, None, None
         for engine in self.engines:
             engine.drop_network()
 
@@ -274,6 +271,7 @@ class PartitionedModule(Converted):
             "report": self.report.to_json(),
             "torch": [isinstance(segment, TorchSegment) for segment in self.segments],
             "eager": list(self.eager),
+            "is_bound": self.growth.is_bound,
         }
         destination[prefix + "header"] = to_tensor(seal(header))
 
@@ -304,6 +302,7 @@ class PartitionedModule(Converted):
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
         self._network, self._make_network = None, None
+        self.growth = Growth(bool(header.get("is_bound")))
         self._forget()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -315,7 +314,7 @@ class PartitionedModule(Converted):
         copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
         copied.segments = copy.deepcopy(self.segments, memo)
         copied.eager = copy.deepcopy(self.eager, memo)
-        copied.recomputed = self.recomputed
+        copied.recomputed, copied.growth = self.recomputed, Growth(self.growth.is_bound)
         copied.cuda_graph, copied.borrow_outputs = self.cuda_graph, self.borrow_outputs
         memo[id(self)] = copied
         return copied
@@ -329,42 +328,3 @@ def _loaded(state: dict[str, Any]) -> PartitionedModule:
     module = PartitionedModule()
     module.load_state_dict(state)
     return module
-
-
-class PartitionedReference(Evaluated):
-    """A partitioned module without engines: networks are evaluated with torch."""
-
-    def __init__(self, network: PartitionedNetwork) -> None:
-        super().__init__()
-        self.whole = network
-        self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
-        self.eager = {index: segment.copy() for index, segment in network.eager.items()}
-        self.runners: list[Runner] = [
-            mine or _evaluated(part, self.eager.get(index))  # type: ignore[arg-type]
-            for index, (mine, part) in enumerate(zip(self.parts, network.parts, strict=True))
-        ]
-        self._carriers = Carriers()
-
-    @property
-    def interface(self) -> Interface:
-        """Names, dtypes and ranges of inputs and outputs."""
-        return self.whole.interface
-
-    def _interface(self) -> Interface:
-        return self.whole.interface
-
-    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs for the input tensors, each in the order of the interface."""
-        self.interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
-        kept = {address(t) for part in self.parts if part is not None for t in part.constants()} - {0}
-        return run(self.whole.schedule, tensors, self.runners, self._carriers, lambda: kept)
-
-
-def _evaluated(network: Network, eager: TorchSegment | None) -> Runner:
-    reference = ReferenceModule(network)
-
-    def evaluate(*tensors: torch.Tensor) -> Any:
-        is_served = eager is None or serves(reference.interface, tensors)
-        return reference.outputs(tensors) if is_served else eager(*tensors)  # type: ignore[misc]
-
-    return evaluate
