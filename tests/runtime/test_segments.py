@@ -570,6 +570,25 @@ def test_an_archive_with_code_is_refused():
         PartitionedModule().load_state_dict(state)
 
 
+def test_entries_that_nobody_reads_are_named():
+    """Also where the module is a part of another one."""
+    whole, state = nn.ModuleDict({"part": torch_only(svd)}), {}
+    for name, value in whole.state_dict().items():
+        state[name] = value
+    other = torch.zeros(3, dtype=torch.uint8)
+    for name in ("part.other", "part.segments.0.other", "part.segments.7.program", "part.eager.9.header", "else"):
+        again = nn.ModuleDict({"part": PartitionedModule()})
+        assert again.load_state_dict({**state, name: other}, strict=False).unexpected_keys == [name]
+    del state["part.segments.0.program"]
+    assert again.load_state_dict(state, strict=False).missing_keys == ["part.segments.0.program"]
+    before = again["part"].report
+    state["part.header"] = state["part.header"].clone()
+    state["part.header"][9] += 1
+    with pytest.raises(EngineError, match="header is damaged"):
+        again.load_state_dict(state, strict=False)
+    assert again["part"].report is before  # nothing has changed
+
+
 def test_an_empty_module_says_so():
     with pytest.raises(EngineError, match="holds no segments yet"):
         PartitionedModule()(torch.ones(3))

@@ -13,7 +13,7 @@ import torch
 
 from torch2rt.backend.cuda import CapturePlace
 from torch2rt.engine.artifact import seal, unseal
-from torch2rt.engine.engine import to_bytes, to_tensor
+from torch2rt.engine.engine import stored, to_tensor
 from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Interface
@@ -286,19 +286,18 @@ class PartitionedModule(Converted):
         error_msgs: list[str],
     ) -> None:
         """Make the segments that the state dict speaks of; torch then loads each of them."""
-        if (key := prefix + "header") not in state_dict:
-            missing_keys.append(key)
+        kept = stored(state_dict, prefix, ("header",), missing_keys, unexpected_keys, ("segments", "eager"))
+        if kept is None:
             return
         try:
-            text = to_bytes(state_dict[key], key)
-            if (version := json.loads(text)["format"]) != FORMAT:
+            if (version := json.loads(kept[0])["format"]) != FORMAT:
                 raise EngineError(f"The module was saved in format {version}, this torch2rt reads {FORMAT}.")
-            header = unseal(text, KEYS)
-            self.interface = Interface.from_json(header["interface"])
-            self.schedule = Schedule.from_json(header["schedule"])
-            self.report = Report.from_json(header["report"])
+            header = unseal(kept[0], KEYS)
+            interface, schedule = Interface.from_json(header["interface"]), Schedule.from_json(header["schedule"])
+            report = Report.from_json(header["report"])
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
+        self.interface, self.schedule, self.report = interface, schedule, report
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
         self._network, self._make_network = None, None
