@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -278,20 +277,23 @@ def torch2rt(
         ),
         progress=progress,
         on_stage=on_stage,
-        says_plan=choice is None,
+        in_segments=choice,
         refittable=refittable or follow,
     )
     converted: TRTModule | PartitionedModule | None = None
+    refused: Exception | None = None
     if choice is None:
         converted = conversion.engines(most, merge)
     elif not choice.torch_executed and conversion.may_be_whole:
-        with contextlib.suppress(TraceError, UnsupportedError, BuildError):
+        try:
             converted = conversion.engines(most, merge)
+        except (TraceError, UnsupportedError, BuildError) as error:
+            refused = error
         if choice.measures and converted is not None and conversion.is_slow(converted, choice):
             converted = None
     if converted is None:
         assert choice is not None
-        converted = conversion.segments(choice)
+        converted = conversion.segments(choice, refused)
     if follow:
         converted.follow()
     if backward is not None:

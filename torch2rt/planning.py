@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from torch2rt.conversion.described import describe_segments
-from torch2rt.conversion.fallback import Choice, Partitioner, fitting, refused_calls
+from torch2rt.conversion.fallback import Choice, fitting, refused_calls
+from torch2rt.conversion.partitioner import Partitioner
 from torch2rt.errors import UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower

@@ -52,19 +52,19 @@ class PartitionedModule(Converted):
         schedule: Schedule | None = None,
         interface: Interface | None = None,
         report: Report | None = None,
-        network: PartitionedNetwork | None = None,
+        eager: Mapping[int, TorchSegment] | None = None,
+        make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None,
     ) -> None:
         super().__init__()
         self.segments = torch.nn.ModuleList(segments)
         self.eager = torch.nn.ModuleDict()  # torch's calls of engines that may meet sizes they do not serve
-        for index, segment in (network.eager if network is not None else {}).items():
+        for index, segment in (eager or {}).items():
             self.eager[str(index)] = segment
-        self.growth = Growth() if network is None else network.growth
-        self.growth.took = self._took
+        self.growth = Growth(took=self._took)
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
-        self._network = network
-        self._make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None  # of graphs in a file
+        self._network: PartitionedNetwork | None = None
+        self._make_network = make_network  # of the engines' networks, which are kept or can be made
         self._carriers = Carriers()
         self._graphs: bool | GraphCache = False
         self._borrows = False
@@ -239,6 +239,8 @@ class PartitionedModule(Converted):
     @property
     def network(self) -> PartitionedNetwork | None:
         """What the segments were lowered to, if it was kept."""
+        if self._network is None and self._make_network is not None:
+            self._network = self._make_network(self)
         return self._network
 
     def drop_network(self) -> None:
@@ -249,13 +251,11 @@ class PartitionedModule(Converted):
 
     def reference(self) -> PartitionedReference:
         """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
-        if self._network is None and self._make_network is not None:
-            self._network = self._make_network(self)
-        if self._network is None:
+        if (network := self.network) is None:
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
             )
-        reference = self._network.reference()
+        reference = network.reference()
         reference.recomputed = self.recomputed
         return reference
 
@@ -301,7 +301,7 @@ class PartitionedModule(Converted):
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
         self._network, self._make_network = None, None
-        self.growth = Growth(bool(header.get("is_bound")))
+        self.growth = Growth(bool(header.get("is_bound")), took=self._took)
         self._forget()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -313,7 +313,7 @@ class PartitionedModule(Converted):
         copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
         copied.segments = copy.deepcopy(self.segments, memo)
         copied.eager = copy.deepcopy(self.eager, memo)
-        copied.recomputed, copied.growth = self.recomputed, Growth(self.growth.is_bound)
+        copied.recomputed, copied.growth = self.recomputed, Growth(self.growth.is_bound, took=copied._took)
         copied.cuda_graph, copied.borrow_outputs = self.cuda_graph, self.borrow_outputs
         memo[id(self)] = copied
         return copied
@@ -327,3 +327,13 @@ def _loaded(state: dict[str, Any]) -> PartitionedModule:
     module = PartitionedModule()
     module.load_state_dict(state)
     return module
+
+
+def network_of(module: PartitionedModule) -> PartitionedNetwork:
+    """What the segments are lowered to, made of the networks of the engines, which are kept or can be made."""
+    assert module.schedule is not None
+    parts: list[Any] = [s.networks()[0] if isinstance(s, TRTModule) else s for s in module.segments]
+    eager: dict[int, Any] = {int(place): segment for place, segment in module.eager.items()}
+    return PartitionedNetwork(
+        parts, module.schedule, module._interface(), module.report.assumptions, eager, module.growth
+    )
