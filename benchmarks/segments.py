@@ -4,8 +4,10 @@
     python benchmarks/segments.py --pairs 30
 
 A module of `pairs` small layers, each followed by a call that is left to torch, becomes engines with torch calls
-between them. The host time of a call is measured with the GPU far behind, so that nothing waits for it; the parts' own
-host times, of the engines and of the torch segments called alone, are subtracted.
+between them. The host time of a call is measured with the GPU far behind, so that nothing waits for it. The segments
+are then called one after the other by a plain loop, each with what the one before has returned, and that time is
+subtracted: what is left is the module's own work, for each segment. Last, the same module with all of its segments in
+one CUDA graph, and eager torch.
 """
 
 import argparse
@@ -48,26 +50,52 @@ def host_seconds(call: Callable[[], object], calls: int = 50) -> float:
     return best
 
 
+def whole_seconds(call: Callable[[], object], calls: int = 100) -> float:
+    """The time of a call where one follows the other, host and GPU together, the least of several runs."""
+    best = float("inf")
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+        best = min(best, (time.perf_counter() - start) / calls)
+    return best
+
+
 @torch.no_grad()
 def main(pairs: int = 10) -> dict[str, float]:
     """Measure, print a line for each number, and return them in seconds."""
     module, x = Pairs(pairs).cuda().eval(), torch.randn(32, 64, device="cuda")
     model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=1, torch_executed=[torch.logcumsumexp])
-    segments = list(model_trt.segments)
-    inputs = {
-        index: [torch.randn(spec.opt, device="cuda", dtype=spec.dtype) for spec in segment._interface().inputs]
-        for index, segment in enumerate(segments)
-    }
+    segments = [segment.forward for segment in model_trt.segments]
+
+    def chain() -> object:
+        (value,) = segments[0](x)
+        for segment in segments[1:]:
+            (value,) = segment(value)
+        return value
+
     for _ in range(20):
-        model_trt(x)
-    whole = host_seconds(lambda: model_trt(x), 10)
-    parts = sum(host_seconds(lambda s=s, i=i: s.forward(*inputs[i])) for i, s in enumerate(segments))
+        model_trt(x), chain()
+    rounds = [(host_seconds(lambda: model_trt(x), 10), host_seconds(chain, 10)) for _ in range(3)]
+    whole, parts = min(w for w, _ in rounds), min(p for _, p in rounds)
+    eager = host_seconds(lambda: module(x), 10), whole_seconds(lambda: module(x))
     results = {
         "a call": whole,
-        "the segments alone, summed": parts,
+        "the segments by a loop": parts,
         "between two segments": (whole - parts) / len(segments),
-        "a call of eager torch": host_seconds(lambda: module(x), 10),
+        "a call of eager torch": eager[0],
+        "a call, with the GPU's time": whole_seconds(lambda: model_trt(x)),
+        "of eager torch, with the GPU's": eager[1],
     }
+    model_trt.cuda_graph = True
+    for _ in range(20):
+        model_trt(x)
+    assert model_trt.cuda_graph_refused is None, model_trt.cuda_graph_refused
+    results["a call with one graph"] = host_seconds(lambda: model_trt(x), 10)
+    results["with one graph, with the GPU's"] = whole_seconds(lambda: model_trt(x))
+    torch.testing.assert_close(model_trt(x), module(x), rtol=1e-3, atol=1e-4)
     for name, seconds in results.items():
         print(f"{name:<32}{seconds * 1e6:8.1f} us")
     met = results["between two segments"] <= AIM

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,7 +76,7 @@ def torch2rt(
     fallback: bool | str = False,
     torch_executed: Iterable[Any] = (),
     min_segment_calls: int | None = None,
-    max_sizes: int | None = None,
+    max_sizes: int | tuple[int, int] | None = None,
     torch_segments: str | None = None,
     state: str = "refuse",
     backward: str | None = None,
@@ -175,8 +174,10 @@ def torch2rt(
     - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
       calls: 3 by default.
     - `max_sizes`: with `fallback`, the largest size that engines are built for where it depends on values, as does the
-      number of elements that `torch.nonzero` finds: 1024 by default, or what torch knows to be the most. Calls with
-      other sizes run such a segment with torch.
+      number of elements that `torch.nonzero` finds; larger ones are an `InputError`. `(512, 8192)`: an engine of 512 is
+      built again, once for twice as much, where a size is larger, up to 8192; a log line says so. By default engines
+      are built for 1024, or what torch knows to be the most, and again for whatever comes. Torch makes the calls of
+      such an engine where there is nothing, a size of 0, and where `keep_network=False` or a file has left no network.
     - `torch_segments`: with `fallback`, how torch makes its calls: `"eager"` (the default) or `"compile"`, through
       `torch.compile`, but for calls that draw random numbers or whose sizes depend on values.
     - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs, or
@@ -280,20 +281,23 @@ def torch2rt(
         ),
         progress=progress,
         on_stage=on_stage,
-        says_plan=choice is None,
+        in_segments=choice,
         refittable=refittable or follow,
     )
     converted: TRTModule | PartitionedModule | None = None
+    refused: Exception | None = None
     if choice is None:
         converted = conversion.engines(most, merge)
     elif not choice.torch_executed and conversion.may_be_whole:
-        with contextlib.suppress(TraceError, UnsupportedError, BuildError):
+        try:
             converted = conversion.engines(most, merge)
+        except (TraceError, UnsupportedError, BuildError) as error:
+            refused = error
         if choice.measures and converted is not None and conversion.is_slow(converted, choice):
             converted = None
     if converted is None:
         assert choice is not None
-        converted = conversion.segments(choice)
+        converted = conversion.segments(choice, refused)
     if follow:
         converted.follow()
     if backward is not None:

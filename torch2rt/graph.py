@@ -78,6 +78,8 @@ class GraphMeta:
     - `refusals`: entries of the list in `UnsupportedError`, which passes add where they find what cannot be converted.
     - `splits`: claims that are true for only a part of the interface's ranges, while `trace` looks for paths that cover
       the rest; none in a graph that `trace` returns.
+    - `has_left_out`: whether the module makes calls of no result that an engine needs none of, and a trace with
+      `fallback` keeps: they draw random numbers, say.
     - `searches`: what `precision="auto"` has found, as `torch2rt.passes.search` has it.
     """
 
@@ -89,6 +91,7 @@ class GraphMeta:
     asserted: tuple[sympy.Basic, ...] = ()
     splits: tuple[Split, ...] = ()
     searches: tuple[Any, ...] = ()
+    has_left_out: bool = False
 
 
 def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:

@@ -15,7 +15,9 @@ from torch.fx.node import Node, map_aggregate
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from torch2rt.conversion.fallback import Choice, Partitioner, describe_segments, fitting, refused_calls
+from torch2rt.conversion.described import describe_segments
+from torch2rt.conversion.fallback import Choice, fitting, refused_calls
+from torch2rt.conversion.partitioner import Partitioner
 from torch2rt.errors import UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
@@ -115,7 +117,7 @@ def plan(
     dynamic_shapes: Any = None,
     torch_executed: Sequence[Any] = (),
     min_segment_calls: int | None = None,
-    max_sizes: int | None = None,
+    max_sizes: int | tuple[int, int] | None = None,
     nan: str = "keep",
     float64: str = "float32",
     progress: bool | None = None,

@@ -14,10 +14,12 @@ from torch import nn
 from torch2rt import AccuracyError, Torch2RTError, torch2rt
 from torch2rt.backend import disk_cache
 from torch2rt.cli.main import main
-from torch2rt.conversion.conversion import EARLIER
+from torch2rt.conversion import conversion, partitioner
 from torch2rt.engine import build as build_file
 from torch2rt.engine import engine_cache
+from torch2rt.engine.engine_cache import EARLIER
 from torch2rt.engine.weights import FACT, told
+from torch2rt.tracing import trace as trace_file
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 
@@ -207,6 +209,102 @@ def test_several_engines(folder, builds):
     assert second.built.variants == first.built.variants
     for rows in (1, 2):
         assert torch.allclose(second.reference()(X[:rows]), ours(X[:rows]))
+
+
+class Parts(nn.Module):
+    """Two engines, and a call of torch's between them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        y = torch.tanh(self.first(x)) * 2 + 1
+        rows = y[y[:, 0] > 0.5]
+        return self.last(y * torch.linalg.svdvals(y)[0]).softmax(-1), rows.exp() * 3
+
+
+IN_PARTS = dict(fallback=True, min_segment_calls=1, max_batch_size=4)
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """How often modules are traced, and graphs lowered."""
+    found = {"traces": 0, "lowered": 0}
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            found[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    for file in (conversion, partitioner):
+        monkeypatch.setattr(file, "lower", counted("lowered", file.lower))
+    monkeypatch.setattr(conversion, "_lower", counted("lowered", conversion._lower))
+    monkeypatch.setattr(trace_file, "run_traced", counted("traces", trace_file.run_traced))
+    return found
+
+
+def test_engines_of_a_module_in_segments_are_kept(folder, builds, work):
+    first = torch2rt(Parts(), [X], **IN_PARTS)
+    count, of_first = len(builds), dict(work)
+    assert count == len(first.engines) >= 2 and of_first["lowered"] > count
+    ours = Parts()
+    second, stages_of_second = stages(ours, [X], **IN_PARTS)
+    assert len(builds) == count and work["lowered"] == of_first["lowered"]
+    assert work["traces"] - of_first["traces"] <= of_first["traces"]
+    assert stages_of_second == ["trace", "lower", "build"]
+    assert [e.engine_bytes for e in second.engines] == [e.engine_bytes for e in first.engines]
+    assert second.schedule == first.schedule and second.interface == first.interface
+    assert str(second.report).replace(f"\n  {EARLIER}", "") == str(first.report)
+    for rows in (2, 4):
+        x = torch.randn(rows, 3)
+        torch.testing.assert_close(second.reference()(x), ours(x))
+    assert torch2rt(Parts(), [X], keep_network=False, **IN_PARTS).network is None and len(builds) == count
+
+
+@torch.no_grad()
+def test_what_differs_of_a_module_in_segments_is_another_engine(folder, builds):
+    torch2rt(Parts(), [X], **IN_PARTS, verify=False)
+    count = len(builds)
+    assert torch2rt(Parts(), [X], **IN_PARTS).report.verified is not None and len(builds) == count
+    changed = Parts()
+    changed.last.bias += 1
+    model_trt = torch2rt(changed, [X], **IN_PARTS)
+    torch.testing.assert_close(model_trt.reference()(X), changed(X))
+    assert len(builds) == count + 1  # the other engines are those of before
+    (record, *_) = sorted(folder.glob("*.segments"))
+    other = torch2rt(Parts(), [X], **{**IN_PARTS, "torch_executed": ["last"]})
+    assert len(other.engines) > len(model_trt.engines) and len(list(folder.glob("*.segments"))) > 2
+    for file in folder.glob("*.segments"):
+        file.write_bytes(file.read_bytes()[:-3])
+    count = len(builds)
+    again = torch2rt(Parts(), [X], **IN_PARTS)
+    assert len(builds) == count and again.report.segments and record.exists()
+    later = Parts()
+    model_trt = torch2rt(later, [X], **IN_PARTS)
+    later.last.bias += 1
+    with pytest.raises(Torch2RTError, match="not as it was when it was converted"):
+        model_trt.reference()
+
+
+class Values(nn.Module):
+    def forward(self, x):
+        return torch.tanh(x * 2 + 1) * torch.linalg.svdvals(x)[0]
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_what_is_refused_is_traced_and_lowered_once(builds, work, draws):
+    class Drawn(Values):
+        def forward(self, x):
+            torch.rand(3)  # of no result, but the next numbers are others
+            return super().forward(x)
+
+    model_trt = torch2rt(Drawn() if draws else Values(), [X], fallback=True, min_segment_calls=1, verify=False)
+    assert work == {"traces": 2 if draws else 1, "lowered": (2 if draws else 1) + len(model_trt.engines)}
+    assert any("rand" in line for line in model_trt.report.segments) == draws
 
 
 def test_what_can_be_refitted(folder, builds):

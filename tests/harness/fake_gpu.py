@@ -1,7 +1,8 @@
 """A GPU for the runtime's tests without one: contexts compute on the CPU at the addresses that they were told.
 
 A context doubles its inputs, and fills its scratch memory with rubbish first: a call whose memory overlaps another's
-gives wrong numbers. Work is done at once, but for that of a capture, which is done at each replay.
+gives wrong numbers. Work is done at once, but for that of a capture, which is done at each replay: also that of torch
+(`Recorder`), whose results are rubbish until then.
 """
 
 import collections
@@ -11,6 +12,8 @@ import threading
 from types import SimpleNamespace
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend import cuda
 from torch2rt.interface import Input, Interface
@@ -25,6 +28,7 @@ from torch2rt.runtime import (
     loaded_engine,
     pool,
 )
+from torch2rt.runtime.partitioned import graphed
 from torch2rt.runtime.shared_lock import SharedLock
 
 SIDE, OTHER, CAPTURE, OWN = 7, 8, 4, 3  # streams
@@ -33,8 +37,10 @@ SIDE, OTHER, CAPTURE, OWN = 7, 8, 4, 3  # streams
 class Context:
     """An execution context; `told` is all that it was told, `refuses` the shapes that it does not take."""
 
-    def __init__(self, gpu):
+    def __init__(self, gpu, interface):
         self.gpu, self.told, self.shapes, self.addresses = gpu, [], {}, {}
+        self.outputs = dict(zip((spec.name for spec in interface.inputs), interface.outputs, strict=True))
+        self.inputs = {output: name for name, output in self.outputs.items()}
         self.scratch, self.memory, self.profile, self.refuses, self.runs = gpu.scratch, None, None, [], 0
         self.asked_for = None  # the shapes for which it was asked how much memory they need
 
@@ -59,7 +65,7 @@ class Context:
 
     def get_tensor_shape(self, name):
         self.told.append(("asked", name))
-        return self.shapes["x" + name[1:]]
+        return self.shapes[self.inputs[name]]
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
@@ -82,7 +88,7 @@ class Context:
                 ctypes.memset(memory[0], 0xFF, scratch)
             for name, data in read.items():
                 doubled = torch.frombuffer(bytearray(data), dtype=torch.float32) * 2
-                ctypes.memmove(addresses["y" + name[1:]], doubled.numpy().tobytes(), len(data))
+                ctypes.memmove(addresses[self.outputs[name]], doubled.numpy().tobytes(), len(data))
 
         self.gpu.do(stream, work)
         return True
@@ -120,6 +126,72 @@ class Captured:
         return replay
 
 
+class CapturedTorch(Captured):
+    """One that records the calls of torch, too."""
+
+    def __enter__(self):
+        self.gpu.current.capturing, self.gpu.current.works = True, self.works
+        self.recorder = Recorder(self.works)
+        self.recorder.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.recorder.__exit__(*error)
+        self.gpu.current.capturing, self.gpu.current.works = False, None
+        if self.gpu.breaks and error[0] is None:
+            self.gpu.breaks -= 1
+            raise cuda.CaptureError("CUDA cannot capture a graph: error 901")
+
+
+class Recorder(TorchDispatchMode):
+    """Records the operators of torch as works; those that wait for the GPU fail, as they do in a capture."""
+
+    WAIT = ("_local_scalar_dense", "nonzero", "linalg", "_linalg", "_unique", "masked_select", "_to_cpu")
+
+    def __init__(self, works):
+        super().__init__()
+        self.works = works
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.name().partition("::")[2].startswith(self.WAIT):
+            raise RuntimeError("operation not permitted when stream is capturing\nwith a trace of C++")
+        results = func(*args, **kwargs)
+        aliases = [value.alias_info for value in func._schema.returns]
+        if any(alias is not None and alias.is_write for alias in aliases):
+            self.works.append(lambda: func(*args, **kwargs))
+        elif not any(aliases) and not func.name().startswith("aten::empty"):
+            made = [value for value in tree_leaves(results) if isinstance(value, torch.Tensor)]
+            for value in made:
+                value.fill_(113)
+
+            def work():
+                again = [value for value in tree_leaves(func(*args, **kwargs)) if isinstance(value, torch.Tensor)]
+                for value, new in zip(made, again, strict=True):
+                    value.copy_(new)
+
+            self.works.append(work)
+        return results
+
+
+class Place:
+    """In the place of `CapturePlace`."""
+
+    made = 0
+
+    def __init__(self, gpu):
+        Place.made += 1
+        self.gpu, self.stream, self.lock = gpu, f"place {Place.made}", threading.RLock()
+
+    @contextlib.contextmanager
+    def entered(self):
+        yield
+
+    def held(self):
+        return self.gpu.held
+
+
 class Copy:
     def __init__(self, target, source, size):
         self.ends, self.size = {cuda.Copy.TARGET: target, cuda.Copy.SOURCE: source}, size
@@ -152,9 +224,9 @@ class FakeGpu:
         self.streams = collections.defaultdict(threading.RLock)  # each does one thing after the other
         for file in (execution, inputs):
             monkeypatch.setattr(file, "ALIGNMENT", 16)
-        for file in (execution, graph_memory):
-            monkeypatch.setattr(file, "empty", aligned)
-        for file in (pool, execution, idle_contexts):
+        monkeypatch.setattr(graph_memory, "empty", aligned)
+        monkeypatch.setattr(execution, "empty", self.empty)
+        for file in (pool, idle_contexts):
             monkeypatch.setattr(file, "is_capturing", lambda: False)
         monkeypatch.setattr(pool, "current_device", lambda: -1)
         monkeypatch.setattr(pool, "current_stream", lambda index: getattr(self.current, "stream", self.stream))
@@ -167,32 +239,45 @@ class FakeGpu:
         stream = SimpleNamespace(wait_stream=lambda other: None, cuda_stream=SIDE)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
         monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: stream)
+        monkeypatch.setattr(graphed, "CapturedGraph", lambda stream: CapturedTorch(self, stream))
+        monkeypatch.setattr(graphed, "CapturePlace", lambda index: Place(self))
+        monkeypatch.setattr(graphed, "current_device", lambda: -1)
+        monkeypatch.setattr(graphed, "current_stream", lambda index: getattr(self.current, "stream", self.stream))
+        for file in (graphed, execution):
+            monkeypatch.setattr(file, "is_capturing", lambda: getattr(self.current, "capturing", False))
+        self.breaks = 0  # captures that are broken off
+        self.held = 0  # bytes of the memory of places
         names = ["y" + spec.name[1:] for spec in specs]
         leaves = [{"output": place} for place in range(len(specs))]
         interface = Interface(specs, {}, [], names, {"tuple": []}, leaves, constraints)
+        self.pool = self.pool_of(interface, scratch)
+        self.loaded = self.pool.loaded
+
+    def pool_of(self, interface, scratch=None):
+        """The contexts of an engine that doubles its inputs."""
         given = inputs.Inputs(interface, torch.device("cpu"))
         given.index = -1
-        self.loaded = loaded_engine.LoadedEngine.__new__(loaded_engine.LoadedEngine)
-        self.loaded.__dict__.update(
+        loaded = loaded_engine.LoadedEngine.__new__(loaded_engine.LoadedEngine)
+        loaded.__dict__.update(
             interface=interface,
             inputs=given,
             lock=SharedLock(),
             fits=fits.Fits(),
             scratch=scratch,
             profiles=len(interface.profiles),
-            outputs=[(name, torch.float32) for name in names],
+            outputs=[(name, torch.float32) for name in interface.outputs],
             placeholder=torch.empty(64),
-            create_context=self.context,
+            create_context=lambda: self.context(interface),
             engine=None,
             refitter=None,
         )
-        self.pool = pool.ContextPool.__new__(pool.ContextPool)
-        self.pool.__dict__.update(
+        made = pool.ContextPool.__new__(pool.ContextPool)
+        made.__dict__.update(
             interface=interface,
             inputs=given,
             index=-1,
-            loaded=self.loaded,
-            profiles=self.loaded.profiles,
+            loaded=loaded,
+            profiles=loaded.profiles,
             lock=threading.RLock(),
             idle={},
             unused=[],
@@ -206,9 +291,23 @@ class FakeGpu:
             stream=OWN,
             capture_stream=CAPTURE,
         )
+        return made
 
-    def context(self):
-        self.made.append(Context(self))
+    def run_on(self, model_trt):
+        """Give a `TRTModule` that doubles its inputs contexts of this GPU."""
+        made = self.pool_of(model_trt.interface)
+        model_trt._pools, model_trt._index = {made.index: made}, made.index
+        return made
+
+    def empty(self, shape, stride, dtype):
+        """Memory of a call, which stays a capture's."""
+        memory = aligned(shape, stride, dtype)
+        if (works := getattr(self.current, "works", None)) is not None:
+            works.append(lambda: memory)
+        return memory
+
+    def context(self, interface):
+        self.made.append(Context(self, interface))
         return self.made[-1]
 
     def do(self, stream, work):

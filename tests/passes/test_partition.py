@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torch2rt import trace
-from torch2rt.conversion.fallback import Partitioner, schedule_of, torch_segment
+from torch2rt.conversion.fallback import schedule_of
+from torch2rt.conversion.partitioner import Partitioner, has_unbacked, torch_segment
 from torch2rt.graph import check_graph, graph_meta
 from torch2rt.passes import default
 from torch2rt.passes.partitioning.partition import is_call
-from torch2rt.runtime.partitioned.segments import PartitionedNetwork
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork
 
 # Calls of drawn modules: each takes the values so far, `a` and `b` of shape (n, 6), and returns another.
 
@@ -95,7 +96,13 @@ def reference_of(graph, refused, min_segment_calls=1):
         else partitioner.networks[tuple(n.name for n in (*piece.segment.nodes, *piece.segment.outputs))]
         for piece in program.pieces
     ]
-    return PartitionedNetwork(parts, schedule_of(program), graph_meta(graph).interface).reference(), program
+    eager = {
+        index: torch_segment(piece, torch.device("cpu"))
+        for index, piece in enumerate(program.pieces)
+        if not piece.segment.is_torch and has_unbacked(piece)
+    }
+    network = PartitionedNetwork(parts, schedule_of(program), graph_meta(graph).interface, eager=eager)
+    return network.reference(), program
 
 
 drawn_calls = st.lists(

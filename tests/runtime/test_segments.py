@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from harness.threads import at_once
 from torch import nn
 
 from torch2rt import torch2rt
-from torch2rt.conversion import measuring
+from torch2rt.conversion import fallback, growing, measuring
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.network import Network
@@ -22,6 +23,7 @@ from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned import torch_segment
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
+from torch2rt.runtime.reference_module import ReferenceModule
 
 
 @torch.library.custom_op("torch2rt_tests::waves", mutates_args=())
@@ -125,11 +127,16 @@ def boxes(self, y):
     return corners[kept], area.sqrt() * y[kept, 4], kept
 
 
+def empties(self, y):
+    none = (y.sum(1) > 99).nonzero()[:, 0]
+    return torch.masked_select(y, y > 99).sum() * 2 + 1, y[none].mT.sum(1) * 3 - 1
+
+
 def constants(self, y):
     return torch.linalg.eigvalsh(y.T @ y) * 2, torch.ones(3, device=y.device), y, self.last.bias
 
 
-CASES = [svd, custom, samples, recurrent, double, complexes, nonzero, masks, where, boxes, constants]
+CASES = [svd, custom, samples, recurrent, double, complexes, nonzero, masks, where, boxes, empties, constants]
 
 
 def same(module, run, x):
@@ -159,7 +166,8 @@ def test_segments_equal_eager(between, device):
     assert model_trt.engines and model_trt.torch_segments
     assert model_trt.report.verified.differences
     assert len(model_trt.report.segments) == len(model_trt.segments)
-    assert any("test_segments.py:" in line for line in model_trt.report.segments)
+    assert between is boxes or any("test_segments.py:" in line for line in model_trt.report.segments)
+    assert not any("KeyError" in line for line in model_trt.report.segments)
     assert model_trt.report.segments[0] in repr(model_trt) and model_trt.report.segments[0] in str(model_trt.report)
     run = model_trt if device.type == "cuda" else model_trt.reference()
     for size in (4, 3, 9):
@@ -168,16 +176,98 @@ def test_segments_equal_eager(between, device):
     same(module, run, torch.randn(4, 6, device=device))
 
 
-@pytest.mark.parametrize("most", [2, 100])
-def test_sizes_beyond_max_sizes_run_in_torch(most):
-    module = Layers(nonzero)
-    model_trt = torch2rt(module, [torch.randn(8, 6)], fallback=True, min_segment_calls=1, max_sizes=most, verify=False)
-    inputs = [spec for engine in model_trt.engines for spec in engine.interface.inputs if spec.dynamic]
-    assert {spec.max[axis] for spec in inputs for axis in spec.dynamic} == {min(most, 8)}
-    for shift in (-9.0, 0.0, 9.0):  # no row, some, all of them
-        module.first.bias.data.fill_(shift)
-        again = torch2rt(module, [torch.randn(8, 6)], fallback=True, min_segment_calls=1, max_sizes=most, verify=False)
-        same(module, again.reference(), torch.randn(8, 6))
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Engines are evaluated, so that modules run without a GPU."""
+
+    def forward(self, *tensors):
+        return tuple(ReferenceModule(*self.networks()).outputs(tensors))
+
+    monkeypatch.setattr(TRTModule, "forward", forward)
+
+
+def chosen(count, of=12):
+    """An input of which a module of `nonzero` chooses so many rows."""
+    return torch.where(torch.arange(of)[:, None] < count, 1.0, -1.0) + torch.rand(of, 6) * 0.1
+
+
+class Chosen(nn.Module):
+    def forward(self, x):
+        rows = x[x[:, 0] > 0]
+        return torch.tanh(rows * 2 - 0.5) * 3 + rows.shape[0]
+
+
+def test_sizes_beyond_max_sizes_are_refused(evaluated):
+    model_trt = torch2rt(Chosen(), [chosen(2)], fallback=True, min_segment_calls=1, max_sizes=3, verify=False)
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    for model in (model_trt, model_trt.reference()):
+        for count in (3, 0, 1):
+            same(Chosen(), model, chosen(count))
+        with pytest.raises(InputError, match=r"'\w+' of segment 2 has size 4 in dimension 0, .* max_sizes allows 3"):
+            model(chosen(4))
+    assert again.growth.is_bound and copy.deepcopy(model_trt).growth.is_bound
+
+
+def announced(caplog):
+    return [record.getMessage() for record in caplog.records if "egment 2" in record.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("max_sizes", "counts", "most"),
+    [
+        ((2, 12), [(3, 4), (4, 4), (0, 4), (1, 4), (5, 8), (12, 12)], 12),
+        ((2, 12), [(11, 12), (2, 12)], 12),
+        ((3, 7), [(6, 6), (7, 7)], 7),
+        (None, [(6, 6), (9, 12)], 12),
+    ],
+)
+def test_engines_grow_with_sizes_that_depend_on_values(evaluated, monkeypatch, caplog, max_sizes, counts, most):
+    monkeypatch.setattr(fallback, "MAX_SIZE", 3)
+    module = Chosen()
+    model_trt = torch2rt(module, [chosen(2)], fallback=True, min_segment_calls=1, max_sizes=max_sizes)
+    made = []
+    monkeypatch.setattr(growing.Larger, "__call__", noted(made, growing.Larger.__call__))
+    for count, expected in counts:
+        same(module, model_trt, chosen(count))
+        assert model_trt.engines[1].interface.inputs[0].max[0] == expected
+        same(module, model_trt.reference(), chosen(count))
+    lines, expected = announced(caplog), [expected for _, expected in counts]
+    assert len(made) == len(lines) == len(set(expected))
+    assert "Segment 2 was built again" in lines[0] and f"now __getitem___1: float32[1..{expected[0]}, 6]" in lines[0]
+    assert "segment 2 is right, which was built again" in str(model_trt.report)
+    if most < 12:
+        with pytest.raises(InputError, match=r"size 8 in dimension 0, .* max_sizes=\(3, 7\) allows no more"):
+            model_trt(chosen(8))
+    again = PartitionedModule()
+    again.load_state_dict(model_trt.state_dict())
+    assert again.engines[1].interface == model_trt.engines[1].interface
+
+
+def noted(made, function):
+    def call(*args):
+        made.append(args)
+        return function(*args)
+
+    return call
+
+
+def test_one_thread_builds_for_all(evaluated, monkeypatch):
+    module = Chosen()
+    model_trt = torch2rt(module, [chosen(2)], fallback=True, min_segment_calls=1, max_sizes=(2, 12), verify=False)
+    made, full = [], chosen(9)
+    monkeypatch.setattr(growing.Larger, "__call__", noted(made, growing.Larger.__call__))
+    at_once([lambda: torch.testing.assert_close(model_trt(full), module(full), atol=1e-4, rtol=1e-4)] * 8)
+    assert len(made) == 1 and model_trt.engines[1].interface.inputs[0].max[0] == 12
+
+
+def test_without_its_network_an_engine_does_not_grow(evaluated, caplog):
+    module = Chosen()
+    model_trt = torch2rt(module, [chosen(2)], fallback=True, min_segment_calls=1, max_sizes=(2, 12), verify=False)
+    model_trt.growth.make = None
+    for count in (5, 7):
+        same(module, model_trt, chosen(count))
+    assert len(announced(caplog)) == 1 and "Torch makes the calls of segment 2" in caplog.text
 
 
 def test_sizes_that_must_be_equal_are_checked():
@@ -256,6 +346,8 @@ def test_small_engines_become_torch_calls():
         ({"fallback": True, "torch_executed": [3]}, "is no function, no module path"),
         ({"fallback": True, "torch_executed": ["c"]}, "names c, which none"),
         ({"fallback": True, "max_sizes": 0}, "max_sizes"),
+        ({"fallback": True, "max_sizes": (4, 3)}, "max_sizes=3 must be at least 4"),
+        ({"fallback": True, "max_sizes": (4, None)}, "no pair of the first and the largest"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -476,6 +568,25 @@ def test_an_archive_with_code_is_refused():
     state[key] = state[key][:100]
     with pytest.raises(EngineError, match="damaged"):
         PartitionedModule().load_state_dict(state)
+
+
+def test_entries_that_nobody_reads_are_named():
+    """Also where the module is a part of another one."""
+    whole, state = nn.ModuleDict({"part": torch_only(svd)}), {}
+    for name, value in whole.state_dict().items():
+        state[name] = value
+    other = torch.zeros(3, dtype=torch.uint8)
+    for name in ("part.other", "part.segments.0.other", "part.segments.7.program", "part.eager.9.header", "else"):
+        again = nn.ModuleDict({"part": PartitionedModule()})
+        assert again.load_state_dict({**state, name: other}, strict=False).unexpected_keys == [name]
+    del state["part.segments.0.program"]
+    assert again.load_state_dict(state, strict=False).missing_keys == ["part.segments.0.program"]
+    before = again["part"].report
+    state["part.header"] = state["part.header"].clone()
+    state["part.header"][9] += 1
+    with pytest.raises(EngineError, match="header is damaged"):
+        again.load_state_dict(state, strict=False)
+    assert again["part"].report is before  # nothing has changed
 
 
 def test_an_empty_module_says_so():

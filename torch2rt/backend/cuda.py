@@ -7,6 +7,7 @@ import ctypes
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -177,6 +178,42 @@ class CapturedGraph:
                 _driver().cuGraphExecDestroy(self.executable)  # if it is running, it is done first
             if self.graph:
                 _driver().cuGraphDestroy(self.graph)
+
+
+class CapturePlace:
+    """Where calls of torch are captured: a stream, and memory that torch gives to nothing but work on this stream.
+
+    So a replay finds the memory that its work was captured with. Works that were captured in one place share what each
+    needs while it runs: the workspace of a cuBLAS handle, for one, is that of a stream. So all of them are replayed on
+    one stream, under `lock`, and work is prepared and captured under `lock` after what that stream does.
+    The place belongs to the GPU that was the current one.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index, self.stream = index, make_stream(blocking=False)
+        self.pool, self.lock = torch.cuda.MemPool(), threading.RLock()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Have this thread work on the stream and take memory from there, after what torch's current stream does.
+
+        That stream then waits for the work.
+        """
+        callers, stream = torch.cuda.current_stream(), torch.cuda.ExternalStream(self.stream, device=self.index)
+        stream.wait_stream(callers)
+        try:
+            with torch.cuda.stream(stream), torch.cuda.use_mem_pool(self.pool, self.index):
+                yield
+        finally:
+            callers.wait_stream(stream)
+
+    def held(self) -> int:
+        """The bytes of the memory."""
+        return sum(segment["total_size"] for segment in self.pool.snapshot())
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # CUDA is closing down, and takes everything along
+            destroy_stream(self.stream)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ PATIENCE = 5.0  # seconds to wait for another process that holds the lock
 CHUNK = 2**24  # bytes that one thread digests at a time
 _DIGEST = hashlib.sha256().digest_size
 _PARTIAL = ".partial"
-KINDS = (".engine", ".kernels", ".timings")
+KINDS = (".engine", ".kernels", ".segments", ".timings")
 
 
 def folder() -> Path | None:

@@ -13,7 +13,13 @@ from torch2rt.engine import artifact
 from torch2rt.errors import EngineError
 from torch2rt.usage import Failure
 
-WHAT = {".engine": "engine", ".kernels": "compiled kernels", ".timings": "kernel timings", ".partial": "half written"}
+WHAT = {
+    ".engine": "engine",
+    ".kernels": "compiled kernels",
+    ".segments": "segments of a module",
+    ".timings": "kernel timings",
+    ".partial": "half written",
+}
 
 
 def listed(show: Table) -> None:

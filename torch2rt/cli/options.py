@@ -43,7 +43,7 @@ def add_fallback(command: argparse.ArgumentParser) -> None:
         "--min-segment-calls", type=usage.number, metavar="N", help="leave smaller segments to torch (default: 3)"
     )
     fallback.add_argument(
-        "--max-sizes", type=usage.number, metavar="N", help="the largest size that engines serve where values decide it"
+        "--max-sizes", type=usage.number, metavar="N", help="the largest size that calls have where values decide it"
     )
     fallback.add_argument("--torch-segments", choices=("eager", "compile"), help="compile: through torch.compile")
 

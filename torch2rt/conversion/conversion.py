@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.quirks import builds_refittable
 from torch2rt.backend.tensorrt import DTYPES
+from torch2rt.conversion.earlier import Earlier, NotWhole
 from torch2rt.conversion.fallback import Choice, convert_in_segments, fitting, plan_in_words, torch_calls
 from torch2rt.conversion.measuring import faster_in_torch
 from torch2rt.conversion.prepared import Prepared, prepare
@@ -74,7 +75,7 @@ class Conversion:
 
     - `names`, `ranges`: those that tracing takes, by name; `options`: those of `torch2rt.build`.
     - `passes`: before those that `precise` asks for.
-    - `says_plan`: whether errors end with what `fallback=True` would do.
+    - `in_segments`: what is asked of a partition; without, errors end with what `fallback=True` would do.
     - `refittable`: whether the weights can be changed. `plain_numbers`: whether `int(size)` is no size.
     """
 
@@ -92,7 +93,7 @@ class Conversion:
     options: Mapping[str, Any]
     progress: bool | None
     on_stage: Callable[[str, Any, float], None]
-    says_plan: bool
+    in_segments: Choice | None
     refittable: bool = False
     plain_numbers: bool = False
 
@@ -210,25 +211,31 @@ class Conversion:
         tensors = interface.tensors(*as_arguments(self.inputs, self.kwargs))
         return first_calls(interface, tensors, is_slow=False)[0].tensors
 
-    def segments(self, choice: Choice) -> PartitionedModule:
-        """The module as engines and torch calls."""
+    def segments(self, choice: Choice, refused: Exception | None = None) -> PartitionedModule:
+        """The module as engines and torch calls; `refused` is why it is not one engine, where that was tried."""
         if self.shapes is not None:
             raise InputError("shapes= is for modules that TensorRT takes as a whole. Give min_shapes and max_shapes.")
-        asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
-        graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
-        made, refused = (
-            Prepared(graph, self.passes, self.module, self._tensors(graph)),
-            self._refusal(graph, self.passes),
-        )
+        if isinstance(refused, NotWhole):
+            graph = refused.graph
+        else:
+            asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
+            graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
+        made = Prepared(graph, self.passes, self.module, self._tensors(graph))
+        error = refused.error if isinstance(refused, NotWhole) else None
         if self.precise.changes:
-            made = self._in_low_precision(made, choice, refused)
-            refused = self._refusal(made.graph, made.passes)
+            error = self._refusal(made.graph, made.passes)
+            made = self._in_low_precision(made, choice, error)
+            error = self._refusal(made.graph, made.passes)
+        earlier = self._earlier(made.graph, made.passes, choice)
+        if error is None and earlier.refused is None:
+            error = self._refusal(made.graph, made.passes)
         model_trt = convert_in_segments(
             made.module,
             made.graph,
             made.tensors,
             choice,
-            refused,
+            error,
+            earlier,
             passes=made.passes,
             nan=self.nan,
             verify=self.verify,
@@ -238,6 +245,15 @@ class Conversion:
         )
         model_trt.report.assumptions += made.notes
         return model_trt
+
+    def _earlier(self, graph: torch.fx.GraphModule, passes: Sequence[Pass], choice: Choice) -> Earlier:
+        """What is known of a graph in segments from an earlier conversion."""
+        if choice.measures:
+            return Earlier(graph, None)
+        nodes = list(graph.graph.nodes)
+        executed = [nodes.index(node) for node in choice.calls(graph, self.module)]
+        facts = executed, choice.min_segment_calls, choice.max_sizes
+        return Earlier.of(graph, passes, self.nan, self.options, *facts)
 
     def _refusal(self, graph: torch.fx.GraphModule, passes: Sequence[Pass]) -> UnsupportedError | None:
         """What stands against one engine for a graph."""
@@ -280,8 +296,10 @@ class Conversion:
             with recording(tape):
                 network = self._stage("lower", _lower, ready, self.nan, tape)
         except UnsupportedError as error:
-            if not self.says_plan:
-                raise
+            if self.in_segments is not None:
+                if len(traced.variants) > 1 or variant.regions or graph_meta(variant.graph).has_left_out:
+                    raise
+                raise NotWhole(variant.graph, None if self.precise.changes else error) from error
             plan = plan_in_words(variant.graph, error, self.passes)
             raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
@@ -297,6 +315,9 @@ class Conversion:
         Where the engine was built before, and nothing needs the network, it is made when it is asked for.
         """
         made, ready = self._ready(traced, variant)
+        if self.in_segments is not None and not self.precise.changes:
+            if self._earlier(variant.graph, self.passes, self.in_segments).refused is not None:
+                raise NotWhole(variant.graph)
         network = None if traced.tape is None else self._network(traced, variant, made, ready)
         start = time.perf_counter()
         file, of_any_weights = self._file(ready), self._file_of_any_weights(ready, network, traced.tape)
@@ -304,9 +325,9 @@ class Conversion:
         if kept is None and network is not None and (any_weights := engine_cache.read(of_any_weights)) is not None:
             if (weights := differing(any_weights, [network])) is not None:
                 kept, has_other_weights, file = any_weights, any(weights), of_any_weights
-        if kept is not None and not has_other_weights and _is_verified(kept, self.verify):
+        if kept is not None and not has_other_weights and engine_cache.is_verified(kept.report, self.verify):
             if kept.report.verified is not None:
-                kept.report.verified.notes.append(EARLIER)
+                kept.report.verified.notes.append(engine_cache.EARLIER)
             self.on_stage("build", kept, time.perf_counter() - start)
             return TRTModule(kept, network), network or self._late(variant, made, ready, file)
         if network is None:
@@ -360,7 +381,7 @@ class Conversion:
 
         def network() -> Network:
             if keyed() != file:
-                raise Torch2RTError(f"The module is not as it was when it was converted. {_AGAIN}")
+                raise Torch2RTError(f"The module is not as it was when it was converted. {engine_cache.AGAIN}")
             network = lower(ready, nan=nan, passes=[])
             network.assumptions += notes
             network.keep_graphs(*without_gpu_memory(graph, ready))
@@ -386,16 +407,6 @@ def _described(index: int, engine: Engine, variant: Variant) -> EngineVariant:
     """An engine as one of several."""
     size = len(engine.data)
     return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
-
-
-def _is_verified(kept: Engine, mode: bool | str) -> bool:
-    """Whether an engine from the cache was compared with its module as it is asked for."""
-    found = kept.report.verified
-    return not mode or found is not None and (mode != "range" or found.mode == "range")
-
-
-EARLIER = "This was done by an earlier conversion of the same module, which has kept the engine."
-_AGAIN = "Convert again with the environment variable TORCH2RT_CACHE_ENGINES=0 for an engine with its network."
 
 
 def _lower(graph: torch.fx.GraphModule, nan: str, tape: Tape | None) -> Network:

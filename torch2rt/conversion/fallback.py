@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,30 +14,28 @@ from torch.fx.node import Node
 from torch2rt.arguments import whole_number
 from torch2rt.callables import qualified_name
 from torch2rt.conversion import measuring
+from torch2rt.conversion.described import count, describe_segments
+from torch2rt.conversion.earlier import Earlier, Refused
+from torch2rt.conversion.growing import Larger
+from torch2rt.conversion.partitioner import Partitioner, has_unbacked, torch_segment
 from torch2rt.debug.verify import Verifying
+from torch2rt.engine import engine_cache
 from torch2rt.engine.build import build
-from torch2rt.engine.engine import Engine
 from torch2rt.engine.report import Report
-from torch2rt.errors import BuildError, ConversionError, InputError, UnsupportedError
+from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.graph import graph_meta, place_of
-from torch2rt.lowering import lower
 from torch2rt.lowering_errors import NO_CONVERTER
-from torch2rt.network import Network
-from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.float64 import NARROW, narrow_float64
-from torch2rt.passes.order import Pass, run
-from torch2rt.passes.partitioning.effects import draws, writes_unseen
-from torch2rt.passes.partitioning.partition import Segment, describe_target, is_call, partition, why_no_type
-from torch2rt.passes.partitioning.split import MAX_SIZE, Piece, Program, split
+from torch2rt.passes.order import Pass
+from torch2rt.passes.partitioning.effects import writes_unseen
+from torch2rt.passes.partitioning.partition import describe_target, is_call, partition, why_no_type
+from torch2rt.passes.partitioning.split import MAX_SIZE, Program
 from torch2rt.registry import load
-from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.schedule import Schedule
-from torch2rt.runtime.partitioned.segments import PartitionedModule, PartitionedNetwork
-from torch2rt.runtime.partitioned.torch_segment import TorchSegment
+from torch2rt.runtime.partitioned.segments import PartitionedModule, network_of
 from torch2rt.tracing.sizes.guards import hold
 
 MIN_SEGMENT_CALLS = 3
-Refused = dict[Node, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,8 @@ class Choice:
 
     - `torch_executed`: functions, paths of modules, and classes of modules whose calls stay torch calls.
     - `min_segment_calls`: smaller TensorRT segments become torch calls.
-    - `max_sizes`: the largest size that engines are built for where a size depends on values.
+    - `max_sizes`: the largest size that engines are built for where a size depends on values; `most`: the largest that
+      they are built for again where such a size is larger, `None` for any.
     - `measures`: whether segments are measured, and the slower engines become torch calls.
     - `compiles`: whether torch's compiler makes kernels of torch segments.
     """
@@ -53,6 +53,7 @@ class Choice:
     torch_executed: Sequence[Any] = ()
     min_segment_calls: int = MIN_SEGMENT_CALLS
     max_sizes: int = MAX_SIZE
+    most: int | None = None
     measures: bool = False
     compiles: bool = False
 
@@ -62,7 +63,7 @@ class Choice:
         fallback: bool | str,
         torch_executed: Any,
         min_segment_calls: int | None,
-        max_sizes: int | None,
+        max_sizes: int | tuple[int, int] | None,
         torch_segments: str | None = None,
     ) -> Choice | None:
         """`None` without fallback; raises `InputError` for what does not fit together."""
@@ -77,15 +78,15 @@ class Choice:
             if not (isinstance(item, str) or callable(item)):
                 raise InputError(f"{item!r} in torch_executed is no function, no module path and no module class.")
         least = whole_number("min_segment_calls", min_segment_calls, 1)
-        most = whole_number("max_sizes", max_sizes, 1)
-        if not fallback and (executed or (least, most, torch_segments) != (None, None, None)):
+        first, most = _bounds(max_sizes)
+        if not fallback and (executed or (least, max_sizes, torch_segments) != (None, None, None)):
             raise InputError("torch_executed, min_segment_calls, max_sizes and torch_segments need fallback=True.")
         if not fallback:
             return None
         if fallback == "measure":
             measuring.check_measurable()
-        least, most = MIN_SEGMENT_CALLS if least is None else least, MAX_SIZE if most is None else most
-        return cls(executed, least, most, fallback == "measure", torch_segments == "compile")
+        least = MIN_SEGMENT_CALLS if least is None else least
+        return cls(executed, least, first, most, fallback == "measure", torch_segments == "compile")
 
     def calls(self, graph: torch.fx.GraphModule, module: torch.nn.Module | None) -> Refused:
         """The calls that `torch_executed` speaks of."""
@@ -98,6 +99,17 @@ class Choice:
                 raise InputError(f"torch_executed names {name}, which none of the traced calls is of.")
             found.update(dict.fromkeys(chosen, "torch_executed names it"))
         return found
+
+
+def _bounds(max_sizes: Any) -> tuple[int, int | None]:
+    """The sizes that engines are built for at first and at most; one number is both."""
+    if max_sizes is None:
+        return MAX_SIZE, None
+    pair = max_sizes if isinstance(max_sizes, (tuple, list)) else (max_sizes, max_sizes)
+    if len(pair) != 2 or None in pair:
+        raise InputError(f"{max_sizes=} is no number, and no pair of the first and the largest.")
+    first = whole_number("max_sizes", pair[0], 1) or 1
+    return first, whole_number("max_sizes", pair[1], first)
 
 
 def _paths(item: Any, module: torch.nn.Module | None) -> set[str]:
@@ -148,97 +160,6 @@ def fitting(graph: torch.fx.GraphModule, passes: Sequence[Pass]) -> list[Pass]:
     return [pass_ for pass_ in passes if not (refuses and pass_ is narrow_float64)]
 
 
-@dataclasses.dataclass
-class Partitioner:
-    """Finds segments of a graph whose engines can be built.
-
-    `parts` are what the pieces of `program` were lowered to, `None` for torch; `assumptions` those of all networks.
-    """
-
-    graph: torch.fx.GraphModule
-    refused: Refused
-    passes: Sequence[Pass]
-    nan: str
-    min_segment_calls: int
-    max_size: int = MAX_SIZE
-
-    def __post_init__(self) -> None:
-        self.measured: set[tuple[str, ...]] = set()
-        self.networks: dict[tuple[str, ...], Network] = {}
-        self.engines: dict[tuple[str, ...], Engine] = {}
-
-    def lowered(self) -> Program:
-        """The segments, once each of TensorRT's can be lowered."""
-        while True:
-            segments = partition(self.graph, self.refused, self.min_segment_calls)
-            program = split(self.graph, segments, self.max_size)
-            found: Refused = {}
-            for piece in program.pieces:
-                if not piece.segment.is_torch:
-                    found.update(self._lower(piece))
-            if not found:
-                return program
-            self.refused.update(found)
-
-    def _lower(self, piece: Piece) -> Refused:
-        """Lower a piece, once; returns the calls that cannot be."""
-        key, nodes = _key(piece), piece.segment.nodes
-        if key in self.networks:
-            return {}
-        if not piece.inputs:
-            return dict.fromkeys(nodes, "it depends on no input")
-        try:
-            ready = run(piece.graph, self.passes)
-            self.networks[key] = lower(ready, nan=self.nan, passes=[])
-            self.networks[key].keep_graphs(*without_gpu_memory(piece.graph, ready))
-        except UnsupportedError as error:
-            named = {node: error.calls[node.name] for node in nodes if node.name in error.calls}
-            return named or dict.fromkeys(nodes, str(error))
-        except ConversionError as error:
-            return dict.fromkeys(nodes, str(error))
-        return {}
-
-    def build(self, program: Program, build: Callable[[Network], Engine]) -> Program:
-        """Build the engines; a segment that TensorRT cannot build becomes torch calls, whence the other program."""
-        while True:
-            for piece in program.pieces:
-                if piece.segment.is_torch or (key := _key(piece)) in self.engines:
-                    continue
-                try:
-                    self.engines[key] = build(self.networks[key])
-                except BuildError as error:
-                    self.refused.update(dict.fromkeys(piece.segment.nodes, f"its segment could not be built: {error}"))
-                    program = self.lowered()
-                    break
-            else:
-                return program
-
-    def without_slow(
-        self, program: Program, build: Callable[[Network], Engine], device: Any, compiles: bool
-    ) -> Program:
-        """The program in which torch makes the calls of engines that were measured to be slower."""
-        while True:
-            slow: Refused = {}
-            for piece in program.pieces:
-                if piece.segment.is_torch or (key := _key(piece)) in self.measured:
-                    continue
-                self.measured.add(key)
-                tensors = measuring.examples(graph_meta(piece.graph).interface, device)
-                engine, calls = TRTModule(self.engines[key]), torch_segment(piece, device, compiles)
-                if (reason := measuring.faster_in_torch(engine, calls, tensors)) is not None:
-                    slow.update(dict.fromkeys(piece.segment.nodes, reason))
-            if not slow:
-                return program
-            self.refused.update(slow)
-            program = self.build(self.lowered(), build)
-
-
-def _key(piece: Piece) -> tuple[str, ...]:
-    """What tells one TensorRT segment of a graph from another."""
-    segment = piece.segment
-    return tuple(node.name for node in (*segment.nodes, *segment.outputs))
-
-
 def torch_calls(
     module: torch.nn.Module,
     graph: torch.fx.GraphModule,
@@ -262,6 +183,7 @@ def convert_in_segments(
     tensors: Sequence[torch.Tensor],
     choice: Choice,
     error: UnsupportedError | None,
+    earlier: Earlier,
     *,
     passes: Sequence[Pass],
     nan: str,
@@ -272,7 +194,8 @@ def convert_in_segments(
 ) -> PartitionedModule:
     """The module of a traced graph whose refused calls stay torch calls.
 
-    `error` is what lowering has refused of the whole graph. The other arguments are those of `torch2rt.torch2rt`.
+    `error` is what lowering has refused of the whole graph, and `earlier` what is known from before. The other
+    arguments are those of `torch2rt.torch2rt`.
     """
     meta = graph_meta(graph)
     passes = fitting(graph, passes)
@@ -282,49 +205,44 @@ def convert_in_segments(
             'the module, or convert it with state="write".'
         ) from error
     interface = hold(meta.assumed.decisions, meta.assumed.ranges, meta.interface)
-    refused = {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
-    partitioner = Partitioner(graph, refused, passes, nan, choice.min_segment_calls, choice.max_sizes)
+    refused = earlier.refused or {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
+    find = functools.partial(engine_cache.file_of, options=options, nan=nan)
+    least = choice.min_segment_calls
+    partitioner = Partitioner(graph, dict(refused), passes, nan, least, choice.max_sizes, find)
     program = stage("lower", partitioner.lowered)
-    make = lambda network: build(network, **options, progress=progress)  # noqa: E731
+    make, quiet = functools.partial(build, **options, progress=progress), {**options, "progress": False}
     program = stage("build", partitioner.build, program, make)
     device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
     if choice.measures:
         program = partitioner.without_slow(program, make, device, choice.compiles)
-    parts: list[Any] = [
-        torch_segment(piece, device, choice.compiles) if piece.segment.is_torch else partitioner.networks[_key(piece)]
-        for piece in program.pieces
-    ]
-    assumptions = list(dict.fromkeys(a for p in parts if isinstance(p, Network) for a in p.assumptions))
+    pieces = program.pieces
     eager = {
         index: torch_segment(piece, device)
-        for index, piece in enumerate(program.pieces)
+        for index, piece in enumerate(pieces)
         if not piece.segment.is_torch and has_unbacked(piece)
     }
-    network = PartitionedNetwork(parts, schedule_of(program), interface, assumptions, eager)
-    report = Report(
-        assumptions=list(assumptions),
-        needs=[text for _, text in interface.constraints],
-        segments=describe_segments([piece.segment for piece in program.pieces]),
-    )
+    is_known = earlier.refused is not None and not partitioner.networks and earlier.is_verified(verify)
+    networks = [] if is_known else [partitioner.network(piece) for piece in pieces if not piece.segment.is_torch]
     segments = [
-        part if piece.segment.is_torch else TRTModule(partitioner.engines[_key(piece)], part)
-        for piece, part in zip(program.pieces, parts, strict=True)
+        torch_segment(piece, device, choice.compiles) if piece.segment.is_torch else partitioner.segment(piece)
+        for piece in pieces
     ]
-    model = PartitionedModule(segments, network.schedule, interface, report, network)
-    Verifying(module, graph, network, tensors, verify, tf32=options["tf32"], passes=passes).finish(model)
+    report = Report(needs=[text for _, text in interface.constraints])
+    report.segments = describe_segments([piece.segment for piece in pieces])
+    report.assumptions = list(dict.fromkeys(text for network in networks for text in network.assumptions))
+    model = PartitionedModule(segments, schedule_of(program), interface, report, eager=eager, make_network=network_of)
+    if is_known and earlier.report is not None:
+        earlier.tell(report)
+    else:
+        verifying = Verifying(module, graph, network_of(model), tensors, verify, tf32=options["tf32"], passes=passes)
+        verifying.finish(model)
+        partitioner.keep()
+        earlier.keep(partitioner.refused, report)
+    if eager:  # from now on: verification makes up values, of which sizes may be larger than a user's
+        own = [piece.segment for piece in program.pieces]
+        larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, functools.partial(build, **quiet))
+        model.growth.is_bound, model.growth.make = choice.max_sizes == choice.most, larger
     return model
-
-
-def torch_segment(piece: Piece, device: torch.device, compiles: bool = False) -> TorchSegment:
-    """The calls of a piece as a module; torch's compiler is not asked for what draws or has sizes of values."""
-    draws_numbers = any(map(draws, piece.segment.nodes))
-    of_values = has_unbacked(piece) or any("unbacked" in node.meta for node in piece.segment.nodes)
-    return TorchSegment(piece.graph, device, draws_numbers, compiles and not (draws_numbers or of_values))
-
-
-def has_unbacked(piece: Piece) -> bool:
-    """Whether sizes of what a piece takes depend on values."""
-    return any(str(symbol).startswith("u") for symbol in graph_meta(piece.graph).symbols)
 
 
 def schedule_of(program: Program) -> Schedule:
@@ -332,42 +250,6 @@ def schedule_of(program: Program) -> Schedule:
     inputs = [piece.inputs for piece in program.pieces]
     outputs = [piece.outputs for piece in program.pieces]
     return Schedule.of(inputs, outputs, program.results, program.slots, program.checks)
-
-
-# In words ------------------------------------------------------------------------------------------------------------
-
-
-def describe_segments(segments: Sequence[Segment]) -> list[str]:
-    """A line for each segment: where it runs, what is in it, and why."""
-    lines = []
-    for index, segment in enumerate(segments):
-        where = "torch" if segment.is_torch else "TensorRT"
-        line = f"segment {index}: {where}, {_count(segment.calls, 'call')}{_extent(segment)}"
-        if segment.is_torch:
-            line += f": {'; '.join(_reasons(segment)) or 'too few for an engine'}"
-        lines.append(line)
-    return lines
-
-
-def _reasons(segment: Segment) -> list[str]:
-    """The calls of a torch segment that are there for a reason of their own, with the place and the reason."""
-    found: dict[str, None] = {}
-    for node, reason in segment.reasons.items():
-        *_, text = reason.strip().splitlines()
-        why = text.strip().partition("): ")[2] or text.strip()  # an error describes the call first
-        place = f" at {node.meta['source']}" if node.meta["source"] else ""
-        found[f"{describe_target(node)}{place} ({why.partition('. ')[0].removesuffix('.')})"] = None
-    return list(found)
-
-
-def _extent(segment: Segment) -> str:
-    """The modules that a segment's calls are of, the first and the last."""
-    paths = list(dict.fromkeys(node.meta["module"] for node in segment.nodes if node.meta["module"]))
-    return f" of {paths[0]}" + (f" to {paths[-1]}" if len(paths) > 1 else "") if paths else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def plan_in_words(graph: torch.fx.GraphModule, error: UnsupportedError, passes: Sequence[Pass]) -> str:
@@ -381,6 +263,6 @@ def plan_in_words(graph: torch.fx.GraphModule, error: UnsupportedError, passes: 
     places = list(dict.fromkeys(f"{describe_target(n)} at {n.meta['source']}" for s in theirs for n in s.reasons))
     shown = ", ".join(places[:3]) + (f" and {len(places) - 3} others" if len(places) > 3 else "")
     return (
-        f"With fallback=True: {_count(len(ours), 'TensorRT segment')} with {share} % of the calls, "
-        f"{_count(len(theirs), 'torch segment')}" + (f" ({shown})." if shown else ".")
+        f"With fallback=True: {count(len(ours), 'TensorRT segment')} with {share} % of the calls, "
+        f"{count(len(theirs), 'torch segment')}" + (f" ({shown})." if shown else ".")
     )

@@ -28,7 +28,7 @@ from torch2rt.network import Network
 from torch2rt.passes.order import Pass
 from torch2rt.passes.ranges import tensors_of
 from torch2rt.passes.wide_products import WideProducts
-from torch2rt.runtime.partitioned.segments import PartitionedNetwork
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork
 from torch2rt.runtime.reference_module import ReferenceModule
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states

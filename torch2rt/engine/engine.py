@@ -109,14 +109,21 @@ def to_bytes(value: Any, name: str) -> bytes:
 
 
 def stored(
-    state_dict: Mapping[str, Any], prefix: str, names: Sequence[str], missing: list[str], unexpected: list[str]
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    names: Sequence[str],
+    missing: list[str],
+    unexpected: list[str],
+    children: Sequence[str] = (),
 ) -> list[bytes] | None:
     """The bytes of a module that keeps these entries and no others in a state dict; `None` where one is missing.
 
-    `missing` and `unexpected` are the lists that torch's `_load_from_state_dict` is given.
+    `missing` and `unexpected` are the lists that torch's `_load_from_state_dict` is given. Entries of `children` are
+    for these to read.
     """
     keys = [prefix + name for name in names]
     absent = [key for key in keys if key not in state_dict]
     missing.extend(absent)
-    unexpected.extend(key for key in state_dict if key.startswith(prefix) and key not in keys)
+    others = [key for key in state_dict if key.startswith(prefix) and key not in keys]
+    unexpected.extend(key for key in others if key[len(prefix) :].partition(".")[0] not in children)
     return None if absent else [to_bytes(state_dict[key], key) for key in keys]

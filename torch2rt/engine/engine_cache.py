@@ -20,12 +20,15 @@ from torch2rt.backend.tensorrt import FLAVOUR, VERSION, builds_without_gpu
 from torch2rt.engine import artifact
 from torch2rt.engine.build import capabilities_asked
 from torch2rt.engine.engine import Engine
+from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError
 from torch2rt.graph_key import Unkeyable, content, graph_key, own_code
 
 LOGGER = logging.getLogger("torch2rt")
 ENVIRONMENT = "TORCH2RT_CACHE_ENGINES"  # "0" keeps none
 KIND = "engine"
+EARLIER = "This was done by an earlier conversion of the same module, which has kept the engine."
+AGAIN = "Convert again with the environment variable TORCH2RT_CACHE_ENGINES=0 for an engine with its network."
 NO_EFFECT = frozenset({"log_level", "progress", "configure"})
 
 
@@ -36,11 +39,12 @@ def file_of(
     refittable: bool = False,
     constant: Callable[[torch.Tensor], str] = content,
     *more: Any,
+    kind: str = KIND,
 ) -> Path | None:
     """The file of the engine that would be built of a graph after its passes; `None` where none is kept.
 
     `options` are those of `torch2rt.build`. With `configure`, and for functions that another process would not know,
-    there is no key. `constant` says what is in the key of a constant's values.
+    there is no key. `constant` says what is in the key of a constant's values, `kind` what the file holds.
     """
     if disk_cache.folder() is None or os.environ.get(ENVIRONMENT) == "0" or options.get("configure") is not None:
         return None
@@ -51,7 +55,7 @@ def file_of(
     except Unkeyable as why:
         LOGGER.debug("no engine is kept: the graph has %s", why)
         return None
-    return disk_cache.of_key(KIND, key)
+    return disk_cache.of_key(kind, key)
 
 
 def _surroundings(asked: Mapping[str, Any]) -> list[str]:
@@ -94,3 +98,9 @@ def write(file: Path | None, engine: Engine) -> bool:
     header = artifact.header(engine, artifact.digest(engine.data))
     end = header + len(header).to_bytes(8, "little") + artifact.MAGIC
     return disk_cache.write(file, file.stem.encode(), engine.data, end)
+
+
+def is_verified(report: Report, mode: bool | str) -> bool:
+    """Whether what is kept was compared with its module as it is asked for."""
+    found = report.verified
+    return not mode or found is not None and (mode != "range" or found.mode == "range")

@@ -100,3 +100,9 @@ class Traffic:
         self.before, self.calls, self.addresses = self.calls, {}, {}
         for graph in list(graphs.values()):
             graph.calls_before, graph.calls = graph.calls, 0
+
+
+def least_replayed(graphs: Mapping[Any, Any], most: int, key: Any) -> list[Any]:
+    """The keys of the graphs beyond so many that were replayed the least of late; `key`'s is not among them."""
+    others = sorted((other for other in graphs if other != key), key=lambda k: graphs[k].calls + graphs[k].calls_before)
+    return others[: max(0, len(graphs) - most)]

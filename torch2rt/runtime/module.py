@@ -24,6 +24,7 @@ from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.reference_module import ReferenceModule as ReferenceModule
 from torch2rt.runtime.refittable import Refittable
 from torch2rt.runtime.variants import Dispatch
+from torch2rt.structure import unflatten
 
 
 class TRTModule(Refittable):
@@ -184,6 +185,12 @@ class TRTModule(Refittable):
         """Load the engine on a GPU, for calls with tensors from there; `model_trt.device` stays as it is."""
         return self._pool(torch.cuda.current_device() if device.index is None else device.index)
 
+    def contexts(self, tensors: Sequence[torch.Tensor]) -> ContextPool:
+        """The execution contexts of the engine that takes these tensors, on their GPU."""
+        pool = self._pools.get(self._index) or self._ready(*unflatten(self._interface().arguments, list(tensors)))
+        found: ContextPool = pool if isinstance(pool, ContextPool) else pool.of(tensors)
+        return found
+
     @property
     def cuda_graph_refused(self) -> str | None:
         """Why calls run without CUDA graphs although `cuda_graph` is set; `None` if they do not."""
@@ -257,12 +264,12 @@ class TRTModule(Refittable):
         error_msgs: list[str],
     ) -> None:
         if (kept := stored(state_dict, prefix, ("engine", "header"), missing_keys, unexpected_keys)) is not None:
-            self._set(artifact.parse(*kept))
+            self.take(artifact.parse(*kept))
 
-    def _set(self, engine: Engine) -> None:
-        """Take another engine, in place of the one before."""
+    def take(self, engine: Engine, *networks: Network) -> None:
+        """Hold another engine and what it was built of, in place of what was there; calls under way end with that."""
         with self._lock:
-            self._hold(engine)
+            self._hold(engine, networks)
             self._pools = {}
 
     def save_engine(self, path: str | PathLike[str]) -> None:
@@ -281,7 +288,7 @@ class TRTModule(Refittable):
         data, header = artifact.load(source)
         module = cls()
         if header is not None:
-            module._set(artifact.parse(data, header))
+            module.take(artifact.parse(data, header))
             return module
         made_by = {"flavour": FLAVOUR, "version": "unknown"}
         try:

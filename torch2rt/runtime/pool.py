@@ -23,7 +23,7 @@ from torch2rt.backend.cuda import current_device, current_stream, is_capturing, 
 from torch2rt.errors import EngineError
 from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
 from torch2rt.runtime.execution import NEEDS_WARM_UP, Execution
-from torch2rt.runtime.graph_cache import DEFAULT, GraphCache, Traffic
+from torch2rt.runtime.graph_cache import DEFAULT, GraphCache, Traffic, least_replayed
 from torch2rt.runtime.graph_memory import GraphMemory, NoRoom
 from torch2rt.runtime.idle_contexts import CHANGES, ExternalStreamContexts, IdleContexts, best, take_exact
 from torch2rt.runtime.loaded_engine import LoadedEngine
@@ -231,8 +231,7 @@ class ContextPool:
 
     def _evict(self, key: Any, cache: GraphCache) -> None:
         """Let go of the graphs that are replayed the least, beyond the number that is kept."""
-        others = sorted((other for other in self.graphs if other != key), key=self._replays)
-        self._retire(others[: max(0, len(self.graphs) - cache.shapes)])
+        self._retire(least_replayed(self.graphs, cache.shapes, key))
 
     def _retire(self, keys: Sequence[Any]) -> None:
         """Let go of graphs, and of memory that the others of their streams do not need; others get their contexts."""

@@ -19,7 +19,7 @@ from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.network import Network, versions
 from torch2rt.runtime.kernel_cache import gpu_key
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.partitioned.segments import PartitionedModule, PartitionedNetwork
+from torch2rt.runtime.partitioned.segments import PartitionedModule, network_of
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 from torch2rt.runtime.stateful import StatefulModule
 from torch2rt.structure import bare_name
@@ -178,7 +178,7 @@ class Reader:
             module.segments = torch.nn.ModuleList(map(self.module, node["segments"]))
             module.eager = torch.nn.ModuleDict(dict(zip(names, map(self.module, node["eager"]))))
             if all(engine.has_networks for engine in module.engines):
-                module._make_network = _network_of
+                module._make_network = network_of
             return module
         if kind == "stateful":
             state = {name: self.tensor(listed).clone() for name, listed in node["state"].items()}
@@ -196,11 +196,3 @@ def _filled(module: Any, header: Any, **parts: Buffer) -> Any:
     entries["header"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     module._load_from_state_dict(entries, "", None, True, [], [], [])
     return module
-
-
-def _network_of(module: PartitionedModule) -> PartitionedNetwork:
-    """What the segments are lowered to, if the file has the graphs of all engines among them."""
-    assert module.schedule is not None
-    parts: list[Any] = [s.networks()[0] if isinstance(s, TRTModule) else s for s in module.segments]
-    eager: dict[int, Any] = {int(place): segment for place, segment in module.eager.items()}
-    return PartitionedNetwork(parts, module.schedule, module._interface(), module.report.assumptions, eager)

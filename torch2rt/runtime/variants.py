@@ -73,13 +73,16 @@ class VariantPools:
 
     def run(self, tensors: Sequence[torch.Tensor], graph: bool = False, borrow: bool = False) -> list[torch.Tensor]:
         """The outputs of the engine that serves the shapes of these tensors."""
+        return self.of(tensors).run(tensors, graph, borrow)
+
+    def of(self, tensors: Sequence[torch.Tensor]) -> ContextPool:
+        """The execution contexts of the engine that serves the shapes of these tensors."""
         try:
-            pool = self.table[tuple(map(_SHAPE, tensors))]
+            return self.table[tuple(map(_SHAPE, tensors))]
         except KeyError:
-            pool = self._find(tensors)
+            return self._find(tensors)
         except AttributeError:  # some are no tensors
-            pool = self.pools[0]
-        return pool.run(tensors, graph, borrow)
+            return self.pools[0]
 
     def _find(self, tensors: Sequence[torch.Tensor]) -> ContextPool:
         for position, tensor in enumerate(tensors):

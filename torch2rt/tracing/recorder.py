@@ -52,6 +52,7 @@ class Recorder:
     - `constants`: what the graph's `get_attr` nodes stand for.
     - `fallback`: whether what only torch can run is recorded, too, such as draws from `generators`; `unbacked`: also
       results whose sizes depend on values.
+    - `has_left_out`: whether there were calls that a trace with `fallback` records, as `GraphMeta` says.
     - `open_calls`: the calls whose bodies are being recorded in their place, outermost first.
     """
 
@@ -66,6 +67,7 @@ class Recorder:
         self.constants = Constants(self.graph, module)
         self.generators = Generators(self.graph, module) if fallback else None
         self.open_calls: list[Target] = []
+        self.has_left_out = False
         self._sizes: dict[sympy.Basic, torch.fx.Node] = {}
 
     @contextmanager

@@ -130,8 +130,12 @@ def run_traced(
     interface = recorder.decisions.check(interface, accepts, splits)
     _check_eager(tracer, module, leaves, shapes if splits else None)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
-        if node.op not in ("placeholder", "output") and not node.users and not (recorder.fallback and draws(node)):
-            recorder.graph.erase_node(node)
+        if node.op not in ("placeholder", "output") and not node.users:
+            if not draws(node):
+                recorder.graph.erase_node(node)
+            elif not recorder.fallback:
+                recorder.has_left_out = True
+                recorder.graph.erase_node(node)
     graph_module = torch.fx.GraphModule(recorder.constants.module(), recorder.graph, type(module).__name__)
     for node in recorder.graph.nodes:
         node.meta["origin"] = node.name
@@ -141,6 +145,7 @@ def run_traced(
         recorder.decisions.assumed,
         splits=tuple(splits),
         asserted=recorder.decisions.asserted(),
+        has_left_out=recorder.has_left_out,
     )
     return graph_module
 

@@ -184,9 +184,9 @@ class _Splitter:
         return Input(node.name, value.dtype, tuple(low), best, tuple(high), others=tuple(others))
 
     def free_symbols(self, segment: Segment) -> list[sympy.Symbol]:
-        """The dynamic sizes that the calls of a segment compute with."""
+        """The dynamic sizes that the calls of a segment compute with: for an engine, those of what it takes, too."""
         found: dict[sympy.Symbol, None] = {}
-        todo: list[Node] = list(segment.nodes)
+        todo: list[Node] = [*segment.nodes, *([] if segment.is_torch else segment.inputs)]
         for node in todo:
             if isinstance(node.meta.get("val"), torch.fx.GraphModule):
                 todo += node.meta["val"].graph.nodes

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -61,22 +61,46 @@ class Schedule:
         steps = [Step(list(i), list(o), f) for i, o, f in zip(inputs, outputs, free, strict=True)]
         return cls(steps, list(results), slots, list(checks))
 
-    @functools.cached_property
-    def prepared(self) -> list[tuple[Sequence[int] | None, Sequence[Any], Sequence[int], Sequence[int]]]:
-        """For each step its inputs where all are slots, else `None`; its inputs; its outputs; what is let go of.
+    def together(self, groups: Sequence[range]) -> tuple[Schedule, list[tuple[list[int], Schedule]]]:
+        """The schedule with each of these groups of steps as one step, and what is in each group.
+
+        That is the slots that the group takes, and its own steps, of which the results are what others take.
+        """
+        inputs, outputs, inside, step = [], [], [], 0
+        for group in [*groups, range(len(self.steps), len(self.steps))]:
+            others = self.steps[step : group.start]
+            inputs += [step.inputs for step in others]
+            outputs += [step.outputs for step in others]
+            step = group.stop
+            if group:
+                own = [self.steps[i] for i in group]
+                made = {slot for one in own for slot in one.outputs}
+                taken = [one.inputs for i, one in enumerate(self.steps) if i not in group]
+                used = {slot for items in taken for item in items for slot in _slots_in(item)}
+                used.update(self.results, (slot for tree, _ in self.checks for slot in _slots_in(tree)))
+                given = [slot for one in own for item in one.inputs for slot in _slots_in(item) if slot not in made]
+                results = sorted(made & used)
+                inputs.append(list(dict.fromkeys(given)))
+                outputs.append(results)
+                steps = [one.inputs for one in own], [one.outputs for one in own]
+                inside.append((list(dict.fromkeys(given)), Schedule.of(*steps, results, self.slots)))
+        return Schedule.of(inputs, outputs, self.results, self.slots, self.checks), inside
+
+    def ready(self, runners: Sequence[Runner]) -> list[Ready]:
+        """The steps with what runs each, as `run_steps` takes them.
 
         Inputs of the module are not let go of, as they are the caller's.
         """
         given = min((slot for step in self.steps for slot in step.outputs), default=self.slots)
-        return [
-            (
-                step.inputs if all(isinstance(item, int) for item in step.inputs) else None,
-                step.inputs,
-                step.outputs,
-                [slot for slot in step.free if slot >= given],
-            )
-            for step in self.steps
-        ]
+        found: list[Ready] = []
+        for step, runner in zip(self.steps, runners, strict=True):
+            plain = all(isinstance(item, int) for item in step.inputs)
+            slot = step.inputs[0] if plain and len(step.inputs) == 1 else None
+            take = operator.itemgetter(*step.inputs) if plain and len(step.inputs) > 1 else None
+            out = step.outputs[0] if len(step.outputs) == 1 else None
+            free = [slot for slot in step.free if slot >= given]
+            found.append((runner, slot, take, step.inputs, out, step.outputs, free))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as JSON values."""
@@ -119,6 +143,10 @@ class Carriers:
     def __init__(self) -> None:
         self._buffers: dict[torch.device, torch.Tensor] = {}
 
+    def buffers(self) -> list[torch.Tensor]:
+        """The buffers as they are now."""
+        return list(self._buffers.values())
+
     def addresses(self) -> set[int]:
         """Where the buffers begin."""
         return set(map(address, self._buffers.values()))
@@ -131,50 +159,80 @@ class Carriers:
         return buffer[:size]
 
 
-def run(
-    schedule: Schedule,
-    tensors: Sequence[torch.Tensor],
-    runners: Sequence[Runner],
-    carriers: Carriers,
-    kept: Callable[[], set[int]],
-) -> list[torch.Tensor]:
-    """The outputs of a program; none of them shares memory with an input, a constant or another output.
+# What runs a step; its input, if it is the value of one slot; what takes them, if they are those of several; else the
+# inputs; the output, if it is one; the outputs; and what is let go of.
+Ready = tuple[
+    Runner, int | None, Callable[[Any], tuple[Any, ...]] | None, Sequence[Any], int | None, Sequence[int], Any
+]
 
-    `kept` gives the addresses of the storages that outlive the call.
+
+def run_steps(steps: Sequence[Ready], values: list[Any], carriers: Carriers, device: torch.device) -> None:
+    """Run the steps on the values in the slots, which are filled with what the steps return."""
+    shapes = None
+    for runner, slot, take, inputs, out, outs, free in steps:
+        if slot is not None:
+            results = runner(values[slot])
+        elif take is not None:
+            results = runner(*take(values))
+        else:
+            shapes = shapes or _Shapes(values)
+            results = runner(
+                *[values[i] if isinstance(i, int) else _made(i, values, shapes, carriers, device) for i in inputs]
+            )
+        if out is not None:
+            (values[out],) = results
+        else:
+            for place, value in zip(outs, results, strict=True):
+                values[place] = value
+        for place in free:
+            values[place] = None
+
+
+class Running:
+    """A schedule with what runs its steps, as a function of the module's tensors.
+
+    None of its results shares memory with an input, a constant or another result. `kept` gives the addresses of the
+    storages that outlive a call; `own` are the slots whose values have memory that nobody else knows of.
     """
-    values: list[Any] = [*tensors, *[None] * (schedule.slots - len(tensors))]
-    shapes = _Shapes(values)
-    device = next((t.device for t in tensors), torch.device("cpu"))
-    with torch.no_grad():
-        for (slots, inputs, outs, free), runner in zip(schedule.prepared, runners, strict=True):
-            if slots is not None:
-                results = runner(*[values[slot] for slot in slots])
-            else:
-                results = runner(
-                    *[
-                        values[item] if isinstance(item, int) else _made(item, values, shapes, carriers, device)
-                        for item in inputs
-                    ]
-                )
-            for slot, value in zip(outs, results, strict=True):
-                values[slot] = value
-            for slot in free:
-                values[slot] = None
-        for tree, text in schedule.checks:
-            if not evaluate_json(tree, shapes):
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        runners: Sequence[Runner],
+        carriers: Carriers,
+        kept: Callable[[], set[int]],
+        own: Collection[int] = (),
+    ) -> None:
+        self.steps, self.results, self.checks = schedule.ready(runners), schedule.results, schedule.checks
+        self.slots, self.carriers, self.kept, self.runners = schedule.slots, carriers, kept, runners
+        self.is_own = set(schedule.results) <= set(own) and len(set(schedule.results)) == len(schedule.results)
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results for these tensors."""
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(tensors)
+        values: list[Any] = [*tensors, *[None] * (self.slots - len(tensors))]
+        run_steps(self.steps, values, self.carriers, tensors[0].device if tensors else torch.device("cpu"))
+        for tree, text in self.checks:
+            if not evaluate_json(tree, _Shapes(values)):
                 raise InputError(f"The model needs {text}, which these inputs' values make false.")
-        taken = kept() | {address(t) for t in tensors}
+        results = [values[slot] for slot in self.results]
+        return results if self.is_own else self._separate(tensors, results)
+
+    def _separate(self, tensors: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results, copied where they share memory; a value that is returned twice stays one."""
+        taken = self.kept() | {address(t) for t in tensors}
         outputs: dict[int, torch.Tensor] = {}
-        for slot in schedule.results:
+        for slot, value in zip(self.results, results, strict=True):
             if slot not in outputs:
-                value = values[slot]
                 if address(value) in taken or value.is_conj() or value.is_neg():
                     value = value.resolve_conj().resolve_neg()
                     value = value.clone() if address(value) in taken else value
                 if where := address(value):
                     taken.add(where)
                 outputs[slot] = value
-    return [outputs[slot] for slot in schedule.results]
+        return [outputs[slot] for slot in self.results]
 
 
 def _made(item: Any, values: Sequence[Any], shapes: Any, carriers: Carriers, device: torch.device) -> torch.Tensor:

@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import dataclasses
+import functools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from torch2rt.backend.cuda import CapturePlace
 from torch2rt.engine.artifact import seal, unseal
-from torch2rt.engine.engine import to_bytes, to_tensor
+from torch2rt.engine.engine import stored, to_tensor
 from torch2rt.engine.report import Report
-from torch2rt.errors import EngineError, InputError, Torch2RTError
+from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
-from torch2rt.runtime.converted import Converted, Evaluated
+from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Schedule, address, run
+from torch2rt.runtime.partitioned.graphed import GraphedRun, in_groups
+from torch2rt.runtime.partitioned.growth import Growth
+from torch2rt.runtime.partitioned.parts import Part
+from torch2rt.runtime.partitioned.reference import PartitionedNetwork, PartitionedReference
+from torch2rt.runtime.partitioned.schedule import Carriers, Runner, Running, Schedule, address
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
-from torch2rt.runtime.reference_module import ReferenceModule
 
 FORMAT = 1
-KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager"))
-
-
-@dataclasses.dataclass
-class PartitionedNetwork:
-    """What the segments of a module were lowered to: a `Network` for each engine, the calls themselves for torch.
-
-    `eager` has the calls of networks whose sizes depend on values, and so may be such as are not served.
-    """
-
-    parts: Sequence[Network | TorchSegment]
-    schedule: Schedule
-    interface: Interface
-    assumptions: list[str] = dataclasses.field(default_factory=list)
-    eager: dict[int, TorchSegment] = dataclasses.field(default_factory=dict)
-
-    @property
-    def definitions(self) -> list[Any]:
-        return [part.definition for part in self.parts if isinstance(part, Network)]
-
-    @property
-    def nan(self) -> str:
-        return next((part.nan for part in self.parts if isinstance(part, Network)), "keep")
-
-    def reference(self) -> PartitionedReference:
-        """The program with its networks evaluated by torch."""
-        return PartitionedReference(self)
+REMEMBERED = 4096  # shapes of calls, which are forgotten when there are more
+KEYS = frozenset(("format", "interface", "schedule", "report", "torch", "eager", "is_bound"))
 
 
 class PartitionedModule(Converted):
@@ -60,7 +40,7 @@ class PartitionedModule(Converted):
     caller's CUDA stream, and nothing waits for the GPU but what torch itself waits for.
 
     Attributes: `segments` (a `TRTModule` or `TorchSegment` each), `schedule`, `interface`, `report` (with a line for
-    each segment), `cuda_graph` and `borrow_outputs` of all engines.
+    each segment), `cuda_graph` and `borrow_outputs` (see `TRTModule.forward`).
 
     >>> model_trt = torch2rt(model, [x], fallback=True)     # doctest: +SKIP
     >>> print(model_trt.report)                             # doctest: +SKIP
@@ -72,20 +52,26 @@ class PartitionedModule(Converted):
         schedule: Schedule | None = None,
         interface: Interface | None = None,
         report: Report | None = None,
-        network: PartitionedNetwork | None = None,
+        eager: Mapping[int, TorchSegment] | None = None,
+        make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None,
     ) -> None:
         super().__init__()
         self.segments = torch.nn.ModuleList(segments)
         self.eager = torch.nn.ModuleDict()  # torch's calls of engines that may meet sizes they do not serve
-        for index, segment in (network.eager if network is not None else {}).items():
+        for index, segment in (eager or {}).items():
             self.eager[str(index)] = segment
+        self.growth = Growth(took=self._took)
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
-        self._network = network
-        self._make_network: Callable[[PartitionedModule], PartitionedNetwork] | None = None  # of graphs in a file
+        self._network: PartitionedNetwork | None = None
+        self._make_network = make_network  # of the engines' networks, which are kept or can be made
         self._carriers = Carriers()
-        self._kept: set[int] | None = None
-        self._runners: list[Runner] | None = None  # made at the first call
+        self._graphs: bool | GraphCache = False
+        self._borrows = False
+        self._lock = threading.RLock()
+        self._running: Running | None = None  # made at the first call
+        self._known: set[Any] = set()  # shapes and dtypes of calls that are served
+        self._forget()
 
     def _interface(self) -> Interface:
         if self.interface is None:
@@ -103,49 +89,117 @@ class PartitionedModule(Converted):
         return [segment for segment in self.segments if isinstance(segment, TorchSegment)]
 
     @property
-    def cuda_graph(self) -> bool:
-        """Whether each engine's calls are replayed as CUDA graphs."""
-        return any(engine.cuda_graph for engine in self.engines)
+    def cuda_graph(self) -> bool | GraphCache:
+        """Whether calls whose shapes come back are replayed as CUDA graphs, each of as many segments as possible."""
+        return self._graphs
 
     @cuda_graph.setter
-    def cuda_graph(self, value: bool) -> None:
+    def cuda_graph(self, value: bool | GraphCache) -> None:
+        self._graphs, self._running = value, None
         for engine in self.engines:
             engine.cuda_graph = value
+
+    @property
+    def borrow_outputs(self) -> bool:
+        """Whether the outputs of a replay of all segments are the graph's own, overwritten by the next call."""
+        return self._borrows
+
+    @borrow_outputs.setter
+    def borrow_outputs(self, value: bool) -> None:
+        self._borrows = value
+        self._running = None
+
+    @property
+    def cuda_graph_refused(self) -> str | None:
+        """Why some segments run without CUDA graphs although `cuda_graph` is set; `None` if they do not."""
+        if not self.cuda_graph:
+            return None
+        reasons = {index: f"segment {index}: {why}" for index, why in sorted(self._refused.items())}
+        for index, segment in enumerate(self.segments):
+            if isinstance(segment, TRTModule) and (why := segment.cuda_graph_refused):
+                reasons[index] = f"segment {index}: {why}"
+        return "; ".join(reasons.values()) or None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the segments; raises `InputError` for tensors that do not fit."""
         if self.recomputed is not None and (result := self.recomputed(self, args, kwargs)) is not NotImplemented:
             return result
         interface = self._interface()
-        tensors = interface.tensors(args, kwargs)
-        shapes = [tuple(t.shape) for t in tensors]
-        interface.check(shapes, [t.dtype for t in tensors])
-        return interface.wrap(self.run(tensors), shapes)
+        is_plain = not kwargs and len(args) == interface.plain_inputs
+        tensors: Any = args if is_plain and all(map(torch.is_tensor, args)) else interface.tensors(args, kwargs)
+        shapes = [t.shape for t in tensors]
+        if (known := (*shapes, *[t.dtype for t in tensors])) not in self._known:
+            interface.check([tuple(shape) for shape in shapes], known[len(shapes) :])
+            if len(self._known) >= REMEMBERED:
+                self._known = set()
+            self._known.add(known)
+        outputs = (self._running or self._prepare())(tensors)
+        if interface.plain_result is torch.Tensor:
+            return outputs[0]
+        if interface.plain_result is tuple:
+            return tuple(outputs)
+        return interface.wrap(outputs, [tuple(shape) for shape in shapes])
 
-    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs for the input tensors, in the order of the interface."""
-        assert self.schedule is not None
-        if self._runners is None:
-            self._runners = [self._runner(i) for i in range(len(self.schedule.steps))]
-        return run(self.schedule, tensors, self._runners, self._carriers, self._constants)
+    def _prepare(self) -> Running:
+        """The schedule with what makes the calls of each of its steps, made at the first call."""
+        with self._lock:
+            assert self.schedule is not None
+            parts = [
+                Part(index, segment, self._eager(index), self.growth)  # type: ignore[arg-type]
+                for index, segment in enumerate(self.segments)
+            ]
+            cache = self._graphs if isinstance(self._graphs, GraphCache) else DEFAULT
+            able = [
+                bool(self._graphs) and i not in self._refused and part.may_be_captured() for i, part in enumerate(parts)
+            ]
+            groups = in_groups(able, self.schedule)
+            for index in [index for group in groups for index in group]:
+                if isinstance(engine := self.segments[index], TRTModule):
+                    engine.cuda_graph = False
+            schedule, inside = self.schedule.together(groups)
+            alone = [index for index in range(len(parts)) if not any(index in group for group in groups)]
+            runners: dict[int, Runner] = {index: parts[index].runner() for index in alone}
+            for group, (inputs, steps) in zip(groups, inside, strict=True):
+                own = [parts[index] for index in group]
+                borrow = self._borrows and set(steps.results) <= set(self.schedule.results)
+                refuse = functools.partial(self._refuse, group.start)
+                runners[group.start] = GraphedRun(
+                    steps,
+                    inputs,
+                    own,
+                    [part.runner() for part in own],
+                    self._carriers,
+                    self._places,
+                    cache,
+                    borrow,
+                    refuse,
+                )
+            fresh = [i for i in alone if parts[i].has_own_results()]
+            slots = [slot for i in fresh for slot in self.schedule.steps[i].outputs]
+            ordered = [runners[index] for index in sorted(runners)]
+            running = self._running = Running(schedule, ordered, self._carriers, self._constants, slots)
+            return running
 
-    def _runner(self, index: int) -> Runner:
-        segment, eager = self.segments[index], self._eager(index)
-        if isinstance(segment, TorchSegment):
-            return segment.forward
-        interface = segment._interface()
-        if eager is None and all(spec.opt for spec in interface.inputs):
-            return segment.forward
+    def _refuse(self, start: int, place: int, reason: str) -> None:
+        """Leave a segment out of CUDA graphs from the next call on."""
+        with self._lock:
+            self._refused[start + place], self._running = reason, None
+            self.cuda_graph = self._graphs  # engines that no run has any more have graphs of their own
 
-        def run_engine(*tensors: torch.Tensor) -> Any:
-            device = next((t.device for t in tensors if t.is_cuda), None)
-            if device is not None:  # a 0-d tensor that torch keeps on the CPU
-                tensors = tuple(t if t.is_cuda else t.to(device) for t in tensors)
-            if eager is not None and not serves(interface, tensors):
-                return eager(*tensors)
-            return segment(*tensors)
+    def _took(self, index: int, network: Network) -> None:
+        """A segment's engine was built again, of another network."""
+        if self._network is not None:
+            self._network.parts[index] = network
+        text = f"that segment {index} is right, which was built again for larger sizes after the module was verified"
+        if self.report.verified is not None and text not in self.report.assumptions:
+            self.report.assumptions.append(text)
 
-        return run_engine
+    def _forget(self) -> None:
+        """Prepare anew at the next call, as segments are others or elsewhere."""
+        self._kept: set[int] | None = None
+        self._running, self._known = None, set()
+        self._refused: dict[int, str] = {}  # why segments cannot be captured
+        self._places: dict[int, CapturePlace] = {}  # by stream
 
     def _eager(self, index: int) -> Any:
         return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
@@ -161,7 +215,7 @@ class PartitionedModule(Converted):
         return self._kept | self._carriers.addresses()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._kept, self._runners = None, None
+        self._forget()
         return super()._apply(fn, recurse)
 
     def load(self, device: torch.device) -> PartitionedModule:
@@ -185,23 +239,23 @@ class PartitionedModule(Converted):
     @property
     def network(self) -> PartitionedNetwork | None:
         """What the segments were lowered to, if it was kept."""
+        if self._network is None and self._make_network is not None:
+            self._network = self._make_network(self)
         return self._network
 
     def drop_network(self) -> None:
         """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
-        self._network, self._make_network = None, None
+        self._network, self._make_network, self.growth.make = None, None, None
         for engine in self.engines:
             engine.drop_network()
 
     def reference(self) -> PartitionedReference:
         """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
-        if self._network is None and self._make_network is not None:
-            self._network = self._make_network(self)
-        if self._network is None:
+        if (network := self.network) is None:
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
             )
-        reference = self._network.reference()
+        reference = network.reference()
         reference.recomputed = self.recomputed
         return reference
 
@@ -217,6 +271,7 @@ class PartitionedModule(Converted):
             "report": self.report.to_json(),
             "torch": [isinstance(segment, TorchSegment) for segment in self.segments],
             "eager": list(self.eager),
+            "is_bound": self.growth.is_bound,
         }
         destination[prefix + "header"] = to_tensor(seal(header))
 
@@ -231,22 +286,23 @@ class PartitionedModule(Converted):
         error_msgs: list[str],
     ) -> None:
         """Make the segments that the state dict speaks of; torch then loads each of them."""
-        if (key := prefix + "header") not in state_dict:
-            missing_keys.append(key)
+        kept = stored(state_dict, prefix, ("header",), missing_keys, unexpected_keys, ("segments", "eager"))
+        if kept is None:
             return
         try:
-            text = to_bytes(state_dict[key], key)
-            if (version := json.loads(text)["format"]) != FORMAT:
+            if (version := json.loads(kept[0])["format"]) != FORMAT:
                 raise EngineError(f"The module was saved in format {version}, this torch2rt reads {FORMAT}.")
-            header = unseal(text, KEYS)
-            self.interface = Interface.from_json(header["interface"])
-            self.schedule = Schedule.from_json(header["schedule"])
-            self.report = Report.from_json(header["report"])
+            header = unseal(kept[0], KEYS)
+            interface, schedule = Interface.from_json(header["interface"]), Schedule.from_json(header["schedule"])
+            report = Report.from_json(header["report"])
         except (ValueError, KeyError, TypeError) as error:
             raise EngineError(f"The module's header is damaged ({type(error).__name__}: {error}).") from error
+        self.interface, self.schedule, self.report = interface, schedule, report
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
-        self._network, self._make_network, self._kept, self._runners = None, None, None, None
+        self._network, self._make_network = None, None
+        self.growth = Growth(bool(header.get("is_bound")), took=self._took)
+        self._forget()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle the state dict, which is data."""
@@ -257,12 +313,14 @@ class PartitionedModule(Converted):
         copied = PartitionedModule((), self.schedule, self.interface, copy.deepcopy(self.report, memo))
         copied.segments = copy.deepcopy(self.segments, memo)
         copied.eager = copy.deepcopy(self.eager, memo)
-        copied.recomputed = self.recomputed
+        copied.recomputed, copied.growth = self.recomputed, Growth(self.growth.is_bound, took=copied._took)
+        copied.cuda_graph, copied.borrow_outputs = self.cuda_graph, self.borrow_outputs
         memo[id(self)] = copied
         return copied
 
     def extra_repr(self) -> str:
-        return "\n".join(self.report.segments)
+        refused = self.cuda_graph_refused
+        return "\n".join([*self.report.segments, *([f"without CUDA graphs: {refused}"] if refused else [])])
 
 
 def _loaded(state: dict[str, Any]) -> PartitionedModule:
@@ -271,48 +329,11 @@ def _loaded(state: dict[str, Any]) -> PartitionedModule:
     return module
 
 
-class PartitionedReference(Evaluated):
-    """A partitioned module without engines: networks are evaluated with torch."""
-
-    def __init__(self, network: PartitionedNetwork) -> None:
-        super().__init__()
-        self.whole = network
-        self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
-        self.eager = {index: segment.copy() for index, segment in network.eager.items()}
-        self.runners: list[Runner] = [
-            mine or _evaluated(part, self.eager.get(index))  # type: ignore[arg-type]
-            for index, (mine, part) in enumerate(zip(self.parts, network.parts, strict=True))
-        ]
-        self._carriers = Carriers()
-
-    @property
-    def interface(self) -> Interface:
-        """Names, dtypes and ranges of inputs and outputs."""
-        return self.whole.interface
-
-    def _interface(self) -> Interface:
-        return self.whole.interface
-
-    def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The outputs for the input tensors, each in the order of the interface."""
-        self.interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
-        kept = {address(t) for part in self.parts if part is not None for t in part.constants()} - {0}
-        return run(self.whole.schedule, tensors, self.runners, self._carriers, lambda: kept)
-
-
-def _evaluated(network: Network, eager: TorchSegment | None) -> Runner:
-    reference = ReferenceModule(network)
-
-    def evaluate(*tensors: torch.Tensor) -> Any:
-        is_served = eager is None or serves(reference.interface, tensors)
-        return reference.outputs(tensors) if is_served else eager(*tensors)  # type: ignore[misc]
-
-    return evaluate
-
-
-def serves(interface: Interface, tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether an engine takes tensors of these shapes."""
-    with contextlib.suppress(InputError):
-        interface.check([tuple(t.shape) for t in tensors], [t.dtype for t in tensors])
-        return True
-    return False
+def network_of(module: PartitionedModule) -> PartitionedNetwork:
+    """What the segments are lowered to, made of the networks of the engines, which are kept or can be made."""
+    assert module.schedule is not None
+    parts: list[Any] = [s.networks()[0] if isinstance(s, TRTModule) else s for s in module.segments]
+    eager: dict[int, Any] = {int(place): segment for place, segment in module.eager.items()}
+    return PartitionedNetwork(
+        parts, module.schedule, module._interface(), module.report.assumptions, eager, module.growth
+    )

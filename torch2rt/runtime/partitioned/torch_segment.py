@@ -29,6 +29,7 @@ class TorchSegment(Converted):
       buffers of the segment that share the memory of the module's own ones.
     - `device`: where its calls are made. `draws`: whether it draws random numbers.
     - `compiles`: whether torch's compiler makes kernels of the calls, at the first one.
+    - `waits`: whether it is known to wait for the GPU, as for sizes that depend on values.
 
     `load_state_dict` fills `TorchSegment()`. What is saved is an exported program: data, and no code.
     """
@@ -39,9 +40,10 @@ class TorchSegment(Converted):
         device: torch.device | None = None,
         draws: bool = False,
         compiles: bool = False,
+        waits: bool = False,
     ) -> None:
         super().__init__()
-        self.device, self.draws, self.compiles = device or torch.device("cpu"), draws, compiles
+        self.device, self.draws, self.compiles, self.waits = device or torch.device("cpu"), draws, compiles, waits
         self._compiled: list[Any] = []
         self.interface: Interface | None = None
         self.program: torch.export.ExportedProgram | None = None  # where the calls were loaded
@@ -94,13 +96,13 @@ class TorchSegment(Converted):
 
     def copy(self) -> TorchSegment:
         """A segment of its own with the same tensors, which can be on another device."""
-        copied = TorchSegment(None, self.device, self.draws, self.compiles)
+        copied = TorchSegment(None, self.device, self.draws, self.compiles, self.waits)
         copied.interface, copied.program = self.interface, self.program
         copied._graph = [_prepared(self.graph) if self.program is None else self.program.module()]
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TorchSegment:
-        memo[id(self)] = copied = TorchSegment(None, self.device, self.draws, self.compiles)
+        memo[id(self)] = copied = TorchSegment(None, self.device, self.draws, self.compiles, self.waits)
         copied.interface = self.interface
         copied.program, copied._graph = copy.deepcopy((self.program, self._graph), memo)
         return copied
@@ -124,7 +126,7 @@ class TorchSegment(Converted):
         program = exported.dump(function, interface, self.device)
         device, draws = str(self.device), self.draws
         header = {"interface": interface.to_json(), "device": device, "draws": draws, "digest": digest(program)}
-        header["compiles"] = self.compiles
+        header["compiles"], header["waits"] = self.compiles, self.waits
         destination[prefix + "program"] = to_tensor(program)
         destination[prefix + "header"] = to_tensor(seal(header))
 
@@ -141,10 +143,11 @@ class TorchSegment(Converted):
         if (kept := stored(state_dict, prefix, ("program", "header"), missing_keys, unexpected_keys)) is not None:
             data, text = kept
             try:
-                header = unseal(text, ("interface", "device", "draws", "digest", "compiles"))
+                header = unseal(text, ("interface", "device", "draws", "digest", "compiles", "waits"))
                 self.interface, self.draws = Interface.from_json(header["interface"]), bool(header["draws"])
                 self.device = torch.device(header["device"])
                 self.compiles, self._compiled = bool(header.get("compiles")), []
+                self.waits = bool(header.get("waits"))
             except Exception as error:
                 raise EngineError(f"A torch segment's header is damaged ({type(error).__name__}: {error}).") from error
             if header.get("digest", digest(data)) != digest(data):

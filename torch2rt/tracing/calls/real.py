@@ -33,6 +33,7 @@ def run_for_real(recorder: Recorder, func: Target, args: Any, kwargs: Any, name:
             return out  # whoever asked will record it
         put_back(before, (args, kwargs))
         random = recorder.draws_numbers(qualified_name(name), name)
+        recorder.has_left_out = True
     if random and not isinstance(out, torch.Tensor) and any(isinstance(x, NUMBERS) for x in tree_leaves(out)):
         raise TraceError(random)
     if random:

@@ -1,0 +1,60 @@
+"""Engines of segments for larger sizes than they were first built for, where sizes depend on values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+
+from torch2rt.engine.engine import Engine
+from torch2rt.errors import InputError
+from torch2rt.graph import graph_meta
+from torch2rt.interface import Interface, Shape
+from torch2rt.lowering import lower
+from torch2rt.network import Network
+from torch2rt.passes.copies import without_gpu_memory
+from torch2rt.passes.order import Pass, run
+from torch2rt.passes.partitioning.partition import Segment
+from torch2rt.passes.partitioning.split import split
+
+
+@dataclasses.dataclass(frozen=True)
+class Larger:
+    """Makes the engine of a segment of a graph for twice the sizes, or as many times twice as shapes need.
+
+    - `first`: the sizes that all were built for; `most`: the largest that the user allows, `None` for any.
+    """
+
+    graph: torch.fx.GraphModule
+    segments: Sequence[Segment]
+    passes: Sequence[Pass]
+    nan: str
+    first: int
+    most: int | None
+    build: Callable[[Network], Engine]
+
+    def __call__(self, index: int, shapes: Sequence[Shape]) -> tuple[Engine, Network]:
+        """The engine and its network; raises `InputError` for shapes beyond what the user allows."""
+        bound = self.first
+        while True:
+            bound = 2 * bound if self.most is None else min(2 * bound, self.most)
+            piece = split(self.graph, self.segments, bound).pieces[index]
+            interface = graph_meta(piece.graph).interface
+            if not (beyond := _beyond(interface, shapes)):
+                break
+            if bound == self.most:
+                raise InputError(f"{beyond}, and max_sizes=({self.first}, {self.most}) allows no more.")
+        ready = run(piece.graph, self.passes)
+        network = lower(ready, nan=self.nan, passes=[])
+        network.keep_graphs(*without_gpu_memory(piece.graph, ready))
+        return self.build(network), network
+
+
+def _beyond(interface: Interface, shapes: Sequence[Shape]) -> str:
+    """The first size that is too large, in words."""
+    for spec, shape in zip(interface.inputs, shapes, strict=True):
+        for axis, (size, most) in enumerate(zip(shape, spec.max, strict=True)):
+            if size > most:
+                return f"Input '{spec.name}' has size {size} in dimension {axis}, which depends on values"
+    return ""

@@ -1,0 +1,99 @@
+"""What becomes of an engine that meets a size which depends on values and is larger than it was built for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from torch2rt.engine.engine import Engine
+from torch2rt.errors import BuildError, ConversionError, InputError
+from torch2rt.interface import Interface, Shape
+from torch2rt.network import Network
+from torch2rt.runtime.module import TRTModule
+
+LOGGER = logging.getLogger("torch2rt")
+Make = Callable[[int, Sequence[Shape]], tuple[Engine, Network]]
+
+
+class Growth:
+    """Builds engines again for larger sizes, each time once for all threads.
+
+    - `is_bound`: larger sizes are an error instead, as the user has said how large they become.
+    - `make`: an engine, and its network, of a segment for these shapes and smaller ones; raises `InputError` for shapes
+      beyond the user's bound. `None`: torch makes the calls with larger sizes.
+    - `took`: is told of a segment with another network.
+    """
+
+    def __init__(
+        self,
+        is_bound: bool = False,
+        make: Make | None = None,
+        took: Callable[[int, Network], None] = lambda index, network: None,
+    ) -> None:
+        self.is_bound, self.make, self.took = is_bound, make, took
+        self.lock = threading.Lock()
+        self.noted: set[int] = set()  # segments of which it was said that torch makes their calls
+
+    def check(self, index: int, interface: Interface, shapes: Sequence[Shape]) -> bool:
+        """Whether sizes of a segment's inputs are too large for it; raises `InputError` if that is an error."""
+        for spec, shape in zip(interface.inputs, shapes, strict=True):
+            for axis, (size, most) in enumerate(zip(shape, spec.max, strict=True)):
+                if size <= most:
+                    continue
+                if self.is_bound:
+                    raise InputError(
+                        f"Input '{spec.name}' of segment {index} has size {size} in dimension {axis}, which depends on "
+                        f"values, and max_sizes allows {most}. Convert with a larger one, or with max_sizes=(first, "
+                        "most) for engines that are built again where sizes are larger than the first."
+                    )
+                return True
+        return False
+
+    def grow(self, index: int, segment: TRTModule, tensors: Sequence[torch.Tensor]) -> bool:
+        """Build a segment's engine again, if sizes are too large for it; `False` where torch makes this call.
+
+        So it does in other threads meanwhile.
+        """
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        if not self.check(index, segment._interface(), shapes):
+            return False
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            interface = segment._interface()
+            if not self.check(index, interface, shapes):
+                return True  # another thread has done so
+            if self.make is None:
+                self._note(index, "the conversion's network is not kept (keep_network)")
+                return False
+            before = _ranges(interface)
+            try:
+                engine, network = self.make(index, shapes)
+            except (BuildError, ConversionError) as error:
+                self.make = None
+                self._note(index, str(error))
+                return False
+            segment.take(engine, network)
+            self.took(index, network)
+            LOGGER.warning(
+                "Segment %d was built again, as a size that depends on values is larger than before: %s, now %s. "
+                "max_sizes= says how large such sizes become.",
+                index,
+                before,
+                _ranges(engine.interface),
+            )
+            return True
+        finally:
+            self.lock.release()
+
+    def _note(self, index: int, why: str) -> None:
+        if index not in self.noted:
+            self.noted.add(index)
+            LOGGER.warning("Torch makes the calls of segment %d for sizes beyond its engine's: %s", index, why)
+
+
+def _ranges(interface: Interface) -> str:
+    return ", ".join(f"{spec.name}: {spec.describe()}" for spec in interface.inputs)
