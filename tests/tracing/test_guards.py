@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from harness import compare
+from harness import Call, compare
 from test_tracing import module
 
 from torch2rt import InputError, TraceError, TRTModule, lower, torch2rt, trace
@@ -435,3 +435,12 @@ def test_an_interface_does_not_change():
         interface.outputs = ["y"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         interface.inputs[0].min = (1, 3)
+
+
+def test_the_smaller_of_two_sizes_within_torch_is_a_size():
+    """Before 2.12, torch's own functions for shapes take Python's `min`, which would ask which one is smaller."""
+    module = Call(lambda x: torch.linalg.svdvals(x.T[:3]))
+    graph = trace(module, [torch.randn(7, 6)], min_shapes=[(1, 6)], max_shapes=[(9, 6)], fallback=True)
+    (output,) = graph.graph.find_nodes(op="output")
+    (size,) = output.args[0][0].meta["val"].shape
+    assert str(size).startswith("Min(3, ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import builtins
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,10 +24,15 @@ def _is_module_code() -> bool:
     return bool(_get_current_function_mode_stack())
 
 
+def _is_meta_code() -> bool:
+    """Whether the function that says which shapes a call of torch's gives has asked, as that of an SVD before 2.12."""
+    return sys._getframe(3).f_globals.get("__name__") == "torch._meta_registrations"
+
+
 def _extremum(of_sizes: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
     def stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
         def extremum(*values: Any, **options: Any) -> Any:
-            if not _is_module_code() or options or not values:
+            if options or not values or not (_is_module_code() or _is_meta_code()):
                 return original(*values, **options)
             if len(values) == 1:
                 if not isinstance(values[0], (tuple, list)):
