@@ -504,3 +504,22 @@ def test_a_bert_with_a_wrong_gelu():
     with wrong(F.gelu, times(1.001), 1), pytest.raises(AccuracyError) as info:
         torch2rt(model, [ids], max_batch_size=4)
     assert info.value.module.startswith("encoder.layer.1.intermediate")
+
+
+FUSED = {
+    "alone": (lambda m, x: torch.tanh(x), False),
+    "behind a sum": (lambda m, x: torch.tanh(x + 0.5), False),
+    "behind a product": (lambda m, x: torch.tanh(m(x)), True),
+    "behind more": (lambda m, x: torch.sigmoid((m(x) * 0.5 - x).view(-1, 2, 3)), True),
+    "of another tensor": (lambda m, x: (m(x) > 0) * torch.tanh(x), False),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_functions_that_are_part_of_a_products_kernel_are_approximations(name):
+    call, is_fused = FUSED[name]
+    x = torch.randn(40, 6)
+    graph = trace(With(torch.nn.Linear(6, 6), call), [x])
+    plain, disturbed = (Disturbed(graph, roundings, on_gpu=True)([x])[0] for roundings in (0.0, 1.0))
+    error = float(((disturbed - plain) / plain).abs().median())
+    assert (error > 2.0**-18) == is_fused
