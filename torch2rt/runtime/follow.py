@@ -64,7 +64,7 @@ def _watched(tensors: list[torch.Tensor]) -> Callable[[], bool]:
 
 
 def _is_refused(node: Any, result: Any = None) -> bool:
-    """Whether autograd does not give out what a node has saved, which is twice as fast while the node's result lives."""
+    """Whether autograd refuses to give out what a node has saved; it is twice as fast while the node's result lives."""
     try:
         node.saved_tensors  # noqa: B018
     except RuntimeError:
