@@ -189,6 +189,39 @@ def test_int8_scales_of_weights_are_made_again():
     assert torch.equal(model_trt.reference()(X), again.reference()(X))
 
 
+def test_ranges_of_values_are_found_again_when_asked():
+    """Weights 40 times as large saturate the ranges of before; the report says so until they are found again."""
+    torch.manual_seed(2)
+    module, data = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 2)).eval(), [[X], [X * 2]]
+    model_trt = converted(module, precision="int8", calibration=iter(data))
+    with torch.no_grad():
+        module[0].weight *= 40
+        expected = module(X)
+    error = lambda: ((model_trt.reference()(X) - expected).abs().max() / expected.abs().max()).item()  # noqa: E731
+    module.train()  # the engine stays in the mode that it was converted in
+    assert model_trt.refit() == ["0.weight"]
+    assert error() > 0.5 and str(model_trt.report).count("have the ranges of before the refit") == 1
+    assert model_trt.refit(calibration=data) == []
+    assert error() < 0.05 and "ranges of before" not in str(model_trt.report)
+    before = model_trt.engine_bytes
+    state = {"0.weight": module[0].weight.detach() / 40}
+    assert model_trt.refit(state, calibration=[X]) == ["0.weight"]
+    assert model_trt.engine_bytes != before
+    module.eval()
+    with torch.no_grad():
+        module[0].weight /= 40
+        expected = module(X)
+    assert error() < 0.05 and model_trt.changed() == []
+    with pytest.raises(InputError, match=r"calibration"):
+        model_trt.refit(calibration=[])
+
+
+def test_ranges_are_found_for_quantised_values_only():
+    model_trt = converted(Net())
+    with pytest.raises(InputError, match=r"refit\(calibration=...\) is for modules whose values are quantised"):
+        model_trt.refit(calibration=[[X]])
+
+
 @pytest.mark.parametrize("precision", ["int8_weights", "int4_weights"])
 def test_weights_in_few_bits_are_made_again(precision):
     module, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.ones(2, 32)
@@ -219,7 +252,10 @@ def test_a_value_that_python_has_read():
     with pytest.raises(RefitError, match=r"power: Python has read its value .*it was 2\.0, and is ") as raised:
         model_trt.refit()
     assert raised.value.names == ["power"] and torch.equal(model_trt.reference()(X), before)
+    module.train()  # the engine stays in the mode that it was converted in
     assert sorted(model_trt.refit(strict=False)) == ["power", "second.bias"]
+    assert module.training and module.norm.training
+    module.eval()
     assert error(model_trt, module) < 1e-6
 
 

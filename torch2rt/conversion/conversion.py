@@ -146,7 +146,7 @@ class Conversion:
             same = dataclasses.replace(self, module=torch.nn.Module())  # the module may go before its engine
             again = functools.partial(same._networks, max_variants, merge)
             build_again = functools.partial(same._built_again, model_trt.plan)
-            model_trt.make_live(Live(self.module, networks, again, build_again))
+            model_trt.make_live(Live(self.module, networks, again, build_again, self.precise.calibrates))
         return model_trt
 
     def _traced(self, max_variants: int, merge: str) -> Traced:
@@ -180,9 +180,14 @@ class Conversion:
             )
         return tape
 
-    def _networks(self, max_variants: int, merge: str, module: torch.nn.Module) -> list[Network]:
-        """The networks of another module of the same kind, or of this one as it is now."""
+    def _networks(
+        self, max_variants: int, merge: str, module: torch.nn.Module, calibration: Any = None
+    ) -> list[Network]:
+        """The networks of another module of the same kind, or of this one as it is now, with other calibration data."""
         again = dataclasses.replace(self, module=module, progress=False, on_stage=lambda name, result, seconds: None)
+        if calibration is not None:
+            precise = dataclasses.replace(self.precise, calibration=calibration, calibration_cache=None)
+            again = dataclasses.replace(again, precise=precise)
         traced = again._traced(max_variants, merge)
         return [again._network(traced, variant, *again._ready(traced, variant)) for variant in traced.variants]
 

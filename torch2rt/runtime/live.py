@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ class Live:
     """The networks of a converted module, which can be given the weights of other parameters.
 
     - `module`: what they were made of; it is not kept alive. `networks`: with `recipes`.
-    - `lower`: makes the networks of a module again. `build`: makes the engine of the networks as they are.
+    - `lower`: makes the networks of a module again, with other calibration data if they are given.
+    - `build`: makes the engine of the networks as they are.
+    - `calibrates`: whether values are quantised by ranges that calibration has found.
     - `reads`: shared by whoever evaluates the networks, and held alone while their weights change.
 
     A refit replays the recipes of what has changed. Where that is not enough, because Python has read a value that is
@@ -43,14 +46,16 @@ class Live:
         self,
         module: torch.nn.Module,
         networks: Sequence[Network],
-        lower: Callable[[torch.nn.Module], list[Network]],
+        lower: Callable[[torch.nn.Module, Any], list[Network]],
         build: Callable[[list[Network]], Engine],
+        calibrates: bool = False,
     ) -> None:
         self._module = weakref.ref(module)
         self.networks, self._lower, self._build = list(networks), lower, build
+        self.calibrates = calibrates
         self.lock, self.reads = threading.RLock(), SharedLock()
         self._pending: Weights = []  # that engines have, and the networks' own copies do not have yet
-        self._settings = settings(module)
+        self._settings, self._modes = settings(module), _modes_of(module)
         values = _tensors_of(module)
         self._contents = contents({name: values[name] for name in self.names})
         self._outside = self._contents_outside()
@@ -137,16 +142,25 @@ class Live:
 
     # New weights -----------------------------------------------------------------------------------------------------
 
-    def refit(self, source: Any, strict: bool, take: Take) -> list[str]:
+    def refit(self, source: Any, strict: bool, take: Take, calibration: Any = None) -> list[str]:
         """Give the networks the weights of a source's values; returns the names of the tensors that have changed.
 
         `take` gives new weights to the engines that are loaded, and says whether they have them; with `None`, the
-        networks are others, so that no engine can. `strict` raises `RefitError` instead.
+        networks are others, so that no engine can. `strict` raises `RefitError` instead. With `calibration`, ranges of
+        values are found again on these data.
         """
+        if calibration is not None and not self.calibrates:
+            raise InputError(
+                "refit(calibration=...) is for modules whose values are quantised, as precision='int8' and 'fp8' do."
+            )
         with self.lock:
             values = self._values(source)
             now = self._contents_of(values)
             changed, other = self._changed(now), self._others(source, values)
+            if calibration is not None:
+                error = Unreplayable(changed, "ranges are found again")
+                self._lower_again(self._as_module(source, values, error), None, strict, take, calibration)
+                return changed
             if not changed and not other:
                 return []
             try:
@@ -155,11 +169,7 @@ class Live:
                 self._complete(values, changed)
                 made = [recipes.replay(values, changed) for recipes in self._recipes]
             except Unreplayable as error:
-                module = self._as_module(source, values, error)
-                self._lower_again(module, error, strict, take)
-                self._settings = settings(module)
-                self._contents = self._contents_of(_tensors_of(module))
-                self._outside = self._contents_outside()
+                self._lower_again(self._as_module(source, values, error), error, strict, take)
             else:
                 self._set(made, take)
                 self._contents.update(now)
@@ -194,9 +204,15 @@ class Live:
                 own[name].copy_(value)
         return module
 
-    def _lower_again(self, module: torch.nn.Module, error: Unreplayable, strict: bool, take: Take) -> None:
-        """Make the networks again; those that differ in more than weights take the place of the old ones."""
-        networks, values = self._lower(module), _tensors_of(module)
+    def _lower_again(
+        self, module: torch.nn.Module, error: Unreplayable | None, strict: bool, take: Take, calibration: Any = None
+    ) -> None:
+        """Take a module's values by making the networks again.
+
+        Those that differ in more than weights take the place of the old ones, unless it is to be `strict`.
+        """
+        with _in_modes(module, self._modes):
+            networks, values = self._lower(module, calibration), _tensors_of(module)
         for network in networks:
             if network.recipes is not None:
                 network.recipes.check(values)
@@ -209,16 +225,26 @@ class Live:
             self._flush()
             for old, new in zip(self.networks, networks, strict=True):
                 _adopt(old, new)
-            return
-        if strict:
+        else:
+            self._replace(networks, error, strict, take)
+        self._settings = settings(module)
+        self._contents = self._contents_of(values)
+        self._outside = self._contents_outside()
+
+    def _replace(self, networks: list[Network], error: Unreplayable | None, strict: bool, take: Take) -> None:
+        """Have other networks in the place of these."""
+        names = [] if error is None else error.names
+        if error is not None and strict:
             raise RefitError(
                 f"The engine cannot be refitted: {error}. Convert the module again, or refit with strict=False, which "
                 "builds an engine again.",
-                error.names,
+                names,
             )
         if len(networks) != len(self.networks):
-            raise RefitError(f"The module takes other paths now, convert it again: {error}.", error.names)
-        LOGGER.warning("torch2rt builds an engine again, as it cannot be refitted: %s", error)
+            why = error or "ranges were found again"
+            raise RefitError(f"The module takes other paths now, convert it again: {why}.", names)
+        if error is not None:
+            LOGGER.warning("torch2rt builds an engine again, as it cannot be refitted: %s", error)
         with self.reads.exclusive():
             self.networks, self._pending = networks, []
         take(None)
@@ -252,6 +278,25 @@ class Live:
         """An engine of the networks as they are, which is built now."""
         with self.lock:
             return self._build(self.up_to_date())
+
+
+def _modes_of(module: torch.nn.Module) -> dict[str, bool]:
+    """Which of a module's modules train, by path."""
+    plain = getattr(module, "_orig_mod", module)
+    return {path: each.training for path, each in plain.named_modules(remove_duplicate=False)}
+
+
+@contextlib.contextmanager
+def _in_modes(module: torch.nn.Module, modes: Mapping[str, bool]) -> Iterator[None]:
+    """A context in which a module's modules train that are among these, and no others."""
+    plain, now = getattr(module, "_orig_mod", module), _modes_of(module)
+    try:
+        for path, each in plain.named_modules(remove_duplicate=False):
+            each.training = modes.get(path, each.training)
+        yield
+    finally:
+        for path, each in plain.named_modules(remove_duplicate=False):
+            each.training = now.get(path, each.training)
 
 
 def _tensors_of(module: torch.nn.Module) -> Tensors:

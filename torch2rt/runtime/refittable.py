@@ -20,6 +20,7 @@ from torch2rt.runtime.live import Live, Weights
 from torch2rt.runtime.refit import refit_engine
 from torch2rt.runtime.variants import VariantPools, load
 
+RANGES = "that quantised values have the ranges of before the refit, which refit(calibration=...) finds again"
 UNVERIFIED = "that it is right with the weights that it was refitted with since it was verified"
 
 
@@ -127,7 +128,7 @@ class Refittable(Converted):
 
         self._follow = Follow(live.module(), live.tensors, live.attributes, update)
 
-    def refit(self, source: Any = None, *, strict: bool = True) -> list[str]:
+    def refit(self, source: Any = None, *, strict: bool = True, calibration: Any = None) -> list[str]:
         """Take the values that a module's parameters and buffers have now; returns the names of those that changed.
 
         - `source`: a module like the one that was converted with `refittable=True`, or a state dict of such a module;
@@ -136,6 +137,10 @@ class Refittable(Converted):
           their shapes or dtypes are others, the module's Python has looked at a value that is another one now, or a
           plain attribute of the module has changed and with it what the module computes. The engine then stays as it
           is. Otherwise it is built again.
+        - `calibration`: for int8 and fp8, batches of inputs, as `torch2rt()` takes them. The scales of weights are
+          always made again; the ranges of the values between layers (and what `smooth_quant` and `bias_correction` have
+          made of them) are those that were found with the weights of before, unless they are found again on these
+          batches. As they are no weights, an engine is then built.
 
         Only weights that were made of what has changed are made again, on the device where the values are. Calls that
         were enqueued before use the old weights, those that begin later the new ones. Where TensorRT cannot change the
@@ -154,7 +159,10 @@ class Refittable(Converted):
         ['bias']
         """
         with self._lock:  # before the lock within: an engine that is built again is loaded under both
-            return self._of_module().refit(source, strict, self._take)
+            changed = self._of_module().refit(source, strict, self._take, calibration)
+            if calibration is not None:
+                self._engine().report.assumptions[:] = [x for x in self._engine().report.assumptions if x != RANGES]
+            return changed
 
     def changed(self, source: Any = None) -> list[str]:
         """The names of the parameters and buffers whose values are others than the engine's, by comparing them all.
@@ -168,17 +176,18 @@ class Refittable(Converted):
             raise InputError("This module cannot be refitted: convert with refittable=True and keep_network=True.")
         return self._live
 
-    def _note_refit(self) -> None:
+    def _note_refit(self, has_ranges_of_before: bool) -> None:
         report = self._engine().report
-        if report.verified is not None and UNVERIFIED not in report.assumptions:
-            report.assumptions.append(UNVERIFIED)
+        notes = [UNVERIFIED] if report.verified is not None else []
+        notes += [RANGES] if has_ranges_of_before else []
+        report.assumptions += [note for note in notes if note not in report.assumptions]
 
     def _take(self, made: Weights | None) -> bool:
         """Give all engines that are loaded new weights; those that cannot have them are built again when needed."""
         live = self._of_module()
         with self._lock:
             self._kept = live.networks
-            self._note_refit()
+            self._note_refit(made is not None and live.calibrates)
             pools = list(self._pools.values())
             is_done = made is not None and bool(pools) and "refittable" in self._engine().made_by
             weights = [_by_name(network, new) for network, new in zip(live.networks, made or [])]
