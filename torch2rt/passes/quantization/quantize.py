@@ -140,7 +140,7 @@ class _Quantizer:
         if largest is None:
             return "the range of its input is not known"
         if not largest or not math.isfinite(largest) or largest / self.format.largest < torch.finfo(torch.float32).tiny:
-            return f"its input is never beyond {largest:g} in the calibration data"
+            return f"the range of its input is {largest:g} on the calibration data"
         return None
 
     def quantize(self, product: Quantizable) -> None:
