@@ -141,3 +141,20 @@ def test_drawn_partitions_equal_eager(calls, returned, marks, least):
             value.fill_(7)
         torch.manual_seed(size)
         torch.testing.assert_close(reference(*inputs), expected, rtol=2e-5, atol=2e-5)
+
+
+class Named(nn.Module):
+    """Inputs whose names torch's code would mix up, or needs itself."""
+
+    def forward(self, X, x, slice, torch, getitem):
+        return X * 2 - x[:, 1:3].exp() + (slice[0] / torch[1])[:2] * getitem
+
+
+def test_names_of_inputs_are_kept_apart():
+    inputs = [torch.rand(3, 4)[:, :2], torch.rand(3, 4), torch.rand(2, 3), torch.rand(2, 3), torch.rand(3, 2)]
+    graph = trace(Named(), inputs)
+    assert [spec.name for spec in graph_meta(graph).interface.inputs] == ["X", "x", "slice", "torch", "getitem"]
+    torch.testing.assert_close(graph(*inputs)[0], Named()(*inputs))
+    calls = list(filter(is_call, graph.graph.nodes))
+    for marked in ({}, {calls[i]: "" for i in range(0, len(calls), 2)}, {calls[-1]: "", calls[1]: ""}):
+        torch.testing.assert_close(reference_of(graph, marked)[0](*inputs), Named()(*inputs))

@@ -18,7 +18,7 @@ from torch.fx.node import Node
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import UnsupportedError
-from torch2rt.graph import Assumed, GraphMeta, graph_meta, is_size
+from torch2rt.graph import Assumed, GraphMeta, add_input, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
 from torch2rt.passes.partitioning.effects import draws
@@ -211,14 +211,14 @@ class _Copy:
         self.inputs: list[Node] = []
 
     def placeholder(self, node: Node, index: int) -> None:
-        copy = self.graph.placeholder(node.name)
+        copy = add_input(self.graph, node.name)
         copy.meta.update(val=node.meta["val"], module=node.meta["module"], source=node.meta["source"], input=index)
         copy.meta["origin"] = node.meta.get("origin", node.name)
         self.copies[node] = copy
         self.inputs.append(copy)
 
     def carrier(self, name: str, value: torch.Tensor, index: int) -> None:
-        copy = self.graph.placeholder(name)
+        copy = add_input(self.graph, name)
         copy.meta.update(val=value, module="", source="", input=index)
         self.inputs.append(copy)
 
