@@ -35,7 +35,8 @@ class Piece:
 
     - `graph`: its calls, with an interface of tensors in and a tuple of tensors out.
     - `inputs`: where its input tensors come from: a slot; for a carrier the size as JSON, over slots and axes; or
-      `["laid out", slot, axes]` for a value with its axes in memory in this order, the outermost first.
+      `["laid out", slot, axes, expanded]` for a value with its axes in memory in this order, the outermost first, and
+      with a stride of 0 along those that are `expanded`.
     - `outputs`: the slots that its outputs fill.
     """
 
@@ -158,8 +159,9 @@ class _Splitter:
         if node.op == "placeholder" or value.layout is not torch.strided:
             return slot
         strides = [evaluate(expression(stride), self.opts[0]) for stride in value.stride()]
+        expanded = [axis for axis, size in enumerate(value.shape) if strides[axis] == 0 and not _is_one(size)]
         axes = sorted(range(value.dim()), key=lambda axis: -strides[axis])
-        return slot if axes == sorted(axes) else ["laid out", slot, axes]
+        return slot if axes == sorted(axes) and not expanded else ["laid out", slot, axes, expanded]
 
     def spec(self, node: Node) -> Input:
         """What is known of an input of a segment."""
@@ -257,6 +259,10 @@ class _Copy:
                 self.graph.erase_node(node)
         self.module.recompile()
         return self.module
+
+
+def _is_one(size: Any) -> bool:
+    return not is_symbolic(size) and int(size) == 1
 
 
 def _reads_strides(node: Node) -> bool:
