@@ -26,6 +26,7 @@ of tensors, such as `Tensor.view`: save such a graph as `torch.export.save(torch
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import operator
 from typing import Any, NamedTuple
@@ -103,6 +104,27 @@ def graph_meta(graph: torch.fx.GraphModule) -> GraphMeta:
             "A pass that makes a new torch.fx.GraphModule must copy graph.meta."
         )
     return meta
+
+
+def add_input(graph: torch.fx.Graph, name: str) -> Node:
+    """A new placeholder, whose node is named as the parameter, if that is possible.
+
+    Where a node has another name than its parameter, torch's code begins with `node = parameter`. So neither may be the
+    name of another input, as torch's own choice is with inputs `X` and `x`, or `__getitem__` and `getitem`. Nor may a
+    parameter have a name that the code needs, such as `torch` or `slice`.
+
+    >>> graph = torch.fx.Graph()
+    >>> [add_input(graph, name).target for name in ("X", "x", "__getitem__", "getitem")]
+    ['X', 'x', '__getitem__', 'getitem']
+    """
+    others = graph.find_nodes(op="placeholder")
+    names = {text for other in others for text in (other.name, str(other.target))}
+    node = graph.create_node("placeholder", name, (), {}, name=name)
+    while node.name in names:
+        node._rename(f"{node.name}_1")
+    if name in names or name in ("torch", "device", "inf", "nan") or (hasattr(builtins, name) and name != "input"):
+        node.target = node.name
+    return node
 
 
 def is_size(node: Node) -> bool:

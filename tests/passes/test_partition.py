@@ -61,6 +61,10 @@ CALLS = {
     "random": lambda a, b: a + torch.rand_like(b),
     "noise": lambda a, b: a * torch.rand(6) + torch.empty(6).normal_(0.5, 2.0),
     "choice": lambda a, b: a + b[torch.randperm(b.shape[0])][0] + torch.randint(3, (6,)),
+    "expanded": lambda a, b: a[:1].expand(a.shape[0], 6) + b.unfold(1, 6, 1).squeeze(1) * 0,
+    "chosen": lambda a, b: a + b[b[:, 0] > 0].sum(0),
+    "rows": lambda a, b: a - b[(b[:, 1] > 0).nonzero()[:, 0]].exp().sum() / 9,
+    "turned": lambda a, b: (a.t() + b.t()).t(),
     "dropout": lambda a, b: F.dropout(a, 0.3, training=True) - b,
     "in_place": add_in_place,
     "view": write_through_view,
@@ -141,3 +145,40 @@ def test_drawn_partitions_equal_eager(calls, returned, marks, least):
             value.fill_(7)
         torch.manual_seed(size)
         torch.testing.assert_close(reference(*inputs), expected, rtol=2e-5, atol=2e-5)
+
+
+class Expanded(nn.Module):
+    def forward(self, x):
+        return F.dropout(x[:1].expand(x.shape[0], 6) + torch.softmax(x, 1) * 0, 0.5, training=True)
+
+
+def test_what_draws_gets_expanded_values_as_they_are():
+    """The numbers of a mask are those of eager in the order of memory, which an expanded operand does not decide."""
+    module, x = Expanded(), torch.rand(4, 6)
+    graph = trace(module, [x], fallback=True, min_shapes=[(1, 6)], max_shapes=[(5, 6)])
+    marked = [node for node in graph.graph.nodes if getattr(node.target, "__name__", "") in ("add", "dropout")]
+    reference, program = reference_of(graph, dict.fromkeys(marked, "marked"))
+    assert any("laid out" in map(str, [i[0] for i in p.inputs if not isinstance(i, int)]) for p in program.pieces)
+    for rows in (4, 1, 5):
+        x = torch.rand(rows, 6)
+        torch.manual_seed(2)
+        expected = module(x)
+        torch.manual_seed(2)
+        torch.testing.assert_close(reference(x), expected)
+
+
+class Named(nn.Module):
+    """Inputs whose names torch's code would mix up, or needs itself."""
+
+    def forward(self, X, x, slice, torch, getitem):
+        return X * 2 - x[:, 1:3].exp() + (slice[0] / torch[1])[:2] * getitem
+
+
+def test_names_of_inputs_are_kept_apart():
+    inputs = [torch.rand(3, 4)[:, :2], torch.rand(3, 4), torch.rand(2, 3), torch.rand(2, 3), torch.rand(3, 2)]
+    graph = trace(Named(), inputs)
+    assert [spec.name for spec in graph_meta(graph).interface.inputs] == ["X", "x", "slice", "torch", "getitem"]
+    torch.testing.assert_close(graph(*inputs)[0], Named()(*inputs))
+    calls = list(filter(is_call, graph.graph.nodes))
+    for marked in ({}, {calls[i]: "" for i in range(0, len(calls), 2)}, {calls[-1]: "", calls[1]: ""}):
+        torch.testing.assert_close(reference_of(graph, marked)[0](*inputs), Named()(*inputs))

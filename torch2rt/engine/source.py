@@ -17,7 +17,7 @@ from torch.fx.node import Node
 
 from torch2rt.callables import qualified_name
 from torch2rt.errors import EngineError
-from torch2rt.graph import is_size
+from torch2rt.graph import add_input, is_size
 from torch2rt.passes.copies import assign
 from torch2rt.registry import load
 from torch2rt.structure import bare_name
@@ -148,7 +148,7 @@ def decode(nodes: Sequence[Any], tensors: Sequence[torch.Tensor], device: torch.
                 assign(module, target, tensors[rest[0]].to(device) if op == "tensor" else graph_of(rest[0]))
                 found[name] = module.graph.get_attr(target)
             elif op == "placeholder":
-                found[name] = module.graph.placeholder(target)
+                found[name] = add_input(module.graph, target)
             elif op == "output":
                 module.graph.output(_argument(target, found, device))
             else:

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from torch2rt.callables import Target, qualified_name
 from torch2rt.errors import ConversionError, TraceError
+from torch2rt.graph import add_input
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.promises import Promise
 from torch2rt.registry import Call, by_schema, overload_of
@@ -94,7 +95,7 @@ class Tracer(RecordingMode):
         fake.item_memo = None  # torch would give out a symbol for the value of a 0-d integer on the CPU
         # the node's name is a parameter in the Python that torch.fx generates
         is_parameter = spec.name.isidentifier() and not keyword.iskeyword(spec.name) and spec.name != "self"
-        node = recorder.graph.placeholder(spec.name if is_parameter else f"input_{index}")
+        node = add_input(recorder.graph, spec.name if is_parameter else f"input_{index}")
         node.meta.update(val=fake, module="", source="", input=index)
         self.values.storages.bind(fake, node)
         for axis in spec.dynamic:

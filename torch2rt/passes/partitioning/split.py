@@ -18,7 +18,7 @@ from torch.fx.node import Node
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.errors import UnsupportedError
-from torch2rt.graph import Assumed, GraphMeta, graph_meta, is_size
+from torch2rt.graph import Assumed, GraphMeta, add_input, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
 from torch2rt.passes.partitioning.effects import draws
@@ -35,7 +35,8 @@ class Piece:
 
     - `graph`: its calls, with an interface of tensors in and a tuple of tensors out.
     - `inputs`: where its input tensors come from: a slot; for a carrier the size as JSON, over slots and axes; or
-      `["laid out", slot, axes]` for a value with its axes in memory in this order, the outermost first.
+      `["laid out", slot, axes, expanded]` for a value with its axes in memory in this order, the outermost first, and
+      with a stride of 0 along those that are `expanded`.
     - `outputs`: the slots that its outputs fill.
     """
 
@@ -158,8 +159,9 @@ class _Splitter:
         if node.op == "placeholder" or value.layout is not torch.strided:
             return slot
         strides = [evaluate(expression(stride), self.opts[0]) for stride in value.stride()]
+        expanded = [axis for axis, size in enumerate(value.shape) if strides[axis] == 0 and not _is_one(size)]
         axes = sorted(range(value.dim()), key=lambda axis: -strides[axis])
-        return slot if axes == sorted(axes) else ["laid out", slot, axes]
+        return slot if axes == sorted(axes) and not expanded else ["laid out", slot, axes, expanded]
 
     def spec(self, node: Node) -> Input:
         """What is known of an input of a segment."""
@@ -211,14 +213,14 @@ class _Copy:
         self.inputs: list[Node] = []
 
     def placeholder(self, node: Node, index: int) -> None:
-        copy = self.graph.placeholder(node.name)
+        copy = add_input(self.graph, node.name)
         copy.meta.update(val=node.meta["val"], module=node.meta["module"], source=node.meta["source"], input=index)
         copy.meta["origin"] = node.meta.get("origin", node.name)
         self.copies[node] = copy
         self.inputs.append(copy)
 
     def carrier(self, name: str, value: torch.Tensor, index: int) -> None:
-        copy = self.graph.placeholder(name)
+        copy = add_input(self.graph, name)
         copy.meta.update(val=value, module="", source="", input=index)
         self.inputs.append(copy)
 
@@ -257,6 +259,10 @@ class _Copy:
                 self.graph.erase_node(node)
         self.module.recompile()
         return self.module
+
+
+def _is_one(size: Any) -> bool:
+    return not is_symbolic(size) and int(size) == 1
 
 
 def _reads_strides(node: Node) -> bool:

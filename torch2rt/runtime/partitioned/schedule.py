@@ -239,8 +239,12 @@ def _made(item: Any, values: Sequence[Any], shapes: Any, carriers: Carriers, dev
     """An input that is no value as it is: a carrier of a size, or a value laid out in another way."""
     if item[0] != "laid out":
         return carriers.of(evaluate_json(item, shapes), device)
-    _, slot, axes = item
-    return values[slot].permute(axes).contiguous().permute([axes.index(axis) for axis in range(len(axes))])
+    _, slot, axes, *rest = item
+    value, shape = values[slot], values[slot].shape
+    for axis in rest[0] if rest else ():  # all along it is the same
+        value = value.narrow(axis, 0, min(1, shape[axis]))
+    value = value.permute(axes).contiguous().permute([axes.index(axis) for axis in range(len(axes))])
+    return value.expand(shape)
 
 
 def address(tensor: torch.Tensor) -> int:
