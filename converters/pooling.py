@@ -175,7 +175,7 @@ def _max_pool(ctx: Context, x, window, ceil_mode, sizes):
 def _some(ctx: Context, sizes):
     """torch refuses a result without elements."""
     for size in sizes:
-        require(ctx, size > 0, "the input is too small for the window")
+        require(ctx, size > 0, "the input is too small for the window", at_calls=True)
 
 
 def _no_larger(ctx: Context, x, kernel, padding):

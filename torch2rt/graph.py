@@ -48,6 +48,7 @@ class Decision:
     place: str
     internal: bool
     assumed: bool = False  # torch knew it of sizes from 2 on, and did not ask
+    of_place: bool = False  # that a place which the module reads lies within a tensor
 
 
 class Split(NamedTuple):

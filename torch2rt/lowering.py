@@ -200,6 +200,9 @@ class _Lowering:
             if len(tensors) == 1 and isinstance(result, torch.Tensor):
                 self.ctx.origins.derive(result, tensors[0], _short(node.target))
             return result
+        out = node.meta["val"]
+        if isinstance(out, torch.Tensor) and 0 in out.shape and not any(map(is_symbolic, out.shape)):
+            return torch.empty(out.shape, dtype=out.dtype)  # whatever the call, and TensorRT fails at some such layers
         return self.call(node, args, kwargs)
 
     def resolve(self, args: Any) -> Any:

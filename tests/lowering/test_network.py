@@ -6,6 +6,7 @@ from torch import nn
 
 from torch2rt import lower, trace
 from torch2rt.network import COMPUTED, Origin, Origins
+from torch2rt.runtime.module import ReferenceModule
 
 
 class Net(nn.Module):
@@ -103,3 +104,17 @@ def test_views_are_told_from_copies():
     half = weight.half()
     origins.derive(half, weight, "cast to float16")
     assert origins.of(half.t()) == Origin("weight", ("cast to float16", "transposed"))
+
+
+def test_a_result_without_elements_is_a_constant_whatever_the_call():
+    """TensorRT ends the process with an arithmetic error at attention without heads."""
+
+    class Attends(torch.nn.Module):
+        def forward(self, x):
+            return F.scaled_dot_product_attention(x, x, x), x.sum(2)
+
+    x = torch.randn(2, 0, 7, 8)
+    attended, summed = ReferenceModule(lower(trace(Attends(), [x])))(x)
+    assert attended.shape == (2, 0, 7, 8)
+    assert summed.shape == (2, 0, 8)
+    assert attended.dtype == summed.dtype == torch.float32

@@ -9,10 +9,12 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from harness import Call, compare
 from test_tracing import module
 
 from torch2rt import InputError, TraceError, TRTModule, lower, torch2rt, trace
+from torch2rt.runtime.module import ReferenceModule
 
 
 def _more_than_two(self, x):
@@ -208,6 +210,48 @@ def test_a_branch_between_two_sizes_is_refused(forward):
     with pytest.raises(TraceError, match=message) as raised:
         trace(module(forward), [torch.randn(1, 3, 12, 8)], **ranges)
     assert not re.search(r"\bs\d+\b|TruncToInt|ToFloat|FloorDiv|Mod\(|Eq\(|Max\(", str(raised.value))
+
+
+REFUSE_NOTHING = [  # torch's real kernels refuse a size of 0, and its fake ones do not
+    lambda x: F.avg_pool2d(x, (2, 1)),
+    lambda x: F.max_pool2d(x, (2, 1)),
+    lambda x: F.interpolate(x, scale_factor=2.0),
+    lambda x: F.conv2d(x, torch.ones(1, 2, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("function", REFUSE_NOTHING, ids=["avg_pool2d", "max_pool2d", "interpolate", "conv2d"])
+def test_calls_at_which_a_size_within_is_0_are_refused_where_torch_refuses_them(function):
+    made = module(lambda self, x: function(x[..., : x.shape[3] % 5]))
+    run = ReferenceModule(
+        lower(trace(made, [torch.randn(1, 2, 3, 7)], min_shapes=[(1, 2, 3, 2)], max_shapes=[(1, 2, 3, 13)]))
+    )
+    for width in (2, 4, 5, 9, 10, 13):
+        x = torch.randn(1, 2, 3, width)
+        if width % 5:
+            compare(run(x), made(x))
+            continue
+        with pytest.raises(RuntimeError):
+            made(x)
+        with pytest.raises(InputError, match="shape"):
+            run(x)
+
+
+@pytest.mark.parametrize(
+    ("read", "least"), [(lambda x: x[..., 5] * 2, 6), (lambda x: x.select(1, -4), 4)], ids=["getitem", "select"]
+)
+def test_calls_are_refused_that_lack_a_place_which_the_module_reads(read, least):
+    made = module(lambda self, x: read(x))
+    graph = trace(made, [torch.randn(3, 7)], min_shapes=[(1, 2)], max_shapes=[(4, 9)])
+    run = ReferenceModule(lower(graph))
+    for rows, columns in [(1, least), (4, 9)]:
+        x = torch.randn(rows, columns)
+        compare(run(x), made(x))
+    x = torch.randn(2, least - 1)
+    with pytest.raises(IndexError):
+        made(x)
+    with pytest.raises(InputError, match=rf"{least}"):
+        run(x)
 
 
 OF_SIZES = [  # Python's functions of numbers, which give another size

@@ -41,7 +41,8 @@ class _FakeMode(FakeMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.decisions.is_in_torch and func._schema.is_mutable:
             raise UnseenTensorError(f"{self.location.here()}: {func} was not called in a way that torch2rt sees.")
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        with self.decisions.reading_place(func is torch.ops.aten.select.int):
+            return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class Recorder:

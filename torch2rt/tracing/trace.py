@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from torch2rt.arguments import given_names, whole_number
@@ -19,6 +20,7 @@ from torch2rt.input_ranges import check_listed, check_profiles, describe_inputs,
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked, without_ends
+from torch2rt.sizes import samples, truths
 from torch2rt.structure import flatten
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
@@ -309,6 +311,8 @@ class Traces:
         for shapes in shapes_to_try(specs, self.leaves):
             try:
                 graph = self.at(specs, shapes)
+                if self._leave_out_small(graph):
+                    return self.over_range()
                 if not (splits := graph_meta(graph).splits):
                     return [graph]
                 parts.append(graph)
@@ -327,6 +331,31 @@ class Traces:
             if own is not None and not _is_of_a_stand_in(own):
                 raise own  # whatever the sizes
         raise failure
+
+    def _leave_out_small(self, graph: torch.fx.GraphModule) -> bool:
+        """Leave out small sizes at which the module reads a place that is not there, as `x[5]`: calls are refused."""
+        meta = graph_meta(graph)
+        before = list(self.specs)
+        for claim in (split.decision.claim for split in meta.splits if split.decision.of_place):
+            if len(claim.free_symbols) != 1:
+                continue
+            (symbol,) = claim.free_symbols
+            dim = meta.symbols[symbol]
+            sizes = np.array(samples(dim.sizes))
+            served = sizes[truths(claim, {symbol: sizes})]
+            spec = self.specs[dim.input]
+            if self.listed is not None or not len(served) or not sizes[0] < served[0] <= spec.opt[dim.axis]:
+                continue
+
+            def shape_with(size: int, spec: Input = spec, axis: int = dim.axis, of: str = "opt") -> Shape:
+                shape: Shape = getattr(spec, of)
+                return (*shape[:axis], size, *shape[axis + 1 :])
+
+            opts = [other.opt for other in self.specs]
+            ends = (int(sizes[0]), int(sizes[sizes < served[0]][-1]))
+            if not any(self.accepts([*opts[: dim.input], shape_with(end), *opts[dim.input + 1 :]]) for end in ends):
+                self.specs[dim.input] = replace(spec, min=shape_with(int(served[0]), of="min"))
+        return self.specs != before
 
 
 def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -127,6 +127,8 @@ def run_traced(
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     interface = end_graph(interface, recorder, result, output_names)
     splits: list[Split] = []
+    for decision in tracer.eager.refusals_of_empty(recorder.decisions):
+        recorder.decisions.claims.setdefault(decision.claim, decision)
     interface = recorder.decisions.check(interface, accepts, splits)
     _check_eager(tracer, module, leaves, shapes if splits else None)
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's

@@ -125,7 +125,8 @@ class Tracer(RecordingMode):
             if (value := self.size_tensors.value(func, args, self.recorder.location.here)) is not NotImplemented:
                 return value
             args, kwargs = self.size_tensors.replaced(func, *with_dtypes(args, kwargs or {}))
-            out = self._function(overload_of(func, args, kwargs), args, kwargs)
+            with self.recorder.decisions.reading_place(func is torch.Tensor.__getitem__):
+                out = self._function(overload_of(func, args, kwargs), args, kwargs)
             self.size_tensors.note(func, args, kwargs, out)
             return out
         except TraceError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import sympy
@@ -19,11 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.callables import Target, qualified_name
+from torch2rt.graph import Decision
 from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.structure import bare_name
 from torch2rt.tracing.calls.in_place import out_of_place
 from torch2rt.tracing.memory.storages import Storages
 from torch2rt.tracing.recorder import Recorder
+from torch2rt.tracing.sizes.guards import Decisions
 
 Sizes = Mapping[sympy.Symbol, int]
 
@@ -129,6 +131,18 @@ class EagerCalls:
         """The first call that a real kernel refuses with inputs of these sizes, and its error."""
         with torch.random.fork_rng([]), torch.no_grad():
             return next(((call, error) for call in self.calls if (error := _error(call, sizes)) is not None), None)
+
+    def refusals_of_empty(self, decisions: Decisions) -> Iterator[Decision]:
+        """The claims that sizes which may be 0 are not, where a real kernel refuses that: fake kernels often do not."""
+        empty: dict[sympy.Basic, Sizes | None] = {}
+        with torch.random.fork_rng([]), torch.no_grad():
+            for call in self.calls:
+                sizes = {size for operand in call.operands for size in operand.sizes if isinstance(size, sympy.Basic)}
+                for size in sorted(sizes, key=str):
+                    if size not in empty:
+                        empty[size] = None if size.is_Atom else decisions.sizes_where(sympy.Eq(size, 0))
+                    if (at := empty[size]) is not None and _error(call, at) is not None:
+                        yield Decision(sympy.Ge(size, 1), call.place, False)
 
 
 def _error(call: RecordedCall, sizes: Sizes) -> Exception | None:

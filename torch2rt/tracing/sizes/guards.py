@@ -26,7 +26,7 @@ from torch2rt.interface import Input, Interface, Shape
 from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
 from torch2rt.tracing.patches.number_types import maker_of_numbers
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
-from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_kernel_choice
+from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_difference, is_kernel_choice
 from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
 
@@ -53,6 +53,7 @@ class Decisions:
         self.assumed = Assumed([], symbols)
         self.shape_env = _ShapeEnv(self, unbacked)
         self.number_makers: list[dict[str, Any]] = []
+        self.reads_place = False
         self._depth = 0
 
     @contextmanager
@@ -68,6 +69,15 @@ class Decisions:
     def is_in_torch(self) -> bool:
         """Whether torch's own code is running, for a call that was seen."""
         return self._depth > 0
+
+    @contextmanager
+    def reading_place(self, reads_place: bool) -> Iterator[None]:
+        """A context for a call that may read a fixed place, as `x[5]` does."""
+        before, self.reads_place = self.reads_place, self.reads_place or reads_place
+        try:
+            yield
+        finally:
+            self.reads_place = before
 
     @contextmanager
     def in_user_code(self) -> Iterator[None]:
@@ -130,11 +140,19 @@ class Decisions:
         """Take down one claim, the first place that makes it, and the user's rather than torch's."""
         known = self.claims.get(claim)
         if known is None or (known.internal and not internal):
-            if internal and (_is_difference(claim) or is_kernel_choice()):
+            if internal and (is_difference(claim) or is_kernel_choice()):
                 return
             assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
             claim = _or_equal(claim) if assumed else claim
-            self.claims.setdefault(claim, Decision(claim, self.location.here(), internal, assumed))
+            self.claims.setdefault(claim, Decision(claim, self.location.here(), internal, assumed, self.reads_place))
+
+    def sizes_where(self, claim: sympy.Basic) -> Sizes | None:
+        """Sizes for which a claim is true, with all claims of the trace; `None` if there are none."""
+        choices = choices_of(self.symbols, claim, *self.claims)
+        true = truths(claim, choices.sizes)
+        for other in self.claims if true.any() else ():
+            true = true & truths(other, choices.sizes)
+        return {**self.traced_sizes, **choices.at(int(np.flatnonzero(true)[0]))} if true.any() else None
 
     def set_aside(self) -> dict[sympy.Basic, Decision]:
         """Remove and return what the user's Python has claimed, so that only what it claims again counts.
@@ -369,20 +387,6 @@ class _ShapeEnv(ShapeEnv):
     def _is_of_values(self, claim: Any) -> bool:
         """Whether a question is about sizes that depend on values."""
         return isinstance(claim, sympy.Basic) and not claim.free_symbols <= self._decisions.symbols.keys()
-
-
-def _is_difference(claim: sympy.Basic) -> bool:
-    """Whether a claim says that two sizes differ, or that one is neither 0 nor 1, of itself or as a factor."""
-    if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.core.relational.Relational):
-        claim = claim.args[0].negated
-    if isinstance(claim, (sympy.Gt, sympy.Ge)):
-        claim = claim.reversed
-    if isinstance(claim, (sympy.Lt, sympy.Le)):
-        small, large = claim.args
-        if isinstance(claim, sympy.Lt) and small.is_positive and sympy.cancel(large / small).is_Symbol:
-            return True  # one stride is smaller than another: 3 < 3 * size
-        return small.is_Integer and 0 <= int(small) <= (1 if isinstance(claim, sympy.Lt) else 2)
-    return isinstance(claim, sympy.Ne)
 
 
 def _or_equal(claim: sympy.Basic) -> sympy.Basic:
