@@ -242,6 +242,7 @@ class FakeGpu:
         monkeypatch.setattr(graphed, "CapturedGraph", lambda stream: CapturedTorch(self, stream))
         monkeypatch.setattr(graphed, "CapturePlace", lambda index: Place(self))
         monkeypatch.setattr(graphed, "current_device", lambda: -1)
+        monkeypatch.setattr(graphed, "CPU", None)
         monkeypatch.setattr(graphed, "current_stream", lambda index: getattr(self.current, "stream", self.stream))
         for file in (graphed, execution):
             monkeypatch.setattr(file, "is_capturing", lambda: getattr(self.current, "capturing", False))

@@ -33,6 +33,7 @@ from torch2rt.runtime.partitioned.parts import Part, Runner
 from torch2rt.runtime.partitioned.schedule import Carriers, Ready, Schedule, run_steps
 from torch2rt.runtime.pool import ContextPool
 
+CPU = -1  # what a tensor there says is its device
 TRIES = 2  # captures that fail in the same segment, before it is taken for one that cannot be captured
 BROKEN = 3  # captures that CUDA breaks off, as it does when another thread waits for the whole device
 
@@ -80,7 +81,7 @@ class GraphedRun:
     def __call__(self, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         """The results, by replaying the graph of this stream and these shapes, captured if that pays."""
         index = tensors[0].get_device()
-        if index == current_device():
+        if index != CPU and index == current_device():
             stream = current_stream(index)
             if not (stream and is_capturing()):
                 outputs = self.replay(tensors, stream, index)

@@ -218,6 +218,13 @@ class PartitionedModule(Converted):
         self._forget()
         return super()._apply(fn, recurse)
 
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica has segments of its own, whose engines and torch calls are those of this module on its GPU."""
+        replica = super()._replicate_for_data_parallel()
+        replica._lock, replica._carriers, replica.growth = threading.RLock(), Carriers(), Growth(self.growth.is_bound)
+        replica._forget()
+        return replica
+
     def load(self, device: torch.device) -> PartitionedModule:
         """Load the engines on a GPU; raises `EngineError` where they cannot run there."""
         for segment in self.torch_segments:
