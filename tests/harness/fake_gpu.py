@@ -182,7 +182,7 @@ class Place:
 
     def __init__(self, gpu):
         Place.made += 1
-        self.gpu, self.stream, self.lock = gpu, f"place {Place.made}", threading.RLock()
+        self.index, self.gpu, self.stream, self.lock = -1, gpu, f"place {Place.made}", threading.RLock()
 
     @contextlib.contextmanager
     def entered(self):

@@ -199,7 +199,7 @@ class PartitionedModule(Converted):
         self._kept: set[int] | None = None
         self._running, self._known = None, set()
         self._refused: dict[int, str] = {}  # why segments cannot be captured
-        self._places: dict[int, CapturePlace] = {}  # by stream
+        self._places: dict[tuple[int, int], CapturePlace] = {}  # by GPU and stream
 
     def _eager(self, index: int) -> Any:
         return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
