@@ -182,7 +182,7 @@ class Place:
 
     def __init__(self, gpu):
         Place.made += 1
-        self.gpu, self.stream, self.lock = gpu, f"place {Place.made}", threading.RLock()
+        self.index, self.gpu, self.stream, self.lock = -1, gpu, f"place {Place.made}", threading.RLock()
 
     @contextlib.contextmanager
     def entered(self):
@@ -242,6 +242,7 @@ class FakeGpu:
         monkeypatch.setattr(graphed, "CapturedGraph", lambda stream: CapturedTorch(self, stream))
         monkeypatch.setattr(graphed, "CapturePlace", lambda index: Place(self))
         monkeypatch.setattr(graphed, "current_device", lambda: -1)
+        monkeypatch.setattr(graphed, "CPU", None)
         monkeypatch.setattr(graphed, "current_stream", lambda index: getattr(self.current, "stream", self.stream))
         for file in (graphed, execution):
             monkeypatch.setattr(file, "is_capturing", lambda: getattr(self.current, "capturing", False))

@@ -497,6 +497,59 @@ def test_engines_in_low_precision_beside_torch_calls(between, precision, near, d
                 torch.testing.assert_close(ours.double(), theirs.double(), rtol=near, atol=near)
 
 
+@pytest.mark.parametrize("between", [svd, nonzero, boxes], ids=lambda f: f.__name__)
+def test_eight_threads(evaluated, between):
+    module = Layers(between).eval()
+    model_trt = torch2rt(
+        module, [torch.randn(4, 6)], max_batch_size=9, fallback=True, min_segment_calls=1, verify=False
+    )
+
+    def work(seed):
+        for turn in range(4):
+            x = torch.randn(1 + (seed + turn) % 9, 6, generator=torch.Generator().manual_seed(seed))
+            torch.testing.assert_close(model_trt(x), module(x), rtol=1e-4, atol=1e-5)
+
+    at_once([lambda seed=seed: work(seed) for seed in range(8)])
+
+
+def test_replicas_leave_the_module_where_it_is(evaluated):
+    module, x = Layers(svd).eval(), torch.randn(4, 6)
+    model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=1, verify=False)
+    same(module, model_trt, x)
+    replica = model_trt._replicate_for_data_parallel()  # whose children torch replaces by replicas
+    assert replica._running is None and replica._lock is not model_trt._lock and model_trt._running is not None
+    (segment,) = [
+        s for s in model_trt.torch_segments if any(c.numel() for c in s.constants())
+    ] or model_trt.torch_segments
+    given = [torch.zeros(spec.opt, dtype=spec.dtype) for spec in segment.interface.inputs]
+    there = segment._replicate_for_data_parallel()
+    assert all(value.is_meta for value in there(*[value.to("meta") for value in given]))
+    assert segment.device.type == "cpu" and all(not value.is_meta for value in there(*given))
+    assert segment.on(torch.device("meta")) is segment.on(torch.device("meta")) is not segment
+    same(module, model_trt, x)
+
+
+def test_settings_and_copies(evaluated):
+    module, x = Layers(constants).eval(), torch.randn(4, 6)
+    model_trt = torch2rt(module, [x], fallback=True, min_segment_calls=1, cuda_graph=True, verify=False)
+    model_trt.borrow_outputs = True
+    same(module, model_trt, x)
+    again = copy.deepcopy(model_trt)
+    assert again.cuda_graph is True and again.borrow_outputs and again._running is None
+    assert not {value.data_ptr() for s in again.torch_segments for value in s.constants()} & {
+        value.data_ptr() for s in model_trt.torch_segments for value in s.constants()
+    }
+    other = pickle.loads(pickle.dumps(model_trt))
+    assert other.schedule == model_trt.schedule and [e.engine_bytes for e in other.engines] == [
+        e.engine_bytes for e in model_trt.engines
+    ]
+    assert model_trt.to("cpu") is model_trt and model_trt._running is None
+    same(module, model_trt, x)
+    for value in model_trt(x):
+        value.mul_(0)
+    same(module, model_trt, x)
+
+
 # Saving --------------------------------------------------------------------------------------------------------------
 
 

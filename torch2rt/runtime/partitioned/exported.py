@@ -45,7 +45,8 @@ def dump(graph: torch.nn.Module, interface: Interface, device: torch.device) -> 
     dynamic = tuple(dict.fromkeys(spec.dynamic, torch.export.Dim.AUTO) for spec in inputs)
     try:
         with torch.no_grad():
-            program = torch.export.export(graph, (tuple(examples),), dynamic_shapes=(dynamic,), strict=False)
+            ranges = (dynamic,) if examples else None  # torch cannot be told of no shapes
+            program = torch.export.export(graph, (tuple(examples),), dynamic_shapes=ranges, strict=False)
         _check_meaning(graph, program)
         _allow_few(program)
         program.example_inputs = None  # torch would pickle them

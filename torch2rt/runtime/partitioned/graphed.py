@@ -33,6 +33,7 @@ from torch2rt.runtime.partitioned.parts import Part, Runner
 from torch2rt.runtime.partitioned.schedule import Carriers, Ready, Schedule, run_steps
 from torch2rt.runtime.pool import ContextPool
 
+CPU = -1  # what a tensor there says is its device
 TRIES = 2  # captures that fail in the same segment, before it is taken for one that cannot be captured
 BROKEN = 3  # captures that CUDA breaks off, as it does when another thread waits for the whole device
 
@@ -50,7 +51,7 @@ class GraphedRun:
 
     - `schedule`: only these steps, with the slots of the whole; its results are what others take of them.
     - `parts`: a segment for each step. `runners`: how they are called without a graph.
-    - `places`: where calls of a stream are captured.
+    - `places`: where calls on a GPU and a stream of it are captured.
     - `borrow`: whether the tensors of a replay may be the graph's own, overwritten by the next one.
     - `refuse`: is told of a part, by its place, that cannot be captured, and why; the run is not called any more.
     """
@@ -62,7 +63,7 @@ class GraphedRun:
         parts: Sequence[Part],
         runners: Sequence[Runner],
         carriers: Carriers,
-        places: dict[int, CapturePlace],
+        places: dict[tuple[int, int], CapturePlace],
         cache: GraphCache,
         borrow: bool,
         refuse: Callable[[int, str], None],
@@ -72,7 +73,7 @@ class GraphedRun:
         self.carriers, self.places, self.cache, self.borrow = carriers, places, cache, borrow
         self.refuse = refuse
         self.lock = threading.RLock()  # to capture and to drop graphs, not to replay them
-        self.graphs: dict[Any, SegmentsGraph] = {}  # by stream, borrowing and shapes
+        self.graphs: dict[Any, SegmentsGraph] = {}  # by stream, borrowing, shapes and GPU
         self.traffic = Traffic()
         self.failures = [0] * len(parts)  # of captures, in each segment
         self.broken = 0  # captures that CUDA has broken off
@@ -80,12 +81,16 @@ class GraphedRun:
     def __call__(self, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         """The results, by replaying the graph of this stream and these shapes, captured if that pays."""
         index = tensors[0].get_device()
-        if index == current_device():
-            stream = current_stream(index)
-            if not (stream and is_capturing()):
-                outputs = self.replay(tensors, stream, index)
-                if outputs is not None:
-                    return outputs
+        if index == CPU:
+            return self.plain(tensors, self.steps)
+        if index != current_device():
+            with torch.cuda.device(index):
+                return self(*tensors)
+        stream = current_stream(index)
+        if not (stream and is_capturing()):
+            outputs = self.replay(tensors, stream, index)
+            if outputs is not None:
+                return outputs
         return self.plain(tensors, self.steps)
 
     def plain(self, tensors: Sequence[torch.Tensor], steps: Sequence[Ready]) -> list[torch.Tensor]:
@@ -99,7 +104,7 @@ class GraphedRun:
     def replay(self, tensors: Sequence[torch.Tensor], stream: int, index: int) -> list[torch.Tensor] | None:
         """The results of a graph; `None` if the call is not worth one or could not be captured."""
         outputs, graphs = None, self.graphs
-        key = (stream, self.borrow, tuple([tensor.shape for tensor in tensors]))
+        key = (stream, self.borrow, tuple([tensor.shape for tensor in tensors]), index)
         while outputs is None:
             if (graph := graphs.get(key)) is not None:
                 if graph.is_stale() and not self.drop(key):
@@ -121,8 +126,8 @@ class GraphedRun:
                 return False
             cuda.enter_context(index)
             with cuda.beside_captures():
-                if (place := self.places.get(key[0])) is None:
-                    place = self.places[key[0]] = CapturePlace(index)
+                if (place := self.places.get((index, key[0]))) is None:
+                    place = self.places[index, key[0]] = CapturePlace(index)
                 try:
                     with place.lock:
                         graph = SegmentsGraph(self, tensors, place)
@@ -150,7 +155,7 @@ class GraphedRun:
     def _holds_too_much(self, index: int) -> bool:
         total = torch.cuda.get_device_properties(index).total_memory
         most = total // 4 if self.cache.bytes is None else self.cache.bytes
-        return sum(place.held() for place in list(self.places.values())) > most
+        return sum(place.held() for place in list(self.places.values()) if place.index == index) > most
 
     def drop(self, key: Any) -> bool:
         """Let go of a graph, which may be running; `False` if its stream cannot be waited for now."""

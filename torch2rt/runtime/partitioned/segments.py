@@ -199,7 +199,7 @@ class PartitionedModule(Converted):
         self._kept: set[int] | None = None
         self._running, self._known = None, set()
         self._refused: dict[int, str] = {}  # why segments cannot be captured
-        self._places: dict[int, CapturePlace] = {}  # by stream
+        self._places: dict[tuple[int, int], CapturePlace] = {}  # by GPU and stream
 
     def _eager(self, index: int) -> Any:
         return self.eager[str(index)] if str(index) in self.eager else None  # noqa: SIM401  (a ModuleDict has no get)
@@ -217,6 +217,13 @@ class PartitionedModule(Converted):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._forget()
         return super()._apply(fn, recurse)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica has segments of its own, whose engines and torch calls are those of this module on its GPU."""
+        replica = super()._replicate_for_data_parallel()
+        replica._lock, replica._carriers, replica.growth = threading.RLock(), Carriers(), Growth(self.growth.is_bound)
+        replica._forget()
+        return replica
 
     def load(self, device: torch.device) -> PartitionedModule:
         """Load the engines on a GPU; raises `EngineError` where they cannot run there."""

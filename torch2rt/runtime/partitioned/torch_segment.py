@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,6 +46,9 @@ class TorchSegment(Converted):
         super().__init__()
         self.device, self.draws, self.compiles, self.waits = device or torch.device("cpu"), draws, compiles, waits
         self._compiled: list[Any] = []
+        self._original: tuple[TorchSegment, ...] = ()  # of a replica
+        self._others: dict[torch.device, TorchSegment] = {}  # where replicas run
+        self._lock = threading.Lock()
         self.interface: Interface | None = None
         self.program: torch.export.ExportedProgram | None = None  # where the calls were loaded
         self._graph: list[Any] = [None]  # in a list, as the state dict is the segment's own and not its parts'
@@ -63,6 +67,9 @@ class TorchSegment(Converted):
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """The tuple of results; a first call on another device moves the constants there."""
+        if self._original:
+            device = next((t.device for t in tensors if t.is_cuda), tensors[0].device if tensors else self.device)
+            return self._original[0].on(device).forward(*tensors)
         if tensors and (tensors[0].device != self.device or self.device.type == "cpu"):
             # the first may be a 0-d tensor, which torch leaves on the CPU
             device = next((t.device for t in tensors if t.is_cuda), tensors[0].device)
@@ -93,6 +100,23 @@ class TorchSegment(Converted):
                     for a in (node.args, node.kwargs)
                 )
             self.graph.recompile()
+
+    def on(self, device: torch.device) -> TorchSegment:
+        """The segment on this device: itself, or a copy of it there, which is kept for the next time."""
+        if device.type == self.device.type and device.index in (self.device.index, None):
+            return self
+        with self._lock:
+            if (there := self._others.get(device)) is None:
+                there = self.copy()
+                there.move(device)
+                self._others[device] = there
+            return there
+
+    def _replicate_for_data_parallel(self) -> Any:
+        """A replica runs on the device of its inputs, and leaves this segment where it is."""
+        replica = super()._replicate_for_data_parallel()
+        replica._original = (self,)  # in a tuple, as it is no part of the replica
+        return replica
 
     def copy(self) -> TorchSegment:
         """A segment of its own with the same tensors, which can be on another device."""
