@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from types import FrameType
 
+import sympy
+
 # Modules between the code that asks about a size and the answer.
 _TRANSPARENT = frozenset(
     {
@@ -42,3 +44,23 @@ def is_asked_in(functions: set[tuple[str, str]]) -> bool:
     while frame is not None and frame.f_globals.get("__name__") in _TRANSPARENT:
         frame = frame.f_back
     return frame is not None and (frame.f_globals.get("__name__"), frame.f_code.co_name) in functions
+
+
+def is_difference(claim: sympy.Basic) -> bool:
+    """Whether a claim says that two sizes differ, or that one is neither 0 nor 1, of itself or as a factor."""
+    if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.core.relational.Relational):
+        claim = claim.args[0].negated
+    if isinstance(claim, (sympy.Gt, sympy.Ge)):
+        claim = claim.reversed
+    if isinstance(claim, (sympy.Lt, sympy.Le)):
+        small, large = claim.args
+        if isinstance(claim, sympy.Lt) and small.is_positive and sympy.cancel(large / small).is_Symbol:
+            return True  # one stride is smaller than another: 3 < 3 * size
+        return small.is_Integer and 0 <= int(small) <= (1 if isinstance(claim, sympy.Lt) else 2)
+    return isinstance(claim, sympy.Ne)
+
+
+def or_equal(claim: sympy.Basic) -> sympy.Basic:
+    """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
+    loose = {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}
+    return loose.get(type(claim), type(claim))(*claim.args)
