@@ -16,6 +16,7 @@ def embedding(
     ctx: Context, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False
 ):
     """`padding_idx`, `scale_grad_by_freq` and `sparse` are about gradients."""
+    check(max_norm is None, f"{max_norm=} writes to the weight, which an engine cannot")
     return gather(ctx, weight, input, 0)
 
 
@@ -45,7 +46,8 @@ def embedding_bag(
     if padding_idx is not None:
         real = input != padding_idx % weight.shape[0]
         keep = real if keep is None else keep & real
-    samples = F.embedding(input, weight).float()
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    samples = F.embedding(input, weight).to(wide)
     finite = not is_traced(weight) and bool(weight.isfinite().all())
     if per_sample_weights is not None:
         samples, finite = samples * per_sample_weights.unsqueeze(-1), False
@@ -57,11 +59,11 @@ def embedding_bag(
     else:
         if finite and samples.dim() == 2:  # bags of all lengths at once; an infinity would not survive the mask's zeros
             with torch.autocast(samples.device.type, enabled=False):
-                result = keep.float() @ samples
+                result = keep.to(wide) @ samples
         else:
             result = torch.where(keep.unsqueeze(-1), samples, 0.0).sum(-2)
         if mode == "mean":
-            result = result / keep.float().sum(-1, keepdim=True).clamp(min=1)
+            result = result / keep.to(wide).sum(-1, keepdim=True).clamp(min=1)
     return result.to(weight.dtype)
 
 

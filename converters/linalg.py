@@ -104,6 +104,7 @@ def slogdet_of_old(input):
 
 @composite(torch.logdet, Tensor.logdet)
 def logdet(input):
+    check(not input.is_complex(), "the determinant of complex matrices")
     sign, size = linalg.slogdet(input)
     return torch.where(sign < 0, math.nan, size)
 

@@ -90,6 +90,7 @@ def nanmedian(input, dim=None, keepdim=False):
 @composite(torch.mode, Tensor.mode)
 def mode(input, dim=-1, keepdim=False):
     """The end of the longest run of sorted values: of several modes the smallest, and a place where it stands."""
+    check(not input.is_complex(), "complex numbers have no order")
     x, axis = (input, dim) if input.dim() else (input.unsqueeze(0), 0)
     ordered, places = torch.sort(x, axis)
     size = x.shape[axis]

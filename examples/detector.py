@@ -3,33 +3,50 @@
     python examples/detector.py                       # fasterrcnn, retinanet and ssd, on small images
     python examples/detector.py --size 800 1066       # as on a GPU
     python examples/detector.py --weights             # with torchvision's weights, which are downloaded
+    python examples/detector.py --whole fcos_resnet50_fpn
 
 A detector's Python looks at values (which boxes to keep), so the whole is no graph. `convert_submodules` makes engines
-of the backbone and the heads, which take most of the time, and leaves the rest as it is. Without `--weights` the
-weights are drawn; without an NVIDIA GPU the networks are evaluated with torch.
+of the backbone and the heads, which take most of the time, and leaves the rest as it is. With `--whole`, the whole is
+converted with `fallback=True`: the calls whose results depend on values stay torch's, between engines. Without
+`--weights` the weights are drawn; without an NVIDIA GPU the networks are evaluated with torch.
 """
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torchvision.models import detection
 
-from torch2rt import convert_submodules
+from torch2rt import convert_submodules, torch2rt
 
 BOXES = {"max_batch_size": 1000}  # how many boxes the first stage proposes at most
 TWO_STAGES = {"backbone": {}, "rpn.head": {}, "roi_heads.box_head": BOXES, "roi_heads.box_predictor": BOXES}
 MASKS = {"roi_heads.mask_head": {"max_batch_size": 100}, "roi_heads.mask_predictor": {"max_batch_size": 100}}
+KEYPOINTS = {
+    "roi_heads.keypoint_head": {"max_batch_size": 100},
+    "roi_heads.keypoint_predictor": {"max_batch_size": 100},
+}
 ONE_STAGE = {"backbone": {}, "head": {}}
 DETECTORS = {
     "fasterrcnn_mobilenet_v3_large_320_fpn": TWO_STAGES,
     "retinanet_resnet50_fpn": ONE_STAGE,
     "ssdlite320_mobilenet_v3_large": ONE_STAGE,
+    "ssd300_vgg16": ONE_STAGE,
+    "fasterrcnn_resnet50_fpn": TWO_STAGES,
     "fcos_resnet50_fpn": ONE_STAGE,
     "maskrcnn_resnet50_fpn": {**TWO_STAGES, **MASKS},
+    "keypointrcnn_resnet50_fpn": {**TWO_STAGES, **KEYPOINTS},
 }
-LAST = ("cls_score", "bbox_pred", "cls_logits", "bbox_reg", "bbox_ctrness")  # layers that give scores and boxes
+LAST = (
+    "cls_score",
+    "bbox_pred",
+    "cls_logits",
+    "bbox_reg",
+    "bbox_ctrness",
+    "classification_head.module_list",
+)  # layers that give scores and boxes
 
 
 def detector(name: str, size: tuple[int, int], weights: bool) -> nn.Module:
@@ -45,7 +62,35 @@ def detector(name: str, size: tuple[int, int], weights: bool) -> nn.Module:
     for path, weight in model.named_parameters():
         if weight.dim() > 1 and any(part in path for part in LAST):
             weight.data.mul_(0.03)
+    fit_statistics(model, [torch.rand(3, *size)])
     return model
+
+
+@torch.no_grad()
+def fit_statistics(model: nn.Module, images: list[torch.Tensor] | torch.Tensor) -> None:
+    """Give batch norms the statistics of these images, so that signals keep their size from layer to layer."""
+
+    def fit(norm: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        over = [0, 2, 3]
+        norm.running_mean.copy_(inputs[0].mean(over))
+        norm.running_var.copy_(inputs[0].var(over, correction=0) + 1e-3)
+
+    norms = [module for module in model.modules() if getattr(module, "running_mean", None) is not None]
+    hooks = [norm.register_forward_pre_hook(fit) for norm in norms]
+    model(images)
+    for hook in hooks:
+        hook.remove()
+
+
+class OneImage(nn.Module):
+    """A detector as a module of one image, whose result is a dict of tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.model([image])[0]
 
 
 def unmatched(found: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> int:
@@ -56,7 +101,7 @@ def unmatched(found: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -
     return int((distance.amin(1) > 1).sum()) if distance.numel() else len(found["boxes"])
 
 
-def seconds(model: nn.Module, images: list[torch.Tensor], repeats: int) -> float:
+def seconds(model: Callable, images: list[torch.Tensor], repeats: int) -> float:
     """The time of a call, the fastest of several."""
     best = float("inf")
     for _ in range(repeats):
@@ -68,8 +113,31 @@ def seconds(model: nn.Module, images: list[torch.Tensor], repeats: int) -> float
     return best
 
 
+def in_parts(model: nn.Module, parts: dict, images: list[torch.Tensor]) -> nn.Module:
+    """The detector with engines in the place of some submodules."""
+    converted = convert_submodules(model, parts, [images], unserved="torch")
+    if not images[0].is_cuda:
+        for path, part in converted.items():
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, part.converted.reference())
+    return model
+
+
+def in_one(model: nn.Module, image: torch.Tensor) -> Callable[[list[torch.Tensor]], list[dict]]:
+    """The whole detector for images of one size, as engines and torch calls."""
+    converted = torch2rt(OneImage(model).eval(), [image], fallback=True)
+    print("\n".join(converted.report.segments))
+    run = converted if image.is_cuda else converted.reference()
+    return lambda images: [run(image) for image in images]
+
+
 @torch.no_grad()
-def main(names: list[str] = list(DETECTORS)[:3], size: tuple[int, int] = (96, 128), weights: bool = False) -> dict:
+def main(
+    names: list[str] = list(DETECTORS)[:3],
+    size: tuple[int, int] = (96, 128),
+    weights: bool = False,
+    whole: bool = False,
+) -> dict:
     """Convert detectors and print a line for each; returns what is printed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results = {}
@@ -79,17 +147,13 @@ def main(names: list[str] = list(DETECTORS)[:3], size: tuple[int, int] = (96, 12
         images = [torch.rand(3, *size, device=device)]
         (expected,) = model(images)
         eager = seconds(model, images, 3)
-        converted = convert_submodules(model, DETECTORS[name], [images], unserved="torch")
-        if device.type == "cpu":
-            for path, part in converted.items():
-                parent, _, child = path.rpartition(".")
-                setattr(model.get_submodule(parent), child, part.converted.reference())
-        (actual,) = model(images)
+        run = in_one(model, images[0]) if whole else in_parts(model, DETECTORS[name], images)
+        (actual,) = run(images)
         results[name] = {
             "boxes": len(expected["boxes"]),
             "unmatched": unmatched(expected, actual) + unmatched(actual, expected),
             "eager": eager,
-            "converted": seconds(model, images, 3) if device.type == "cuda" else None,
+            "converted": seconds(run, images, 3) if device.type == "cuda" else None,
         }
         line = "{boxes} boxes, {unmatched} of them without a partner".format(**results[name])
         if device.type == "cuda":
@@ -103,5 +167,6 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", default=list(DETECTORS)[:3], choices=list(DETECTORS))
     parser.add_argument("--size", nargs=2, type=int, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--weights", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     arguments = parser.parse_args()
-    main(arguments.names, tuple(arguments.size), arguments.weights)
+    main(arguments.names, tuple(arguments.size), arguments.weights, arguments.whole)

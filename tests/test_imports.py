@@ -43,6 +43,7 @@ ORDER = [
     ["migration"],
     ["arguments"],
     ["backend"],
+    ["size_choices"],
     ["sizes", "errors", "interrupts", "progress", "usage"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}

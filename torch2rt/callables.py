@@ -19,6 +19,7 @@ NOT_WRITES = frozenset(
     """.split()
 )
 OWNERS = (torch.Tensor, torch, torch._C._nn, torch.special, torch.nn.functional)
+_BEHIND = torch._C._VariableFunctions  # also as torch._VF
 OTHERWISE = {  # names that `torch.ops.prims` has for functions of torch
     "erf_inv": "erfinv",
     "bessel_i0": "i0",
@@ -35,6 +36,17 @@ def operator_of(target: Target) -> Target:
     return target._opoverload.overloadpacket if isinstance(target, torch.library.CustomOpDef) else target
 
 
+def writable(target: Target) -> Target:
+    """What a graph's code can call: for a function behind a Python function of the same name, its operator.
+
+    Such is the one behind `torch.tensordot`, which code can only call `torch.tensordot`, too.
+    """
+    if not isinstance(target, types.BuiltinFunctionType) or getattr(_BEHIND, target.__name__, None) is not target:
+        return target
+    is_behind = getattr(torch, target.__name__, target) is not target
+    return getattr(torch.ops.aten, target.__name__) if is_behind else target
+
+
 def candidates(target: Target) -> Iterable[Target]:
     yield target
     if isinstance(target, torch._ops.OpOverload):
@@ -47,7 +59,7 @@ def candidates(target: Target) -> Iterable[Target]:
         name = OTHERWISE.get(name, name)
     if namespace in ("aten", "prims"):
         module, _, rest = name.partition("_")
-        for owner in (torch, torch.Tensor, torch._C._nn):
+        for owner in (torch, torch.Tensor, torch._C._nn, _BEHIND):
             if (same := getattr(owner, name, None)) is not None:
                 yield same
         if rest and module in ("linalg", "special", "fft"):

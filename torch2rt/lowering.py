@@ -24,7 +24,8 @@ from torch2rt.passes.partitioning.effects import is_random
 from torch2rt.recipes.replay import Recipes
 from torch2rt.recipes.tape import Tape
 from torch2rt.registry import Converter, load
-from torch2rt.sizes import counterexample, expression, is_symbolic
+from torch2rt.size_choices import counterexample
+from torch2rt.sizes import expression, is_symbolic
 from torch2rt.tracing.sizes.guards import hold
 from torch2rt.vocabulary import constant, permute
 from torch2rt.vocabulary.context import Complex, Context
@@ -373,7 +374,10 @@ class _Lowering:
         for name, node in zip(self.lowered.interface.outputs, output.args[0], strict=True):
             tensor = self.values[node]
             if isinstance(tensor, torch.Tensor):
-                tensor = constant(self.ctx, tensor)
+                try:
+                    tensor = constant(self.ctx, tensor)
+                except ConversionError as error:
+                    raise UnsupportedError(f"The output '{name}' is the same at every call: {error}.") from error
             if id(tensor) in self.ctx.bytes:
                 tensor = self.network.add_cast(tensor, trt.DataType.UINT8).get_output(0)
             if tensor.is_network_input or id(tensor) in marked:

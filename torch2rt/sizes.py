@@ -7,7 +7,6 @@ walks them is torch's own `sympy_interp`, which calls a method of an *algebra* f
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import operator
 import re
@@ -21,7 +20,6 @@ from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +224,7 @@ def evaluate_json(tree: Any, shapes: Sequence[Any], operations: Mapping[str, Any
     return operations[tree[0]](*args)
 
 
-class _Vectors(dict):  # type: ignore[type-arg]
+class Vectors(dict):  # type: ignore[type-arg]
     """Operations on numpy vectors, one element for each choice of sizes; `undefined` are those that divide by 0."""
 
     def __init__(self) -> None:
@@ -287,7 +285,7 @@ def truths(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, np.ndarray]) -> np.n
     """Where a claim is true, of vectors of sizes; it is false where it divides by 0, which no module can do."""
     order = list(sizes)
     count = len(sizes[order[0]])
-    operations = _Vectors()
+    operations = Vectors()
     try:
         tree = to_json(claim, {symbol: Dim(0, "", axis, 0, 0) for axis, symbol in enumerate(order)})
         true = evaluate_json(tree, [[sizes[symbol] for symbol in order]], operations)
@@ -299,78 +297,12 @@ def truths(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, np.ndarray]) -> np.n
 
 def values_at(tree: Any, shapes: Sequence[Sequence[Any]], count: int) -> np.ndarray | None:
     """A stored expression's values for shapes whose sizes are vectors of `count`; `None` where some are no integers."""
-    operations = _Vectors()
+    operations = Vectors()
     try:
         found = np.broadcast_to(np.asarray(evaluate_json(tree, shapes, operations)), (count,))
     except (OverflowError, ValueError, TypeError):
         return None
     return found if found.dtype.kind == "i" and not np.any(operations.undefined) else None
-
-
-def extremes(expr: sympy.Basic, symbols: Symbols) -> tuple[int, int]:
-    """The smallest and the largest value of a size; bounds of them where there are too many choices to look at all."""
-    choices = choices_of(symbols, expr)
-    if choices.are_all and len(choices.sizes) > 0:
-        order = list(choices.sizes)
-        tree = to_json(expr, {symbol: Dim(0, "", axis, 0, 0) for axis, symbol in enumerate(order)})
-        try:
-            values = np.asarray(evaluate_json(tree, [[choices.sizes[s] for s in order]], _Vectors()))
-        except (OverflowError, ValueError, TypeError):
-            pass
-        else:
-            return int(values.min()), int(values.max())
-    bounds = bound_sympy(expr, {s: ValueRanges(symbols[s].min, symbols[s].max) for s in free_symbols(expr, symbols)})
-    return int(bounds.lower), int(bounds.upper)
-
-
-ENUMERATE = 1 << 16  # choices of sizes that are all looked at; of more, so many
-
-
-class Choices:
-    """All choices of sizes for some dimensions, or an even spread of them, with both ends and their neighbours."""
-
-    def __init__(self, dims: Sequence[tuple[sympy.Symbol, Dim]]) -> None:
-        ranges = [dim.sizes for _, dim in dims]
-        self.are_all = math.prod(map(len, ranges)) <= ENUMERATE
-        count = ENUMERATE if self.are_all else math.floor(ENUMERATE ** (1 / len(ranges)))
-        grid = np.meshgrid(*[np.array(samples(sizes, count)) for sizes in ranges], indexing="ij")
-        self.sizes = {symbol: axis.ravel() for (symbol, _), axis in zip(dims, grid, strict=True)}
-
-    def at(self, index: int) -> dict[sympy.Symbol, int]:
-        """One of them."""
-        return {symbol: int(sizes[index]) for symbol, sizes in self.sizes.items()}
-
-
-_choices = functools.lru_cache(maxsize=8)(Choices)
-
-
-def choices_of(symbols: Symbols, *claims: sympy.Basic) -> Choices:
-    """The choices of sizes for the dimensions that some claims are about."""
-    free = dict.fromkeys(symbol for claim in claims for symbol in free_symbols(claim, symbols))
-    return _choices(tuple((symbol, symbols[symbol]) for symbol in free))
-
-
-def counterexample(claim: sympy.Basic, symbols: Symbols) -> dict[Dim, int] | bool | None:
-    """Sizes inside the served ranges for which a claim is false.
-
-    `None` when the claim is proven for every size; `True` when it is neither proven nor refuted.
-    """
-    if claim in (sympy.true, True):
-        return None
-    free = free_symbols(claim, symbols)
-    if not free:
-        return True
-    choices = choices_of(symbols, claim)
-    false = np.flatnonzero(~truths(claim, choices.sizes))
-    if len(false):
-        return {symbols[s]: size for s, size in choices.at(false[0]).items()}
-    if choices.are_all:
-        return None
-    try:
-        proven = bound_sympy(claim, {s: ValueRanges(symbols[s].min, symbols[s].max) for s in free})
-    except (NotImplementedError, AssertionError, TypeError):
-        return True  # torch's range analysis does not know this operation
-    return None if proven.is_singleton() and proven.lower in (sympy.true, True) else True
 
 
 def free_symbols(claim: sympy.Basic, symbols: Symbols) -> list[sympy.Symbol]:
@@ -384,16 +316,3 @@ def holds(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, int]) -> bool:
         return bool(evaluate(claim, sizes))
     except ZeroDivisionError:  # nor can the module be called with them
         return False
-
-
-def is_sampled(sizes: range, count: int = ENUMERATE) -> bool:
-    """Whether `samples` are not all."""
-    return len(sizes) > count
-
-
-def samples(sizes: range, count: int = ENUMERATE) -> list[int]:
-    """All, or about so many: both ends, their neighbours, and an even spread between."""
-    if not is_sampled(sizes, count):
-        return list(sizes)
-    step = max(1, len(sizes) // max(1, count - 6))
-    return sorted({*sizes[:3], *sizes[-3:], *sizes[::step]})

@@ -20,7 +20,7 @@ from torch2rt import AccuracyError, InputError, TRTModule, build, torch2rt, trac
 from torch2rt.debug import inputs as verification_inputs
 from torch2rt.debug import verify as verification
 from torch2rt.debug.bisection import OfEngine
-from torch2rt.debug.comparison import Comparison
+from torch2rt.debug.comparison import Comparison, is_near
 from torch2rt.debug.disturbance import Disturbed
 from torch2rt.engine.report import Report
 from torch2rt.registry import load
@@ -151,6 +151,15 @@ def test_ill_conditioned_networks_are_not_blamed(name, dtype):
     function, x = ILL[name]
     made = module(function, a=torch.randn(20, 20), b=torch.randn(20, 20) * 1e3).to(dtype)
     assert torch2rt(made, [x.to(dtype)]).report.verified
+
+
+def test_a_result_whose_size_a_disturbance_changes_teaches_nothing():
+    actual, expected = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
+    comparison = Comparison(actual, expected)
+    comparison.learn(expected, torch.tensor([1.0, 2.0, 3.0]), 8.0)
+    comparison.learn(torch.tensor([1.0]), torch.tensor([2.0]), 8.0)
+    assert not comparison.passes()
+    assert not is_near(torch.ones(3), torch.ones(2))
 
 
 def test_what_says_little_is_noted():

@@ -99,7 +99,9 @@ def double(self, y):
 
 
 def complexes(self, y):
-    return torch.fft.fft(y) * 2, self.last(y.sin())
+    spectrum = torch.fft.fft(y)
+    gram = torch.tensordot(spectrum.T, spectrum, dims=1) + 3 * torch.eye(7, device=y.device)
+    return spectrum * 2, self.last(y.sin()), torch.logdet(gram)
 
 
 def nonzero(self, y):
@@ -127,16 +129,26 @@ def boxes(self, y):
     return corners[kept], area.sqrt() * y[kept, 4], kept
 
 
+def unseen(self, y):
+    """Calls that write to arguments whose names and functions do not say so."""
+    y = y.detach()  # running statistics have no gradients
+    table, mean = self.last.weight.detach().T.clone(), y.mean(0) * 0.5
+    rows = F.embedding((y[:, :4] > 0).long() + 1, table, max_norm=0.1)
+    normed = F.instance_norm(torch.stack([y, y * y], 2), mean, (y * y).mean(0), use_input_stats=True, momentum=0.3)
+    return rows * 2 + 1, normed.sigmoid() * 2, table.exp() * 2 - 1, mean.exp() * 2 - 1
+
+
 def empties(self, y):
     none = (y.sum(1) > 99).nonzero()[:, 0]
     return torch.masked_select(y, y > 99).sum() * 2 + 1, y[none].mT.sum(1) * 3 - 1
 
 
 def constants(self, y):
-    return torch.linalg.eigvalsh(y.T @ y) * 2, torch.ones(3, device=y.device), y, self.last.bias
+    wide = torch.full((2, 3), 0.3, dtype=torch.float64, device=y.device)
+    return torch.linalg.eigvalsh(y.T @ y) * 2, torch.ones(3, device=y.device), y, self.last.bias, wide
 
 
-CASES = [svd, custom, samples, recurrent, double, complexes, nonzero, masks, where, boxes, empties, constants]
+CASES = [svd, custom, samples, recurrent, double, complexes, nonzero, masks, where, boxes, empties, unseen, constants]
 
 
 def same(module, run, x):
@@ -425,16 +437,33 @@ def test_the_module_keeps_its_parameters():
     assert math.isfinite(module(x)[0].sum())
 
 
-def test_a_decision_about_a_size_that_depends_on_values_is_refused():
-    nms = pytest.importorskip("torchvision").ops.nms
+class Decides(nn.Module):
+    """Its Python looks at how many rows have a positive sum; they are used only where `uses`."""
 
-    class Empty(nn.Module):
-        def forward(self, boxes, scores):
-            kept = nms(boxes, scores, 0.5)
-            return boxes[kept] * 2 if len(scores[kept]) > 0 else boxes[:1]
+    def __init__(self, decide, uses):
+        super().__init__()
+        self.decide, self.uses = decide, uses
 
+    def forward(self, x):
+        rows = (x.sum(1) > 0).nonzero()[:, 0]
+        if self.decide(rows):
+            return x[rows].exp() - 1 if self.uses else x * 2
+        return x[:1]
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_a_module_that_asks_whether_a_size_is_0_is_converted_for_where_it_is_not(uses):
+    module, x = Decides(lambda rows: 2 * len(rows) > 0, uses), torch.tensor([[1.0, 2], [-3, 1], [0.5, 0.25]])
+    model_trt = torch2rt(module, [x], fallback=True)
+    torch.testing.assert_close(model_trt.reference()(x), module(x))
+    assert any("shape[0] > 0" in line for line in model_trt.report.needs)
+    with pytest.raises(InputError, match=r"needs 2\*.*shape\[0\] > 0, which these inputs' values make false"):
+        model_trt.reference()(-x.abs())
+
+
+def test_another_decision_about_a_size_that_depends_on_values_is_refused():
     with pytest.raises(TraceError, match="depend"):
-        torch2rt(Empty(), [torch.rand(5, 4), torch.rand(5)], fallback=True)
+        torch2rt(Decides(lambda rows: len(rows) > 1, True), [torch.rand(5, 4)], fallback=True)
 
 
 def test_few_boxes():

@@ -6,7 +6,8 @@ import pytest
 import sympy
 from torch.utils._sympy.functions import FloorDiv, Max, Mod, ToFloat, TruncToInt
 
-from torch2rt.sizes import Dim, counterexample, describe, evaluate, evaluate_json, holds, to_json, truths
+from torch2rt.size_choices import choices_of, counterexample, extremes
+from torch2rt.sizes import Dim, describe, evaluate, evaluate_json, holds, to_json, truths
 
 n, m = sympy.symbols("n m", integer=True, positive=True)
 SYMBOLS = {n: Dim(0, "x", 0, 1, 8), m: Dim(1, "y", 2, 3, 100_000)}
@@ -89,3 +90,12 @@ def test_a_large_range_is_not_taken_as_proven():
 def test_expressions_are_told_in_the_users_terms():
     assert describe(sympy.Eq(n, m), SYMBOLS) in ("x.shape[0] == y.shape[2]", "y.shape[2] == x.shape[0]")
     assert describe(n + 1, SYMBOLS) == "x.shape[0] + 1"
+
+
+def test_many_dimensions_are_looked_at_in_a_few_choices():
+    symbols = {sympy.Symbol(f"s{i}", integer=True): Dim(i, f"x{i}", 0, 1, 9 + i) for i in range(70)}
+    choices = choices_of(symbols, sum(symbols))
+    assert not choices.are_all and len(choices.sizes) == 70
+    for symbol, sizes in choices.sizes.items():
+        assert (sizes.min(), sizes.max()) == (1, symbols[symbol].max) and len(sizes) < 1 << 16
+    assert extremes(sum(symbols), symbols) == (70, sum(dim.max for dim in symbols.values()))

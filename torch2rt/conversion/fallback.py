@@ -227,7 +227,7 @@ def convert_in_segments(
         torch_segment(piece, device, choice.compiles) if piece.segment.is_torch else partitioner.segment(piece)
         for piece in pieces
     ]
-    report = Report(needs=[text for _, text in interface.constraints])
+    report = Report(needs=[text for _, text in (*interface.constraints, *program.checks)])
     report.segments = describe_segments([piece.segment for piece in pieces])
     report.assumptions = list(dict.fromkeys(text for network in networks for text in network.assumptions))
     model = PartitionedModule(segments, schedule_of(program), interface, report, eager=eager, make_network=network_of)

@@ -59,7 +59,12 @@ class Comparison:
         self.learned = 0.0
 
     def learn(self, before: torch.Tensor, after: torch.Tensor, multiple: float) -> None:
-        """Allow what a disturbance has done to the module's result, `multiple` times."""
+        """Allow what a disturbance has done to the module's result, `multiple` times.
+
+        Nothing is learned where the result has another shape: its size depends on values, which were disturbed.
+        """
+        if before.shape != after.shape or before.numel() != self.distance.numel():
+            return
         moved = self._distance(after, before)
         self.lost |= moved.isinf()
         moved = torch.where(moved.isinf(), 0.0, moved)
@@ -119,7 +124,7 @@ class Comparison:
 
 def is_near(after: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether a disturbed graph gives the module's result so nearly that the graph does what the module does."""
-    if expected.dtype is not torch.float32 or not expected.numel():
+    if expected.dtype is not torch.float32 or not expected.numel() or after.shape != expected.shape:
         return torch.equal(after, expected)
     return bool((after - expected).abs().max() <= NEAR * torch.finfo(torch.float32).eps * expected.abs().max())
 

@@ -18,7 +18,8 @@ from torch.fx.node import Node, map_aggregate
 from torch2rt.graph import graph_meta
 from torch2rt.passes.copies import constant_of, copy_graph, finish
 from torch2rt.passes.repeated import CASTS, FILLS, MOVES, is_pointwise, name_of
-from torch2rt.sizes import Symbols, expression, extremes, is_symbolic
+from torch2rt.size_choices import extremes
+from torch2rt.sizes import Symbols, expression, is_symbolic
 
 MOST = 1 << 24  # elements of a mask that is looked at
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")

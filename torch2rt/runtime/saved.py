@@ -22,7 +22,7 @@ from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule, network_of
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 from torch2rt.runtime.stateful import StatefulModule
-from torch2rt.structure import bare_name
+from torch2rt.structure import as_bytes, bare_name
 
 Source = tuple[Sequence[Any], Sequence[torch.Tensor], str]  # nodes, tensors and `nan` of a graph
 Make = Callable[[Engine, Sequence[Source]], TRTModule]
@@ -44,8 +44,7 @@ class Writer:
 
     def tensor(self, name: str, value: torch.Tensor) -> list[Any]:
         """A tensor as a part, and what is to be known of it."""
-        plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-        data = memoryview(plain.view(torch.uint8).numpy()) if plain.numel() else b""
+        data = memoryview(as_bytes(value).cpu().numpy()) if value.numel() else b""
         return [bare_name(value.dtype), list(value.shape), self.add(name, data)]
 
     def module(self, module: Any) -> dict[str, Any]:

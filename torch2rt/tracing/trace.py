@@ -20,7 +20,8 @@ from torch2rt.input_ranges import check_listed, check_profiles, describe_inputs,
 from torch2rt.interface import Input, Interface, Shape
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked, without_ends
-from torch2rt.sizes import samples, truths
+from torch2rt.size_choices import samples
+from torch2rt.sizes import truths
 from torch2rt.structure import flatten
 from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
@@ -34,7 +35,7 @@ from torch2rt.tracing.sizes.guards import Decisions, TooNestedError
 from torch2rt.tracing.sizes.hints import most_telling, shapes_to_try
 from torch2rt.tracing.sizes.regions import IsSame, Variant, false_assumptions, not_empty
 from torch2rt.tracing.sizes.same_calls import same_calls
-from torch2rt.tracing.traced_run import run_traced
+from torch2rt.tracing.traced_run import run_traced, runs
 from torch2rt.tracing.tracer import Tracer
 
 
@@ -328,7 +329,7 @@ class Traces:
         failure = most_telling(failures)
         if isinstance(failure, RefusedError) and not failure.of_types:
             own = self.refusal([tuple(leaf.shape) for leaf in self.leaves])
-            if own is not None and not _is_of_a_stand_in(own):
+            if own is not None and not runs(self.module, self.arguments, self.leaves):
                 raise own  # whatever the sizes
         raise failure
 
@@ -365,12 +366,3 @@ def as_arguments(inputs: Any, kwargs: Mapping[str, Any] | None) -> tuple[tuple[A
 
 def _is_one_of(scope: dict[str, Any], scopes: Sequence[dict[str, Any]]) -> bool:
     return any(scope is other for other in scopes)
-
-
-def _is_of_a_stand_in(error: BaseException) -> bool:
-    """Whether an error is a division by zero in torch's own Python, which torch's real kernels do not raise."""
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    where = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
-    return isinstance(error, ArithmeticError) and where.startswith("torch.")

@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from torch2rt.errors import Torch2RTError, TraceError
 from torch2rt.graph import GraphMeta, Split
-from torch2rt.interface import Interface, Shape
+from torch2rt.interface import Shape
 from torch2rt.objects import has_changed, parts
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.sizes import in_words
@@ -131,8 +131,11 @@ def run_traced(
         recorder.decisions.claims.setdefault(decision.claim, decision)
     interface = recorder.decisions.check(interface, accepts, splits)
     _check_eager(tracer, module, leaves, shapes if splits else None)
+    asserted = recorder.decisions.asserted()
+    checked = {symbol for claim in asserted for symbol in claim.free_symbols}
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
-        if node.op not in ("placeholder", "output") and not node.users:
+        is_checked = any(symbol in checked for symbol, _ in node.meta.get("unbacked", {}).values())
+        if node.op not in ("placeholder", "output") and not node.users and not is_checked:
             if not draws(node):
                 recorder.graph.erase_node(node)
             elif not recorder.fallback:
@@ -146,7 +149,7 @@ def run_traced(
         recorder.symbols,
         recorder.decisions.assumed,
         splits=tuple(splits),
-        asserted=recorder.decisions.asserted(),
+        asserted=asserted,
         has_left_out=recorder.has_left_out,
     )
     return graph_module
@@ -178,7 +181,8 @@ def _check_eager(
     if (refusal := tracer.eager.refusal(sizes)) is None:
         return
     call, error = refusal
-    if not sizes and _runs(module, interface, leaves):
+    is_example = [tuple(leaf.shape) for leaf in leaves] == [spec.opt for spec in interface.inputs]
+    if not sizes and is_example and runs(module, interface.arguments, leaves):
         return  # the call refuses the values that it was asked about, such as a matrix of zeros
     message = describe_refusal(call, error, sizes, inputs)
     if sizes and not call.mixes_types:
@@ -187,11 +191,9 @@ def _check_eager(
     raise RefusedError(message, of_types=call.mixes_types) from error
 
 
-def _runs(module: torch.nn.Module, interface: Interface, leaves: Sequence[torch.Tensor]) -> bool:
-    """Whether a module of static sizes takes the example itself; it stays as it is."""
-    if [tuple(leaf.shape) for leaf in leaves] != [spec.opt for spec in interface.inputs]:
-        return False
-    args, kwargs = unflatten(interface.arguments, [leaf.detach().clone() for leaf in leaves])
+def runs(module: torch.nn.Module, arguments: Any, leaves: Sequence[torch.Tensor]) -> bool:
+    """Whether torch's real kernels take the example itself; the module stays as it is."""
+    args, kwargs = unflatten(arguments, [leaf.detach().clone() for leaf in leaves])
     state = ModuleState(module)
     try:
         with torch.no_grad(), same_states():

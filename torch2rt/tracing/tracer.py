@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from torch2rt.callables import Target, qualified_name
+from torch2rt.callables import Target, qualified_name, writable
 from torch2rt.errors import ConversionError, TraceError
 from torch2rt.graph import add_input
 from torch2rt.interface import Input, Interface, Shape
@@ -45,7 +45,7 @@ from torch2rt.tracing.memory.tensors import is_wrapped, subclass_among, subclass
 from torch2rt.tracing.patches.number_types import with_dtypes
 from torch2rt.tracing.recorder import Recorder
 from torch2rt.tracing.sizes.size_tensors import SizeTensors
-from torch2rt.tracing.values import RecordingMode, Values
+from torch2rt.tracing.values import RecordingMode, UnseenWriteError, Values
 
 MEMORY_IN_PLACE = frozenset({"resize_", "resize_as_", "set_", "as_strided_", "__set__"})
 
@@ -126,7 +126,7 @@ class Tracer(RecordingMode):
                 return value
             args, kwargs = self.size_tensors.replaced(func, *with_dtypes(args, kwargs or {}))
             with self.recorder.decisions.reading_place(func is torch.Tensor.__getitem__):
-                out = self._function(overload_of(func, args, kwargs), args, kwargs)
+                out = self._function(overload_of(writable(func), args, kwargs), args, kwargs)
             self.size_tensors.note(func, args, kwargs, out)
             return out
         except TraceError as error:
@@ -166,15 +166,26 @@ class Tracer(RecordingMode):
     def whole_if_unknown(self, func: Target, args: Any, kwargs: Any, call: Callable[[], Any]) -> Any:
         """Record a call by way of its body, or as it is where torch must run it to know what it returns."""
         before = self.recorder.now(), tensor_versions((args, kwargs)), self.refused
+        failure: Exception
         try:
             return guarded(self.recorder, func, call)
         except UnknownResultError as error:
-            if not self.recorder.fallback or before[1] != tensor_versions((args, kwargs)):
-                raise
-            self.recorder.back_to(before[0])
-            self.refused = before[2]
+            failure, unknown = error, error
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # perhaps of the fake kernel alone
+            text = f"{self.recorder.location.here()}: what {qualified_name(func)} returns is not known: {error}"
+            failure, unknown = error, UnknownResultError(text)
+        if not self.recorder.fallback or before[1] != tensor_versions((args, kwargs)):
+            raise failure
+        self.recorder.back_to(before[0])
+        refused, self.refused = self.refused, before[2]
+        try:
             with torch._C.DisableTorchFunction():
-                return record_opaque(self.values, func, args, kwargs, error)
+                return record_opaque(self.values, func, args, kwargs, unknown)
+        except TraceError as error:
+            if error is not unknown or failure is unknown:
+                raise
+            self.refused = refused
+            raise failure from None
 
     def whole(self, func: Target, args: Any, kwargs: Any, run: Target) -> Any:
         """Record a call as it is; `run` shows what it returns."""
@@ -219,7 +230,8 @@ class Tracer(RecordingMode):
         if registry.is_factory(func) and (value := self._fold_factory(func, args, kwargs)) is not None:
             return value
         if registry.find(func) is not None and not _is_autocasting(args):
-            return self.values.record(func, args, kwargs)
+            with contextlib.suppress(UnseenWriteError):  # perhaps a call in its body says what it writes to
+                return self.values.record(func, args, kwargs)
         if func not in self.recorder.open_calls and (body := python_body(func)) is not None:
             return self._open(func, body, args, kwargs)
         with self.recorder.fake_tensors(), AtenRecorder(self.values, func, self._composed):
@@ -246,7 +258,11 @@ class Tracer(RecordingMode):
             is_ours = isinstance(func, torch._ops.HigherOrderOperator)  # whose functions torch would trace itself
             if not fallback or is_ours or type(error.__cause__) is not ConversionError:
                 raise
-            return self.values.record(func, args, kwargs)  # which only torch can do as it is asked here
+            if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+                return NotImplemented  # `AtenRecorder` records what it writes
+            with contextlib.suppress(UnseenWriteError):
+                return self.values.record(func, args, kwargs)  # which only torch can do as it is asked here
+            return NotImplemented
         if self.recorder.unbacked and is_selected(out[0] if isinstance(out, tuple) and out else out):
             return NotImplemented
         if out is not NotImplemented:

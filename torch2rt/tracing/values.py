@@ -28,6 +28,10 @@ from torch2rt.tracing.patches.fake_mode import with_numbers
 from torch2rt.tracing.recorder import Recorder
 
 
+class UnseenWriteError(TraceError):
+    """A call writes to its arguments, and neither its name nor its schema says so."""
+
+
 class Values:
     """The values of one trace and their nodes.
 
@@ -105,9 +109,10 @@ class Values:
         if recorder.generators is not None:
             target, named, generator = with_generator(func, kwargs)
         node_args, node_kwargs = self.argument(args), self.argument(named)
-        before = tensor_versions((args, kwargs))
         with recorder.fake_tensors(), mode.reading() as numbers:
             fake_args, fake_kwargs = self._fake(args), self._fake(kwargs)
+            fakes = fake_args, fake_kwargs
+            before = tensor_versions(fakes)
             fake_func = func
             if generator is not None:  # fake kernels take none
                 fake_func = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
@@ -118,8 +123,8 @@ class Values:
                 # cuDNN's kernels have no fake ones; torch's others give the same shapes
                 with torch.backends.cudnn.flags(enabled=False):
                     out = fake_func(*fake_args, **fake_kwargs)
-        if before != tensor_versions((args, kwargs)):
-            raise TraceError(
+        if before != tensor_versions(fakes):
+            raise UnseenWriteError(
                 f"{recorder.location.here()}: {qualified_name(func)} writes to one of its arguments in an unknown way."
             )
         if numbers:

@@ -15,7 +15,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.network import Network, Origins, Weight
 from torch2rt.recipes.tape import Place, Tape, unrecorded
 from torch2rt.sizes import Symbols
-from torch2rt.structure import bare_name
+from torch2rt.structure import as_bytes, bare_name
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
 
@@ -127,7 +127,7 @@ class Context:
         number, place = tape.weight(held)
         with unrecorded():
             copy = self._copies.get(place)
-            if copy is None or not torch.equal(copy.view(-1).view(torch.uint8), held.view(-1).view(torch.uint8)):
+            if copy is None or not torch.equal(as_bytes(copy), as_bytes(held)):
                 copy = self._copies[place] = held.clone()
         return copy, number
 

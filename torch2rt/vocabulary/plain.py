@@ -12,7 +12,8 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from torch2rt.backend.tensorrt import TORCH_DTYPES, trt
 from torch2rt.errors import ConversionError
-from torch2rt.sizes import counterexample, expression, is_symbolic
+from torch2rt.size_choices import counterexample
+from torch2rt.sizes import expression, is_symbolic
 from torch2rt.vocabulary.context import Context
 
 Value = Any  # a TensorRT tensor, a torch tensor, a number or a symbolic size

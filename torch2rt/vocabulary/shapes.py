@@ -28,7 +28,8 @@ from torch.utils._sympy.functions import (
 from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend.tensorrt import trt
-from torch2rt.sizes import evaluate, expression, extremes, is_symbolic
+from torch2rt.size_choices import extremes
+from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW, constant

@@ -10,7 +10,8 @@ import torch
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 
 from torch2rt.backend.tensorrt import trt
-from torch2rt.sizes import counterexample, expression, is_symbolic
+from torch2rt.size_choices import counterexample
+from torch2rt.sizes import expression, is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW, constant, mark_bytes

@@ -39,8 +39,9 @@ def is_random(node: Node) -> bool:
 def _is_random(name: str) -> bool:
     """Whether torch's operator of a name draws random numbers."""
     packet = getattr(torch.ops.aten, name, None)
-    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
-    return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):  # none of that name, or a method that all objects have
+        return False
+    return any(torch.Tag.nondeterministic_seeded in getattr(packet, each).tags for each in packet.overloads())
 
 
 def writes_unseen(node: Node) -> bool:

@@ -23,7 +23,8 @@ from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.passes.partitioning.partition import Segment
-from torch2rt.sizes import Dim, Symbols, describe, evaluate, expression, extremes, is_symbolic, to_json
+from torch2rt.size_choices import extremes
+from torch2rt.sizes import Dim, Symbols, describe, evaluate, expression, is_symbolic, to_json
 
 CARRIER = torch.bool
 MAX_SIZE = 1024

@@ -213,12 +213,21 @@ class Running:
             with torch.no_grad():
                 return self(tensors)
         values: list[Any] = [*tensors, *[None] * (self.slots - len(tensors))]
-        run_steps(self.steps, values, self.carriers, tensors[0].device if tensors else torch.device("cpu"))
-        for tree, text in self.checks:
-            if not evaluate_json(tree, _Shapes(values)):
-                raise InputError(f"The model needs {text}, which these inputs' values make false.")
+        try:
+            run_steps(self.steps, values, self.carriers, tensors[0].device if tensors else torch.device("cpu"))
+        except Exception:  # perhaps torch refuses a size that should have been another one
+            self._check(values)
+            raise
+        self._check(values)
         results = [values[slot] for slot in self.results]
         return results if self.is_own else self._separate(tensors, results)
+
+    def _check(self, values: list[Any]) -> None:
+        """Raise `InputError` for a claim that is false, of those about sizes that are known."""
+        for tree, text in self.checks:
+            known = all(values[slot] is not None for slot in _slots_in(tree))
+            if known and not evaluate_json(tree, _Shapes(values)):
+                raise InputError(f"The model needs {text}, which these inputs' values make false.")
 
     def _separate(self, tensors: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, copied where they share memory; a value that is returned twice stays one."""

@@ -20,6 +20,7 @@ from torch2rt.errors import TraceError
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.python_calls import PythonCall
 from torch2rt.sizes import is_symbolic
+from torch2rt.structure import as_bytes
 from torch2rt.tracing.calls.data_dependence import reads_values
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.memory.tensors import memory_of
@@ -95,13 +96,14 @@ def _runs(func: Target, args: Any, kwargs: Any) -> Iterator[tuple[Any, list[Any]
                 with same_states(), torch.no_grad():
                     given = tree_map(lambda value: _given(value, fill, device), (args, kwargs))  # noqa: B023
                     tensors = [t for t in tree_leaves(given) if isinstance(t, torch.Tensor)]
-                    before = [t._version for t in tensors]
+                    before = [as_bytes(t).clone() for t in tensors]  # some calls write without a word
                     out = func(*given[0], **given[1])
             except Exception:  # these values may not be such as the call takes
                 continue
             leaves, spec = tree_flatten(out)
             memory, results = {memory_of(t) for t in tensors}, [x for x in leaves if x is not None]
-            if [t._version for t in tensors] != before or not all(isinstance(x, torch.Tensor) for x in results):
+            is_pure = all(torch.equal(as_bytes(t), old) for t, old in zip(tensors, before, strict=True))
+            if not is_pure or not all(isinstance(x, torch.Tensor) for x in results):
                 return
             if not results or any(x.layout is not torch.strided or memory_of(x) in memory for x in results):
                 return

@@ -14,7 +14,8 @@ import numpy as np
 import sympy
 
 from torch2rt.interface import Interface
-from torch2rt.sizes import Symbols, free_symbols, is_sampled, samples, truths
+from torch2rt.size_choices import is_sampled, samples
+from torch2rt.sizes import Symbols, free_symbols, truths
 
 Sizes = Mapping[sympy.Symbol, int]
 IsRefused = Callable[[Sizes], bool]

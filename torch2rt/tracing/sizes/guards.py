@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 import sympy
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.utils._sympy.functions import Max, Min, Mod
-from torch.utils._sympy.value_ranges import ValueRanges
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Input, Interface, Shape
-from torch2rt.sizes import Dim, Symbols, choices_of, counterexample, describe, holds, truths
+from torch2rt.size_choices import choices_of, counterexample
+from torch2rt.sizes import Dim, Symbols, describe, holds, truths
 from torch2rt.tracing.patches.number_types import maker_of_numbers
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
-from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_difference, is_kernel_choice
+from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_difference, is_kernel_choice, or_equal
 from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
 
@@ -55,6 +56,8 @@ class Decisions:
         self.number_makers: list[dict[str, Any]] = []
         self.reads_place = False
         self._depth = 0
+        self._of_values: dict[sympy.Symbol, ValueRanges] = {}  # sizes that depend on values, where they are not 0
+        self._not_empty: list[sympy.Basic] = []
 
     @contextmanager
     def in_torch(self) -> Iterator[None]:
@@ -143,7 +146,7 @@ class Decisions:
             if internal and (is_difference(claim) or is_kernel_choice()):
                 return
             assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
-            claim = _or_equal(claim) if assumed else claim
+            claim = or_equal(claim) if assumed else claim
             self.claims.setdefault(claim, Decision(claim, self.location.here(), internal, assumed, self.reads_place))
 
     def sizes_where(self, claim: sympy.Basic) -> Sizes | None:
@@ -176,12 +179,33 @@ class Decisions:
         ranges = self.shape_env.var_to_range
         most = ranges[symbol].upper
         ranges[symbol] = ValueRanges(0, most)
+        self._of_values[symbol] = ValueRanges(1, max(most, 1))
         return int(most) if most.is_number and most < 2**31 else None
 
     def asserted(self) -> tuple[sympy.Basic, ...]:
         """What torch has taken for granted about sizes that depend on values, such as that two of them are equal."""
         asserts = self.shape_env.deferred_runtime_asserts.values()
-        return tuple(dict.fromkeys(each.expr for some in asserts for each in some))
+        return tuple(dict.fromkeys([*(each.expr for some in asserts for each in some), *self._not_empty]))
+
+    def unless_empty(self, question: Any) -> sympy.Basic | None:
+        """The answer to a question about sizes that depend on values, if it is one and the same unless some are 0.
+
+        The module's Python may treat that as a case of its own (`if len(boxes) == 0`). Then the graph is for the other
+        case, and calls check that it is theirs.
+        """
+        if not isinstance(question, sympy.Basic):
+            return None
+        ranges = self._of_values | {s: ValueRanges(dim.min, dim.max) for s, dim in self.symbols.items()}
+        if not question.free_symbols <= ranges.keys():
+            return None
+        try:
+            answer = bound_sympy(question, ranges)
+        except (NotImplementedError, AssertionError, TypeError):
+            return None  # torch's range analysis does not know this operation
+        if not answer.is_singleton():
+            return None
+        self._not_empty.append(question if answer.lower == sympy.true else sympy.Not(question))
+        return answer.lower
 
     def check(self, interface: Interface, accepts: Accepts, splits: list[Split] | None = None) -> Interface:
         """Raise `TraceError` for the first claim that narrows the range; returns the interface with the ties added.
@@ -377,7 +401,12 @@ class _ShapeEnv(ShapeEnv):
         if self._is_of_values(orig_expr) and is_asked_in(FEW_ENOUGH):
             return sympy.false
         before = len(self.guards)
-        answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        try:
+            answer = super().evaluate_expr(orig_expr, *args, **kwargs)
+        except GuardOnDataDependentSymNode:
+            if (answer := self._decisions.unless_empty(orig_expr)) is None:
+                raise
+            return answer
         if self._decisions.is_in_torch and self._suppress_guards_tls():
             return answer  # torch copies what it knows of another tensor
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
@@ -387,9 +416,3 @@ class _ShapeEnv(ShapeEnv):
     def _is_of_values(self, claim: Any) -> bool:
         """Whether a question is about sizes that depend on values."""
         return isinstance(claim, sympy.Basic) and not claim.free_symbols <= self._decisions.symbols.keys()
-
-
-def _or_equal(claim: sympy.Basic) -> sympy.Basic:
-    """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
-    loose = {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}
-    return loose.get(type(claim), type(claim))(*claim.args)

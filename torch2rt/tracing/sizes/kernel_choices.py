@@ -58,3 +58,9 @@ def is_difference(claim: sympy.Basic) -> bool:
             return True  # one stride is smaller than another: 3 < 3 * size
         return small.is_Integer and 0 <= int(small) <= (1 if isinstance(claim, sympy.Lt) else 2)
     return isinstance(claim, sympy.Ne)
+
+
+def or_equal(claim: sympy.Basic) -> sympy.Basic:
+    """An order of sizes or strides that leaves open whether they are equal, where either way leads to the same."""
+    loose = {sympy.StrictLessThan: sympy.Le, sympy.StrictGreaterThan: sympy.Ge}
+    return loose.get(type(claim), type(claim))(*claim.args)

@@ -16,18 +16,8 @@ import torch
 from torch2rt.graph import Decision, GraphMeta, graph_meta
 from torch2rt.interface import Input, Shape
 from torch2rt.promises import Promise
-from torch2rt.sizes import (
-    ENUMERATE,
-    Dim,
-    choices_of,
-    counterexample,
-    describe,
-    is_sampled,
-    samples,
-    to_json,
-    truths,
-    values_at,
-)
+from torch2rt.size_choices import ENUMERATE, choices_of, combined, counterexample, is_sampled, samples
+from torch2rt.sizes import Dim, describe, to_json, truths, values_at
 
 DRAWN = 1 << 14  # more choices of sizes, where not all are looked at
 MOST_NAMED = 6  # numbers in claims that are looked at for each dimension
@@ -112,7 +102,7 @@ class Space:
             named = {int(number) for claim in of_dim for number in claim.atoms(sympy.Integer)}
             near = {number + i for number in sorted(named)[-MOST_NAMED:] for i in (-1, 0, 1)} | {self.opt[symbol]}
             grid.append(sorted({*samples(dim.sizes, count), *near.intersection(dim.sizes)}))
-        points = [axis.ravel() for axis in np.meshgrid(*map(np.array, grid), indexing="ij")]
+        points = combined([np.array(sizes) for sizes in grid])
         drawn = [generator.choice(dim.sizes, DRAWN) for dim in dims]
         return {s: np.concatenate(each) for s, *each in zip(self.sizes, points, drawn, strict=True)}
 

@@ -15,7 +15,8 @@ import numpy as np
 import sympy
 from torch.utils._sympy.functions import FloorDiv
 
-from torch2rt.sizes import Dim, is_sampled, to_json, values_at
+from torch2rt.size_choices import is_sampled
+from torch2rt.sizes import Dim, to_json, values_at
 
 _PLAIN = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Symbol, sympy.Integer)
 
