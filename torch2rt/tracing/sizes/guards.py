@@ -151,6 +151,8 @@ class Decisions:
 
     def sizes_where(self, claim: sympy.Basic) -> Sizes | None:
         """Sizes for which a claim is true, with all claims of the trace; `None` if there are none."""
+        if claim == sympy.false:
+            return None
         choices = choices_of(self.symbols, claim, *self.claims)
         true = truths(claim, choices.sizes)
         for other in self.claims if true.any() else ():
