@@ -126,3 +126,30 @@ def test_by_the_engine(device):
     model_trt = torch2rt(model, [x], kwargs=kwargs, precision="fp16")
     assert first_difference(model_trt, [x], kwargs, by="engine") is None
     assert not any(p.is_cuda for p in model_trt._networks[0].traced.parameters())
+
+
+class Segments(nn.Module):
+    """Two layers, and a call between them that TensorRT has not."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        y = self.first(x * 2).relu()
+        return self.second(y + torch.linalg.svdvals(y).sum() / 9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_modules_in_segments(precision):
+    """All engines' calls in one table; a torch call only passes errors on."""
+    options = {"precision": "int8", "calibration": [X]} if precision == "int8" else {}
+    model, sizes = Segments().eval(), {"max_batch_size": 4}
+    model_trt = torch2rt(model, [X], fallback=True, min_segment_calls=1, **sizes, **options)
+    for x in (X, X[:2]):
+        rows = {(row.module, row.function.split(".")[-1]): row for row in compare(model_trt, [x]).rows}
+        layers = [rows[name, "linear"] for name in ("first", "second")]
+        low, high = (1e-3, 0.1) if precision == "int8" else (-1.0, 1e-5)
+        assert all(low < row.own_relative < high and low < row.relative < high for row in layers)
+        assert first_difference(model_trt, [x], tolerance=0.2) is None

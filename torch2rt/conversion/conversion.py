@@ -249,6 +249,7 @@ class Conversion:
             stage=self._stage,
         )
         model_trt.report.assumptions += made.notes
+        object.__setattr__(model_trt, "traced", without_gpu_memory(graph)[0])  # a graph is a module, but no part of it
         return model_trt
 
     def _earlier(self, graph: torch.fx.GraphModule, passes: Sequence[Pass], choice: Choice) -> Earlier:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
+from torch2rt.runtime.partitioned.reference import PartitionedReference
+from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.structure import bare_name
 
 Values = Mapping[str, torch.Tensor]
@@ -108,6 +110,8 @@ def _rank(row: Row) -> tuple[int, float]:
 def compare(model_trt: Any, inputs: Any, kwargs: Mapping[str, Any] | None = None, *, by: str = "reference") -> Beside:
     """Run a converted module's calls beside those of its conversion; `inputs` and `kwargs` are those of a call.
 
+    Calls of a module in segments that stay torch's have no error of their own.
+
     - `by`: `"reference"` evaluates the network with torch. `"engine"` builds engines that give out the values between,
       some at a time, and needs a GPU.
 
@@ -122,13 +126,18 @@ def compare(model_trt: Any, inputs: Any, kwargs: Mapping[str, Any] | None = None
     if by not in ("reference", "engine"):
         raise InputError(f"{by=} is not one of 'reference', 'engine'.")
     args = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
-    network, tensors = _serving(model_trt, args, dict(kwargs or {}))
-    assert network.traced is not None  # `_serving` has looked
-    interface = graph_meta(network.traced).interface
-    own = [x.to(spec.dtype) for x, spec in zip(tensors, network.interface.inputs, strict=True)]
-    found = _of_engine(network, own) if by == "engine" else _of_reference(network, own)
+    of = _of_engine if by == "engine" else _of_reference
+    if isinstance(model_trt, PartitionedModule):
+        traced, tensors, found = _of_segments(model_trt, args, dict(kwargs or {}), of)
+    else:
+        network, tensors = _serving(model_trt, args, dict(kwargs or {}))
+        assert network.traced is not None  # `_serving` has looked
+        traced = network.traced
+        own = [x.to(spec.dtype) for x, spec in zip(tensors, network.interface.inputs, strict=True)]
+        found = of(network, own)
+    interface = graph_meta(traced).interface
     wide = [x.to(spec.dtype) for x, spec in zip(tensors, interface.inputs, strict=True)]
-    side = _Side(network.traced, found, next((x.device for x in tensors), torch.device("cpu")))
+    side = _Side(traced, found, next((x.device for x in tensors), torch.device("cpu")))
     with torch.no_grad():
         side.run(*wide)
     return Beside(side.rows, "the reference" if by == "reference" else "the engine")
@@ -162,18 +171,17 @@ def first_difference(
     return None
 
 
+NOTHING = (
+    "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True); "
+    "a refit lets go of the graph."
+)
+
+
 def _serving(model_trt: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Network, list[torch.Tensor]]:
     """The network that serves a call, of several the first that takes its shapes, and the tensors of the call."""
     networks = [n for n in getattr(model_trt, "_networks", []) if n.traced is not None and n.lowered is not None]
-    if hasattr(model_trt, "segments"):
-        raise InputError(
-            "Of a module in segments each engine is compared by itself: compare(model_trt.engines[0], its inputs)."
-        )
     if not networks:
-        raise InputError(
-            "Nothing can be compared: this module has no network. Convert it with torch2rt(..., keep_network=True); "
-            "a refit lets go of the graph."
-        )
+        raise InputError(NOTHING)
     for network in networks:
         tensors = network.interface.tensors(args, kwargs)
         try:
@@ -196,6 +204,28 @@ def _of_reference(network: Network, tensors: list[torch.Tensor]) -> Values:
     specs = network.interface.inputs
     results = evaluator({spec.name: x.permute(spec.axes) for spec, x in zip(specs, tensors, strict=True)})
     return {node: results[name] for node, name in network.values.items()}
+
+
+def _of_segments(
+    model_trt: PartitionedModule,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    of: Callable[[Network, list[torch.Tensor]], Values],
+) -> tuple[torch.fx.GraphModule, list[torch.Tensor], Values]:
+    """A module's whole graph, a call's tensors, and the values of all networks, each on what is before it gives."""
+    whole = model_trt.network
+    if whole is None or model_trt.traced is None:
+        raise InputError(NOTHING)
+    found: dict[str, torch.Tensor] = {}
+
+    def watch(network: Network, given: Sequence[torch.Tensor]) -> None:
+        if network.lowered is not None:
+            found.update(of(network, list(given)))
+
+    tensors = whole.interface.tensors(args, kwargs)
+    own = [x.to(spec.dtype) for x, spec in zip(tensors, whole.interface.inputs, strict=True)]
+    PartitionedReference(whole, watch).outputs(own)
+    return model_trt.traced, tensors, found
 
 
 def _of_engine(network: Network, tensors: list[torch.Tensor]) -> Values:

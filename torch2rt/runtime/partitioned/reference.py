@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,13 +49,16 @@ class PartitionedNetwork:
 class PartitionedReference(Evaluated):
     """A partitioned module without engines: networks are evaluated with torch."""
 
-    def __init__(self, network: PartitionedNetwork) -> None:
+    def __init__(
+        self, network: PartitionedNetwork, watch: Callable[[Network, Sequence[torch.Tensor]], None] | None = None
+    ) -> None:
+        """With `watch`, each network that is evaluated is handed to it before, with what it is given."""
         super().__init__()
         self.whole = network
         self.parts = [part.copy() if isinstance(part, TorchSegment) else None for part in network.parts]
         self.eager = {index: segment.copy() for index, segment in network.eager.items()}
         runners: list[Runner] = [
-            mine or _evaluated(index, part, self.eager.get(index), network.growth)
+            mine or _evaluated(index, part, self.eager.get(index), network.growth, watch)
             for index, (mine, part) in enumerate(zip(self.parts, network.parts, strict=True))
         ]
         self.running = Running(network.schedule, runners, Carriers(), self._constants)
@@ -77,11 +80,19 @@ class PartitionedReference(Evaluated):
         return self.running(tensors)
 
 
-def _evaluated(index: int, network: Network, eager: TorchSegment | None, growth: Growth) -> Runner:
+def _evaluated(
+    index: int,
+    network: Network,
+    eager: TorchSegment | None,
+    growth: Growth,
+    watch: Callable[[Network, Sequence[torch.Tensor]], None] | None,
+) -> Runner:
     reference = ReferenceModule(network)
 
     def evaluate(*tensors: torch.Tensor) -> Any:
         if eager is None or serves(reference.interface, tensors):
+            if watch is not None:
+                watch(network, tensors)
             return reference.outputs(tensors)
         growth.check(index, reference.interface, [tuple(tensor.shape) for tensor in tensors])
         return eager(*tensors)

@@ -64,6 +64,7 @@ class PartitionedModule(Converted):
         self.schedule, self.interface = schedule, interface
         self.report = report or Report()
         self._network: PartitionedNetwork | None = None
+        self.traced: torch.fx.GraphModule | None = None  # the module's graph in its own types, for debug.compare
         self._make_network = make_network  # of the engines' networks, which are kept or can be made
         self._carriers = Carriers()
         self._graphs: bool | GraphCache = False
@@ -253,6 +254,7 @@ class PartitionedModule(Converted):
     def drop_network(self) -> None:
         """Let go of the networks, and of the weights that they hold; `reference()` needs them."""
         self._network, self._make_network, self.growth.make = None, None, None
+        self.traced = None
         for engine in self.engines:
             engine.drop_network()
 
@@ -308,6 +310,7 @@ class PartitionedModule(Converted):
         self.segments = torch.nn.ModuleList(TorchSegment() if is_torch else TRTModule() for is_torch in header["torch"])
         self.eager = torch.nn.ModuleDict({name: TorchSegment() for name in header["eager"]})
         self._network, self._make_network = None, None
+        self.traced = None
         self.growth = Growth(bool(header.get("is_bound")), took=self._took)
         self._forget()
 
