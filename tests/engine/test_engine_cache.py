@@ -14,7 +14,7 @@ from torch import nn
 from torch2rt import AccuracyError, Torch2RTError, torch2rt
 from torch2rt.backend import disk_cache
 from torch2rt.cli.main import main
-from torch2rt.conversion import conversion, partitioner
+from torch2rt.conversion import conversion, fallback, partitioner
 from torch2rt.engine import build as build_file
 from torch2rt.engine import engine_cache
 from torch2rt.engine.engine_cache import EARLIER
@@ -240,7 +240,7 @@ def work(monkeypatch):
 
         return call
 
-    for file in (conversion, partitioner):
+    for file in (fallback, partitioner):
         monkeypatch.setattr(file, "lower", counted("lowered", file.lower))
     monkeypatch.setattr(conversion, "_lower", counted("lowered", conversion._lower))
     monkeypatch.setattr(trace_file, "run_traced", counted("traces", trace_file.run_traced))

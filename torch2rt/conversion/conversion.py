@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from torch2rt.backend.quirks import builds_refittable
 from torch2rt.backend.tensorrt import DTYPES
-from torch2rt.conversion.earlier import Earlier, NotWhole
-from torch2rt.conversion.fallback import Choice, convert_in_segments, fitting, plan_in_words, torch_calls
+from torch2rt.conversion.earlier import NotWhole
+from torch2rt.conversion.fallback import Choice, convert_in_segments, fitting, plan_in_words, torch_calls, why_not_whole
 from torch2rt.conversion.measuring import faster_in_torch
 from torch2rt.conversion.prepared import Prepared, prepare
 from torch2rt.conversion.structure_keys import of_module, structure_key
@@ -38,7 +38,6 @@ from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
-from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.recipes.tape import Tape, recording
 from torch2rt.runtime.live import Live
 from torch2rt.runtime.module import TRTModule
@@ -228,12 +227,12 @@ class Conversion:
         made = Prepared(graph, self.passes, self.module, self._tensors(graph))
         error = refused.error if isinstance(refused, NotWhole) else None
         if self.precise.changes:
-            error = self._refusal(made.graph, made.passes)
+            error = why_not_whole(made.graph, made.passes, self.nan)
             made = self._in_low_precision(made, choice, error)
-            error = self._refusal(made.graph, made.passes)
-        earlier = self._earlier(made.graph, made.passes, choice)
+            error = why_not_whole(made.graph, made.passes, self.nan)
+        earlier = choice.earlier(made.graph, self.module, made.passes, self.nan, self.options)
         if error is None and earlier.refused is None:
-            error = self._refusal(made.graph, made.passes)
+            error = why_not_whole(made.graph, made.passes, self.nan)
         model_trt = convert_in_segments(
             made.module,
             made.graph,
@@ -251,24 +250,6 @@ class Conversion:
         model_trt.report.assumptions += made.notes
         object.__setattr__(model_trt, "traced", without_gpu_memory(graph)[0])  # a graph is a module, but no part of it
         return model_trt
-
-    def _earlier(self, graph: torch.fx.GraphModule, passes: Sequence[Pass], choice: Choice) -> Earlier:
-        """What is known of a graph in segments from an earlier conversion."""
-        if choice.measures:
-            return Earlier(graph, None)
-        nodes = list(graph.graph.nodes)
-        executed = [nodes.index(node) for node in choice.calls(graph, self.module)]
-        facts = executed, choice.min_segment_calls, choice.max_sizes
-        return Earlier.of(graph, passes, self.nan, self.options, *facts)
-
-    def _refusal(self, graph: torch.fx.GraphModule, passes: Sequence[Pass]) -> UnsupportedError | None:
-        """What stands against one engine for a graph."""
-        try:
-            if takes_inputs(graph):
-                lower(run(graph, passes), nan=self.nan, passes=[])
-        except UnsupportedError as error:
-            return error
-        return None
 
     def _in_low_precision(self, made: Prepared, choice: Choice, refused: UnsupportedError | None) -> Prepared:
         """The graph in the types that are asked for, but for the calls that stay torch calls."""
@@ -322,7 +303,8 @@ class Conversion:
         """
         made, ready = self._ready(traced, variant)
         if self.in_segments is not None and not self.precise.changes:
-            if self._earlier(variant.graph, self.passes, self.in_segments).refused is not None:
+            choice, graph = self.in_segments, variant.graph
+            if choice.earlier(graph, self.module, self.passes, self.nan, self.options).refused is not None:
                 raise NotWhole(variant.graph)
         network = None if traced.tape is None else self._network(traced, variant, made, ready)
         start = time.perf_counter()

@@ -24,11 +24,12 @@ from torch2rt.engine.build import build
 from torch2rt.engine.report import Report
 from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.graph import graph_meta, place_of
+from torch2rt.lowering import lower
 from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.passes.float64 import NARROW, narrow_float64
-from torch2rt.passes.order import Pass
+from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.effects import writes_unseen
-from torch2rt.passes.partitioning.partition import describe_target, is_call, partition, why_no_type
+from torch2rt.passes.partitioning.partition import describe_target, is_call, partition, takes_inputs, why_no_type
 from torch2rt.passes.partitioning.split import MAX_SIZE, Program
 from torch2rt.registry import load
 from torch2rt.runtime.partitioned.schedule import Schedule
@@ -99,6 +100,31 @@ class Choice:
                 raise InputError(f"torch_executed names {name}, which none of the traced calls is of.")
             found.update(dict.fromkeys(chosen, "torch_executed names it"))
         return found
+
+    def earlier(
+        self,
+        graph: torch.fx.GraphModule,
+        module: torch.nn.Module | None,
+        passes: Sequence[Pass],
+        nan: str,
+        options: Mapping[str, Any],
+    ) -> Earlier:
+        """What is known of a graph in such segments from an earlier conversion; nothing where they are measured."""
+        if self.measures:
+            return Earlier(graph, None)
+        nodes = list(graph.graph.nodes)
+        executed = [nodes.index(node) for node in self.calls(graph, module)]
+        return Earlier.of(graph, passes, nan, options, executed, self.min_segment_calls, self.max_sizes)
+
+
+def why_not_whole(graph: torch.fx.GraphModule, passes: Sequence[Pass], nan: str) -> UnsupportedError | None:
+    """What stands against one engine for a graph."""
+    try:
+        if takes_inputs(graph):
+            lower(run(graph, passes), nan=nan, passes=[])
+    except UnsupportedError as error:
+        return error
+    return None
 
 
 def _bounds(max_sizes: Any) -> tuple[int, int | None]:
