@@ -7,15 +7,16 @@ the module does something else for those sizes, and one engine cannot do both.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import sympy
 
-from torch2rt.interface import Interface
-from torch2rt.size_choices import is_sampled, samples
-from torch2rt.sizes import Symbols, free_symbols, truths
+from torch2rt.interface import Input, Interface, Shape
+from torch2rt.size_choices import choices_of, is_sampled, samples
+from torch2rt.sizes import Dim, Symbols, free_symbols, truths
 
 Sizes = Mapping[sympy.Symbol, int]
 IsRefused = Callable[[Sizes], bool]
@@ -62,3 +63,25 @@ class AcceptedSizes:
             text = f"{dim} to be a multiple of {step}" if exact else None
             interface = interface.constrained(sympy.And(*claims), self.ranges, text)
         return interface
+
+
+def impossible_end(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
+    """An end of a range for which a relation is false whatever the other sizes are: the range promises too much."""
+    choices = choices_of(ranges, claim)
+    true = truths(claim, choices.sizes)
+    for symbol, sizes in choices.sizes.items():
+        for end in (ranges[symbol].min, ranges[symbol].max):
+            if not np.any(true & (sizes == end)):
+                return {ranges[symbol]: end}
+    return {}
+
+
+def narrowed(spec: Input, dim: Dim) -> Input:
+    """An input whose dimension has the range that the dimensions it is tied to leave of its own."""
+
+    def with_size(shape: Shape, size: int) -> Shape:
+        return (*shape[: dim.axis], size, *shape[dim.axis + 1 :])
+
+    opt, *others = (with_size(shape, min(max(shape[dim.axis], dim.min), dim.max)) for shape in spec.opts)
+    low, high = with_size(spec.min, dim.min), with_size(spec.max, dim.max)
+    return dataclasses.replace(spec, min=low, opt=opt, max=high, others=tuple(others))

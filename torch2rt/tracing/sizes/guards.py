@@ -22,11 +22,11 @@ from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision, Split
-from torch2rt.interface import Input, Interface, Shape
+from torch2rt.interface import Interface, Shape
 from torch2rt.size_choices import choices_of, counterexample
 from torch2rt.sizes import Dim, Symbols, describe, holds, truths
 from torch2rt.tracing.patches.number_types import maker_of_numbers
-from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes
+from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes, impossible_end, narrowed
 from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_difference, is_kernel_choice, or_equal
 from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
@@ -234,7 +234,7 @@ class Decisions:
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
         inputs = list(interface.inputs)
         for symbol, dim in tied.items():
-            inputs[dim.input] = _narrowed(inputs[dim.input], dim)
+            inputs[dim.input] = narrowed(inputs[dim.input], dim)
             if dim.step > 1:
                 rest = f"{dim.min % dim.step} plus " if dim.min % dim.step else ""
                 claim = sympy.Eq(Mod(symbol - dim.min % dim.step, dim.step), 0)
@@ -300,7 +300,7 @@ def hold(
             undecided.append(decision)
         elif not interface.is_relation(decision.claim, ranges):
             narrow(decision, wrong)
-        elif impossible := _impossible_end(decision.claim, ranges):
+        elif impossible := impossible_end(decision.claim, ranges):
             narrow(decision, impossible)
         else:
             relations.append(decision)
@@ -331,17 +331,6 @@ def _narrowing_error(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, in
     )
 
 
-def _impossible_end(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
-    """An end of a range for which a relation is false whatever the other sizes are: the range promises too much."""
-    choices = choices_of(ranges, claim)
-    true = truths(claim, choices.sizes)
-    for symbol, sizes in choices.sizes.items():
-        for end in (ranges[symbol].min, ranges[symbol].max):
-            if not np.any(true & (sizes == end)):
-                return {ranges[symbol]: end}
-    return {}
-
-
 def _counterexamples(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symbols) -> list[Sizes]:
     """Some sizes for which a claim is false and as many as possible of the other claims are true."""
     choices = choices_of(ranges, *claims)
@@ -349,17 +338,6 @@ def _counterexamples(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symb
     met = sum(truths(other, choices.sizes).astype(int) for other in claims)
     places = np.flatnonzero(false & (met == np.max(met, where=false, initial=0)))
     return [choices.at(place) for place in dict.fromkeys([*places[:1], *places[len(places) // 2 :][:1], *places[-1:]])]
-
-
-def _narrowed(spec: Input, dim: Dim) -> Input:
-    """An input whose dimension has the range that the dimensions it is tied to leave of its own."""
-
-    def with_size(shape: Shape, size: int) -> Shape:
-        return (*shape[: dim.axis], size, *shape[dim.axis + 1 :])
-
-    opt, *others = (with_size(shape, min(max(shape[dim.axis], dim.min), dim.max)) for shape in spec.opts)
-    low, high = with_size(spec.min, dim.min), with_size(spec.max, dim.max)
-    return dataclasses.replace(spec, min=low, opt=opt, max=high, others=tuple(others))
 
 
 class _ShapeEnv(ShapeEnv):
