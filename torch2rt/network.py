@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from torch2rt.backend.tensorrt import LOG, TORCH_DTYPES
+from torch2rt.backend.tensorrt import LOG, TORCH_DTYPES, type_of_layer
 from torch2rt.interface import Interface
 from torch2rt.recipes.replay import Recipes
 from torch2rt.recipes.tape import Tape
@@ -181,7 +181,7 @@ class Network:
             layers = map(self.definition.get_layer, range(self.num_layers))
             return {
                 "outputs": {x.name: describe(x).replace("-1", "?") for x in outputs},
-                "layers": [[layer.name, layer.type.name] for layer in layers],
+                "layers": [[layer.name, type_of_layer(layer).name] for layer in layers],
             }
 
     def __repr__(self) -> str:

@@ -10,9 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from torch2rt import lower, trace
 from torch2rt.backend.tensorrt import DTYPES, LOG, create_builder, create_network, trt
 from torch2rt.errors import InputError, Torch2RTError
 from torch2rt.reference.evaluator import Evaluator, evaluate
+from torch2rt.runtime.module import ReferenceModule
 
 HALF, BF16 = torch.float16, torch.bfloat16
 Activation, Unary, Op, Reduce = trt.ActivationType, trt.UnaryOperation, trt.ElementWiseOperation, trt.ReduceOperation
@@ -1537,3 +1539,18 @@ def test_an_assertion_in_a_loop_is_checked_in_every_iteration():
                 net.evaluate(made)
         else:
             assert net.evaluate(made)[0].tolist() == [4]
+
+
+def test_layers_that_another_thread_is_looking_at():
+    """Python has one object for a layer, whose class says what can be read of it."""
+    x = torch.randn(1, 2, 6)
+    module = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.MaxPool1d(2)).eval()
+    network = lower(trace(module, [x]))
+    layers = [network.definition.get_layer(i) for i in range(network.num_layers)]
+    before = network.facts()
+    for layer in layers:
+        layer.__class__ = {"ACTIVATION": trt.IActivationLayer, "POOLING": trt.IPoolingLayer}.get(
+            layer.type.name, trt.ILayer
+        )
+    assert network.facts() == before
+    assert torch.equal(ReferenceModule(network)(x), module(x))

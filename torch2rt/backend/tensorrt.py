@@ -151,6 +151,14 @@ def create_network(builder: Any) -> Any:
     return builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
+def type_of_layer(layer: Any) -> Any:
+    """A layer's `LayerType`, also while it is looked at as an activation or a pooling, whose own `type` hides it.
+
+    Python has one object for a layer, so another thread may be doing so.
+    """
+    return trt.ILayer.type.__get__(layer)
+
+
 def add_normalization(network: Any, input: Any, scale: Any, bias: Any, axes: int) -> Any:
     """The newest normalization layer there is; without groups both versions mean the same."""
     add = getattr(network, "add_normalization_v2", None) or network.add_normalization

@@ -25,6 +25,7 @@ from torch2rt.backend.tensorrt import (
     has_weight_streaming,
     set_compute_capabilities,
     trt,
+    type_of_layer,
 )
 from torch2rt.engine.engine import Engine
 from torch2rt.engine.fingerprint import present
@@ -204,7 +205,7 @@ def _has(definition: Any, kinds: Sequence[str]) -> bool:
     """Whether the network has a layer of one of these kinds on float32."""
     types = {getattr(trt.LayerType, name, None) for name in kinds}
     layers = (definition.get_layer(i) for i in range(definition.num_layers))
-    return any(layer.type in types and layer.get_output(0).dtype == trt.DataType.FLOAT for layer in layers)
+    return any(type_of_layer(layer) in types and layer.get_output(0).dtype == trt.DataType.FLOAT for layer in layers)
 
 
 def _torch_allows_tf32(definition: Any) -> bool:

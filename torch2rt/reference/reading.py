@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torch2rt.backend.tensorrt import LOG, trt
+from torch2rt.backend.tensorrt import LOG, trt, type_of_layer
 from torch2rt.errors import Torch2RTError
 from torch2rt.reference.layers import LAYERS, dims, require, torch_type
 
@@ -211,7 +211,7 @@ class NetworkReader:
             roles.setdefault(index, {})[role] = value
         for i in range(network.num_layers):
             layer = network.get_layer(i)
-            label = f"{layer.name} ({layer.type.name})"
+            label = f"{layer.name} ({type_of_layer(layer).name})"
             try:
                 self._read(layer, label, roles.get(i, {}))
             except Torch2RTError as error:
@@ -220,7 +220,7 @@ class NetworkReader:
         self._place_assertions()
 
     def _read(self, layer: Any, label: str, stored: Mapping[str, Tensor]) -> None:
-        kind = layer.type.name  # before __class__ is assigned: activation and pooling layers hide it
+        kind = type_of_layer(layer).name
         reads = [t if t is None else t.name for t in map(layer.get_input, range(layer.num_inputs))]
         declared = [Declared.of(layer.get_output(i)) for i in range(layer.num_outputs)]
         if kind in BOUNDARIES:

@@ -30,6 +30,7 @@ from torch2rt.tracing.patches.process_switches import (
     without_logs,
 )
 from torch2rt.tracing.patches.size_functions import SIZE_FUNCTIONS
+from torch2rt.tracing.patches.size_texts import SIZE_TEXTS
 from torch2rt.tracing.patches.transformer import masks_as_values
 from torch2rt.tracing.result import Result, end_graph
 from torch2rt.tracing.sizes.guards import Accepts
@@ -71,6 +72,7 @@ def run_traced(
                 cleared(),
                 *FOR_THIS_THREAD,
                 *SIZE_FUNCTIONS,
+                *SIZE_TEXTS,
                 masks,
                 libraries_as_values(),
                 whole_calls(tracer) if recorder.fallback else nullcontext(),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch2rt.backend.tensorrt import trt
+from torch2rt.backend.tensorrt import trt, type_of_layer
 from torch2rt.vocabulary.context import Context
 
 KIND = trt.LayerType
-kind_of_layer = trt.ILayer.type.__get__  # activation layers have another `type`
 
 _POINTWISE = (KIND.ELEMENTWISE, KIND.UNARY, KIND.SHUFFLE, KIND.SLICE, KIND.IDENTITY, KIND.CAST)
 
@@ -34,7 +33,7 @@ def turns(layer: Any) -> bool:
 def is_scaled(ctx: Context, x: Any) -> bool:
     """Whether a tensor is a product or a quotient, element by element."""
     layer = makers(ctx).get(x.name)
-    if layer is None or kind_of_layer(layer) != KIND.ELEMENTWISE:
+    if layer is None or type_of_layer(layer) != KIND.ELEMENTWISE:
         return False
     layer.__class__ = trt.IElementWiseLayer
     return layer.op in (trt.ElementWiseOperation.PROD, trt.ElementWiseOperation.DIV)
@@ -49,7 +48,7 @@ def is_biased_product(ctx: Context, x: Any) -> bool:
         if layer is None or (name, biased) in added:
             continue
         added.add((name, biased))
-        kind = kind_of_layer(layer)
+        kind = type_of_layer(layer)
         if kind == KIND.MATRIX_MULTIPLY:
             if biased:
                 return True

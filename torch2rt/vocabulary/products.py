@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from torch2rt.backend.quirks import computes_squares_wrong, computes_vectors_wrong
-from torch2rt.backend.tensorrt import trt
+from torch2rt.backend.tensorrt import trt, type_of_layer
 from torch2rt.sizes import is_symbolic
 from torch2rt.vocabulary.context import Context
-from torch2rt.vocabulary.makers import KIND, kind_of_layer, makers, turns
+from torch2rt.vocabulary.makers import KIND, makers, turns
 from torch2rt.vocabulary.movement import concat, narrow
 from torch2rt.vocabulary.plain import Value, broadcast_sizes, dims, dtype_of, proven
 from torch2rt.vocabulary.pointwise import unary
@@ -82,19 +82,19 @@ def _are_made_of_one(ctx: Context, a: Any, b: Any) -> bool:
 def _root(ctx: Context, name: str) -> tuple[str, bool]:
     """What a tensor is computed from element by element, and whether that is a constant."""
     layers = makers(ctx)
-    while (layer := layers.get(name)) is not None and (kind := kind_of_layer(layer)) in _FOLLOWED:
+    while (layer := layers.get(name)) is not None and (kind := type_of_layer(layer)) in _FOLLOWED:
         if kind == KIND.SHUFFLE and turns(layer):
             break
         count = 1 if kind == KIND.SHUFFLE else layer.num_inputs  # the second of a shuffle is a shape
         inputs = {layer.get_input(i).name for i in range(count)}
-        computed = {n for n in inputs if n not in layers or kind_of_layer(layers[n]) != KIND.CONSTANT} or inputs
+        computed = {n for n in inputs if n not in layers or type_of_layer(layers[n]) != KIND.CONSTANT} or inputs
         if len(computed) != 1:
             break
         (name,) = computed
-    return name, layer is not None and kind_of_layer(layer) == KIND.CONSTANT
+    return name, layer is not None and type_of_layer(layer) == KIND.CONSTANT
 
 
 def _is_turned(ctx: Context, x: Any) -> bool:
     """Whether a tensor is the transpose of what was computed before it."""
     layer = makers(ctx).get(x.name)
-    return layer is not None and kind_of_layer(layer) == KIND.SHUFFLE and turns(layer)
+    return layer is not None and type_of_layer(layer) == KIND.SHUFFLE and turns(layer)
