@@ -7,7 +7,7 @@ from harness.layers import kernels
 from torch import nn
 
 from torch2rt import InputError, lower, passes, torch2rt, trace
-from torch2rt.backend.quirks import crashes_on_equal_weights
+from torch2rt.backend.quirks import builds_int8_convolutions, crashes_on_equal_weights
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
 from torch2rt.passes.options import Precision
@@ -59,9 +59,11 @@ def test_formats_beside_eager(name, rest, device):
             assert ours.dtype is torch.float32
             assert 1e-3 * theirs.norm() < (ours - theirs).norm() < ERRORS[name] * theirs.norm()
     notes = [text for text in model_trt.report.assumptions if "is not quantised" in text]
-    assert [("in conv" in text, name.split("_")[0] in text or "alone" in text) for text in notes] == (
-        [] if name == "int8" else [(True, True)]
-    )
+    others = [text for text in notes if "in conv" not in text]
+    assert len(others) == (
+        2 if name == "int8_weights" and crashes_on_equal_weights() else 0
+    )  # one weight of two products
+    assert len(notes) - len(others) == (0 if name == "int8" and builds_int8_convolutions() else 1)
 
 
 @pytest.mark.skipif(not IS_RTX, reason="other TensorRTs build on a GPU only")
@@ -87,7 +89,8 @@ def test_tensorrt_computes_products_in_fp8(smooth_quant):
 @pytest.mark.parametrize(("name", "kind"), [("int8_weights", "Int8"), ("int4_weights", "Int4")])
 def test_weights_stay_narrow_in_the_engine(name, kind):
     made = kernels(torch2rt(mixed(), [X], precision=name, verify=False)._networks[0])
-    assert sum(kind in k.constants for k in made) == 4, "\n".join(map(str, made))
+    count = 2 if kind == "Int8" and crashes_on_equal_weights() else 4
+    assert sum(kind in k.constants for k in made) == count, "\n".join(map(str, made))
     large, x = nn.Linear(1024, 2048, bias=False).eval(), torch.randn(2, 1024)
     sizes = [len(torch2rt(large, [x], precision=p, verify=False).engine_bytes) for p in ("fp16", name)]
     assert sizes[0] - sizes[1] > {"Int8": 1.5, "Int4": 2.5}[kind] * 2**20
@@ -130,7 +133,8 @@ def test_half_modules_are_quantised_too(name, device):
     options = {"calibration": [x]} if FORMATS[name].is_whole else {}
     model_trt = torch2rt(model, [x], precision=name, **options)
     kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
-    assert kinds.count("DEQUANTIZE") == {"int8": 10, "fp8": 8}.get(name, 4)
+    count = {"int8": 10 if builds_int8_convolutions() else 8, "fp8": 8}.get(name, 4)
+    assert kinds.count("DEQUANTIZE") == (2 if name == "int8_weights" and crashes_on_equal_weights() else count)
     ours, theirs = (model_trt if device.type == "cuda" else model_trt.reference())(x)[1], model(x)[1]
     assert ours.dtype is torch.float16
     assert (ours.float() - theirs.float()).norm() < ERRORS[name] * theirs.float().norm()
@@ -245,6 +249,8 @@ BIASED = {
 @pytest.mark.parametrize("name", BIASED)
 def test_biases_are_corrected(name):
     """The mean of each output is eager's again."""
+    if name != "linear" and not builds_int8_convolutions():
+        pytest.skip("this TensorRT has no int8 convolutions")
     make, size, places = BIASED[name]
     torch.manual_seed(0)
     layer, x = make().eval(), with_mean(*size) + torch.arange(float(size[-1]))

@@ -326,7 +326,7 @@ def test_a_calibration_is_kept_and_read(file, tmp_path):
         path.write_text(json.dumps(table))
         assert (torch2rt(two_layers(), [X], **options).reference()(X) - first).abs().max() > 1e-2
     with pytest.raises(InputError, match="belongs to another module"):
-        torch2rt(nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 3)).eval(), [torch.randn(1, 3, 5, 5)], **options)
+        torch2rt(nn.Sequential(nn.ReLU(), nn.Linear(5, 4)).eval(), [torch.randn(1, 5)], **options)
 
 
 def test_tensorrts_own_cache_is_read(tmp_path):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torch2rt import TraceError, passes, torch2rt, trace
+from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
 from torch2rt.passes.order import run
@@ -34,14 +35,15 @@ WRITTEN = {
 def test_what_is_recognized(name, device):
     function, arguments = WRITTEN[name]
     x = torch.randn(5, 7, device=device) * 3
-    model = Call(lambda x: function(x * 2) + 1) if device.type == "cpu" else Call(lambda x: x)
+    model = Call(lambda x: function(x * 2) + 1)
     traced = trace(model, [x], max_batch_size=6)
     graph = run(traced, passes.default())
     check_graph(graph)
     ((_, *found),) = [n.args for n in graph.graph.find_nodes(op="call_function", target=fake_quantize)]
     assert found == [pytest.approx(arguments[0], rel=1e-6), *arguments[1:]]
     torch.testing.assert_close(graph(x)[0], traced(x)[0], rtol=1e-5, atol=1e-5)
-    assert torch2rt(model, [x], max_batch_size=6).report.verified
+    if device.type == "cpu":  # an engine's roundings fall on other sides of a step
+        assert torch2rt(model, [x], max_batch_size=6).report.verified
 
 
 def shared(x):
@@ -105,7 +107,8 @@ def test_quantisation_aware_training(precision):
     model_trt = torch2rt(model, [x], precision=precision, max_batch_size=6)
     assert model_trt.report.verified
     products = [k for k in kernels(model_trt._networks[0]) if k.type in ("gemm", "correlation")]
-    assert [(k.inputs[0], k.constants[0]) for k in products] == [("Int8", "Int8")] * 2
+    convolution = ("Int8", "Int8") if builds_int8_convolutions() else ({None: "Float", "fp16": "Half"}[precision],) * 2
+    assert [(k.inputs[0], k.constants[0]) for k in products] == [convolution, ("Int8", "Int8")]
     graph = run(trace(model, [x]), passes.default())
     calls = graph.graph.find_nodes(op="call_function", target=dequantize)
     assert [tuple(call.args[0].meta["val"].shape) for call in calls] == [(8, 3, 3, 3), (5, 8)]
