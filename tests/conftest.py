@@ -28,9 +28,9 @@ def pytest_addoption(parser):
     )
     parser.addoption("--examples", type=int, default=15, help="how many calls of a kind the drawn tests make")
     parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
-    parser.addoption("--size-programs", type=int, default=60, help="how many programs test_size_programs.py draws")
+    parser.addoption("--size-programs", type=int, default=40, help="how many programs test_size_programs.py draws")
     parser.addoption(
-        "--changed-rows", type=int, default=6, help="rows of which test_graph_key_rows.py changes one; 0: all"
+        "--changed-rows", type=int, default=3, help="rows of which test_graph_key_rows.py changes one; 0: all"
     )
     parser.addoption("--processes", type=int, default=4, help="how many processes share a folder of kept engines")
     parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")

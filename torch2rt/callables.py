@@ -39,11 +39,14 @@ def operator_of(target: Target) -> Target:
 def writable(target: Target) -> Target:
     """What a graph's code can call: for a function behind a Python function of the same name, its operator.
 
-    Such is the one behind `torch.tensordot`, which code can only call `torch.tensordot`, too.
+    Such is the one behind `torch.tensordot`, which code can only call `torch.tensordot`, too. Operators give lists
+    where functions give tuples, so those of several tensors stay functions.
     """
     if not isinstance(target, types.BuiltinFunctionType) or getattr(_BEHIND, target.__name__, None) is not target:
         return target
-    is_behind = getattr(torch, target.__name__, target) is not target
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{target.__name__}")
+    gives_lists = any("[]" in str(result.type) or "List" in str(result.type) for s in schemas for result in s.returns)
+    is_behind = getattr(torch, target.__name__, target) is not target and not gives_lists
     return getattr(torch.ops.aten, target.__name__) if is_behind else target
 
 

@@ -551,7 +551,6 @@ def test_fallback(models, capsys, tmp_path):
         (["--measure-segments"], 2, "--measure-segments needs --fallback"),
         (["--fallback", "--max-sizes", "0"], 2, "max_sizes"),
         (["--fallback", "--torch-executed", "middle"], 2, "torch_executed names middle"),
-        (["--fallback", "--compare", "--no-verify"], 2, "each engine is compared by itself"),
     ],
 )
 def test_options_of_fallback_that_do_not_fit(models, capsys, options, code, message):

@@ -213,14 +213,14 @@ def _of_segments(
     of: Callable[[Network, list[torch.Tensor]], Values],
 ) -> tuple[torch.fx.GraphModule, list[torch.Tensor], Values]:
     """A module's whole graph, a call's tensors, and the values of all networks, each on what is before it gives."""
-    whole = model_trt.network
+    whole = model_trt.kept()
     if whole is None or model_trt.traced is None:
         raise InputError(NOTHING)
     found: dict[str, torch.Tensor] = {}
 
-    def watch(network: Network, given: Sequence[torch.Tensor]) -> None:
-        if network.lowered is not None:
-            found.update(of(network, list(given)))
+    def watch(part: Network, given: Sequence[torch.Tensor]) -> None:
+        if part.lowered is not None:
+            found.update(of(part, list(given)))
 
     tensors = whole.interface.tensors(args, kwargs)
     own = [x.to(spec.dtype) for x, spec in zip(tensors, whole.interface.inputs, strict=True)]

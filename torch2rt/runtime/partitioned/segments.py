@@ -247,6 +247,10 @@ class PartitionedModule(Converted):
     @property
     def network(self) -> PartitionedNetwork | None:
         """What the segments were lowered to, if it was kept."""
+        return self.kept()
+
+    def kept(self) -> PartitionedNetwork | None:
+        """The same as `network`."""
         if self._network is None and self._make_network is not None:
             self._network = self._make_network(self)
         return self._network
@@ -260,11 +264,11 @@ class PartitionedModule(Converted):
 
     def reference(self) -> PartitionedReference:
         """The kept networks, evaluated with torch, and the torch calls, on whatever device the inputs are on."""
-        if (network := self.network) is None:
+        if (partitioned := self.kept()) is None:
             raise Torch2RTError(
                 "reference() needs the network: convert with keep_network=True; a loaded module has none."
             )
-        reference = network.reference()
+        reference = partitioned.reference()
         reference.recomputed = self.recomputed
         return reference
 

@@ -57,7 +57,8 @@ def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
         if getattr(func, "__name__", "") in LEAVES_TORCH:
             raise UnknownResultError(
                 f"{recorder.location.here()}: {qualified_name(func)} takes a traced tensor out of torch, so what "
-                "follows cannot be recorded. Keep the computation in torch."
+                "follows cannot be recorded. Keep the computation in torch, or make it an operator "
+                "(torch.library.custom_op), which fallback=True runs between engines."
             ) from error
         raise
 

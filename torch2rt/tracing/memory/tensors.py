@@ -35,8 +35,8 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def tensor_versions(value: Any) -> list[int]:
-    """torch's own write counters of the traced tensors in a call's arguments."""
-    return [t._version for t in tensors_in(value) if isinstance(t, FakeTensor)]
+    """torch's own write counters of the traced tensors in a call's arguments; those of inference mode have none."""
+    return [t._version for t in tensors_in(value) if isinstance(t, FakeTensor) and not t.is_inference()]
 
 
 def subclass_of(value: Any) -> type | None:

@@ -23,6 +23,9 @@ class FakeMode(FakeTensorMode):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        # An address of a tensor without memory would be 0, which a kernel of another library takes for a tensor's: on a
+        # GPU, that ends the whole process's use of it.
+        self._allow_unsafe_data_ptr_access = False
         self._read: dict[int, Number] = {}
 
     @contextmanager
