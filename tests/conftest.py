@@ -1,3 +1,4 @@
+import gc
 import os
 
 # Before anything loads CUDA: float32 is float32, in torch and in TensorRT for RTX, which knows no other way to say it.
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(config, items):
     if said:
         config.hook.pytest_deselected(items=said)
         items[:] = [item for item in items if item not in set(said)]
+
+
+def pytest_collection_finish(session):
+    """What was imported and the tables of rows stay: no collection of garbage need look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 def is_said_before(spec):
