@@ -53,7 +53,11 @@ def made(name: str, tiny: bool) -> tuple[nn.Module, torch.Tensor]:
     import torchvision
 
     name, size = ("resnet18", 64) if tiny and name == "resnet50" else (name, 224)
-    return torchvision.models.get_model(name), torch.randn(1, 3, size, size)
+    model = torchvision.models.get_model(name)
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.any():  # a transformer's head, which would hide all before
+            nn.init.normal_(layer.weight, std=0.02)
+    return model, torch.randn(1, 3, size, size)
 
 
 def waited(function: Callable[[], Any]) -> tuple[float, Any]:
