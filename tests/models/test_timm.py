@@ -9,7 +9,7 @@ from harness import zoo
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 
-QUICK = {"convnextv2_atto", "efficientvit_b0", "halonet26t", "pvt_v2_b0", "resnest14d", "xcit_nano_12_p16_224"}
+QUICK = {"convnextv2_atto", "efficientvit_b0", "pvt_v2_b0", "resnest14d"}
 MODELS = {
     64: """
         caformer_s18 convformer_s18 convmixer_768_32 convnextv2_atto cspdarknet53 cspresnet50 dla34 dpn48b
