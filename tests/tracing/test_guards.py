@@ -242,6 +242,8 @@ def test_calls_at_which_a_size_within_is_0_are_refused_where_torch_refuses_them(
     ("read", "least"), [(lambda x: x[..., 5] * 2, 6), (lambda x: x.select(1, -4), 4)], ids=["getitem", "select"]
 )
 def test_calls_are_refused_that_lack_a_place_which_the_module_reads(read, least):
+    if least == 4 and int(torch.__version__.split(".")[1]) < 12:
+        pytest.skip("this torch asks nothing there, so the conversion is refused")
     made = module(lambda self, x: read(x))
     graph = trace(made, [torch.randn(3, 7)], min_shapes=[(1, 2)], max_shapes=[(4, 9)])
     run = ReferenceModule(lower(graph))
