@@ -41,10 +41,12 @@ def pytest_collection_modifyitems(config, items):
     """Where no engine runs, rows like one before them are converted with dynamic sizes alone."""
     if config.getoption("--device") == "cuda" or config.getoption("--every-row") or any("::" in a for a in config.args):
         return
-    said = [item for item in items if is_said_before(getattr(item, "callspec", None))]
+    said, others = [], []
+    for item in items:
+        (said if is_said_before(getattr(item, "callspec", None)) else others).append(item)
     if said:
         config.hook.pytest_deselected(items=said)
-        items[:] = [item for item in items if item not in set(said)]
+        items[:] = others
 
 
 def pytest_collection_finish(session):

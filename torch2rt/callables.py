@@ -44,10 +44,11 @@ def writable(target: Target) -> Target:
     """
     if not isinstance(target, types.BuiltinFunctionType) or getattr(_BEHIND, target.__name__, None) is not target:
         return target
+    if getattr(torch, target.__name__, target) is target:
+        return target
     schemas = torch._C._jit_get_schemas_for_operator(f"aten::{target.__name__}")
     gives_lists = any("[]" in str(result.type) or "List" in str(result.type) for s in schemas for result in s.returns)
-    is_behind = getattr(torch, target.__name__, target) is not target and not gives_lists
-    return getattr(torch.ops.aten, target.__name__) if is_behind else target
+    return target if gives_lists else getattr(torch.ops.aten, target.__name__)
 
 
 def candidates(target: Target) -> Iterable[Target]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch2rt.errors import InputError
-from torch2rt.interface import AXES, Input, Interface, Shape, is_shape, shapes_by_name
+from torch2rt.interface import AXES, Input, Interface, Shape, is_shape, shapes_by_name, with_size
 from torch2rt.promises import Asked, in_words, multiples, with_asked, within
 from torch2rt.structure import Spec, bare_name, flatten
 
@@ -75,11 +75,9 @@ def describe_inputs(
             where, axis = f"Input '{name}', dimension {promise.axis}", promise.axis
             for number, other in enumerate(others):
                 _, size, _ = within(promise, where, low[axis], other[axis], high[axis], True)
-                others[number] = (*other[:axis], size, *other[axis + 1 :])
+                others[number] = with_size(other, axis, size)
             ends = within(promise, where, low[axis], opt[axis], high[axis], opt_shapes is not None)
-            low, opt, high = (
-                (*shape[:axis], end, *shape[axis + 1 :]) for shape, end in zip((low, opt, high), ends, strict=True)
-            )
+            low, opt, high = (with_size(shape, axis, end) for shape, end in zip((low, opt, high), ends, strict=True))
         if max_batch_size is not None and high and high[0] != max_batch_size:
             raise InputError(
                 f"{max_batch_size=} contradicts max_shapes, which gives input '{name}' {high}. Leave one of them out."

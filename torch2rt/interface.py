@@ -250,6 +250,11 @@ def is_shape(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
 
 
+def with_size(shape: Shape, axis: int, size: int) -> Shape:
+    """A shape with another size in one dimension, which is counted from the front."""
+    return (*shape[:axis], size, *shape[axis + 1 :])
+
+
 def shapes_by_name(what: str, shapes: Any, arguments: Spec, default: Mapping[str, Shape]) -> dict[str, Shape]:
     """One shape per input name, from a dict by name, a flat list, or a list nested like the inputs.
 

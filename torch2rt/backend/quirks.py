@@ -102,7 +102,7 @@ def drops_bias_before_products() -> bool:
 
     So are powers and norms, which end in a product. 1.7 makes the same kernels of it, `Fc` and `Mul`, and is not known
     to be right. It recognises a GELU that is written out, too. With something between bias and activation, a
-    subtraction of 0, it does not. Test: `test_linear.py::test_biases_before_gates`, on a GPU and by the build's log.
+    subtraction of 0, it does not. Test: `test_biases.py::test_biases_before_gates`, on a GPU and by the build's log.
     """
     return IS_RTX
 

@@ -231,7 +231,7 @@ class Conversion:
             made = self._in_low_precision(made, choice, error)
             error = why_not_whole(made.graph, made.passes, self.nan)
         earlier = choice.earlier(made.graph, self.module, made.passes, self.nan, self.options)
-        if error is None and earlier.refused is None:
+        if error is None and earlier.refused is None and not self.precise.changes:
             error = why_not_whole(made.graph, made.passes, self.nan)
         model_trt = convert_in_segments(
             made.module,

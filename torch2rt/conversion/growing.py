@@ -10,13 +10,14 @@ import torch
 from torch2rt.engine.engine import Engine
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
-from torch2rt.interface import Interface, Shape
+from torch2rt.interface import Shape
 from torch2rt.lowering import lower
 from torch2rt.network import Network
 from torch2rt.passes.copies import without_gpu_memory
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.passes.partitioning.split import split
+from torch2rt.runtime.partitioned.growth import first_beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +42,15 @@ class Larger:
             bound = 2 * bound if self.most is None else min(2 * bound, self.most)
             piece = split(self.graph, self.segments, bound).pieces[index]
             interface = graph_meta(piece.graph).interface
-            if not (beyond := _beyond(interface, shapes)):
+            if (beyond := first_beyond(interface, shapes)) is None:
                 break
             if bound == self.most:
-                raise InputError(f"{beyond}, and max_sizes=({self.first}, {self.most}) allows no more.")
+                spec, axis, size = beyond
+                raise InputError(
+                    f"Input '{spec.name}' has size {size} in dimension {axis}, which depends on values, and "
+                    f"max_sizes=({self.first}, {self.most}) allows no more."
+                )
         ready = run(piece.graph, self.passes)
         network = lower(ready, nan=self.nan, passes=[])
         network.keep_graphs(*without_gpu_memory(piece.graph, ready))
         return self.build(network), network
-
-
-def _beyond(interface: Interface, shapes: Sequence[Shape]) -> str:
-    """The first size that is too large, in words."""
-    for spec, shape in zip(interface.inputs, shapes, strict=True):
-        for axis, (size, most) in enumerate(zip(shape, spec.max, strict=True)):
-            if size > most:
-                return f"Input '{spec.name}' has size {size} in dimension {axis}, which depends on values"
-    return ""

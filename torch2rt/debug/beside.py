@@ -21,6 +21,7 @@ from torch2rt.debug.bisection import OfEngine
 from torch2rt.engine.build import build
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
+from torch2rt.interface import Interface
 from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
 from torch2rt.runtime.partitioned.reference import PartitionedReference
@@ -133,13 +134,11 @@ def compare(model_trt: Any, inputs: Any, kwargs: Mapping[str, Any] | None = None
         network, tensors = _serving(model_trt, args, dict(kwargs or {}))
         assert network.traced is not None  # `_serving` has looked
         traced = network.traced
-        own = [x.to(spec.dtype) for x, spec in zip(tensors, network.interface.inputs, strict=True)]
-        found = of(network, own)
+        found = of(network, _in_types_of(network.interface, tensors))
     interface = graph_meta(traced).interface
-    wide = [x.to(spec.dtype) for x, spec in zip(tensors, interface.inputs, strict=True)]
     side = _Side(traced, found, next((x.device for x in tensors), torch.device("cpu")))
     with torch.no_grad():
-        side.run(*wide)
+        side.run(*_in_types_of(interface, tensors))
     return Beside(side.rows, "the reference" if by == "reference" else "the engine")
 
 
@@ -169,6 +168,11 @@ def first_difference(
         if differs or row.lost:
             return row
     return None
+
+
+def _in_types_of(interface: Interface, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """A call's tensors in the dtypes of an interface's inputs."""
+    return [x.to(spec.dtype) for x, spec in zip(tensors, interface.inputs, strict=True)]
 
 
 NOTHING = (
@@ -223,8 +227,7 @@ def _of_segments(
             found.update(of(part, list(given)))
 
     tensors = whole.interface.tensors(args, kwargs)
-    own = [x.to(spec.dtype) for x, spec in zip(tensors, whole.interface.inputs, strict=True)]
-    PartitionedReference(whole, watch).outputs(own)
+    PartitionedReference(whole, watch).outputs(_in_types_of(whole.interface, tensors))
     return model_trt.traced, tensors, found
 
 

@@ -161,16 +161,13 @@ def _fused(graph: torch.fx.Graph) -> frozenset[torch.fx.Node]:
     for node in graph.nodes:
         name = _name(node.target)
         if node.op == "call_function" and (
-            name in PRODUCTS
-            or "conv" in name
-            or name in _ELEMENTWISE | FUNCTIONS
-            and not behind.isdisjoint(node.all_input_nodes)
+            name in PRODUCTS or "conv" in name or name in _POINTWISE and not behind.isdisjoint(node.all_input_nodes)
         ):
             behind.add(node)
     return frozenset(node for node in behind if _name(node.target) in FUNCTIONS)
 
 
-_ELEMENTWISE = frozenset(
+_POINTWISE = FUNCTIONS | frozenset(
     """
         add sub mul div neg add_ sub_ mul_ div_ __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__
         relu relu6 leaky_relu clamp to float half view reshape unflatten flatten squeeze unsqueeze __getitem__

@@ -17,7 +17,7 @@ from torch2rt.arguments import given_names, whole_number
 from torch2rt.errors import InputError, Torch2RTError, TraceError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_listed, check_profiles, describe_inputs, listed_shapes
-from torch2rt.interface import Input, Interface, Shape
+from torch2rt.interface import Input, Interface, Shape, with_size
 from torch2rt.progress import Spinner
 from torch2rt.promises import asked, without_ends
 from torch2rt.size_choices import samples
@@ -347,15 +347,10 @@ class Traces:
             spec = self.specs[dim.input]
             if self.listed is not None or not len(served) or not sizes[0] < served[0] <= spec.opt[dim.axis]:
                 continue
-
-            def shape_with(size: int, spec: Input = spec, axis: int = dim.axis, of: str = "opt") -> Shape:
-                shape: Shape = getattr(spec, of)
-                return (*shape[:axis], size, *shape[axis + 1 :])
-
             opts = [other.opt for other in self.specs]
-            ends = (int(sizes[0]), int(sizes[sizes < served[0]][-1]))
-            if not any(self.accepts([*opts[: dim.input], shape_with(end), *opts[dim.input + 1 :]]) for end in ends):
-                self.specs[dim.input] = replace(spec, min=shape_with(int(served[0]), of="min"))
+            ends = [with_size(spec.opt, dim.axis, int(n)) for n in (sizes[0], sizes[sizes < served[0]][-1])]
+            if not any(self.accepts([*opts[: dim.input], end, *opts[dim.input + 1 :]]) for end in ends):
+                self.specs[dim.input] = replace(spec, min=with_size(spec.min, dim.axis, int(served[0])))
         return self.specs != before
 
 

@@ -41,13 +41,13 @@ def is_scaled(ctx: Context, x: Any) -> bool:
 
 def is_biased_product(ctx: Context, x: Any) -> bool:
     """Whether a tensor is a matrix product with something added, or that with more done to it element by element."""
-    layers, names, added = makers(ctx), [(x.name, False)], set()
+    layers, names, seen = makers(ctx), [(x.name, False)], set()
     while names:
         name, biased = names.pop()
         layer = layers.get(name)
-        if layer is None or (name, biased) in added:
+        if layer is None or (name, biased) in seen:
             continue
-        added.add((name, biased))
+        seen.add((name, biased))
         kind = type_of_layer(layer)
         if kind == KIND.MATRIX_MULTIPLY:
             if biased:

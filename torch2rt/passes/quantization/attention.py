@@ -40,7 +40,7 @@ def obstacle(attention: Node, format: Format, is_alone: bool = False) -> str | N
     Other products of its graph are quantised already, unless it `is_alone` that is looked at.
     """
     given: dict[str, Any] = dict(arguments(attention))
-    values = [given["query"], given["key"], given["value"]]
+    values = operands(attention)
     if any(not isinstance(x, Node) or x.op == "get_attr" for x in values):
         return "its queries, keys or values are constant"
     if given.get("dropout_p"):

@@ -10,7 +10,7 @@ import torch
 
 from torch2rt.engine.engine import Engine
 from torch2rt.errors import BuildError, ConversionError, InputError
-from torch2rt.interface import Interface, Shape
+from torch2rt.interface import Input, Interface, Shape
 from torch2rt.network import Network
 from torch2rt.runtime.module import TRTModule
 
@@ -39,18 +39,16 @@ class Growth:
 
     def check(self, index: int, interface: Interface, shapes: Sequence[Shape]) -> bool:
         """Whether sizes of a segment's inputs are too large for it; raises `InputError` if that is an error."""
-        for spec, shape in zip(interface.inputs, shapes, strict=True):
-            for axis, (size, most) in enumerate(zip(shape, spec.max, strict=True)):
-                if size <= most:
-                    continue
-                if self.is_bound:
-                    raise InputError(
-                        f"Input '{spec.name}' of segment {index} has size {size} in dimension {axis}, which depends on "
-                        f"values, and max_sizes allows {most}. Convert with a larger one, or with max_sizes=(first, "
-                        "most) for engines that are built again where sizes are larger than the first."
-                    )
-                return True
-        return False
+        if (beyond := first_beyond(interface, shapes)) is None:
+            return False
+        if self.is_bound:
+            spec, axis, size = beyond
+            raise InputError(
+                f"Input '{spec.name}' of segment {index} has size {size} in dimension {axis}, which depends on "
+                f"values, and max_sizes allows {spec.max[axis]}. Convert with a larger one, or with max_sizes=(first, "
+                "most) for engines that are built again where sizes are larger than the first."
+            )
+        return True
 
     def grow(self, index: int, segment: TRTModule, tensors: Sequence[torch.Tensor]) -> bool:
         """Build a segment's engine again, if sizes are too large for it; `False` where torch makes this call.
@@ -93,6 +91,15 @@ class Growth:
         if index not in self.noted:
             self.noted.add(index)
             LOGGER.warning("Torch makes the calls of segment %d for sizes beyond its engine's: %s", index, why)
+
+
+def first_beyond(interface: Interface, shapes: Sequence[Shape]) -> tuple[Input, int, int] | None:
+    """The first size that is larger than an engine takes: its input, dimension and the size."""
+    for spec, shape in zip(interface.inputs, shapes, strict=True):
+        for axis, (size, most) in enumerate(zip(shape, spec.max, strict=True)):
+            if size > most:
+                return spec, axis, size
+    return None
 
 
 def _ranges(interface: Interface) -> str:

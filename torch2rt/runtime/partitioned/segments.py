@@ -246,11 +246,11 @@ class PartitionedModule(Converted):
 
     @property
     def network(self) -> PartitionedNetwork | None:
-        """What the segments were lowered to, if it was kept."""
+        """What the segments were lowered to, if it is kept."""
         return self.kept()
 
     def kept(self) -> PartitionedNetwork | None:
-        """The same as `network`."""
+        """The networks of all segments, made at first use; `None` where they were let go of, or never were there."""
         if self._network is None and self._make_network is not None:
             self._network = self._make_network(self)
         return self._network

@@ -19,7 +19,7 @@ from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.patches.process_switches import PerThread
 
 
-def _is_module_code() -> bool:
+def is_module_code() -> bool:
     """Whether the module's own code is running: in torch's and ours, the tracer steps aside."""
     return bool(_get_current_function_mode_stack())
 
@@ -32,7 +32,7 @@ def _is_meta_code() -> bool:
 def _extremum(of_sizes: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
     def stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
         def extremum(*values: Any, **options: Any) -> Any:
-            if options or not values or not (_is_module_code() or _is_meta_code()):
+            if options or not values or not (is_module_code() or _is_meta_code()):
                 return original(*values, **options)
             if len(values) == 1:
                 if not isinstance(values[0], (tuple, list)):
@@ -65,7 +65,7 @@ def _divmod(original: Callable[..., Any]) -> Callable[..., Any]:
 def _of_size(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def stand_in(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*values: Any) -> Any:
-            if len(values) == 1 and is_symbolic(values[0]) and _is_module_code():
+            if len(values) == 1 and is_symbolic(values[0]) and is_module_code():
                 return function(values[0])
             return original(*values)
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import _get_current_function_mode_stack
 
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.patches.process_switches import PerThread
+from torch2rt.tracing.patches.size_functions import is_module_code
 
 
 class SizeText(str):
@@ -66,7 +66,7 @@ for _name in (*_READING, *(name for name in dir(str) if not name.startswith("_")
 def _text(original: Callable[[Any], str]) -> Callable[[Any], str]:
     def text(size: Any) -> str:
         found = original(size)
-        if type(size) is torch.SymInt and _get_current_function_mode_stack() and is_symbolic(size):
+        if type(size) is torch.SymInt and is_module_code() and is_symbolic(size):
             return SizeText.of(found, size)
         return found
 

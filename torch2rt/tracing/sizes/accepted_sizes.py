@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import sympy
 
-from torch2rt.interface import Input, Interface, Shape
+from torch2rt.interface import Input, Interface, with_size
 from torch2rt.size_choices import choices_of, is_sampled, samples
 from torch2rt.sizes import Dim, Symbols, free_symbols, truths
 
@@ -79,9 +79,7 @@ def impossible_end(claim: sympy.Basic, ranges: Symbols) -> dict[Dim, int]:
 def narrowed(spec: Input, dim: Dim) -> Input:
     """An input whose dimension has the range that the dimensions it is tied to leave of its own."""
 
-    def with_size(shape: Shape, size: int) -> Shape:
-        return (*shape[: dim.axis], size, *shape[dim.axis + 1 :])
-
-    opt, *others = (with_size(shape, min(max(shape[dim.axis], dim.min), dim.max)) for shape in spec.opts)
-    low, high = with_size(spec.min, dim.min), with_size(spec.max, dim.max)
+    axis = dim.axis
+    opt, *others = (with_size(shape, axis, min(max(shape[axis], dim.min), dim.max)) for shape in spec.opts)
+    low, high = with_size(spec.min, axis, dim.min), with_size(spec.max, axis, dim.max)
     return dataclasses.replace(spec, min=low, opt=opt, max=high, others=tuple(others))
