@@ -337,6 +337,15 @@ def test_torch_executed(executed, calls):
     same(module, model_trt.reference(), torch.randn(4, 6))
 
 
+def test_a_loaded_module_runs_on_tensors_in_order(device):
+    """As the verification of an engine calls it; torch calls alone do so without a GPU too."""
+    module, x = Parts().eval().to(device), torch.randn(3, 6, device=device)
+    model_trt = torch2rt(module, [x], fallback=True, torch_executed=[""])
+    assert not model_trt.engines
+    (output,) = model_trt.load(device).run([x])
+    torch.testing.assert_close(output, module(x))
+
+
 def _targets(segment):
     return {node.target for node in segment.graph.graph.nodes if node.op == "call_function"}
 

@@ -28,6 +28,7 @@ from torch2rt.network import Network
 from torch2rt.passes.order import Pass
 from torch2rt.passes.ranges import tensors_of
 from torch2rt.passes.wide_products import WideProducts
+from torch2rt.runtime.converted import Loaded
 from torch2rt.runtime.partitioned.reference import PartitionedNetwork
 from torch2rt.runtime.reference_module import ReferenceModule
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
@@ -174,7 +175,7 @@ class _Verifier:
         placeholders = (node.meta["val"].device for node in self.graph.graph.nodes if node.op == "placeholder")
         device = next((d for d in placeholders if d.type == "cuda"), torch.device("cuda"))
         try:
-            pool = self.model_trt.load(device)
+            pool: Loaded = self.model_trt.load(device)
         except EngineError as error:
             self.notes.append(f"the reference was compared, as the engine cannot run here: {error}")
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -13,6 +13,17 @@ from torch2rt.interface import Input, Interface, Shape
 from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
 from torch2rt.runtime.recomputed import Recomputed
 from torch2rt.structure import unflatten
+
+
+class Loaded(Protocol):
+    """What `load` gives: the module's engines on one GPU."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """The GPU."""
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for tensors that fit, in the order of the interface."""
 
 
 class Converted(torch.nn.Module):

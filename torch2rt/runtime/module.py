@@ -18,6 +18,7 @@ from torch2rt.engine.variant import EngineVariant
 from torch2rt.errors import EngineError, InputError, Torch2RTError
 from torch2rt.interface import Input, Interface
 from torch2rt.network import Network
+from torch2rt.runtime.converted import Loaded
 from torch2rt.runtime.graph_cache import GraphCache
 from torch2rt.runtime.loaded_engine import LoadedEngine, deserialize
 from torch2rt.runtime.pool import ContextPool
@@ -181,7 +182,7 @@ class TRTModule(Refittable):
         replica._index, replica._is_replica, replica._follow = None, True, None
         return replica
 
-    def load(self, device: torch.device) -> Any:
+    def load(self, device: torch.device) -> Loaded:
         """Load the engine on a GPU, for calls with tensors from there; `model_trt.device` stays as it is."""
         return self._pool(torch.cuda.current_device() if device.index is None else device.index)
 

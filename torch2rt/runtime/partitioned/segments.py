@@ -18,7 +18,7 @@ from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.network import Network
-from torch2rt.runtime.converted import Converted
+from torch2rt.runtime.converted import Converted, Loaded
 from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.graphed import GraphedRun, in_groups
@@ -134,12 +134,16 @@ class PartitionedModule(Converted):
             if len(self._known) >= REMEMBERED:
                 self._known = set()
             self._known.add(known)
-        outputs = (self._running or self._prepare())(tensors)
+        outputs = self.run(tensors)
         if interface.plain_result is torch.Tensor:
             return outputs[0]
         if interface.plain_result is tuple:
             return tuple(outputs)
         return interface.wrap(outputs, [tuple(shape) for shape in shapes])
+
+    def run(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for tensors that fit, in the order of the interface."""
+        return (self._running or self._prepare())(tensors)
 
     def _prepare(self) -> Running:
         """The schedule with what makes the calls of each of its steps, made at the first call."""
@@ -226,7 +230,7 @@ class PartitionedModule(Converted):
         replica._forget()
         return replica
 
-    def load(self, device: torch.device) -> PartitionedModule:
+    def load(self, device: torch.device) -> Loaded:
         """Load the engines on a GPU; raises `EngineError` where they cannot run there."""
         for segment in self.torch_segments:
             if segment.draws and segment.device.type != device.type:
