@@ -519,7 +519,9 @@ FUSED = {
     "alone": (lambda m, x: torch.tanh(x), False),
     "behind a sum": (lambda m, x: torch.tanh(x + 0.5), False),
     "behind a product": (lambda m, x: torch.tanh(m(x)), True),
-    "behind more": (lambda m, x: torch.sigmoid((m(x) * 0.5 - x).view(-1, 2, 3)), True),
+    "behind more": (lambda m, x: torch.expm1((m(x) * 0.5 - x).view(-1, 2, 3).exp().chunk(2, -1)[1]), True),
+    "by tanh": (lambda m, x: F.gelu(m(x), approximate="tanh"), True),
+    "without tanh": (lambda m, x: torch.sigmoid(F.gelu(m(x))), False),
     "of another tensor": (lambda m, x: (m(x) > 0) * torch.tanh(x), False),
 }
 

@@ -58,7 +58,8 @@ class Calls(nn.Module):
 
 @pytest.fixture
 def gpu(monkeypatch, without_gpu_memory):
-    return FakeGpu(monkeypatch, [rows()])
+    yield FakeGpu(monkeypatch, [rows()])
+    gc.collect()  # where there is a GPU, a graph that is let go of later would ask it for a stream of this one
 
 
 @pytest.fixture

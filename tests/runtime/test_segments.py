@@ -101,7 +101,7 @@ def double(self, y):
 
 def complexes(self, y):
     spectrum = torch.fft.fft(y)
-    gram = torch.tensordot(spectrum.T, spectrum, dims=1) + 3 * torch.eye(7, device=y.device)
+    gram = torch.tensordot(spectrum.T, spectrum, dims=1) + 30 * torch.eye(7, device=y.device)
     return spectrum * 2, self.last(y.sin()), torch.logdet(gram)
 
 

@@ -367,7 +367,7 @@ def test_nothing_grows(on_a_gpu, net_trt, graph, caller, device, pytestconfig):
         call(calls)
         after = settled()
     grown = {what: after[what] - before[what] for what in before}
-    if caller == "good" and not graph:
+    if caller != "bad" and not graph:
         # TensorRT for RTX 1.6 keeps 1.7 KB on the host each time that a context is told other shapes
         alone = tensorrt_alone(net_trt, inputs)
         alone(100)
