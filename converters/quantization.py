@@ -28,6 +28,8 @@ keep(dequantize)
 @converter(dequantize, limits="constant weights")
 def dequantize_layers(ctx: Context, weight, scale, axis, dtype):
     check(isinstance(weight, torch.Tensor), "quantised weights must be constant")
+    if weight.dtype is torch.uint8 and not ctx.takes_int4(dtype):
+        return dequantize(weight, scale, axis, dtype)
     scale = ctx.as_dtype(scale, dtype if weight.dtype is torch.uint8 else torch.float32)
     return dequantized(ctx, stored(ctx, weight), scale, dtype, axis)
 

@@ -168,7 +168,8 @@ def torch2rt(
     - `fallback`: where TensorRT cannot take some calls, `True` leaves them to torch and makes engines of the others. It
       then returns a `PartitionedModule`, whose `report` has a line for each segment. By default such a module is
       refused, and the error says what `fallback=True` would do. `"measure"` also runs each engine on the GPU beside the
-      torch calls that it is for, at the opt shapes, and leaves to torch what is faster there.
+      torch calls that it is for, in eager and by `torch.compile`, at the opt shapes, and leaves to torch what is faster
+      there; with `cuda_graph`, as CUDA graphs.
     - `torch_executed`: with `fallback`, what is to stay torch's in any case: functions as the graph calls them
       (`torch.nn.functional.relu`), paths of submodules (`"backbone.conv1"`) and classes of submodules.
     - `min_segment_calls`: with `fallback`, an engine of fewer calls is not worth its launch, so that they stay torch
@@ -179,7 +180,8 @@ def torch2rt(
       are built for 1024, or what torch knows to be the most, and again for whatever comes. Torch makes the calls of
       such an engine where there is nothing, a size of 0, and where `keep_network=False` or a file has left no network.
     - `torch_segments`: with `fallback`, how torch makes its calls: `"eager"` (the default) or `"compile"`, through
-      `torch.compile`, but for calls that draw random numbers or whose sizes depend on values.
+      `torch.compile`, but for calls that draw random numbers or whose sizes depend on values. With
+      `fallback="measure"` it says which of them is measured, by default both.
     - `state`: what becomes of a module that writes to its buffers, to tensors in its attributes, or to its inputs, or
       changes objects among these, such as transformers' caches. `"refuse"` raises `TraceError`. `"write"` returns a
       `StatefulModule`, which keeps the tensors in the same way, and writes to inputs. `"explicit"` makes them an
@@ -233,7 +235,7 @@ def torch2rt(
     )
     precise = Precision(**asked)
     ordered = chosen(passes, float64)
-    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes, torch_segments)
+    choice = Choice.of(fallback, torch_executed, min_segment_calls, max_sizes, torch_segments, bool(cuda_graph))
     if merge not in MERGE:
         raise InputError(f"{merge=} is not one of {', '.join(map(repr, MERGE))}.")
     most = whole_number("max_variants", max_variants, 1) or MAX_VARIANTS

@@ -19,6 +19,7 @@ from torch2rt.passes.quantization.products import observed, quantizable
 from torch2rt.passes.quantization.quantize import quantize
 from torch2rt.passes.quantization.quantized import LARGEST, dequantize, fake_quantize_fp8, packed, quantized, unpacked
 from torch2rt.passes.quantization.smooth import smooth, smoothable
+from torch2rt.vocabulary import context
 
 
 class Mixed(nn.Module):
@@ -64,6 +65,26 @@ def test_formats_beside_eager(name, rest, device):
         2 if name == "int8_weights" and crashes_on_equal_weights() else 0
     )  # one weight of two products
     assert len(notes) - len(others) == (0 if name == "int8" and builds_int8_convolutions() else 1)
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+@pytest.mark.parametrize(
+    ("rest", "sizes", "dtype"),
+    [
+        ("+fp32", {"max_batch_size": 8}, torch.float32),
+        ("+fp32", {}, torch.uint8),
+        ("", {"max_batch_size": 8}, torch.uint8),
+    ],
+)
+def test_int4_is_brought_back_where_there_is_no_kernel(monkeypatch, lacks, rest, sizes, dtype):
+    monkeypatch.setattr(context, "lacks_dynamic_int4_in_float32", lambda: lacks)
+    model, x = nn.Linear(128, 64), torch.randn(6, 128)
+    model_trt = torch2rt(model, [x], precision="int4_weights" + rest, **sizes)
+    assert {weight.tensor.dtype for weight in model_trt._networks[0].weights.values() if weight.tensor.dim() > 1} >= {
+        dtype if lacks else torch.uint8
+    }
+    error = (model_trt.reference()(x) - model(x)).norm() / model(x).norm()
+    assert 1e-3 < error < ERRORS["int4_weights"]
 
 
 @pytest.mark.skipif(not IS_RTX, reason="other TensorRTs build on a GPU only")

@@ -397,7 +397,7 @@ def test_what_is_faster_in_torch_stays_there(monkeypatch, seconds, engines, torc
 
     def clock(run, tensors):
         measured.append(tuple(tensors[0].shape))
-        if not isinstance(run, TorchSegment):
+        if not isinstance(run, TorchSegment) or run.compiles:
             return seconds[0]
         by_size = seconds[1] if isinstance(seconds[1], dict) else {}
         return by_size.get(run(*tensors)[0].shape[-1], 2.0) if by_size else seconds[1]
@@ -410,6 +410,35 @@ def test_what_is_faster_in_torch_stays_there(monkeypatch, seconds, engines, torc
     assert any("torch was faster: 500.000 ms" in line for line in model_trt.report.segments) == (engines < 2)
     run = model_trt.reference() if x.device.type == "cpu" else model_trt
     same(module, run, torch.randn(7, 6))
+
+
+@pytest.mark.parametrize(
+    ("how", "plain", "compiled", "expected"),
+    [
+        (None, 0.9, 0.5, {True}),
+        (None, 0.5, 0.9, {False}),
+        ("eager", 0.9, 0.5, {False}),
+        ("compile", 0.5, 0.9, {True}),
+        (None, 0.9, None, {False}),
+        ("compile", 0.9, None, None),
+    ],
+)
+def test_torchs_compiler_is_measured_too(monkeypatch, how, plain, compiled, expected):
+    """The seconds of torch's calls beside 1 of each engine; `None` where torch cannot compile them."""
+
+    def clock(run, tensors):
+        if isinstance(run, TorchSegment) and run.compiles and compiled is None:
+            raise RuntimeError("no compiler")
+        return (compiled if run.compiles else plain) if isinstance(run, TorchSegment) else 1.0
+
+    monkeypatch.setattr(measuring, "seconds", clock)
+    monkeypatch.setattr(torch_segment, "BACKEND", lambda graph, inputs: graph.forward)
+    module, x = Layers(svd).eval(), torch.randn(4, 6)
+    model_trt = torch2rt(module, [x], fallback="measure", min_segment_calls=1, torch_segments=how, verify=False)
+    assert bool(model_trt.engines) == (expected is None)
+    if expected is not None:
+        assert {segment.compiles for segment in model_trt.torch_segments} == expected
+    same(module, model_trt.reference() if x.device.type == "cpu" else model_trt, x)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])

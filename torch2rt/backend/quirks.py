@@ -133,6 +133,17 @@ def builds_int8_convolutions() -> bool:
     return not IS_RTX or _release() >= (1, 7)
 
 
+def lacks_dynamic_int4_in_float32() -> bool:
+    """Whether float32 products of int4 weights may have no kernel where the number of rows is dynamic.
+
+    TensorRT for RTX 1.6 builds them, and on an H200 some end at the first call in `cuDNN graph compilation failed: No
+    valid engine configs for Matmul_`, with TF32 and without. With static sizes, in float16 and in bfloat16 all run. Of
+    1.4 nothing is known. Such weights are brought back before the engine is built.
+    Test: `test_formats.py`, and on a GPU `test_recognize.py`.
+    """
+    return IS_RTX and _release() < (1, 7)
+
+
 def crashes_on_shared_weights() -> bool:
     """Whether the builder crashes where products in several places share one layer that brings int8 weights back.
 

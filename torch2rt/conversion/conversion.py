@@ -205,10 +205,13 @@ class Conversion:
         """Whether torch makes the module's calls faster than its engine."""
         interface = model_trt._interface()
         inputs = self._inputs_of(interface)
-        module = torch.compile(self.module) if choice.compiles else self.module
         args, kwargs = unflatten(interface.arguments, inputs)
-        ours, theirs = lambda *_: model_trt(*args, **kwargs), lambda *_: module(*args, **kwargs)
-        return faster_in_torch(ours, theirs, inputs) is not None
+
+        def calls(module: Any) -> Callable[..., Any]:
+            return lambda *_: module(*args, **kwargs)
+
+        ways = {way: lambda way=way: calls(torch.compile(self.module) if way else self.module) for way in choice.ways}
+        return faster_in_torch(calls(model_trt), ways, inputs, choice.graphs) is not None
 
     def _inputs_of(self, interface: Interface) -> list[torch.Tensor]:
         """The example's tensors at shapes that are served."""

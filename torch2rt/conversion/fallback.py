@@ -48,7 +48,8 @@ class Choice:
     - `max_sizes`: the largest size that engines are built for where a size depends on values; `most`: the largest that
       they are built for again where such a size is larger, `None` for any.
     - `measures`: whether segments are measured, and the slower engines become torch calls.
-    - `compiles`: whether torch's compiler makes kernels of torch segments.
+    - `compiles`: whether torch's compiler makes kernels of torch segments; `None`: where that was measured to pay.
+    - `graphs`: whether calls will be replayed as CUDA graphs, and are measured so.
     """
 
     torch_executed: Sequence[Any] = ()
@@ -56,7 +57,8 @@ class Choice:
     max_sizes: int = MAX_SIZE
     most: int | None = None
     measures: bool = False
-    compiles: bool = False
+    compiles: bool | None = False
+    graphs: bool = False
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class Choice:
         min_segment_calls: int | None,
         max_sizes: int | tuple[int, int] | None,
         torch_segments: str | None = None,
+        graphs: bool = False,
     ) -> Choice | None:
         """`None` without fallback; raises `InputError` for what does not fit together."""
         if not isinstance(fallback, bool) and fallback != "measure":
@@ -87,7 +90,14 @@ class Choice:
         if fallback == "measure":
             measuring.check_measurable()
         least = MIN_SEGMENT_CALLS if least is None else least
-        return cls(executed, least, first, most, fallback == "measure", torch_segments == "compile")
+        measures = fallback == "measure"
+        compiles = None if measures and torch_segments is None else torch_segments == "compile"
+        return cls(executed, least, first, most, measures, compiles, graphs)
+
+    @property
+    def ways(self) -> Sequence[bool]:
+        """Whether torch's compiler makes the kernels, of each way that is measured beside an engine."""
+        return (False, True) if self.compiles is None else (self.compiles,)
 
     def calls(self, graph: torch.fx.GraphModule, module: torch.nn.Module | None) -> Refused:
         """The calls that `torch_executed` speaks of."""
@@ -240,7 +250,7 @@ def convert_in_segments(
     program = stage("build", partitioner.build, program, make)
     device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
     if choice.measures:
-        program = partitioner.without_slow(program, make, device, choice.compiles)
+        program = partitioner.without_slow(program, make, device, choice.ways, choice.graphs)
     pieces = program.pieces
     eager = {
         index: torch_segment(piece, device)
@@ -250,7 +260,9 @@ def convert_in_segments(
     is_known = earlier.refused is not None and not partitioner.networks and earlier.is_verified(verify)
     networks = [] if is_known else [partitioner.network(piece) for piece in pieces if not piece.segment.is_torch]
     segments = [
-        torch_segment(piece, device, choice.compiles) if piece.segment.is_torch else partitioner.segment(piece)
+        torch_segment(piece, device, bool(choice.compiles) or not partitioner.compiled.isdisjoint(piece.segment.nodes))
+        if piece.segment.is_torch
+        else partitioner.segment(piece)
         for piece in pieces
     ]
     report = Report(needs=[text for _, text in (*interface.constraints, *program.checks)])

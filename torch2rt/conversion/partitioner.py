@@ -47,6 +47,7 @@ class Partitioner:
 
     def __post_init__(self) -> None:
         self.measured: set[tuple[str, ...]] = set()
+        self.compiled: set[torch.fx.Node] = set()
         self.networks: dict[tuple[str, ...], Network] = {}
         self.engines: dict[tuple[str, ...], Engine] = {}
         self.files: dict[tuple[str, ...], Path | None] = {}
@@ -134,9 +135,18 @@ class Partitioner:
                 return program
 
     def without_slow(
-        self, program: Program, build: Callable[[Network], Engine], device: Any, compiles: bool
+        self,
+        program: Program,
+        build: Callable[[Network], Engine],
+        device: Any,
+        ways: Sequence[bool] = (False,),
+        graphs: bool = False,
     ) -> Program:
-        """The program in which torch makes the calls of engines that were measured to be slower."""
+        """The program in which torch makes the calls of engines that were measured to be slower.
+
+        `ways`: with kernels of torch's compiler, without, or both are tried; `compiled` are the calls for which these
+        were the fastest. `graphs`: as for `faster_in_torch`.
+        """
         while True:
             slow: Refused = {}
             for piece in program.pieces:
@@ -144,9 +154,12 @@ class Partitioner:
                     continue
                 self.measured.add(key)
                 tensors = measuring.examples(graph_meta(piece.graph).interface, device)
-                engine, calls = TRTModule(self.engines[key]), torch_segment(piece, device, compiles)
-                if (reason := measuring.faster_in_torch(engine, calls, tensors)) is not None:
-                    slow.update(dict.fromkeys(piece.segment.nodes, reason))
+                made = {way: functools.partial(torch_segment, piece, device, way) for way in ways}
+                found = measuring.faster_in_torch(TRTModule(self.engines[key]), made, tensors, graphs)
+                if found is not None:
+                    slow.update(dict.fromkeys(piece.segment.nodes, found.reason))
+                    if found.compiled:
+                        self.compiled.update(piece.segment.nodes)
             if not slow:
                 return program
             self.refused.update(slow)

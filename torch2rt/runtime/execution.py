@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,10 +63,28 @@ class Execution:
 
         So does the scratch memory. Torch may give it to others after the call, unless `keep_scratch` takes it.
         """
+        try:
+            shapes = [tensor.shape for tensor in tensors]
+        except (AttributeError, RuntimeError):
+            self.inputs.check(tensors)  # some are not tensors at all
+            raise
+        if self.is_alone and not (self.exact and self.warm and self.shapes == shapes):
+            # All of it: a thread that waits for Python's own lock meanwhile keeps all others waiting.
+            return self.lock.alone(self.run_prepared, tensors, shapes, stream, keep_scratch, self.execute)
+        return self.run_prepared(tensors, shapes, stream, keep_scratch, self.execute_beside_others)
+
+    def run_prepared(
+        self,
+        tensors: Sequence[torch.Tensor],
+        shapes: list[Any],
+        stream: int,
+        keep_scratch: list[torch.Tensor] | None,
+        execute: Callable[[int], bool],
+    ) -> list[torch.Tensor]:
+        """As `run`, by a function that enqueues the call."""
         held: Any = None  # inputs that were copied, until the engine is enqueued
         inputs = self.inputs
         try:
-            shapes = [tensor.shape for tensor in tensors]
             if not self.warm or self.shapes != shapes:
                 self.fit(tensors, shapes, stream)
             addresses, dtypes, dense, index, place = self.addresses, inputs.dtypes, inputs.dense, inputs.index, 0
@@ -104,23 +122,28 @@ class Execution:
                 self.set_scratch(address)
             if keep_scratch is not None:
                 keep_scratch.append(scratch)
-        self.enqueue(stream)
+        if not execute(stream):
+            raise EngineError(_could_not_run())
+        self.warm = True
         return outputs
+
+    def execute_beside_others(self, stream: int) -> bool:
+        """Enqueue the engine while other contexts do so; whether TensorRT could."""
+        lock = self.lock
+        try:
+            lock.acquire(self)
+            return self.execute(stream)  # type: ignore[no-any-return]
+        finally:
+            lock.release(self)
 
     def enqueue(self, stream: int) -> None:
         """Do the last call again, on the same memory."""
-        lock = self.lock
         if self.warm and self.exact or not self.is_alone:
-            try:
-                lock.acquire(self)
-                done = self.execute(stream)
-            finally:
-                lock.release(self)
+            done = self.execute_beside_others(stream)
         else:
-            with lock.exclusive():
-                done = self.execute(stream)
+            done = self.lock.alone(self.execute, stream)
         if not done:
-            raise EngineError("TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason"))
+            raise EngineError(_could_not_run())
         self.warm = True
 
     def move(self, addresses: Sequence[int], scratch_address: int) -> None:
@@ -191,8 +214,7 @@ class Execution:
         if not self.exact:
             self.scratch = self.loaded.scratch or 0
             return
-        with self.lock.exclusive():
-            self.scratch, self.scratch_address = context.update_device_memory_size_for_shapes(), -1
+        self.scratch, self.scratch_address = self.lock.alone(context.update_device_memory_size_for_shapes), -1
         if self.scratch < 0:
             why = "; ".join(LOG.recent() if log is None else log)
             raise EngineError(f"TensorRT cannot tell how much memory these shapes need: {why}")
@@ -201,8 +223,11 @@ class Execution:
         """Take another optimization profile, of which the next run is as the first of all."""
         self.forget()
         self.profile = -1
-        with self.lock.exclusive():
-            done = self.context.set_optimization_profile_async(profile, stream)
+        done = self.lock.alone(self.context.set_optimization_profile_async, profile, stream)
         if not done:
             raise EngineError(f"TensorRT refuses optimization profile {profile}: {'; '.join(LOG.recent())}")
         self.profile = profile
+
+
+def _could_not_run() -> str:
+    return "TensorRT could not run the engine: " + ("; ".join(LOG.recent()) or "it gave no reason")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class SharedLock:
@@ -33,14 +35,25 @@ class SharedLock:
             with self.exclusive_lock:
                 self.holders.add(holder)  # the next exclusive holder will see it
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Wait until nobody shares the lock, and keep others from sharing it."""
+    def alone(self, call: Callable[..., Result], *args: Any) -> Result:
+        """Make a call while nobody shares the lock, and others are kept from sharing it. It may be made in another."""
         with self.exclusive_lock:
-            self.is_exclusive = True
+            before, self.is_exclusive = self.is_exclusive, True
             try:
                 while self.holders:
                     time.sleep(0)  # they release it soon; to be woken takes longer
+                return call(*args)
+            finally:
+                self.is_exclusive = before
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """As `alone`, for what is done in a `with` statement, which takes longer."""
+        with self.exclusive_lock:
+            before, self.is_exclusive = self.is_exclusive, True
+            try:
+                while self.holders:
+                    time.sleep(0)
                 yield
             finally:
-                self.is_exclusive = False
+                self.is_exclusive = before

@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import sympy
 import torch
 
+from torch2rt.backend.quirks import lacks_dynamic_int4_in_float32
 from torch2rt.backend.tensorrt import DTYPES, trt
 from torch2rt.errors import ConversionError
 from torch2rt.graph import graph_meta
 from torch2rt.network import Network, Origins, Weight
 from torch2rt.recipes.tape import Place, Tape, unrecorded
-from torch2rt.sizes import Symbols
+from torch2rt.sizes import Symbols, is_symbolic
 from torch2rt.structure import as_bytes, bare_name
 
 Sizes = tuple[Any, ...]  # ints, and SymInts where a size is dynamic
@@ -100,6 +101,12 @@ class Context:
     def is_multiplied(self) -> bool:
         """Whether a layer of the call may be multiplied: not if it is all of it, and only matrix products take it."""
         return self.node is None or _name(self.node) not in ("relu", "gelu") or not _is_for_matrices(self.node)
+
+    def takes_int4(self, dtype: torch.dtype) -> bool:
+        """Whether products of this type may take the call's weight of int4 (`quirks.lacks_dynamic_int4_in_float32`)."""
+        if dtype is not torch.float32 or self.node is None or not lacks_dynamic_int4_in_float32():
+            return True
+        return not any(is_symbolic(size) for user in self.node.users for size in user.meta["val"].shape)
 
     def fixed_sizes(self) -> int:
         """How many dynamic sizes torch takes for numbers or for each other, as it does once they were compared."""
