@@ -81,7 +81,8 @@ def change(module, names=None):
     with torch.no_grad():
         for name, value in [*module.named_parameters(), *module.named_buffers()]:
             if value.is_floating_point() and (names is None or name in names):
-                value.copy_(value * (torch.rand(value.shape, generator=generator) + 0.5) + 0.01)
+                factor = torch.rand(value.shape, generator=generator) + 0.5
+                value.copy_(value * factor.to(value.device) + 0.01)
 
 
 # What it takes -------------------------------------------------------------------------------------------------------
