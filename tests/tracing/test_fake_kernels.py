@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from torch2rt.tracing.patches.fake_kernels import KERNELS, elementwise
+from torch2rt.tracing.patches.fake_kernels import KERNELS, elementwise, to_copy
 from torch2rt.tracing.patches.fake_mode import FakeMode
 
 aten = torch.ops.aten
@@ -72,7 +72,7 @@ def compare(mode, func, args, kwargs=None):
     if str(func).endswith("_mode"):
         kwargs["rounding_mode"] = "floor"
     before = len(mode.shape_env.guards)
-    ours = elementwise(mode, func, args, kwargs)
+    ours = KERNELS[func](mode, func, args, kwargs)
     assert len(mode.shape_env.guards) == before
     if ours is NotImplemented:
         return False
@@ -82,7 +82,7 @@ def compare(mode, func, args, kwargs=None):
     return True
 
 
-@pytest.mark.parametrize("func", sorted(KERNELS - {aten._to_copy.default}, key=str), ids=str)
+@pytest.mark.parametrize("func", sorted((f for f in KERNELS if KERNELS[f] is elementwise), key=str), ids=str)
 def test_functions(mode, x, func):
     with mode:
         taken = [compare(mode, func, arguments(func, one, one)) for one in map(x.to, DTYPES)]
@@ -116,8 +116,34 @@ def test_what_is_left_to_torch(mode, x):
             (aten.clone.default, (torch.view_as_complex(x.new_empty(x.shape[0], 2)),)),
             (aten._to_copy.default, (static,)),
         ):
-            assert elementwise(mode, func, args, {}) is NotImplemented
-        assert elementwise(mode, aten._to_copy.default, (x,), {"dtype": torch.half, "device": "cpu"}) is NotImplemented
+            assert KERNELS[func](mode, func, args, {}) is NotImplemented
+        assert to_copy(mode, aten._to_copy.default, (x,), {"dtype": torch.half, "device": "cpu"}) is NotImplemented
         for name, layout in LAYOUTS.items():
             is_taken = compare(mode, aten._to_copy.default, (layout(x),), {"dtype": torch.float16})
             assert is_taken == (name in ("contiguous", "transposed", "channels last"))
+
+
+VIEWS = [
+    (lambda n, m: [n, -1], True),
+    (lambda n, m: [-1, m], True),
+    (lambda n, m: [n * 5, m], True),
+    (lambda n, m: [n, m * 5], True),
+    (lambda n, m: [-1], True),
+    (lambda n, m: [1, n, 1, 5, m, 1], True),
+    (lambda n, m: [n, -1, m], True),
+    (lambda n, m: [n * m, 5], True),
+    (lambda n, m: [n, 5, -1, 7], False),  # where torch asks whether 7 divides it
+    (lambda n, m: [30, -1], False),
+    (lambda n, m: [6, 5, 7], False),
+]
+
+
+@pytest.mark.parametrize("func", [aten.view.default, aten._unsafe_view.default], ids=str)
+@pytest.mark.parametrize(("sizes", "is_taken"), VIEWS)
+def test_views(mode, x, func, sizes, is_taken):
+    n, _, m = x.shape
+    assert compare(mode, func, (x, sizes(n, m))) == is_taken
+    assert not compare(mode, func, (x.transpose(0, 2), sizes(m, n)))
+    if is_taken and func is aten.view.default:
+        made = KERNELS[func](mode, func, (x, sizes(n, m)), {})
+        assert made.untyped_storage()._cdata == x.untyped_storage()._cdata

@@ -1,14 +1,17 @@
-"""Fake kernels of element-wise calls whose sizes are symbols.
+"""Fake kernels of element-wise calls and of views, whose sizes are symbols.
 
 torch's own are written in Python for the general case, and take milliseconds for each call, as they reason about sizes
 and strides: `clamp` as long as 30. What they find is plain where one tensor of a call has all sizes of the result, and
-the others have the same sizes and strides, or are contiguous and broadcast: the result is like that tensor. Whatever
-else comes is left to torch.
+the others have the same sizes and strides, or are contiguous and broadcast: the result is like that tensor. A view of
+a contiguous tensor is contiguous, if its sizes have the same product. Whatever else comes is left to torch.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+import operator
 from typing import Any
 
 import torch
@@ -49,15 +52,12 @@ def _overloads(names: str) -> frozenset[Any]:
 
 
 _FLOATS, _NUMBERS, _BITS, _ALL, _COMPARISONS = map(_overloads, (FLOATS, NUMBERS, BITS, ALL, COMPARISONS))
-KERNELS = _FLOATS | _NUMBERS | _BITS | _ALL | _COMPARISONS | {aten._to_copy.default}
+_ELEMENTWISE = _FLOATS | _NUMBERS | _BITS | _ALL | _COMPARISONS
 _CLAMPS = _overloads("clamp clamp.Tensor")
 
 
 def elementwise(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The result of a call of one of `KERNELS`; `NotImplemented` where that is not plain."""
-    if func is aten._to_copy.default:
-        is_plain = list(kwargs) == ["dtype"] and _is_taken(args[0], mode)
-        return _like(mode, args[0], kwargs["dtype"]) if is_plain else NotImplemented
+    """The result of a call element by element; `NotImplemented` where that is not plain."""
     tensors, has_float = [], False
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.Tensor):
@@ -84,6 +84,43 @@ def elementwise(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: 
     if not is_plain or func in _CLAMPS and args[1:] == (None,) * len(args[1:]) and not kwargs:
         return NotImplemented
     return _like(mode, result, torch.bool if func in _COMPARISONS else dtype)
+
+
+def to_copy(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A copy of another type."""
+    is_plain = list(kwargs) == ["dtype"] and _is_taken(args[0], mode)
+    return _like(mode, args[0], kwargs["dtype"]) if is_plain else NotImplemented
+
+
+def view(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A view of a contiguous tensor with other sizes."""
+    x, sizes = args[0], list(args[1])
+    if kwargs or not _is_taken(x, mode) or not _dense(x):
+        return NotImplemented
+    known = math.prod(_expression(size) for size in sizes if not _is_open(size))
+    whole = math.prod(map(_expression, x.shape))
+    if sum(map(_is_open, sizes)) == 1 and known != 0:
+        rest = x.numel() // math.prod(size for size in sizes if not _is_open(size))
+        sizes = [rest if _is_open(size) else size for size in sizes]
+        known = known * _expression(rest)
+    if known != whole:
+        return NotImplemented
+    strides = [*itertools.accumulate(reversed(sizes[1:]), operator.mul, initial=1)][::-1] if sizes else []
+    with in_kernel_invocation_manager(mode):
+        made = torch.as_strided(x, sizes, strides, x.storage_offset())
+    return FakeTensor(mode, made, x.device)
+
+
+def _is_open(size: Any) -> bool:
+    """Whether a size is the one that is to be found: -1."""
+    return isinstance(size, int) and size == -1
+
+
+KERNELS = {
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    aten._to_copy.default: to_copy,
+    **dict.fromkeys((aten.view.default, aten._unsafe_view.default), view),
+}
 
 
 def _sizes(x: torch.Tensor) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves
 
-from torch2rt.tracing.patches.fake_kernels import KERNELS, elementwise
+from torch2rt.tracing.patches.fake_kernels import KERNELS
 
 Number = bool | int | float | complex
 
@@ -48,8 +48,10 @@ class FakeMode(FakeTensorMode):
         if not (args and isinstance(args[0], FakeTensor)) and _is_of_numbers(func, args, kwargs):
             with unset_fake_temporarily():
                 return func(*args, **kwargs or {})
-        if func in KERNELS and (result := elementwise(self, func, args, kwargs or {})) is not NotImplemented:
-            return result
+        if (kernel := KERNELS.get(func)) is not None:
+            result = kernel(self, func, args, kwargs or {})
+            if result is not NotImplemented:
+                return result
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
