@@ -19,16 +19,13 @@ from torch2rt.conversion.described import describe_segments
 from torch2rt.conversion.fallback import Choice, fitting, refused_calls
 from torch2rt.conversion.partitioner import Partitioner
 from torch2rt.errors import UnsupportedError
-from torch2rt.graph import graph_meta
+from torch2rt.graph import sizes_at_opt
 from torch2rt.lowering import lower
 from torch2rt.passes.order import chosen, run
 from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.passes.partitioning.split import Program
 from torch2rt.precision_plan import PrecisionPlan, plan_precision
-from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.tracing.trace import trace
-
-UNKNOWN = 64  # what a size that depends on values is taken for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,16 +180,8 @@ class _Sizes:
     """What the calls of a graph take and cost at the opt shapes."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
-        meta = graph_meta(graph)
-        self.opt = {s: meta.interface.inputs[d.input].opt[d.axis] for s, d in meta.symbols.items()}
+        self.at = sizes_at_opt(graph)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def at(self, value: Any) -> Any:
-        """A symbolic number at the opt shapes."""
-        if not is_symbolic(value):
-            return value
-        expr = expression(value)
-        return evaluate(expr, {**dict.fromkeys(expr.free_symbols, UNKNOWN), **self.opt})
 
     def bytes_of(self, node: Node) -> int:
         tensors = [t for t in tree_leaves(node.meta["val"]) if isinstance(t, torch.Tensor)]

@@ -48,11 +48,12 @@ class PrecisionPlan:
     searches: list[Found] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        table = [("module", "computes in", "in float32")]
+        table = [("module", "computes in", "not narrower")]
         for module in dict.fromkeys(row.module for row in self.rows):
             rows = [row for row in self.rows if row.module == module]
             types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(row.dtype for row in rows).items())
-            wide = Counter(f"{row.function} ({row.reason})" for row in rows if row.dtype == "float32")
+            kept = [row for row in rows if row.dtype == "float32" or row.reason.startswith("not quantised")]
+            wide = Counter(f"{row.function} ({row.reason})" for row in kept)
             table.append((module or "(the module itself)", types, "; ".join(wide)))
         widths = [max(len(line[column]) for line in table) for column in (0, 1)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in table]
@@ -86,7 +87,7 @@ def plan_precision(
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1))
     >>> print(plan_precision(model, [torch.randn(2, 3)], precision="fp16"))
-    module  computes in  in float32
+    module  computes in  not narrower
     0       1 float16
     1       1 float32    torch.Tensor.softmax (computes in float32)
     """

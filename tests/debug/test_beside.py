@@ -144,7 +144,7 @@ class Segments(nn.Module):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_modules_in_segments(precision):
     """All engines' calls in one table; a torch call only passes errors on."""
-    options = {"precision": "int8", "calibration": [X]} if precision == "int8" else {}
+    options = {"precision": "int8", "calibration": [X], "quantize_all": True} if precision == "int8" else {}
     model, sizes = Segments().eval(), {"max_batch_size": 4}
     model_trt = torch2rt(model, [X], fallback=True, min_segment_calls=1, **sizes, **options)
     for x in (X, X[:2]):

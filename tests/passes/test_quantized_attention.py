@@ -41,7 +41,7 @@ MODULES = {
 
 def made(module, x, precision, **options):
     graph = run(trace(module.eval(), [x]), passes.default())
-    asked = Precision(precision, calibration=[x, -x], calibration_method="minmax", **options)
+    asked = Precision(precision, calibration=[x, -x], calibration_method="minmax", quantize_all=True, **options)
     return run(graph, asked.passes(dict(module.named_modules()), lambda graph: [[x]]))
 
 
@@ -67,7 +67,7 @@ def test_products_of_an_attention(name, precision):
 def test_converted(device):
     torch.manual_seed(1)
     module, x = Attention().eval().to(device), torch.randn(3, 13, 32, device=device)
-    model_trt = torch2rt(module, [x], precision="int8", calibration=[x], quantize_attention=True)
+    model_trt = torch2rt(module, [x], precision="int8", calibration=[x], quantize_attention=True, quantize_all=True)
     assert model_trt.report.verified
     compare((model_trt if device.type == "cuda" else model_trt.reference())(x), module(x), 0.05, 0.05)
 

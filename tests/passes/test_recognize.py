@@ -298,7 +298,7 @@ def test_weights_that_are_quantised_alone(way, least, options, kept):
 
 def test_such_weights_are_quantised_with_their_inputs_where_that_is_asked():
     model, x = Stored("outputs").eval(), torch.randn(3, 64)
-    model_trt = torch2rt(model, [x], precision="int8", calibration=[x])
+    model_trt = torch2rt(model, [x], precision="int8", calibration=[x], quantize_all=True)
     kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
     assert kinds.count("QUANTIZE") == 1
     compare(model_trt.reference()(x), model(x), 0.1, 0.1)

@@ -14,6 +14,7 @@ from torch2rt.errors import InputError
 from torch2rt.passes.order import Pass
 from torch2rt.passes.quantization.calibrated import Calibrated, look_at
 from torch2rt.passes.quantization.formats import FORMATS, Format
+from torch2rt.passes.quantization.gain import in_words, slower
 from torch2rt.passes.quantization.histogram import METHODS
 from torch2rt.passes.quantization.stored import unpack_weights
 from torch2rt.passes.ranges import as_samples, measure
@@ -56,6 +57,7 @@ class Precision:
     smooth_quant: float | None = None
     bias_correction: bool = False
     quantize_attention: bool = False
+    quantize_all: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in (None, *PRECISIONS):
@@ -75,7 +77,7 @@ class Precision:
                 raise InputError(f"{name}= is a list of samples, each the inputs of a call, not a {kind}.")
         self._check_needless("int8 and fp8", self.calibrates, "calibration_method calibration_cache")
         self._check_needless(
-            "int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction quantize_attention"
+            "int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction quantize_attention quantize_all"
         )
         self._check_needless("quantised products", self.format is not None, "keep_float")
         self._check_needless("precision='auto'", self.precision == "auto", "tolerance metric")
@@ -178,9 +180,12 @@ class Precision:
             keep = select("keep_fp32", self.keep_fp32, graph, modules)
             force = select("force_low", self.force_low, graph, modules)
             floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
+            slow = {n: why for n, why in self._slower(graph).items() if n not in floats and n not in force}
+            floats |= slow
+            texts = [] if self.format is None else in_words(slow, self.format)
             found = self._calibrated(graph, floats, progress, is_one_of_several)
             if not self.is_low:
-                return found.quantized(floats)
+                return noted(found.quantized(floats), texts)
             samples = None if self.samples is None else as_samples(graph, self.samples, is_one_of_several)
             data, ranges = [*examples(graph), *(samples or [])], found.calibration.ranges
             if samples != [] and (samples is not None or self.low is torch.float16):
@@ -190,10 +195,14 @@ class Precision:
             if self.precision == "auto":
                 tolerance = TOLERANCE if self.tolerance is None else self.tolerance
                 chosen, searches = search(chosen, data, tolerance, self.metric)
-            return noted(chosen.made(self.io), searches)
+            return noted(chosen.made(self.io), texts, searches)
 
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
+
+    def _slower(self, graph: torch.fx.GraphModule) -> dict[Node, str]:
+        """The products that are not quantised because they are no faster then."""
+        return {} if self.format is None or self.quantize_all else slower(graph, self.format, self.low)
 
     def _calibrated(
         self, graph: torch.fx.GraphModule, floats: Mapping[Node, str], progress: bool | None, others: bool
