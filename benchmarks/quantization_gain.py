@@ -22,18 +22,16 @@ from torch2rt.passes.quantization.gain import slower
 
 
 class Chain(torch.nn.Module):
-    """Products of one size, beside each other, each of an input of its own."""
+    """Products of one size one after the other, each of an input of its own."""
 
     def __init__(self, inputs: int, outputs: int, count: int = 4) -> None:
         super().__init__()
         self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(inputs) for _ in range(count))
         self.products = torch.nn.ModuleList(torch.nn.Linear(inputs, outputs) for _ in range(count))
-        self.back = torch.nn.ModuleList(torch.nn.AdaptiveAvgPool1d(inputs) for _ in range(count))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for norm, product, back in zip(self.norms, self.products, self.back, strict=True):
-            y = torch.nn.functional.gelu(product(norm(x)))
-            x = x + back(y)
+        for norm, product in zip(self.norms, self.products, strict=True):
+            x = x + torch.nn.functional.gelu(product(norm(x))).mean(-1, keepdim=True)
         return x
 
 
