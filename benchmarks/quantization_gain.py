@@ -1,4 +1,4 @@
-"""Which products are faster in int8 and fp8 on this GPU, and does torch2rt choose them? Judges `passes.quantization.gain`.
+"""Which products are faster in int8 and fp8 on this GPU, and does torch2rt choose them (`quantization/gain.py`)?
 
     python benchmarks/quantization_gain.py [--rows 1,4,16,128,2048] [--sizes 64x256,384x1536,768x3072,3072x768]
 

@@ -32,7 +32,7 @@ QUANTIZED = {
 PRECISIONS = ("fp32", *TYPES, *QUANTIZED, "auto")
 TOLERANCE = 1e-3
 
-Samples = Callable[[torch.fx.GraphModule], Iterable[list[torch.Tensor]]]
+Samples = Callable[[torch.fx.GraphModule], list[list[torch.Tensor]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Precision:
             slow = {n: why for n, why in self._slower(graph).items() if n not in floats and n not in force}
             floats |= slow
             texts = [] if self.format is None else in_words(slow, self.format)
-            found = self._calibrated(graph, floats, progress, is_one_of_several)
+            found = self._calibrated(graph, floats, examples, progress, is_one_of_several)
             if not self.is_low:
                 return noted(found.quantized(floats), texts)
             samples = None if self.samples is None else as_samples(graph, self.samples, is_one_of_several)
@@ -205,7 +205,12 @@ class Precision:
         return {} if self.format is None or self.quantize_all else slower(graph, self.format, self.low)
 
     def _calibrated(
-        self, graph: torch.fx.GraphModule, floats: Mapping[Node, str], progress: bool | None, others: bool
+        self,
+        graph: torch.fx.GraphModule,
+        floats: Mapping[Node, str],
+        examples: Samples,
+        progress: bool | None,
+        others: bool,
     ) -> Calibrated:
         if self.format is None:
             return Calibrated(graph)
@@ -220,6 +225,7 @@ class Precision:
             corrects=self.bias_correction,
             attention=self.quantize_attention,
             keep=floats,
+            examples=examples,
             progress=progress,
             others=others,
         )

@@ -139,6 +139,8 @@ class _Quantizer:
         largest = self.ranges.get(value.name)
         if largest is None:
             return "the range of its input is not known"
+        if largest == math.inf:
+            return "beside its input's largest values on the calibration data, nearly all others would become 0"
         if not largest or not math.isfinite(largest) or largest / self.format.largest < torch.finfo(torch.float32).tiny:
             return f"the range of its input is {largest:g} on the calibration data"
         return None

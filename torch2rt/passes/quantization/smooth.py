@@ -19,6 +19,7 @@ from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.quantization.calibrate import Channels
 from torch2rt.passes.quantization.products import Quantizable, quantizable
 
+FLOOR = 8.0  # by which a channel's largest value may be less than the median of all
 LEAST, MOST = 1e-3, 1e4  # of the divisors: one over them is a normal number of float16
 
 
@@ -89,7 +90,11 @@ def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tens
 
 
 def _divisors(values: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
-    """What each channel is divided by; 1 for those of which either is always 0."""
+    """What each channel is divided by; 1 for those of which all weights are 0.
+
+    A channel that the data hardly uses, or never, may be larger at other inputs, and must not become the largest then.
+    """
+    values = values.clamp_min(values[values > 0].median() / FLOOR if (values > 0).any() else 0.0)
     divisors = values**strength / weights ** (1 - strength)
     is_used = (values > 0) & (weights > 0) & divisors.isfinite()
     return torch.where(is_used, divisors, 1.0).clamp(LEAST, MOST)
