@@ -159,8 +159,9 @@ def torch2rt(
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
     - `keep_fp32`, `force_low`: what stays in float32, and what does not: a list of module paths (`"encoder.3"` includes
-      the modules in it), patterns (`"encoder.*.mlp"`), classes of modules, torch functions (`torch.add` includes the
-      method), and functions of a `torch.fx.Node` that return whether its call is meant.
+      the modules in it), patterns (`"encoder.*.mlp"`), modules, classes of modules, torch functions (`torch.add`
+      includes the method), and functions of a `torch.fx.Node` that return whether its call is meant. One that means no
+      call raises `InputError`, which proposes near names.
     - `samples`: a list of further inputs, each as `inputs` or one tensor. The traced calls run on them and on the
       example once in float32. A call stays in float32 where float16 cannot hold its values there, with a factor of 2
       to spare, and `model_trt.report` names it. `[]` measures nothing.
@@ -251,6 +252,7 @@ def torch2rt(
     stateful = _state(module, inputs, kwargs, state, max_batch_size, shapes)
     if stateful is not None:
         module, kwargs = stateful.module, {**(kwargs or {}), "state": stateful.values}
+        precise = precise.with_keywords({"state": stateful.values})
         kept = [tuple(value.shape) for value in stateful.values.values()]
         min_shapes, opt_shapes, max_shapes = (
             [*given, *kept] if isinstance(given, (list, tuple)) else given

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from torch2rt import InputError, passes, trace
+from torch2rt import InputError, passes, torch2rt, trace
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import run
 from torch2rt.passes.quantization.calibrate import calibrate
 from torch2rt.passes.quantization.calibration_file import load
 from torch2rt.passes.quantization.products import observed
-from torch2rt.passes.quantization.quantized import dequantize
+from torch2rt.passes.quantization.quantized import dequantize, fake_quantize
 
 WAYS = {
     "int8": dict(precision="int8"),
@@ -218,3 +218,31 @@ def test_likeness_of_examples():
     rare = nn.Sequential(nn.Hardtanh(), nn.Threshold(0.9, 0.0), nn.Linear(64, 5)).eval()
     graph = run(trace(rare, [X]), passes.default())
     assert calibrate(graph, [X.clamp(-0.5, 0.5)], observed(graph), examples=[[X]]).largest == {"_threshold": 0.0}
+
+
+class Memory(nn.Module):
+    """A layer of the input and of what the last call has left."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+        self.register_buffer("last", torch.ones(4, 16) * 2)
+
+    def forward(self, x):
+        y = self.layer(x + self.last)
+        self.last.copy_(y)
+        return self.head(y)
+
+
+@pytest.mark.parametrize("make", [list, iter])
+def test_data_of_modules_with_state(make):
+    """Each batch begins with the state that the module has, and paths are the module's."""
+    data = [torch.randn(4, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    options = dict(calibration=make(data), keep_float=["head"], quantize_all=True, calibration_method="minmax")
+    model_trt = torch2rt(Memory().eval(), [data[0]], state="explicit", precision="int8", **options)
+    (node,) = model_trt._networks[0].lowered.graph.find_nodes(op="call_function", target=fake_quantize)
+    assert node.args[1] == pytest.approx(max(float((x + 2).abs().max()) for x in data) / 127)
+    found = model_trt.reference()(data[1], state={"last": torch.ones(4, 16) * 2})[0]
+    expected = Memory()(data[1])
+    assert (found - expected).norm() < LIMIT * expected.norm()

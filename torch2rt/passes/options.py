@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch2rt.passes.quantization.formats import FORMATS, Format
 from torch2rt.passes.quantization.gain import in_words, slower
 from torch2rt.passes.quantization.histogram import METHODS
 from torch2rt.passes.quantization.stored import unpack_weights
-from torch2rt.passes.ranges import as_samples, measure
+from torch2rt.passes.ranges import WithKeywords, as_samples, measure
 from torch2rt.passes.search import Choice, Found, Metric, noted, search
-from torch2rt.passes.selection import select
+from torch2rt.passes.selection import check_meant, items_of, select
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 IO_TYPES = {"fp32": torch.float32, **TYPES}
@@ -31,6 +31,8 @@ QUANTIZED = {
 }
 PRECISIONS = ("fp32", *TYPES, *QUANTIZED, "auto")
 TOLERANCE = 1e-3
+
+SELECTIONS = ("keep_fp32", "force_low", "keep_float")
 
 Samples = Callable[[torch.fx.GraphModule], list[list[torch.Tensor]]]
 
@@ -60,6 +62,8 @@ class Precision:
     quantize_all: bool = False
 
     def __post_init__(self) -> None:
+        for name in SELECTIONS:  # each of several engines reads them
+            object.__setattr__(self, name, items_of(getattr(self, name)))
         if self.precision not in (None, *PRECISIONS):
             names = ", ".join(map(repr, ("fp32", *TYPES, *FORMATS, "auto")))
             raise InputError(
@@ -150,8 +154,21 @@ class Precision:
     def _reads_cache(self) -> bool:
         return self.calibration_cache is not None and Path(self.calibration_cache).is_file()
 
-    def for_engines(self, count: int) -> Precision:
-        """The same for so many engines of one module, of which each looks at the data."""
+    def with_keywords(self, keywords: Mapping[str, Any]) -> Precision:
+        """The same, with further keyword arguments in each call of the data."""
+        given = {name: getattr(self, name) for name in ("samples", "calibration")}
+        data = {name: list(data) if isinstance(data, Iterator) else data for name, data in given.items()}
+        more: dict[str, Any] = {
+            name: WithKeywords(samples, keywords) for name, samples in data.items() if samples is not None
+        }
+        return dataclasses.replace(self, **more)
+
+    def for_engines(self, graphs: Sequence[torch.fx.GraphModule], modules: Mapping[str, Any]) -> Precision:
+        """The same for the engines of several graphs of one module, of which each looks at the data."""
+        count = len(graphs)
+        if count > 1:
+            for name in SELECTIONS:
+                check_meant(name, getattr(self, name), graphs, modules)
         if count > 1 and self.calibration_cache is not None:
             raise InputError(f"calibration_cache= is for one engine; the sizes that are asked for take {count}.")
         given = {name: getattr(self, name) for name in ("samples", "calibration")}
@@ -177,9 +194,10 @@ class Precision:
 
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             graph = graph if self.format is None else unpack_weights(graph)
-            keep = select("keep_fp32", self.keep_fp32, graph, modules)
-            force = select("force_low", self.force_low, graph, modules)
-            floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
+            keep, force, floats = (
+                select(name, getattr(self, name), graph, modules, is_one_of_several) for name in SELECTIONS
+            )
+            floats |= keep
             slow = {n: why for n, why in self._slower(graph).items() if n not in floats and n not in force}
             floats |= slow
             texts = [] if self.format is None else in_words(slow, self.format)

@@ -49,8 +49,8 @@ def smooth(
         weights = [_rows(copy, product) for product in products]
         largest = torch.stack([rows.abs().amax(0) for rows in weights]).amax(0)
         divisors = _divisors(channels[value.name].largest, largest, strength)
-        if not _noise(channels[value.name], weights, divisors) < _noise(channels[value.name], weights):
-            continue
+        if not bool(_noise(channels[value.name], weights, divisors) < _noise(channels[value.name], weights)):
+            continue  # one answer is read, and no number: other weights may take the place of these
         inverse = (1.0 / divisors).to(value.meta["val"].dtype)
         with copy.graph.inserting_after(value):
             divided = copy.graph.call_function(torch.mul, (value, None))
@@ -78,7 +78,7 @@ def _rows(graph: torch.fx.GraphModule, product: Quantizable) -> torch.Tensor:
     return rows.T if product.axis else rows
 
 
-def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tensor | float = 1.0) -> float:
+def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tensor | float = 1.0) -> torch.Tensor:
     """How much the rounding of a value and of its weights to int8 changes the products, up to a factor.
 
     Each rounding is off by a share of the largest number that has the same scale: of all values, or of a weight's row.
@@ -86,7 +86,7 @@ def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tens
     of_values = (channels.largest / divisors).max() ** 2
     squares = (channels.mean_square / divisors**2).sum()
     scaled = [rows * divisors for rows in weights]
-    return float(sum(of_values * w.square().sum() + squares * w.abs().amax(1).square().sum() for w in scaled))
+    return torch.stack([of_values * w.square().sum() + squares * w.abs().amax(1).square().sum() for w in scaled]).sum()
 
 
 def _divisors(values: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
