@@ -207,7 +207,7 @@ TORCHAO = {  # what the weights are kept in
     "IntxWeightOnlyConfig()": torch.int8,
     "IntxWeightOnlyConfig(torch.int4, PerGroup(32))": torch.uint8,
     "Float8WeightOnlyConfig()": torch.float32,
-    "Int8DynamicActivationInt8WeightConfig()": torch.int32,
+    "Int8DynamicActivationInt8WeightConfig()": torch.int8,
     "Int8DynamicActivationIntxWeightConfig()": torch.float32,
 }
 
@@ -224,6 +224,9 @@ def test_torchao(config):
     compare(model_trt.reference()(x), model(x), 1e-4, 1e-5)
     kept = [w.tensor.dtype for w in model_trt._networks[0].weights.values() if w.tensor.numel() >= 32 * 32]
     assert kept[0] == TORCHAO[config]
+    if "Int8DynamicActivationInt8" in config and IS_RTX:  # the product itself, whose values are quantised row by row
+        products = [k for k in kernels(model_trt._networks[0]) if k.type == "gemm"]
+        assert [(k.inputs[0], k.constants[0]) for k in products] == [("Int8", "Int8")] * 2
 
 
 @pytest.mark.parametrize(("config", "kept"), [("INT8_WEIGHT_ONLY_CFG", torch.int8), ("INT4_AWQ_CFG", torch.uint8)])
