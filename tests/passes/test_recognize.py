@@ -156,6 +156,35 @@ def test_quantised_programs(exported):
     assert kinds.count("QUANTIZE") == 1 and kinds.count("DEQUANTIZE") == 2
 
 
+def test_ranges_of_programs_that_are_computed():
+    """As pt2e leaves dynamic quantisation, with a range for each call."""
+    pytest.importorskip("torch.ao.quantization.fx._decomposed")
+    ops = torch.ops.quantized_decomposed
+
+    def call(x):
+        for choose, kind in ((ops.choose_qparams, (0, 255)), (ops.choose_qparams_symmetric, (-128, 127))):
+            dtype = torch.uint8 if kind[0] == 0 else torch.int8
+            given = (*choose.tensor(x, *kind, 1e-5, dtype), *kind, dtype)
+            x = ops.dequantize_per_tensor.tensor(ops.quantize_per_tensor.tensor(x, *given), *given)
+        return x + 1
+
+    model, x = Call(call), torch.rand(4, 6) * 3 + 1
+    model_trt = torch2rt(model, [x], max_batch_size=5)
+    for part in (x, -x[:2], x[:1] * 0):
+        compare(model_trt.reference()(part), model(part), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"fallback": True, "min_segment_calls": 1}])
+def test_quantised_tensors_are_refused_by_name(options):
+    """torch's own quantised kernels are the CPU's, and are neither converted nor left to torch."""
+    layers = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval()
+    if "qnnpack" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no quantised kernels")
+    model = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear}, torch.qint8)
+    with pytest.raises(TraceError, match=r"linear_dynamic.default is of torch's quantised tensors, which are the CPU's"):
+        torch2rt(model, [torch.randn(2, 8)], **options)
+
+
 # Packages -------------------------------------------------------------------------------------------------------------
 
 
