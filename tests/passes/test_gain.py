@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torch2rt import passes, plan, torch2rt, trace
+from torch2rt import TraceError, passes, plan, torch2rt, trace
 from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.passes.order import run
 from torch2rt.passes.quantization import gain
@@ -100,11 +100,36 @@ def test_what_is_asked_for(name):
     found = plan(Layers().eval(), [INPUT], **options).precision
     assert {row.module for row in found.rows if row.dtype == "int8"} == quantised
     if name == "by default":
-        text = "head: would be no faster in int8, and is not quantised: its 5 outputs are fewer than the 16"
+        text = "head: no faster in int8, and not quantised: its 5 outputs are fewer than the 16"
         assert any(text in change and "quantize_all=True asks for it" in change for change in found.changes)
         assert re.search(
             r"\nhead +1 float16 +torch.nn.functional.linear \(not quantised: its 5 outputs are", str(found)
         )
+
+
+class Branches(nn.Module):
+    """A module of two paths, by its batch, of which one has a product that is no faster."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.small, self.large = nn.Linear(2048, 512), nn.Linear(512, 5), nn.Linear(512, 1024)
+
+    def forward(self, x):
+        y = self.first(x)
+        return self.large(y).cumsum(0) if x.shape[0] > 2 else self.small(y).cumsum(0)
+
+
+def test_plans_of_several_engines():
+    x = torch.randn(64, 2048)
+    options = dict(precision="int8", calibration=[x, x[:2]], calibration_method="minmax", max_batch_size=64)
+    found = plan(Branches().eval(), [x], **options)
+    assert len(found.segments) > 1
+    assert all(re.match(r"engine \d of \d, segment 0: TensorRT", segment.text) for segment in found.segments)
+    rows = [(row.module, row.dtype) for row in found.precision.rows if "linear" in row.function]
+    assert {("first", "int8"), ("large", "int8"), ("small", "float16")} <= {*rows}
+    with pytest.raises(TraceError, match="the module only does the same for every size if"):
+        plan(Branches().eval(), [x], max_batch_size=64, torch_executed=["first"])
 
 
 def test_a_search_leaves_them_out():

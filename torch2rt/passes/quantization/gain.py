@@ -78,7 +78,7 @@ def in_words(slow: Mapping[Node, str], format: Format) -> list[str]:
     for node, why in slow.items():
         modules.setdefault(why, []).append(node.meta["module"] or "the module itself")
     return [
-        f"{', '.join(dict.fromkeys(paths))}: would be no faster in {format.name}, and is not quantised: {why}; "
+        f"{', '.join(dict.fromkeys(paths))}: no faster in {format.name}, and not quantised: {why}; "
         "quantize_all=True asks for it"
         for why, paths in modules.items()
     ]
