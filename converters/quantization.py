@@ -55,7 +55,7 @@ def quantize_layers_fp8(ctx: Context, x, scale):
     return quantized_and_back(ctx, materialize(ctx, x), scale, ctx.out.dtype, stored_as=torch.float8_e4m3fn)
 
 
-@converter(aten._int_mm)
+@converter(aten._int_mm, limits="a static number of terms in each sum")
 def int_mm(ctx: Context, input, mat2):
     """A product of int8 numbers whose scale is 1, which TensorRT has kernels for.
 
