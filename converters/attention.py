@@ -193,7 +193,16 @@ def fused(ctx: Context, query, key, value, mask, is_causal, enable_gqa):
 
 @converter(attention_of_quantized)
 def attention_layers(
-    ctx: Context, query, key, value, attn_mask=None, is_causal=False, scale=None, format="int8", largest=1.0
+    ctx: Context,
+    query,
+    key,
+    value,
+    attn_mask=None,
+    is_causal=False,
+    scale=None,
+    format="int8",
+    largest=1.0,
+    tokens_first=False,
 ):
     dtype = ctx.out.dtype
     query, key, value = (cast(ctx, x, dtype) for x in (query, key, value))

@@ -10,7 +10,7 @@ ops = torch.ops.quantized_decomposed
 
 @composite(ops.quantize_per_tensor)
 def quantize_per_tensor(input, scale, zero_point, quant_min, quant_max, dtype):
-    steps = (input * (1.0 / scale)).round()
+    steps = (input * (1.0 / number(scale))).round()
     steps = steps if isinstance(zero_point, int) and zero_point == 0 else steps + zero_point
     return steps.clamp(quant_min, quant_max).to(dtype)
 
@@ -20,8 +20,29 @@ def dequantize_per_tensor(input, scale, zero_point, quant_min, quant_max, dtype,
     check(input.dtype is dtype, f"{input.dtype} is brought back as {dtype}")
     steps = input.to(torch.float32)
     steps = steps if isinstance(zero_point, int) and zero_point == 0 else steps - zero_point
-    result = steps * scale
+    result = steps * number(scale)
     return result if out_dtype is None else result.to(out_dtype)
+
+
+def number(scale):
+    """A scale as float32, which a tensor of it need not be: its meta kernel says that it is float64."""
+    return scale.to(torch.float32) if isinstance(scale, torch.Tensor) else scale
+
+
+@composite(ops.choose_qparams)
+def choose_qparams(input, quant_min, quant_max, eps, dtype):
+    """A scale and a zero point for what a tensor ranges over, and 0."""
+    low, high = input.amin().clamp(max=0.0), input.amax().clamp(min=0.0)
+    scale = ((high - low) / float(quant_max - quant_min)).clamp(min=eps)
+    zero_point = (quant_min - (low / scale).round()).clamp(quant_min, quant_max)
+    return scale.float().reshape(1), zero_point.long().reshape(1)
+
+
+@composite(ops.choose_qparams_symmetric)
+def choose_qparams_symmetric(input, quant_min, quant_max, eps, dtype):
+    largest = torch.maximum(-input.amin().clamp(max=0.0), input.amax().clamp(min=0.0))
+    scale = (largest / (float(quant_max - quant_min) / 2)).clamp(min=eps)
+    return scale.float().reshape(1), torch.full([1], 128 if dtype is torch.uint8 else 0, device=input.device)
 
 
 @composite(ops.quantize_per_channel)

@@ -93,11 +93,6 @@ def activated(x, use_gelu):
     return F.gelu(x, approximate="tanh" if x.is_cuda else "none")
 
 
-@composite(aten._int_mm)
-def int_mm(input, mat2):
-    return input.int() @ mat2.int()
-
-
 # What else has a private twin ----------------------------------------------------------------------------------------
 
 

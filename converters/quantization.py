@@ -1,3 +1,5 @@
+import functools
+
 from torch2rt.vocabulary import (
     Context,
     add,
@@ -8,12 +10,16 @@ from torch2rt.vocabulary import (
     converter,
     dequantize,
     dequantized,
+    dims,
     fake_quantize,
     fake_quantize_fp8,
+    is_symbolic,
     is_traced,
     keep,
     materialize,
+    matmul,
     mul,
+    narrow,
     quantized_and_back,
     scaled,
     stored,
@@ -47,6 +53,43 @@ def quantize_layers(ctx: Context, x, scale, low=-128, high=127):
 def quantize_layers_fp8(ctx: Context, x, scale):
     scale = torch.tensor(scale, dtype=torch.float32)
     return quantized_and_back(ctx, materialize(ctx, x), scale, ctx.out.dtype, stored_as=torch.float8_e4m3fn)
+
+
+@converter(aten._int_mm, limits="a static number of terms in each sum")
+def int_mm(ctx: Context, input, mat2):
+    """A product of int8 numbers whose scale is 1, which TensorRT has kernels for.
+
+    It gives float32, in which integers are exact up to 2 ** 24: longer sums are sums of parts.
+    """
+    count = dims(ctx, input)[-1]
+    check(not is_symbolic(count), "a product of integers of a dynamic number")
+    most = count if _is_exact(mat2) else EXACT_TERMS
+    sums = [_int8_product(ctx, input, mat2, i, min(most, count - i)) for i in range(0, count, most)]
+    return functools.reduce(lambda a, b: add(ctx, a, b, torch.int32), sums)
+
+
+EXACT_TERMS = 2**24 // 2**14  # products of two int8 in an exact float32
+
+
+def _is_exact(weight):
+    """Whether the sums of a constant matrix times any int8 numbers are exact."""
+    if not isinstance(weight, torch.Tensor):
+        return False
+    # one answer is read, and no number: other weights may take the place of these
+    return bool(weight.int().abs().sum(0).max() <= 2**24 // 128)
+
+
+def _int8_product(ctx, input, mat2, start, length):
+    operands = []
+    for x, dim in ((input, 1), (mat2, 0)):
+        one = torch.ones((), dtype=torch.float32)
+        if isinstance(x, torch.Tensor):
+            part = x.narrow(dim, start, length).contiguous()
+            operands.append(dequantized(ctx, stored(ctx, part), one, torch.float32))
+        else:
+            part = cast(ctx, narrow(ctx, x, dim, start, length), torch.float32)
+            operands.append(quantized_and_back(ctx, part, one, torch.float32))
+    return cast(ctx, matmul(ctx, *operands), torch.int32)
 
 
 @converter(scaled)

@@ -154,3 +154,6 @@ def test_options(compiled):
     assert (spec.min[0], spec.max[0]) == (2, 9)
     with pytest.raises(InputError, match="max-autotune"):
         compile_backend.backend(torch.fx.symbolic_trace(nn.ReLU()), [x], mode="max-autotune")
+    for items in (["last"], [nn.Linear], module):
+        with pytest.raises(InputError, match=r"(?s)keep_fp32: .*: the graphs of torch.compile know no modules"):
+            compile_backend.backend(torch.fx.symbolic_trace(nn.ReLU()), [x], options={"keep_fp32": items})

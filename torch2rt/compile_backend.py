@@ -16,6 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from torch2rt.convert import torch2rt
 from torch2rt.errors import InputError, Torch2RTError
+from torch2rt.passes.options import SELECTIONS
+from torch2rt.passes.selection import items_of
 from torch2rt.sizes import is_symbolic
 
 LOGGER = logging.getLogger("torch2rt")
@@ -42,13 +44,23 @@ def backend(
       min=1, max=8)` gives it one); `"reference": True` evaluates the networks with torch, which needs no GPU.
     - `mode`: torch's own; only `None` and `"default"` mean something here.
 
-    Raises `InputError` for another mode. Use it under `torch.no_grad()` or `torch.inference_mode()`.
+    Raises `InputError` for another mode, and for modules in `keep_fp32`, `force_low` and `keep_float`. Use it under
+    `torch.no_grad()` or `torch.inference_mode()`.
 
     >>> compiled = torch.compile(model, backend="torch2rt")  # doctest: +SKIP
     """
     if mode not in (None, "default"):
         raise InputError(f"{mode=} has no meaning for torch2rt. Give options= of torch2rt.torch2rt.")
-    return _Compiled(graph, example_inputs, dict(options or {}))
+    given = dict(options or {})
+    for name in {*SELECTIONS} & {*given}:
+        given[name] = items_of(given[name])
+        for item in given[name]:
+            if isinstance(item, (str, torch.nn.Module, type)):
+                raise InputError(
+                    f"{name}: {item!r}: the graphs of torch.compile know no modules. Give torch functions or functions "
+                    "of a torch.fx.Node, or convert the module with torch2rt.torch2rt."
+                )
+    return _Compiled(graph, example_inputs, given)
 
 
 class _Compiled:

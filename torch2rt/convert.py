@@ -72,6 +72,7 @@ def torch2rt(
     smooth_quant: float | None = None,
     bias_correction: bool = False,
     quantize_attention: bool = False,
+    quantize_all: bool = False,
     configure: Callable[[Any], None] | None = None,
     fallback: bool | str = False,
     torch_executed: Iterable[Any] = (),
@@ -151,12 +152,16 @@ def torch2rt(
       correct biases by what the rounding of weights adds in the mean, for convolutions. Both look at the batches.
     - `quantize_attention`: for int8 and fp8, quantise the two products of an attention, too, where TensorRT has a
       kernel for it. In int8, its probabilities are multiples of 1/127, which is little for attention to many tokens.
+    - `quantize_all`: for int8 and fp8, quantise also what is no faster then: products and convolutions of fewer than 16
+      inputs or outputs, of a single row, and small ones, whose results take longer to scale than is saved. By default
+      these stay in the type of the rest, but for what `force_low` names, and the report and the plan name them.
     - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
     - `keep_fp32`, `force_low`: what stays in float32, and what does not: a list of module paths (`"encoder.3"` includes
-      the modules in it), patterns (`"encoder.*.mlp"`), classes of modules, torch functions (`torch.add` includes the
-      method), and functions of a `torch.fx.Node` that return whether its call is meant.
+      the modules in it), patterns (`"encoder.*.mlp"`), modules, classes of modules, torch functions (`torch.add`
+      includes the method), and functions of a `torch.fx.Node` that return whether its call is meant. One that means no
+      call raises `InputError`, which proposes near names.
     - `samples`: a list of further inputs, each as `inputs` or one tensor. The traced calls run on them and on the
       example once in float32. A call stays in float32 where float16 cannot hold its values there, with a factor of 2
       to spare, and `model_trt.report` names it. `[]` measures nothing.
@@ -231,6 +236,7 @@ def torch2rt(
             smooth_quant=smooth_quant,
             bias_correction=bias_correction,
             quantize_attention=quantize_attention,
+            quantize_all=quantize_all,
         ),
     )
     precise = Precision(**asked)
@@ -246,6 +252,7 @@ def torch2rt(
     stateful = _state(module, inputs, kwargs, state, max_batch_size, shapes)
     if stateful is not None:
         module, kwargs = stateful.module, {**(kwargs or {}), "state": stateful.values}
+        precise = precise.with_keywords({"state": stateful.values})
         kept = [tuple(value.shape) for value in stateful.values.values()]
         min_shapes, opt_shapes, max_shapes = (
             [*given, *kept] if isinstance(given, (list, tuple)) else given

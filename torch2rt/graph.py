@@ -29,6 +29,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import sympy
@@ -37,7 +38,7 @@ from torch.fx.node import Node
 
 from torch2rt.errors import InputError, TraceError
 from torch2rt.interface import Interface
-from torch2rt.sizes import Symbols, is_symbolic
+from torch2rt.sizes import Symbols, evaluate, expression, is_symbolic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +132,23 @@ def add_input(graph: torch.fx.Graph, name: str) -> Node:
 def is_size(node: Node) -> bool:
     """Whether a node computes a size, or is a step in the arithmetic of one."""
     return node.op == "call_function" and ("val" not in node.meta or is_symbolic(node.meta["val"]))
+
+
+def sizes_at_opt(graph: torch.fx.GraphModule, unknown: int = 64) -> Callable[[Any], Any]:
+    """What gives a size, or a number made of sizes, at the shapes that an engine is tuned for.
+
+    A size that depends on values is taken for `unknown`.
+    """
+    meta = graph_meta(graph)
+    opt = {symbol: meta.interface.inputs[dim.input].opt[dim.axis] for symbol, dim in meta.symbols.items()}
+
+    def at(value: Any) -> Any:
+        if not is_symbolic(value):
+            return value
+        expr = expression(value)
+        return evaluate(expr, {**dict.fromkeys(expr.free_symbols, unknown), **opt})
+
+    return at
 
 
 def place_of(node: Node) -> str:

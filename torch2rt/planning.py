@@ -19,16 +19,13 @@ from torch2rt.conversion.described import describe_segments
 from torch2rt.conversion.fallback import Choice, fitting, refused_calls
 from torch2rt.conversion.partitioner import Partitioner
 from torch2rt.errors import UnsupportedError
-from torch2rt.graph import graph_meta
+from torch2rt.graph import sizes_at_opt
 from torch2rt.lowering import lower
 from torch2rt.passes.order import chosen, run
 from torch2rt.passes.partitioning.partition import takes_inputs
 from torch2rt.passes.partitioning.split import Program
-from torch2rt.precision_plan import PrecisionPlan, plan_precision
-from torch2rt.sizes import evaluate, expression, is_symbolic
+from torch2rt.precision_plan import PrecisionPlan, plan_precision, traced_graphs
 from torch2rt.tracing.trace import trace
-
-UNKNOWN = 64  # what a size that depends on values is taken for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +123,8 @@ def plan(
     """What `torch2rt(module, inputs, fallback=True, ...)` would leave to torch, without building an engine.
 
     The arguments are those of `torch2rt.torch2rt`. With those about precision, such as `precision="fp16"`, the plan's
-    `precision` says what computes in which type, and why. Where a segment's engine turns out not to be buildable, a
+    `precision` says what computes in which type, and why. A module that does something else for some of the sizes has a
+    segment for each of the engines that serve them together. Where a segment's engine turns out not to be buildable, a
     conversion leaves more to torch than the plan says.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Dropout()).train()
@@ -147,17 +145,32 @@ def plan(
         progress=progress,
     )
     types = plan_precision(module, inputs, **asked, float64=float64, **precision) if precision else None
-    graph = trace(module, inputs, **asked, fallback=True)
-    refused: dict[Node, str] = {}
-    try:
-        if takes_inputs(graph):
-            lower(run(graph, ordered), nan=nan, passes=[])
-    except UnsupportedError as error:
-        ordered = fitting(graph, ordered)
-        refused = refused_calls(graph, error, ordered)
-    refused |= choice.calls(graph, module if isinstance(module, torch.nn.Module) else None)
-    partitioner = Partitioner(graph, refused, ordered, nan, choice.min_segment_calls, choice.max_sizes)
-    return dataclasses.replace(plan_of(graph, partitioner.lowered()), precision=types)
+    plans = []
+    for graph in traced_graphs(module, inputs, **asked, fallback=True):
+        refused: dict[Node, str] = {}
+        fits = ordered
+        try:
+            if takes_inputs(graph):
+                lower(run(graph, ordered), nan=nan, passes=[])
+        except UnsupportedError as error:
+            fits = fitting(graph, ordered)
+            refused = refused_calls(graph, error, fits)
+        refused |= choice.calls(graph, module if isinstance(module, torch.nn.Module) else None)
+        partitioner = Partitioner(graph, refused, fits, nan, choice.min_segment_calls, choice.max_sizes)
+        plans.append(plan_of(graph, partitioner.lowered()))
+    if len(plans) > 1 and any(segment.where == "torch" for one in plans for segment in one.segments):
+        trace(module, inputs, **asked, fallback=True)  # whose error says that parts of several engines are refused
+    by_module: dict[str, Mapping[str, int]] = {}
+    for one in plans:
+        by_module |= one.by_module
+    segments = [segment for one in plans for segment in one.segments]
+    if len(plans) > 1:
+        names = [f"engine {number} of {len(plans)}" for number, one in enumerate(plans, 1) for _ in one.segments]
+        segments = [
+            dataclasses.replace(segment, text=f"{name}, {segment.text}")
+            for name, segment in zip(names, segments, strict=True)
+        ]
+    return Plan(segments, by_module, types)
 
 
 def plan_of(graph: torch.fx.GraphModule, program: Program) -> Plan:
@@ -183,16 +196,8 @@ class _Sizes:
     """What the calls of a graph take and cost at the opt shapes."""
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
-        meta = graph_meta(graph)
-        self.opt = {s: meta.interface.inputs[d.input].opt[d.axis] for s, d in meta.symbols.items()}
+        self.at = sizes_at_opt(graph)
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-
-    def at(self, value: Any) -> Any:
-        """A symbolic number at the opt shapes."""
-        if not is_symbolic(value):
-            return value
-        expr = expression(value)
-        return evaluate(expr, {**dict.fromkeys(expr.free_symbols, UNKNOWN), **self.opt})
 
     def bytes_of(self, node: Node) -> int:
         tensors = [t for t in tree_leaves(node.meta["val"]) if isinstance(t, torch.Tensor)]

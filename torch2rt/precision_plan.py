@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections import Counter
@@ -12,6 +13,7 @@ import torch
 from torch2rt.callables import qualified_name
 from torch2rt.conversion.prepared import prepare
 from torch2rt.convert import torch2rt
+from torch2rt.errors import TraceError
 from torch2rt.graph import graph_meta
 from torch2rt.migration import KEYWORDS, from_torch2trt
 from torch2rt.passes.options import Precision
@@ -20,7 +22,8 @@ from torch2rt.passes.precision import dtype_of
 from torch2rt.passes.quantization.formats import FORMATS
 from torch2rt.passes.search import Found
 from torch2rt.structure import bare_name
-from torch2rt.tracing.trace import as_arguments, trace
+from torch2rt.tracing.source_lines import modules_of
+from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +51,12 @@ class PrecisionPlan:
     searches: list[Found] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
-        table = [("module", "computes in", "in float32")]
+        table = [("module", "computes in", "not narrower")]
         for module in dict.fromkeys(row.module for row in self.rows):
             rows = [row for row in self.rows if row.module == module]
             types = ", ".join(f"{count} {dtype}" for dtype, count in Counter(row.dtype for row in rows).items())
-            wide = Counter(f"{row.function} ({row.reason})" for row in rows if row.dtype == "float32")
+            kept = [row for row in rows if row.dtype == "float32" or row.reason.startswith("not quantised")]
+            wide = Counter(f"{row.function} ({row.reason})" for row in kept)
             table.append((module or "(the module itself)", types, "; ".join(wide)))
         widths = [max(len(line[column]) for line in table) for column in (0, 1)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in table]
@@ -86,7 +90,7 @@ def plan_precision(
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1))
     >>> print(plan_precision(model, [torch.randn(2, 3)], precision="fp16"))
-    module  computes in  in float32
+    module  computes in  not narrower
     0       1 float16
     1       1 float32    torch.Tensor.softmax (computes in float32)
     """
@@ -100,7 +104,33 @@ def plan_precision(
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     tracing = {name: options[name] for name in inspect.signature(trace).parameters if name in options}
-    graph = trace(module, inputs, **tracing)
-    tensors = graph.meta["torch2rt"].interface.tensors(*as_arguments(inputs, options.get("kwargs")))
-    made = prepare(graph, ordered, precise, module, tensors)
-    return plan_of(run(made.graph, made.passes))
+    graphs = traced_graphs(module, inputs, **tracing)
+    precise = precise.for_engines(graphs, modules_of(module))
+    plans = []
+    for graph in graphs:
+        tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, options.get("kwargs")))
+        made = prepare(graph, ordered, precise, module, tensors, is_one_of_several=len(graphs) > 1)
+        plans.append(plan_of(run(made.graph, made.passes)))
+    return plans[0] if len(plans) == 1 else _joined(plans)
+
+
+def traced_graphs(module: torch.nn.Module, inputs: Any, **tracing: Any) -> list[torch.fx.GraphModule]:
+    """The graph of a module, or those of the engines that serve its range together."""
+    try:
+        return [trace(module, inputs, **tracing)]
+    except TraceError as error:
+        graphs: list[torch.fx.GraphModule] = []
+        with contextlib.suppress(TraceError), Traces(module, inputs, **{**tracing, "fallback": False}) as traces:
+            graphs = [variant.graph for variant in trace_variants(traces)]
+        if len(graphs) < 2:
+            raise error
+        return graphs
+
+
+def _joined(plans: list[PrecisionPlan]) -> PrecisionPlan:
+    """The plans of several engines as one, in which a call that several make is one."""
+    counts: Counter[Row] = Counter()
+    for plan in plans:
+        counts |= Counter(plan.rows)
+    changes = dict.fromkeys(text for plan in plans for text in plan.changes)
+    return PrecisionPlan([*counts.elements()], [*changes], [found for plan in plans for found in plan.searches])

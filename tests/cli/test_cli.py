@@ -583,7 +583,7 @@ def test_quantisation(models, capsys, tmp_path):
     rows = torch.rand(6, 4)
     torch.save([[rows[:4]], rows[4:], {"x": rows}], list_of)
     np.save(one, rows.numpy())
-    int8 = [*model, "--precision", "int8+fp32", "--calibration-method", "minmax"]
+    int8 = [*model, "--precision", "int8+fp32", "--calibration-method", "minmax", "--quantize-all"]
     for path in (list_of, one):
         given = ["--calibration", str(path), "--calibration-cache", str(cache), "--plan"]
         assert main([*int8, *given]) == 0

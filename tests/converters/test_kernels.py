@@ -4,6 +4,7 @@ from harness import B, S, case, check_case, ints, parametrize
 
 aten = torch.ops.aten
 BY_SIZE = ([3, 2], None, [2, 1], [1, 0])  # the size of the kernel, no bias, stride and padding
+LONG = torch.cat([torch.full((1, 8), 126), torch.full((1503, 8), 127)]).to(torch.int8)
 
 CASES = [
     case(aten.mkldnn_convolution.default, [(B, 4, S, 5), (6, 2, 3, 2), (6,)], [1, 0], [2, 1], [1, 2], 2),
@@ -18,6 +19,17 @@ CASES = [
         lambda x: aten._int_mm(x, torch.arange(-16, 16, dtype=torch.int8, device=x.device).reshape(8, 4)),
         [ints(B, 8, dtype=torch.int8)],
         id="int_mm",
+    ),
+    case(
+        # beyond 2 ** 24 and odd, which no float32 is
+        lambda x: aten._int_mm(x * 0 + 127, torch.cat([(x.mT * 0 + 127)[:1] - 1, (x.mT * 0 + 127)[1:]])),
+        [ints(B, 1504, dtype=torch.int8)],
+        id="long int_mm",
+    ),
+    case(
+        lambda x: aten._int_mm(x * 0 + 127, LONG.to(x.device)),
+        [ints(B, 1504, dtype=torch.int8)],
+        id="long int_mm of a constant",
     ),
     case(aten._add_relu.Tensor, [(B, 5), (B, 5)], alpha=2),
     case(lambda x: aten._is_any_true(x > 1.5), [(B, 5)], id="any"),

@@ -144,7 +144,7 @@ class Segments(nn.Module):
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_modules_in_segments(precision):
     """All engines' calls in one table; a torch call only passes errors on."""
-    options = {"precision": "int8", "calibration": [X]} if precision == "int8" else {}
+    options = {"precision": "int8", "calibration": [X], "quantize_all": True} if precision == "int8" else {}
     model, sizes = Segments().eval(), {"max_batch_size": 4}
     model_trt = torch2rt(model, [X], fallback=True, min_segment_calls=1, **sizes, **options)
     for x in (X, X[:2]):
@@ -153,3 +153,45 @@ def test_modules_in_segments(precision):
         low, high = (1e-3, 0.1) if precision == "int8" else (-1.0, 1e-5)
         assert all(low < row.own_relative < high and low < row.relative < high for row in layers)
         assert first_difference(model_trt, [x], tolerance=0.2) is None
+
+
+class Branches(nn.Module):
+    """A module of two paths, by its batch."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.small, self.large = nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return (self.large if x.shape[0] > 2 else self.small)(x).cumsum(0)
+
+
+class Sums(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 6)
+        self.register_buffer("sum", torch.ones(3, 6))
+
+    def forward(self, x):
+        self.sum.add_(self.layer(x) * 10)
+        return self.sum * 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_engines_of_several_sizes_and_state(precision):
+    x = torch.randn(3, 6)
+    options = {"calibration": [x], "quantize_all": True} if precision == "int8" else {}
+    data = {"calibration": [x, x[:1]], "quantize_all": True} if precision == "int8" else {}
+    model_trt = torch2rt(Branches().eval(), [x], max_batch_size=4, precision=precision, **data)
+    for part, path in ((x, "large"), (x[:2], "small")):
+        rows = compare(model_trt, [part]).rows
+        assert [row.module for row in rows] == [path, ""] and 0 < rows[0].relative < 0.05
+    model_trt = torch2rt(Sums().eval(), [x], state="write", precision=precision, **options)
+    assert "layer" in {row.module for row in compare(model_trt, [x]).rows}
+    before = max(row.high for row in compare(model_trt, [x]).rows)
+    model_trt.state["sum"].fill_(500.0)  # which the comparison begins with, and leaves as it is
+    assert max(row.high for row in compare(model_trt, [x]).rows) > before + 500
+    assert (model_trt.state["sum"] == 500).all()
+    assert first_difference(model_trt, [x], tolerance=1e-7).module == "layer"

@@ -36,9 +36,9 @@ CASES = {
     "lstm": (torch.nn.LSTM(4, 3, 2, bidirectional=True), (5, 2, 4), dict(max_shapes=[(9, 2, 4)])),
     "attention": (torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (2, 5, 8), dict(max_batch_size=3)),
     "fp16": (Parts(), (2, 3, 9, 8), dict(precision="fp16")),
-    "fp8": (Parts(), (2, 3, 9, 8), dict(precision="fp8", calibration=[[torch.rand(2, 3, 9, 8)]])),
+    "fp8": (Parts(), (2, 3, 9, 8), dict(precision="fp8", calibration=[[torch.rand(2, 3, 9, 8)]], quantize_all=True)),
     "int4": (torch.nn.Sequential(torch.nn.Linear(64, 9)), (2, 64), dict(precision="int4_weights")),
-    "int8": (Parts(), (2, 3, 9, 8), dict(precision="int8", calibration=[[torch.rand(2, 3, 9, 8)]])),
+    "int8": (Parts(), (2, 3, 9, 8), dict(precision="int8", calibration=[[torch.rand(2, 3, 9, 8)]], quantize_all=True)),
 }
 
 

@@ -42,7 +42,7 @@ def mixed():
 
 
 X = torch.randn(6, 3, 64, generator=torch.Generator().manual_seed(0))
-CALIBRATED = {"calibration": [X, X.flip(0)]}
+CALIBRATED = {"calibration": [X, X.flip(0)], "quantize_all": True}
 ERRORS = {"int8": 0.03, "fp8": 0.06, "int8_weights": 0.015, "int4_weights": 0.2}  # of eager's norm
 
 
@@ -52,7 +52,7 @@ ERRORS = {"int8": 0.03, "fp8": 0.06, "int8_weights": 0.015, "int4_weights": 0.2}
 )
 def test_formats_beside_eager(name, rest, device):
     model, x = mixed().to(device), X.to(device)
-    options = {"calibration": [x, x.flip(0)]} if FORMATS[name].is_whole else {}
+    options = {"calibration": [x, x.flip(0)], "quantize_all": True} if FORMATS[name].is_whole else {}
     model_trt = torch2rt(model, [x], precision=name + rest, max_batch_size=8, **options)
     engine = model_trt if device.type == "cuda" else model_trt.reference()
     for part in (x, x[:1]):
@@ -99,7 +99,7 @@ def test_tensorrt_computes_products_in_fp8(smooth_quant):
     )
     layers = [nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)]
     model, x = nn.Sequential(nn.LayerNorm(64), *layers).eval(), X.flatten(0, 1)
-    options = dict(precision="fp8", smooth_quant=smooth_quant, calibration=[x])
+    options = dict(precision="fp8", smooth_quant=smooth_quant, calibration=[x], quantize_all=True)
     assert [k.type for k in kernels(torch2rt(model, [x], verify=False, **options)._networks[0])] == [
         *("kgen", "gemm") * 2,
         "kgen",
@@ -134,7 +134,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("name", FORMATS)
 def test_weights_that_are_shared(name, device):
     model, x = Twice().eval().to(device), torch.randn(2, 5, 64, device=device)
-    options = {"calibration": [x]} if FORMATS[name].is_whole else {}
+    options = {"calibration": [x], "quantize_all": True} if FORMATS[name].is_whole else {}
     model_trt = torch2rt(model, [x], precision=name, max_batch_size=3, **options)
     network = model_trt._networks[0]
     kinds = [kind for _, kind in network.facts()["layers"]]
@@ -151,7 +151,7 @@ def test_weights_that_are_shared(name, device):
 @pytest.mark.parametrize("name", FORMATS)
 def test_half_modules_are_quantised_too(name, device):
     model, x = mixed().half().to(device), X.half().to(device)
-    options = {"calibration": [x]} if FORMATS[name].is_whole else {}
+    options = {"calibration": [x], "quantize_all": True} if FORMATS[name].is_whole else {}
     model_trt = torch2rt(model, [x], precision=name, **options)
     kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
     count = {"int8": 10 if builds_int8_convolutions() else 8, "fp8": 8}.get(name, 4)
@@ -247,8 +247,8 @@ def test_smoothing_makes_int8_better(device):
     expected, errors = model(x), []
     for strength in (None, 0.5, 0.8):
         batches = (part for part in x.split(20))  # a generator is read twice
-        options = dict(precision="int8", calibration=batches, calibration_method="minmax", smooth_quant=strength)
-        model_trt = torch2rt(model, [x], **options)
+        options = dict(calibration=batches, calibration_method="minmax", smooth_quant=strength)
+        model_trt = torch2rt(model, [x], precision="int8", quantize_all=True, **options)
         found = (model_trt if device.type == "cuda" else model_trt.reference())(x)
         errors.append([float(((a - b).norm() / b.norm()).detach()) for a, b in zip(found, expected, strict=True)])
     plain, half, more = errors
@@ -284,7 +284,8 @@ def test_biases_are_corrected(name):
     check_graph(made[1])
     plain, corrected = (float((y(x)[0] - layer(x)).detach().mean(places).norm()) for y in made)
     assert corrected < 0.3 * plain
-    model_trt = torch2rt(layer, [x], precision="int8", calibration=[x], bias_correction=True)
+    options = dict(precision="int8", calibration=[x], quantize_all=True)
+    model_trt = torch2rt(layer, [x], bias_correction=True, **options)
     changes = [weight.origin.changes for weight in model_trt._networks[0].weights.values()]
     assert any("corrected for the rounding of the weight" in change for change in changes)
 

@@ -183,11 +183,11 @@ def test_the_plan_prints_a_row_for_each_module():
 
 REFUSED = {
     r"precision='half' is not one of 'fp32', 'fp16', 'bf16'": dict(precision="half"),
-    r"keep_fp32: 'layer.0' means no call of the module. Its modules .*'between', 'head', 'layers.0'": dict(
+    r"keep_fp32: 'layer.0' means no call of the module. Did you mean 'layers.0'": dict(
         precision="fp16", keep_fp32=["layer.0"]
     ),
     r"keep_fp32: Conv2d means no call": dict(precision="fp16", keep_fp32=nn.Conv2d),
-    r"keep_fp32: 3 is no module path": dict(precision="fp16", keep_fp32=[3]),
+    r"keep_fp32: 3 is no module": dict(precision="fp16", keep_fp32=[3]),
     r"softmax at .*test_mixed_precision.py:\d+: keep_fp32: torch.softmax and force_low: torch.softmax": dict(
         precision="fp16", keep_fp32=torch.softmax, force_low=torch.softmax
     ),

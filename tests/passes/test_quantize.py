@@ -34,7 +34,7 @@ from torch2rt.passes.ranges import measure
 
 def quantized_graph(model, inputs, precision="int8", **options):
     graph = run(trace(model.eval(), inputs, **options), passes.default())
-    asked = Precision(precision, calibration=[inputs])
+    asked = Precision(precision, calibration=[inputs], quantize_all=True)
     return run(graph, asked.passes(dict(model.named_modules()), lambda graph: [inputs]))
 
 
@@ -191,7 +191,9 @@ def test_conversions(method, precision, device):
     model = nn.Sequential(*layers, nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 5)).eval().to(device)
     batches = [torch.randn(8, 3, 16, 14, device=device) for _ in range(3)]
     x = torch.randn(3, 3, 16, 14, device=device)
-    options = dict(precision=precision, calibration=batches, calibration_method=method, max_batch_size=4)
+    options = dict(
+        precision=precision, calibration=batches, calibration_method=method, max_batch_size=4, quantize_all=True
+    )
     model_trt = torch2rt(model, [x], **options)
     report = model_trt.report
     assert (
@@ -308,7 +310,7 @@ X = torch.randn(2, 6)
 def test_a_calibration_is_kept_and_read(file, tmp_path):
     path = tmp_path / file
     batches = [torch.randn(5, 6) for _ in range(4)]
-    options = dict(precision="int8", calibration_cache=path)
+    options = dict(precision="int8", calibration_cache=path, quantize_all=True)
     first = torch2rt(two_layers(), [X], calibration=batches, **options).reference()(X)
     text = path.read_text()
     if file.endswith(".json"):
@@ -332,7 +334,7 @@ def test_a_calibration_is_kept_and_read(file, tmp_path):
 def test_tensorrts_own_cache_is_read(tmp_path):
     path = tmp_path / "cache"
     path.write_text("TRT-8601-EntropyCalibration2\ninput: 3c010a14\n1.relu: 3d000000\nother: 3c000000\n")
-    model_trt = torch2rt(two_layers(), [X], int8_mode=True, int8_calib_cache=path)
+    model_trt = torch2rt(two_layers(), [X], int8_mode=True, int8_calib_cache=path, quantize_all=True)
     scales = list(_scales(model_trt.network))
     assert scales == pytest.approx([0.0078759, 0.03125], rel=1e-4)
 
@@ -396,15 +398,16 @@ class Dead(nn.Module):
 
 def test_what_cannot_be_quantised_is_named(device):
     x = X.to(device)
-    model_trt = torch2rt(Dead().eval().to(device), [x], precision="int8", calibration=[x, x * 3])
+    model_trt = torch2rt(Dead().eval().to(device), [x], precision="int8", calibration=[x, x * 3], quantize_all=True)
     (text,) = [t for t in model_trt.report.assumptions if "is not quantised" in t]
     assert "in dead: is not quantised: torch.nn.functional.linear, the range of its input is 0 on the" in text
     compare((model_trt if device.type == "cuda" else model_trt.reference())(x), Dead().to(device)(x), 0.05, 0.05)
 
 
 def test_what_is_kept_in_floating_point():
+    options = dict(precision="int8", calibration=[X], quantize_all=True)
     for option, dtype in (("keep_float", torch.float16), ("keep_fp32", torch.float32)):
-        network = torch2rt(two_layers(), [X], precision="int8", calibration=[X], **{option: ["2"]})._networks[0]
+        network = torch2rt(two_layers(), [X], **options, **{option: ["2"]})._networks[0]
         kinds = [kind for _, kind in network.facts()["layers"]]
         assert kinds.count("QUANTIZE") == 1
         assert any(w.tensor.dtype is dtype and w.origin.parameter == "2.weight" for w in network.weights.values())
@@ -415,8 +418,8 @@ DATA = {
     r"precision='int8' needs calibration=": dict(),
     r"calibration= has no batch": dict(calibration=[]),
     r"calibration= is a list of samples, .*not a Tensor": dict(calibration=X),
-    r"the input 'input' has NaN on the calibration data": dict(calibration=[X, NAN]),
-    r"the input 'input' has an infinity": dict(calibration=[X / 0]),
+    r"the input 'input' has NaN on the calibration data": dict(calibration=[X, NAN], quantize_all=True),
+    r"the input 'input' has an infinity": dict(calibration=[X / 0], quantize_all=True),
     r"batch 1 is not what the module takes. The call does not have the form": dict(calibration=[X, [X, X]]),
     r"batch 0 is not what the module takes. .*has 3 dimensions": dict(calibration=[X[None]]),
     r"batch 0 is not what the module takes. .*is torch.int64": dict(calibration=[X.long()]),
@@ -424,6 +427,7 @@ DATA = {
     r"calibration_method='best' is not one of": dict(calibration=[X], calibration_method="best"),
     r"int8_calib_algorithm='best' is none of": dict(int8_mode=True, int8_calib_algorithm="best", precision=None),
     r"calibration is for int8 and fp8; precision='fp16' has none": dict(precision="fp16", calibration=[X]),
+    r"quantize_all is for int8 and fp8": dict(precision="int8_weights", quantize_all=True),
     r"keep_float is for quantised products": dict(precision="fp16", keep_float=["0"]),
     r"io_precision is for a low precision": dict(precision="int8+fp32", io_precision="fp16", calibration=[X]),
     r"keep_float: '7' means no call": dict(calibration=[X], keep_float=["7"]),

@@ -82,7 +82,7 @@ def test_random_modules(precision, seed):
     model, samples, graph = traced(seed)
     options = {"samples": samples, "tolerance": LIMITS["auto"] if precision == "auto" else None}
     if precision == "int8":
-        options = {"calibration": samples, "calibration_method": "minmax"}
+        options = {"calibration": samples, "calibration_method": "minmax", "quantize_all": True}
     made = Precision(precision, **options).passes(dict(model.named_modules()), lambda graph: [samples[:1]])
     graph = run(graph, made)
     check_graph(graph)

@@ -156,6 +156,35 @@ def test_quantised_programs(exported):
     assert kinds.count("QUANTIZE") == 1 and kinds.count("DEQUANTIZE") == 2
 
 
+def test_ranges_of_programs_that_are_computed():
+    """As pt2e leaves dynamic quantisation, with a range for each call."""
+    pytest.importorskip("torch.ao.quantization.fx._decomposed")
+    ops = torch.ops.quantized_decomposed
+
+    def call(x):
+        for choose, kind in ((ops.choose_qparams, (0, 255)), (ops.choose_qparams_symmetric, (-128, 127))):
+            dtype = torch.uint8 if kind[0] == 0 else torch.int8
+            given = (*choose.tensor(x, *kind, 1e-5, dtype), *kind, dtype)
+            x = ops.dequantize_per_tensor.tensor(ops.quantize_per_tensor.tensor(x, *given), *given)
+        return x + 1
+
+    model, x = Call(call), torch.rand(4, 6) * 3 + 1
+    model_trt = torch2rt(model, [x], max_batch_size=5)
+    for part in (x, -x[:2], x[:1] * 0):
+        compare(model_trt.reference()(part), model(part), 1e-5, 1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"fallback": True, "min_segment_calls": 1}])
+def test_quantised_tensors_are_refused_by_name(options):
+    """torch's own quantised kernels are the CPU's, and are neither converted nor left to torch."""
+    layers = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval()
+    if "qnnpack" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this torch has no quantised kernels")
+    model = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear}, torch.qint8)
+    with pytest.raises(TraceError, match=r"linear_dynamic.default is of torch's quantised tensors"):
+        torch2rt(model, [torch.randn(2, 8)], **options)
+
+
 # Packages -------------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +236,7 @@ TORCHAO = {  # what the weights are kept in
     "IntxWeightOnlyConfig()": torch.int8,
     "IntxWeightOnlyConfig(torch.int4, PerGroup(32))": torch.uint8,
     "Float8WeightOnlyConfig()": torch.float32,
-    "Int8DynamicActivationInt8WeightConfig()": torch.int32,
+    "Int8DynamicActivationInt8WeightConfig()": torch.int8,
     "Int8DynamicActivationIntxWeightConfig()": torch.float32,
 }
 
@@ -224,6 +253,9 @@ def test_torchao(config):
     compare(model_trt.reference()(x), model(x), 1e-4, 1e-5)
     kept = [w.tensor.dtype for w in model_trt._networks[0].weights.values() if w.tensor.numel() >= 32 * 32]
     assert kept[0] == TORCHAO[config]
+    if "Int8DynamicActivationInt8" in config and IS_RTX:  # the product itself, whose values are quantised row by row
+        products = [k for k in kernels(model_trt._networks[0]) if k.type == "gemm"]
+        assert [(k.inputs[0], k.constants[0]) for k in products] == [("Int8", "Int8")] * 2
 
 
 @pytest.mark.parametrize(("config", "kept"), [("INT8_WEIGHT_ONLY_CFG", torch.int8), ("INT4_AWQ_CFG", torch.uint8)])
@@ -298,7 +330,7 @@ def test_weights_that_are_quantised_alone(way, least, options, kept):
 
 def test_such_weights_are_quantised_with_their_inputs_where_that_is_asked():
     model, x = Stored("outputs").eval(), torch.randn(3, 64)
-    model_trt = torch2rt(model, [x], precision="int8", calibration=[x])
+    model_trt = torch2rt(model, [x], precision="int8", calibration=[x], quantize_all=True)
     kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
     assert kinds.count("QUANTIZE") == 1
     compare(model_trt.reference()(x), model(x), 0.1, 0.1)

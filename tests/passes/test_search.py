@@ -96,7 +96,7 @@ class Sharp(nn.Module):
 
 
 def sharp_rows(**options):
-    options = dict(precision="auto", calibration=[X], calibration_method="minmax", **options)
+    options = dict(precision="auto", calibration=[X], quantize_all=True, calibration_method="minmax", **options)
     return plan(Sharp().eval(), [X], **options)
 
 
@@ -115,7 +115,7 @@ def test_the_fewest_modules_are_kept_from_int8():
 def test_a_conversion_from_int8(device, tmp_path):
     pytest.importorskip("matplotlib")
     model, x = Sharp().eval().to(device), X.to(device)
-    options = dict(precision="auto", calibration=[x], calibration_method="minmax", tolerance=0.01)
+    options = dict(precision="auto", calibration=[x], quantize_all=True, calibration_method="minmax", tolerance=0.01)
     model_trt = torch2rt(model, [x], **options)
     first, second, *_ = model_trt.report.assumptions
     assert first.startswith("precision='auto': 0 of 4 modules stay in float32. The metric is ")

@@ -183,10 +183,10 @@ def test_low_precisions(precision):
 
 def test_int8_scales_of_weights_are_made_again():
     module, data = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)), [[X], [X * 2]]
-    model_trt = converted(module, precision="int8", calibration=data)
+    model_trt = converted(module, precision="int8", calibration=data, quantize_all=True)
     change(module, ["1.weight", "1.bias"])
     model_trt.refit()
-    again = converted(module, precision="int8", calibration=data)
+    again = converted(module, precision="int8", calibration=data, quantize_all=True)
     assert torch.equal(model_trt.reference()(X), again.reference()(X))
 
 
@@ -194,7 +194,7 @@ def test_ranges_of_values_are_found_again_when_asked():
     """Weights 40 times as large saturate the ranges of before; the report says so until they are found again."""
     torch.manual_seed(2)
     module, data = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 2)).eval(), [[X], [X * 2]]
-    model_trt = converted(module, precision="int8", calibration=iter(data))
+    model_trt = converted(module, precision="int8", calibration=iter(data), quantize_all=True)
     with torch.no_grad():
         module[0].weight *= 40
         expected = module(X)
@@ -237,7 +237,7 @@ def test_weights_in_few_bits_are_made_again(precision):
 @pytest.mark.parametrize(("precision", "names"), [("int8_weights", True), ("int4_weights", False), ("fp8", False)])
 def test_weights_that_have_no_type_of_torchs_have_no_names(precision, names):
     module, x = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32)), torch.ones(2, 32)
-    calibration = {"calibration": [[x]]} if precision == "fp8" else {}
+    calibration = {"calibration": [[x]], "quantize_all": True} if precision == "fp8" else {}
     model_trt = converted(module, x, precision=precision, **calibration)
     assert build_file._name_weights(model_trt.networks()[0]) is names  # else the engine is built again
 

@@ -545,7 +545,7 @@ def test_engines_in_low_precision_beside_torch_calls(between, precision, near, d
     options = {}
     if precision == "int8":
         calibration = [[torch.randn(4, 6, device=device) * 1.5] for _ in range(8)]
-        options = {"calibration": calibration, "calibration_method": "minmax"}
+        options = {"calibration": calibration, "calibration_method": "minmax", "quantize_all": True}
     before = torch.get_rng_state()
     model_trt = torch2rt(
         module, [x], max_batch_size=9, fallback=True, min_segment_calls=1, precision=precision, **options

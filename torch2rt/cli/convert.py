@@ -21,7 +21,7 @@ OPTIONS = """
 """.split()
 ABOUT_TYPES = """
     precision io_precision keep_fp32 force_low calibration_method calibration_cache keep_float smooth_quant
-    bias_correction quantize_attention tolerance
+    bias_correction quantize_attention quantize_all tolerance
 """.split()
 ABOUT_FALLBACK = "torch_executed min_segment_calls max_sizes".split()
 

@@ -72,6 +72,7 @@ def add_precision(command: argparse.ArgumentParser) -> None:
     precision.add_argument("--keep-float", type=usage.several, metavar="A,B,...", help="what is not quantised")
     precision.add_argument("--smooth-quant", type=float, metavar="STRENGTH", help="0.5: SmoothQuant, for transformers")
     precision.add_argument("--quantize-attention", action="store_true", help="quantise the products of attentions, too")
+    precision.add_argument("--quantize-all", action="store_true", help="quantise also what is no faster then")
     precision.add_argument("--bias-correction", action="store_true", help="correct biases for rounded weights")
     precision.add_argument("--tolerance", type=float, metavar="X", help="what --precision auto keeps to (0.001)")
     precision.add_argument("--picture", metavar="FILE", help="draw what --compare or --precision auto --plan has found")

@@ -45,6 +45,7 @@ from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.structure import unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.sizes.regions import Variant
+from torch2rt.tracing.source_lines import modules_of
 from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
 from torch2rt.tracing.whole_calls import has_graph_breaks
 
@@ -158,7 +159,7 @@ class Conversion:
             is_by_values = merge == "values" and tape is None
             variants = trace_variants(traces, max_variants, by_values=by_values if is_by_values else None)
         seconds = (time.perf_counter() - start) / len(variants)
-        precise = self.precise.for_engines(len(variants))
+        precise = self.precise.for_engines([variant.graph for variant in variants], modules_of(self.module))
         check_profiles([graph_meta(variant.graph).interface for variant in variants])
         has_number_makers = bool(traces.number_makers)
         return Traced(variants, traces.specs, by_values.compared, precise, seconds, tape, has_number_makers)
@@ -262,9 +263,8 @@ class Conversion:
         def stays_torch(node: torch.fx.Node) -> bool:
             return node.meta.get("origin") in kept
 
-        asked = self.precise.keep_fp32
-        items = [asked] if isinstance(asked, (str, type)) or callable(asked) else list(asked)
-        precise = dataclasses.replace(self.precise, keep_fp32=[*items, *([stays_torch] if kept else [])])
+        asked = (*self.precise.keep_fp32, *([stays_torch] if kept else []))
+        precise = dataclasses.replace(self.precise, keep_fp32=asked)
         with same_states():  # torch's calls may draw random numbers
             made = prepare(made.graph, passes, precise, self.module, made.tensors, self.progress)
         for node in made.graph.graph.nodes:

@@ -35,6 +35,7 @@ from torch2rt.registry import load
 from torch2rt.runtime.partitioned.schedule import Schedule
 from torch2rt.runtime.partitioned.segments import PartitionedModule, network_of
 from torch2rt.tracing.sizes.guards import hold
+from torch2rt.tracing.source_lines import modules_of
 
 MIN_SEGMENT_CALLS = 3
 
@@ -153,7 +154,7 @@ def _paths(item: Any, module: torch.nn.Module | None) -> set[str]:
     if isinstance(item, str):
         return {item}
     if isinstance(item, type) and issubclass(item, torch.nn.Module) and module is not None:
-        return {path for path, m in module.named_modules() if isinstance(m, item)}
+        return {path for path, m in modules_of(module).items() if isinstance(m, item)}
     return set()
 
 

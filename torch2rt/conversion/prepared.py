@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import torch
 
 from torch2rt.debug.inputs import first_calls
-from torch2rt.debug.retyped import AsModule, Retyped, distance, modules_of, retyped
+from torch2rt.debug.retyped import AsModule, Retyped, distance, retyped
 from torch2rt.graph import graph_meta
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
 from torch2rt.recipes.tape import unrecorded
+from torch2rt.tracing.source_lines import modules_of
 
 Tensors = list[torch.Tensor]
 

@@ -26,6 +26,7 @@ from torch2rt.network import Network
 from torch2rt.reference.evaluator import Evaluator
 from torch2rt.runtime.partitioned.reference import PartitionedReference
 from torch2rt.runtime.partitioned.segments import PartitionedModule
+from torch2rt.runtime.stateful import StatefulModule
 from torch2rt.structure import bare_name
 
 Values = Mapping[str, torch.Tensor]
@@ -111,7 +112,8 @@ def _rank(row: Row) -> tuple[int, float]:
 def compare(model_trt: Any, inputs: Any, kwargs: Mapping[str, Any] | None = None, *, by: str = "reference") -> Beside:
     """Run a converted module's calls beside those of its conversion; `inputs` and `kwargs` are those of a call.
 
-    Calls of a module in segments that stay torch's have no error of their own.
+    Calls of a module in segments that stay torch's have no error of their own. A module with state is compared on the
+    state that it has, which stays as it is.
 
     - `by`: `"reference"` evaluates the network with torch. `"engine"` builds engines that give out the values between,
       some at a time, and needs a GPU.
@@ -127,6 +129,8 @@ def compare(model_trt: Any, inputs: Any, kwargs: Mapping[str, Any] | None = None
     if by not in ("reference", "engine"):
         raise InputError(f"{by=} is not one of 'reference', 'engine'.")
     args = tuple(inputs) if isinstance(inputs, (list, tuple)) else (inputs,)
+    if isinstance(model_trt, StatefulModule):
+        model_trt, kwargs = model_trt.converted, {**(kwargs or {}), "state": model_trt.state}
     of = _of_engine if by == "engine" else _of_reference
     if isinstance(model_trt, PartitionedModule):
         traced, tensors, found = _of_segments(model_trt, args, dict(kwargs or {}), of)

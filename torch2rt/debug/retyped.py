@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,8 +62,3 @@ def distance(graph: torch.fx.GraphModule, traced: torch.fx.GraphModule, tensors:
 def retyped(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A float32 tensor in another type; one of any other type as it is."""
     return x.to(dtype) if x.dtype is torch.float32 else x
-
-
-def modules_of(module: Any) -> Mapping[str, Any]:
-    """The modules of a module by their paths, as a trace names them."""
-    return dict(getattr(module, "_orig_mod", module).named_modules())

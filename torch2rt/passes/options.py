@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from torch2rt.errors import InputError
 from torch2rt.passes.order import Pass
 from torch2rt.passes.quantization.calibrated import Calibrated, look_at
 from torch2rt.passes.quantization.formats import FORMATS, Format
+from torch2rt.passes.quantization.gain import in_words, slower
 from torch2rt.passes.quantization.histogram import METHODS
 from torch2rt.passes.quantization.stored import unpack_weights
-from torch2rt.passes.ranges import as_samples, measure
+from torch2rt.passes.ranges import WithKeywords, as_samples, measure
 from torch2rt.passes.search import Choice, Found, Metric, noted, search
-from torch2rt.passes.selection import select
+from torch2rt.passes.selection import check_meant, items_of, select
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 IO_TYPES = {"fp32": torch.float32, **TYPES}
@@ -31,7 +32,9 @@ QUANTIZED = {
 PRECISIONS = ("fp32", *TYPES, *QUANTIZED, "auto")
 TOLERANCE = 1e-3
 
-Samples = Callable[[torch.fx.GraphModule], Iterable[list[torch.Tensor]]]
+SELECTIONS = ("keep_fp32", "force_low", "keep_float")
+
+Samples = Callable[[torch.fx.GraphModule], list[list[torch.Tensor]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,11 @@ class Precision:
     smooth_quant: float | None = None
     bias_correction: bool = False
     quantize_attention: bool = False
+    quantize_all: bool = False
 
     def __post_init__(self) -> None:
+        for name in SELECTIONS:  # each of several engines reads them
+            object.__setattr__(self, name, items_of(getattr(self, name)))
         if self.precision not in (None, *PRECISIONS):
             names = ", ".join(map(repr, ("fp32", *TYPES, *FORMATS, "auto")))
             raise InputError(
@@ -75,7 +81,7 @@ class Precision:
                 raise InputError(f"{name}= is a list of samples, each the inputs of a call, not a {kind}.")
         self._check_needless("int8 and fp8", self.calibrates, "calibration_method calibration_cache")
         self._check_needless(
-            "int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction quantize_attention"
+            "int8 and fp8", self.calibrates, "calibration smooth_quant bias_correction quantize_attention quantize_all"
         )
         self._check_needless("quantised products", self.format is not None, "keep_float")
         self._check_needless("precision='auto'", self.precision == "auto", "tolerance metric")
@@ -148,8 +154,21 @@ class Precision:
     def _reads_cache(self) -> bool:
         return self.calibration_cache is not None and Path(self.calibration_cache).is_file()
 
-    def for_engines(self, count: int) -> Precision:
-        """The same for so many engines of one module, of which each looks at the data."""
+    def with_keywords(self, keywords: Mapping[str, Any]) -> Precision:
+        """The same, with further keyword arguments in each call of the data."""
+        given = {name: getattr(self, name) for name in ("samples", "calibration")}
+        data = {name: list(data) if isinstance(data, Iterator) else data for name, data in given.items()}
+        more: dict[str, Any] = {
+            name: WithKeywords(samples, keywords) for name, samples in data.items() if samples is not None
+        }
+        return dataclasses.replace(self, **more)
+
+    def for_engines(self, graphs: Sequence[torch.fx.GraphModule], modules: Mapping[str, Any]) -> Precision:
+        """The same for the engines of several graphs of one module, of which each looks at the data."""
+        count = len(graphs)
+        if count > 1:
+            for name in SELECTIONS:
+                check_meant(name, getattr(self, name), graphs, modules)
         if count > 1 and self.calibration_cache is not None:
             raise InputError(f"calibration_cache= is for one engine; the sizes that are asked for take {count}.")
         given = {name: getattr(self, name) for name in ("samples", "calibration")}
@@ -175,12 +194,16 @@ class Precision:
 
         def compute(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
             graph = graph if self.format is None else unpack_weights(graph)
-            keep = select("keep_fp32", self.keep_fp32, graph, modules)
-            force = select("force_low", self.force_low, graph, modules)
-            floats = {**select("keep_float", self.keep_float, graph, modules), **keep}
-            found = self._calibrated(graph, floats, progress, is_one_of_several)
+            keep, force, floats = (
+                select(name, getattr(self, name), graph, modules, is_one_of_several) for name in SELECTIONS
+            )
+            floats |= keep
+            slow = {n: why for n, why in self._slower(graph).items() if n not in floats and n not in force}
+            floats |= slow
+            texts = [] if self.format is None else in_words(slow, self.format)
+            found = self._calibrated(graph, floats, examples, progress, is_one_of_several)
             if not self.is_low:
-                return found.quantized(floats)
+                return noted(found.quantized(floats), texts)
             samples = None if self.samples is None else as_samples(graph, self.samples, is_one_of_several)
             data, ranges = [*examples(graph), *(samples or [])], found.calibration.ranges
             if samples != [] and (samples is not None or self.low is torch.float16):
@@ -190,13 +213,22 @@ class Precision:
             if self.precision == "auto":
                 tolerance = TOLERANCE if self.tolerance is None else self.tolerance
                 chosen, searches = search(chosen, data, tolerance, self.metric)
-            return noted(chosen.made(self.io), searches)
+            return noted(chosen.made(self.io), texts, searches)
 
         compute.__name__ = f"compute_in_{self.precision}"
         return [compute]
 
+    def _slower(self, graph: torch.fx.GraphModule) -> dict[Node, str]:
+        """The products that are not quantised because they are no faster then."""
+        return {} if self.format is None or self.quantize_all else slower(graph, self.format, self.low)
+
     def _calibrated(
-        self, graph: torch.fx.GraphModule, floats: Mapping[Node, str], progress: bool | None, others: bool
+        self,
+        graph: torch.fx.GraphModule,
+        floats: Mapping[Node, str],
+        examples: Samples,
+        progress: bool | None,
+        others: bool,
     ) -> Calibrated:
         if self.format is None:
             return Calibrated(graph)
@@ -211,6 +243,7 @@ class Precision:
             corrects=self.bias_correction,
             attention=self.quantize_attention,
             keep=floats,
+            examples=examples,
             progress=progress,
             others=others,
         )

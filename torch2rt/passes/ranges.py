@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx.node import Node
@@ -40,6 +40,35 @@ class Range:
 
 
 Ranges = dict[str, Range]  # by the names of nodes
+
+
+@dataclasses.dataclass(frozen=True)
+class WithKeywords:
+    """A list of samples, each with further keyword arguments, such as the state that a module begins with."""
+
+    samples: Iterable[Any]
+    keywords: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Call]:
+        for sample in self.samples:
+            args, keywords = arguments_of(sample)
+            yield Call(args, {**self.keywords, **keywords})
+
+
+class Call(NamedTuple):
+    """A sample as the arguments of a call."""
+
+    args: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+def arguments_of(sample: Any) -> Call:
+    """A sample as users give it: positional arguments in a list or tuple, one tensor, or keywords in a dict."""
+    if isinstance(sample, Call):
+        return sample
+    if isinstance(sample, Mapping):
+        return Call((), sample)
+    return Call(tuple(sample) if isinstance(sample, (tuple, list)) else (sample,), {})
 
 
 def tensors_of(node: Node) -> list[torch.Tensor]:
@@ -148,9 +177,7 @@ def calls_of(graph: torch.fx.GraphModule, sample: Any, others: bool = False) -> 
     module serves them.
     """
     interface = graph_meta(graph).interface
-    keywords: Mapping[str, Any] = sample if isinstance(sample, Mapping) else {}
-    args = tuple(sample) if isinstance(sample, (tuple, list)) else () if keywords else (sample,)
-    tensors = interface.tensors(args, keywords)
+    tensors = interface.tensors(*arguments_of(sample))
     devices = [node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")]
     tensors = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
     try:

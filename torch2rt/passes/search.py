@@ -192,13 +192,13 @@ def _fewest(modules: list[str], tried: Callable[..., float], tolerance: float, w
     return Found(wide, order[:high_count], len(modules), sorted(curve.items()), tolerance)
 
 
-def noted(graph: torch.fx.GraphModule, searches: Sequence[Found]) -> torch.fx.GraphModule:
-    """A graph with what was searched for in its report."""
-    if not searches:
+def noted(graph: torch.fx.GraphModule, texts: Sequence[str], searches: Sequence[Found] = ()) -> torch.fx.GraphModule:
+    """A graph with sentences, and what was searched for, in its report."""
+    if not searches and not texts:
         return graph
     copy, meta = copy_graph(graph), graph_meta(graph)
-    texts = (*(f"precision='auto': {found}" for found in searches), *meta.assumptions)
-    copy.meta["torch2rt"] = dataclasses.replace(meta, assumptions=texts, searches=tuple(searches))
+    found = (*(f"precision='auto': {found}" for found in searches), *meta.assumptions, *texts)
+    copy.meta["torch2rt"] = dataclasses.replace(meta, assumptions=found, searches=tuple(searches))
     return finish(copy)
 
 

@@ -82,6 +82,8 @@ class Explicit(torch.nn.Module):
     tensors before the objects. Nothing that it is given is written to.
     """
 
+    is_around_module = True  # whose paths, in reports and in patterns, are those within the module
+
     def __init__(
         self, module: torch.nn.Module, state: Mapping[str, Place], written: Sequence[int], objects: Iterable[int] = ()
     ) -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from types import FrameType
+from typing import Any
 
 import torch
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _MODULE_CALL = torch.nn.Module._call_impl.__code__
+
+
+def modules_of(root: Any) -> dict[str, Any]:
+    """The modules of a module by their paths, as its user knows them: what is around it for a conversion has none."""
+    root = getattr(root, "_orig_mod", root)
+    return dict((root.module if getattr(root, "is_around_module", False) else root).named_modules())
 
 
 class SourceLocation:
@@ -19,7 +26,7 @@ class SourceLocation:
         self.latest = ""  # the path of the module that was last asked for
         self._paths: dict[int, str] = {}
         self._root = type(root).__name__
-        for name, module in root.named_modules():
+        for name, module in modules_of(root).items():
             self._paths.setdefault(id(module), name)
 
     def module(self) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +18,15 @@ from torch2rt.passes.quantization.quantized import probabilities_of
 from torch2rt.passes.ranges import Measuring, Ranges, calls_of
 from torch2rt.progress import Spinner
 
+LOST = 0.9  # of the values but 0, the share that becomes 0, from which on a range fits none
+BEYOND = 100.0  # times as large as the data, an example's value says that the two are of different kinds
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What calibration data has shown of a graph, by the names of its nodes.
 
-    - `largest`: the absolute values to quantise to. `ranges`: of all values.
+    - `largest`: the absolute values to quantise to; infinity where no range fits. `ranges`: of all values.
     - `channels`: of those that were asked for, the largest absolute value and the mean of each channel.
     """
 
@@ -67,6 +71,8 @@ def calibrate(
     progress: bool | None = None,
     others: bool = False,
     number: Number = INT8_NUMBER,
+    needless: Container[Node] = (),
+    examples: Sequence[Sequence[torch.Tensor]] = (),
     channels: Mapping[Node, int] | None = None,
     attentions: Sequence[Node] = (),
 ) -> Calibration:
@@ -76,10 +82,15 @@ def calibrate(
       that is larger than the graph takes is split along the first dimension.
     - `others`: leave out batches of sizes that the graph does not serve, as another graph of the module does.
     - `method`: `"entropy"`, `"minmax"`, `"percentile"` or `"mse"`, as `histogram.py` defines them for a `number`.
+    - `needless`: of the nodes, those that nothing is quantised of, whatever their values are.
+    - `examples`: of inputs, in tensors, which the data should be like.
     - `channels`: the dimension of the channels of values that are looked at channel by channel.
     - `attentions`: those whose largest probability is looked for, too; it is found under `name:probabilities`.
 
-    Raises `InputError` for batches that the module does not take, for none, and for NaN and infinities in a value.
+    Where one range holds outliers and hardly any other value, as all but few of them would become 0, none fits.
+
+    Raises `InputError` for batches that the module does not take, for none, for NaN and infinities in a value, and for
+    data whose values are nothing like those of the examples.
 
     >>> from torch2rt import trace
     >>> graph = trace(torch.nn.Linear(1, 1), [torch.ones(2, 1)])
@@ -111,13 +122,43 @@ def calibrate(
     found = {}
     for node in nodes:
         histogram = running.histograms[node.name]
-        if histogram.not_finite:
-            inputs = graph_meta(graph).interface.inputs
-            is_input = node.op == "placeholder"
-            where = f"the input '{inputs[node.meta['input']].name}'" if is_input else place_of(node).strip()
-            raise InputError(f"calibration: {where} has {histogram.not_finite} on the calibration data.")
-        found[node.name] = METHODS[method](histogram, number) if histogram.largest else 0.0
+        if histogram.not_finite and node not in needless:
+            raise InputError(f"calibration: {_where(graph, node)} has {histogram.not_finite} on the calibration data.")
+        largest = METHODS[method](histogram, number) if histogram.largest else 0.0
+        is_lost = bool(largest) and histogram.lost(largest, number) > LOST
+        found[node.name] = math.inf if histogram.not_finite or is_lost else largest
+    seen = {node: running.histograms[node.name].largest for node in nodes if node not in needless}
+    _check_likeness(graph, seen, found, examples)
     return Calibration({**found, **running.probabilities}, running.ranges, running.channels)
+
+
+def _check_likeness(
+    graph: torch.fx.GraphModule,
+    seen: Mapping[Node, float],
+    found: Mapping[str, float],
+    examples: Sequence[Sequence[torch.Tensor]],
+) -> None:
+    """Raise `InputError` where the largest values of the data are nothing like those of the examples.
+
+    An example may be made up, so that its values are somewhat larger. A value that is 0 in the data is not quantised,
+    and may be anything, unless it is an input.
+    """
+    running = _Calibrating(graph, list(seen), {})
+    for tensors in examples:
+        running.call(tensors)
+    for node, largest in seen.items():
+        there = running.histograms[node.name].largest
+        is_far = there > BEYOND * largest if largest and math.isfinite(found[node.name]) else node.op == "placeholder"
+        if there > largest and is_far:
+            raise InputError(
+                f"calibration: {_where(graph, node)} is up to {there:.3g} on the example, and up to {largest:.3g} on "
+                "the calibration data. Pass calibration= such as the engine will be given, and an example such as that."
+            )
+
+
+def _where(graph: torch.fx.GraphModule, node: Node) -> str:
+    inputs = graph_meta(graph).interface.inputs
+    return f"the input '{inputs[node.meta['input']].name}'" if node.op == "placeholder" else place_of(node).strip()
 
 
 class _Calibrating(Measuring):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ def look_at(
     corrects: bool = False,
     attention: bool = False,
     keep: Mapping[Node, str],
+    examples: Callable[[torch.fx.GraphModule], Sequence[Sequence[torch.Tensor]]],
     progress: bool | None = None,
     others: bool = False,
 ) -> Calibrated:
@@ -88,7 +89,21 @@ def look_at(
     nodes = _observed(graph, format, attention)
     channels = {p.input: p.channels for p in quantizable(graph) if p.takes_bias} if corrects else {}
     looked_at = [n for n in attentions(graph) if obstacle(n, format, is_alone=True) is None] if attention else []
-    found = calibrate(graph, batches, nodes, method, progress, others, number, channels, looked_at)
+    wanted = observed(graph, format, in_graph(graph, keep))
+    wanted += [x for node in looked_at if node not in in_graph(graph, keep) for x in operands(node)]
+    found = calibrate(
+        graph,
+        batches,
+        nodes,
+        method,
+        progress,
+        others,
+        number,
+        {*nodes} - {*wanted},
+        examples(graph),
+        channels,
+        looked_at,
+    )
     if cache is not None:
         calibration_file.save(cache, graph, nodes, found.largest, method)
     return Calibrated(graph, format, found, corrects, attention)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -77,13 +77,15 @@ def quantizable(graph: torch.fx.GraphModule) -> list[Quantizable]:
     return found
 
 
-def observed(graph: torch.fx.GraphModule, format: Format | None = None) -> list[Node]:
-    """The values whose ranges calibration has to find."""
+def observed(graph: torch.fx.GraphModule, format: Format | None = None, keep: Container[Node] = ()) -> list[Node]:
+    """The values whose ranges calibration has to find, but for those of calls in `keep` alone."""
     if format is not None and not format.is_whole:
         return []
     products = [p for p in quantizable(graph) if format is None or format.obstacle(p.function) is None]
+    products = [product for product in products if product.node not in keep]
+    added = skips(graph, {product.node for product in products})
     inputs = [product.input for product in products]
-    return list(dict.fromkeys([*inputs, *skips(graph, {product.node for product in products}).values()]))
+    return list(dict.fromkeys([*inputs, *(skip for node, skip in added.items() if node not in keep)]))
 
 
 def skips(graph: torch.fx.GraphModule, products: set[Node]) -> dict[Node, Node]:

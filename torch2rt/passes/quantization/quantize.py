@@ -139,6 +139,8 @@ class _Quantizer:
         largest = self.ranges.get(value.name)
         if largest is None:
             return "the range of its input is not known"
+        if largest == math.inf:
+            return "beside its input's largest values on the calibration data, nearly all others would become 0"
         if not largest or not math.isfinite(largest) or largest / self.format.largest < torch.finfo(torch.float32).tiny:
             return f"the range of its input is {largest:g} on the calibration data"
         return None
@@ -169,7 +171,9 @@ class _Quantizer:
         others = {name: given[name] for name in ("attn_mask", "is_causal") if name in given}
         most = self.ranges.get(f"{node.name}:probabilities", 1.0)
         node.target, node.args = attention_of_quantized, ()
-        node.kwargs = {**quantised, **others, "scale": 1.0, "format": self.format.name, "largest": most}
+        _, heads, tokens, _ = node.meta["val"].stride()
+        more = {"tokens_first": True} if bool(tokens > heads) else {}  # calls behind it may rest on that
+        node.kwargs = {**quantised, **others, "scale": 1.0, "format": self.format.name, "largest": most, **more}
 
     def activation(self, value: Node) -> Node:
         """A value, quantised and brought back."""

@@ -86,8 +86,11 @@ def attention_of_quantized(
     scale: float | None = None,
     format: str = "int8",
     largest: float = 1.0,
+    tokens_first: bool = False,
 ) -> torch.Tensor:
     """`scaled_dot_product_attention` whose probabilities are int8 multiples of 1/127 of the largest, or fp8 ones.
+
+    `tokens_first`: whether the result lies in memory as torch's own kernels leave it, token by token.
 
     >>> x = torch.tensor([[[1.0], [3.0]]])
     >>> attention_of_quantized(torch.zeros(1, 1, 1), x, x) * 127 / 64  # half of 127 is taken for 64
@@ -96,13 +99,14 @@ def attention_of_quantized(
     given = (query, key, value, attn_mask)
     if has_torch_function(given):
         call = attention_of_quantized
-        return handle_torch_function(call, given, *given, is_causal, scale, format, largest)  # type: ignore[no-any-return]
+        more = (is_causal, scale, format, largest, tokens_first)
+        return handle_torch_function(call, given, *given, *more)  # type: ignore[no-any-return]
     if isinstance(query, FakeTensor):
         return torch.empty_like(query)
     probabilities = probabilities_of(query, key, attn_mask, is_causal, scale).to(value.dtype)
-    if format == "fp8":
-        return fake_quantize_fp8(probabilities, largest / FP8) @ value
-    return fake_quantize(probabilities, largest / INT8) @ value
+    round = fake_quantize_fp8 if format == "fp8" else fake_quantize
+    result = round(probabilities, largest / (FP8 if format == "fp8" else INT8)) @ value
+    return result.transpose(1, 2).contiguous().transpose(1, 2) if tokens_first else result
 
 
 def probabilities_of(

@@ -19,6 +19,7 @@ from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.quantization.calibrate import Channels
 from torch2rt.passes.quantization.products import Quantizable, quantizable
 
+FLOOR = 8.0  # by which a channel's largest value may be less than the median of all
 LEAST, MOST = 1e-3, 1e4  # of the divisors: one over them is a normal number of float16
 
 
@@ -48,8 +49,8 @@ def smooth(
         weights = [_rows(copy, product) for product in products]
         largest = torch.stack([rows.abs().amax(0) for rows in weights]).amax(0)
         divisors = _divisors(channels[value.name].largest, largest, strength)
-        if not _noise(channels[value.name], weights, divisors) < _noise(channels[value.name], weights):
-            continue
+        if not bool(_noise(channels[value.name], weights, divisors) < _noise(channels[value.name], weights)):
+            continue  # one answer is read, and no number: other weights may take the place of these
         inverse = (1.0 / divisors).to(value.meta["val"].dtype)
         with copy.graph.inserting_after(value):
             divided = copy.graph.call_function(torch.mul, (value, None))
@@ -77,7 +78,7 @@ def _rows(graph: torch.fx.GraphModule, product: Quantizable) -> torch.Tensor:
     return rows.T if product.axis else rows
 
 
-def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tensor | float = 1.0) -> float:
+def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tensor | float = 1.0) -> torch.Tensor:
     """How much the rounding of a value and of its weights to int8 changes the products, up to a factor.
 
     Each rounding is off by a share of the largest number that has the same scale: of all values, or of a weight's row.
@@ -85,11 +86,15 @@ def _noise(channels: Channels, weights: list[torch.Tensor], divisors: torch.Tens
     of_values = (channels.largest / divisors).max() ** 2
     squares = (channels.mean_square / divisors**2).sum()
     scaled = [rows * divisors for rows in weights]
-    return float(sum(of_values * w.square().sum() + squares * w.abs().amax(1).square().sum() for w in scaled))
+    return torch.stack([of_values * w.square().sum() + squares * w.abs().amax(1).square().sum() for w in scaled]).sum()
 
 
 def _divisors(values: torch.Tensor, weights: torch.Tensor, strength: float) -> torch.Tensor:
-    """What each channel is divided by; 1 for those of which either is always 0."""
+    """What each channel is divided by; 1 for those of which all weights are 0.
+
+    A channel that the data hardly uses, or never, may be larger at other inputs, and must not become the largest then.
+    """
+    values = values.clamp_min(values[values > 0].median() / FLOOR if (values > 0).any() else 0.0)
     divisors = values**strength / weights ** (1 - strength)
     is_used = (values > 0) & (weights > 0) & divisors.isfinite()
     return torch.where(is_used, divisors, 1.0).clamp(LEAST, MOST)

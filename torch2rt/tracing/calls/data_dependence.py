@@ -24,6 +24,7 @@ READS = frozenset(
 )
 LEAVES_TORCH = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage"})
 _NEED_VALUES = READS | LEAVES_TORCH
+_OF_QUANTISED = {"aten.dequantize.self", "aten.quantize_per_tensor.default", "aten.quantize_per_channel.default"}
 
 
 class UnknownResultError(TraceError):
@@ -42,9 +43,16 @@ def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
     except DATA_DEPENDENT as error:
         raise UnknownResultError(_depends_on_data(recorder, func)) from error
     except UnsupportedOperatorException as error:
+        why = f"{error.func} has no fake implementation"
+        if str(error.func) in _OF_QUANTISED or str(error.func).startswith("quantized."):
+            why = (
+                f"{error.func} is of torch's quantised tensors, which are the CPU's own. Convert the module before its "
+                "convert(), with its fake quantisation, or as torch.export and pt2e quantise it, or in floating point "
+                "with precision='int8'"
+            )
         raise UnknownResultError(
             f"{recorder.location.here()}: torch itself cannot tell the shape of what {qualified_name(func)} returns "
-            f"without running it ({error.func} has no fake implementation)."
+            f"without running it ({why})."
         ) from error
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if "no fake impl" in str(error):  # of a custom operator

@@ -41,6 +41,8 @@ def record_opaque(
     """Record a call as it is, with a result as of runs of `run` on drawn values; raises `error` where none succeeds."""
     recorder = values.recorder
     is_unknown = reads_values(func) or isinstance(func, torch._ops.HigherOrderOperator)
+    # packed weights, say, which are no tensors and which no code of a graph can name
+    is_unknown |= any(isinstance(leaf, torch.ScriptObject) for leaf in tree_leaves((args, kwargs)))
     if is_unknown or not (shown := list(_runs(run or func, args, kwargs))):
         raise error
     spec, kinds = shown[0]
