@@ -69,8 +69,9 @@ class Traffic:
                 except Exception as error:
                     self.errors.append(f"{type(error).__name__}: {error}")
 
-    def run(self, x):
-        return self.model(x) if self.device.type == "cuda" else self.model.reference()(x)
+    def run(self, x, model=None):
+        model = model or self.model
+        return model(x) if self.device.type == "cuda" else model.reference()(x)
 
     def change(self, seconds):
         """Load the module anew, and refit it, every few seconds."""
@@ -105,7 +106,7 @@ class Traffic:
             try:
                 model.refit()
                 with torch.no_grad():
-                    ours, theirs = model(self.x), module(self.x)
+                    ours, theirs = self.run(self.x, model), module(self.x)
                 self.wrong += int((ours - theirs).abs().max() > ALLOWED * theirs.abs().max())
                 self.refits += 1
             except Exception as error:
@@ -128,8 +129,7 @@ def soak(minutes, threads=8, every=2.0, cuda_graph=True, device="cuda"):
     traffic = Traffic(torch.device(device), cuda_graph)
     work = [threading.Thread(target=traffic.call, args=(i,)) for i in range(threads)]
     work.append(threading.Thread(target=traffic.change, args=(every,)))
-    if device == "cuda":
-        work.append(threading.Thread(target=traffic.refit))
+    work.append(threading.Thread(target=traffic.refit))
     for thread in work:
         thread.start()
     end, seen = time.monotonic() + 60 * minutes, []

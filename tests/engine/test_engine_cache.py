@@ -371,6 +371,7 @@ import os, sys
 import torch
 from torch import nn
 from torch2rt import torch2rt
+from torch2rt.backend import disk_cache
 from torch2rt.registry import load
 
 def convert(number):
@@ -379,33 +380,68 @@ def convert(number):
         module, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.ones(2, 3)
         reference = torch2rt(module, [x], verify=False).reference()
         assert torch.allclose(reference(x), module(x)), "wrong"
+    use(number)
+
+def use(number):
+    # writes, reads and removes files beside others that do
+    where, own = disk_cache.folder(), disk_cache.of_key("kernels", str(number))
+    for turn in range(40):
+        content = bytes([turn]) * 2000
+        assert disk_cache.write(own, content, str(number).encode())
+        found = disk_cache.read(own)
+        assert found is None or bytes(found) == content + str(number).encode(), "wrong"
+        other = disk_cache.read(disk_cache.of_key("kernels", str(turn)))
+        assert other is None or bytes(other[2000:]) == str(turn).encode(), "another's"
+        with disk_cache.locked(where):
+            disk_cache.files(where)
 
 load()  # imported once: a process each takes seconds to import torch
-started = []
-for number in range(int(sys.argv[1])):
+count, at_once, work = int(sys.argv[1]), int(sys.argv[2]), {"convert": convert, "use": use}[sys.argv[3]]
+started, ended = [], []
+for number in range(count):
+    if len(started) - len(ended) == at_once:
+        ended.append(os.wait()[1])
     if not (pid := os.fork()):
         try:
-            convert(number)
+            work(number)
         except BaseException as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
     started.append(pid)
-print([os.waitpid(pid, 0)[1] for pid in started])
+while len(ended) < count:
+    ended.append(os.wait()[1])
+print(ended)
 """
+
+
+def in_processes(folder, count, at_once, work, **environment):
+    environment = {**os.environ, "TORCH2RT_CACHE": str(folder), "OMP_NUM_THREADS": "1", **environment}
+    environment.pop("TORCH2RT_CACHE_ENGINES", None)
+    command = [sys.executable, "-c", PROCESSES, str(count), str(at_once), work]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout == f"{[0] * count}\n" and "damaged" not in run.stderr, run.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_processes_share_a_folder(folder, request):
     count = request.config.getoption("--processes")
-    environment = {**os.environ, "TORCH2RT_CACHE": str(folder), "OMP_NUM_THREADS": "1"}
-    environment.pop("TORCH2RT_CACHE_ENGINES", None)
-    command = [sys.executable, "-c", PROCESSES, str(count)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.stdout == f"{[0] * count}\n" and "damaged" not in run.stderr, run.stderr
+    in_processes(folder, count, 6, "convert")
     found = sorted(file.suffix for file in kept(folder))
     assert found == [".engine"] * (min(count, 3) + 1)
     assert all(engine_cache.read(file) is not None for file in kept(folder))
+    assert len(list(folder.glob("*.kernels"))) == count, "none is lost"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_processes_keep_the_bound(folder, request):
+    count = request.config.getoption("--processes")
+    limit = count // 2 * 2100
+    in_processes(folder, count, count, "use", TORCH2RT_CACHE_LIMIT=repr(limit / 2**30))
+    found = disk_cache.files(folder)
+    assert found and {file.suffix for file, _ in found} == {".kernels"}
+    assert sum(status.st_size for _, status in found) <= limit
+    assert all(bytes(disk_cache.read(file)[2000:]) == file.stem.encode() for file, _ in found)
 
 
 # The command ---------------------------------------------------------------------------------------------------------

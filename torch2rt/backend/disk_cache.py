@@ -2,9 +2,9 @@
 
 They lie in the folder that `TORCH2RT_CACHE` names, by default `torch2rt` in the user's cache folder; if it is empty,
 nothing is kept. The folder may be shared, also by machines with other GPUs: a file's name is a digest of all that its
-content depends on. Files are replaced as a whole and carry their own digest, so that a reader sees an old one, a new
-one or none. Above `limit()` bytes, those that were used least recently are removed. A folder that cannot be used means
-no cache, never an error.
+content depends on. Files are replaced as a whole and carry a digest of their name and content, so that a reader sees an
+old one, a new one or none. Above `limit()` bytes, those that were used least recently are removed. A folder that cannot
+be used means no cache, never an error.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,7 @@ from torch2rt.backend.tensorrt import FLAVOUR, VERSION
 ENVIRONMENT = "TORCH2RT_CACHE"
 LIMIT = 4 * 2**30  # bytes of all files together, unless `TORCH2RT_CACHE_LIMIT` says how many GiB
 PATIENCE = 5.0  # seconds to wait for another process that holds the lock
+WRITING = 3600.0  # seconds that a process may take to write a file
 CHUNK = 2**24  # bytes that one thread digests at a time
 _DIGEST = hashlib.sha256().digest_size
 _PARTIAL = ".partial"
@@ -56,12 +59,16 @@ def of_key(kind: str, key: str) -> Path | None:
 
 
 def files(where: Path) -> list[tuple[Path, os.stat_result]]:
-    """The files of caches in a folder, the most recently used first; also what processes have left half written."""
+    """The files of caches in a folder, the most recently used first; also what processes have left half written.
+
+    A folder that is not there, or cannot be read, has none.
+    """
     found = []
-    for suffix in (*KINDS, _PARTIAL):
-        for file in where.glob(f"*{suffix}"):
+    with contextlib.suppress(OSError), os.scandir(where) as entries:
+        for entry in entries:
             with contextlib.suppress(OSError):  # another process has just removed it
-                found.append((file, file.stat()))
+                if entry.name.endswith((*KINDS, _PARTIAL)) and entry.is_file():
+                    found.append((where / entry.name, entry.stat()))
     return sorted(found, key=lambda each: (-each[1].st_mtime, each[0]))
 
 
@@ -108,17 +115,25 @@ def digest(data: bytes | memoryview) -> str:
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def read(file: Path, is_use: bool = True) -> bytes | None:
+def _hash_of(file: Path) -> Any:
+    """The hash of a file before that of its content: of its name, so that no file is taken for another."""
+    return hashlib.sha256(file.name.encode() + b"\0")
+
+
+def read(file: Path, is_use: bool = True) -> memoryview | None:
     """The content of a file; `None` if it is not there, not readable, damaged, or not one of ours.
 
     `is_use`: whether it counts as used now.
     """
     try:
-        data = file.read_bytes()
-    except OSError:
+        if not file.is_file():  # of a pipe, a reader would wait for ever
+            return None
+        data = memoryview(file.read_bytes())
+    except (OSError, MemoryError):
         return None
-    content = data[_DIGEST:]
-    if hashlib.sha256(content).digest() != data[:_DIGEST]:
+    hashed, content = _hash_of(file), data[_DIGEST:]
+    hashed.update(content)
+    if hashed.digest() != data[:_DIGEST]:
         return None
     with contextlib.suppress(OSError):
         if is_use:
@@ -128,7 +143,7 @@ def read(file: Path, is_use: bool = True) -> bytes | None:
 
 def write(file: Path, *content: bytes | memoryview) -> bool:
     """Replace a file, whose content may be in parts, and say whether that was possible."""
-    partial, hashed = None, hashlib.sha256()
+    partial, hashed = None, _hash_of(file)
     for part in content:
         hashed.update(part)
     try:
@@ -156,9 +171,13 @@ def _trim(where: Path, keep: Path) -> None:
     for file, status in reversed(found):
         if total <= most:
             return
-        if file != keep:
-            remove(file)
+        if file != keep and not _is_being_written(file, status) and remove(file):
             total -= status.st_size
+
+
+def _is_being_written(file: Path, status: os.stat_result) -> bool:
+    """Whether another process may be writing a file, which a process that was killed is not any more."""
+    return file.suffix == _PARTIAL and time.time() - status.st_mtime < WRITING
 
 
 @contextlib.contextmanager

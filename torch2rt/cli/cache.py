@@ -35,7 +35,7 @@ def info(show: Table) -> None:
     where = _folder()
     found = disk_cache.files(where)
     total = sum(status.st_size for _, status in found)
-    show.row("folder", str(where), "" if where.is_dir() else "does not exist yet")
+    show.row("folder", str(where), "" if os.path.isdir(where) else "does not exist yet")
     for suffix, what in WHAT.items():
         sizes = [status.st_size for file, status in found if file.suffix == suffix]
         if sizes:
@@ -68,7 +68,7 @@ def _of_engine(file: Path) -> str:
     try:
         if content is None:
             raise EngineError("damaged")
-        data, header = artifact.load(memoryview(content)[len(file.stem) :])
-        return artifact.parse(data, header or b"").describe().splitlines()[0]
-    except EngineError:
+        data, header = artifact.split(content)
+        return artifact.of_description(data, artifact.unseal(header, artifact.KEYS)).describe().splitlines()[0]
+    except (EngineError, ValueError):
         return "damaged"

@@ -65,7 +65,7 @@ class Earlier:
             return cls(graph, file)
         nodes = list(graph.graph.nodes)
         try:
-            found = json.loads(data)
+            found = json.loads(bytes(data))
             refused = {nodes[int(index)]: str(reason) for index, reason in found["refused"]}
             return cls(graph, file, refused, Report.from_json(found["report"]))
         except (ValueError, KeyError, TypeError, IndexError) as error:

@@ -99,6 +99,15 @@ def _load(file: BinaryIO, subject: str) -> tuple[bytes, bytes | None]:
     return file.read(), None
 
 
+def split(data: memoryview) -> tuple[memoryview, bytes]:
+    """The plan and the header in memory that was read from a file; raises `EngineError` where it is no such file."""
+    end = len(data) - len(MAGIC) - 8
+    length = int.from_bytes(data[end : end + 8], "little") if end >= 0 and data[end + 8 :] == MAGIC else -1
+    if not 0 <= length <= end:
+        raise EngineError("The file has no calling convention.")
+    return data[: end - length], bytes(data[end - length : end])
+
+
 def seal(data: Mapping[str, Any]) -> bytes:
     """JSON values as text that has its own digest at its end."""
     text = json.dumps(data).encode()

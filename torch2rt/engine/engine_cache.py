@@ -1,7 +1,7 @@
 """Engines that outlive the process, in the folder of `torch2rt.backend.disk_cache`: the second conversion builds none.
 
 An engine's file is named after a key of all that it depends on: the graph with its constants' contents, the TensorRT
-that builds it, the options, the GPU it is for, and the code of torch2rt. The key stands in the file, too.
+that builds it, the options, the GPU it is for, and the code of torch2rt.
 """
 
 from __future__ import annotations
@@ -71,21 +71,19 @@ def _surroundings(asked: Mapping[str, Any]) -> list[str]:
 
 def read(file: Path | None) -> Engine | None:
     """The engine in a file; `None` if there is none, or the file is damaged, which is logged with its name."""
-    if file is None or not file.exists():
+    if file is None or not os.path.lexists(file):
         return None
     kept = disk_cache.read(file)
     try:
-        if kept is None or not kept.startswith(file.stem.encode()):
-            raise EngineError("the file is damaged, or another's")
-        data, header = artifact.load(memoryview(kept)[len(file.stem) :])
-        if header is None:
-            raise EngineError("the file has no calling convention")
-        engine = artifact.parse(data, header)
+        if kept is None:
+            raise EngineError("the file is damaged, not readable, or another's")
+        data, header = artifact.split(kept)
+        engine = artifact.of_description(data, artifact.unseal(header, artifact.KEYS))
         if (engine.made_by.get("flavour"), engine.made_by.get("version")) != (FLAVOUR, VERSION):
             raise EngineError("another TensorRT has built it")
         return engine
-    except (EngineError, OSError) as error:
-        if file.exists():  # else another process has removed it
+    except (EngineError, ValueError) as error:
+        if os.path.lexists(file):  # else another process has removed it
             LOGGER.warning("The cached engine %s is not used, and built again: %s", file, error)
             disk_cache.remove(file)
         return None
@@ -97,7 +95,7 @@ def write(file: Path | None, engine: Engine) -> bool:
         return False
     header = artifact.header(engine, artifact.digest(engine.data))
     end = header + len(header).to_bytes(8, "little") + artifact.MAGIC
-    return disk_cache.write(file, file.stem.encode(), engine.data, end)
+    return disk_cache.write(file, engine.data, end)
 
 
 def is_verified(report: Report, mode: bool | str) -> bool:

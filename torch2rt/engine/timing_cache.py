@@ -15,18 +15,18 @@ class TimingCache:
     def __init__(self, config: Any) -> None:
         self.config = config
         self.cache: Any = None
-        self.known: bytes | None = None
+        self.known: memoryview | None = None
         self.path: Path | None = disk_cache.path("timings")
         if self.path is None:
             return
         self.known = disk_cache.read(self.path)
         with LOG.capture():
             # TensorRT refuses what another TensorRT has measured, or what was measured on another GPU
-            self.cache = self._used(self.known) or self._used(b"")
+            self.cache = self._used(self.known) or self._used(memoryview(b""))
 
-    def _used(self, blob: bytes | None) -> Any:
+    def _used(self, blob: memoryview | None) -> Any:
         """A timing cache that the config uses from now on, or `None` if it refuses this one."""
-        cache = None if blob is None else self.config.create_timing_cache(blob)
+        cache = None if blob is None else self.config.create_timing_cache(bytes(blob))
         return cache if cache is not None and self.config.set_timing_cache(cache, False) else None
 
     def save(self) -> None:
@@ -36,7 +36,7 @@ class TimingCache:
         with disk_cache.locked(self.path.parent), LOG.capture():
             stored = disk_cache.read(self.path)
             if stored is not None and stored != self.known:
-                theirs = self.config.create_timing_cache(stored)
+                theirs = self.config.create_timing_cache(bytes(stored))
                 if theirs is not None:
                     # A cache that cannot be combined is of another TensorRT or GPU, and is replaced.
                     self.cache.combine(theirs, False)

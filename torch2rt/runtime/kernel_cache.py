@@ -46,8 +46,9 @@ class KernelCache:
             return
         if disk_cache.folder() is not None:
             self.path = disk_cache.path("kernels", device, disk_cache.digest(engine_bytes))  # type: ignore[arg-type]
-        if self.path is not None and (blob := disk_cache.read(self.path)) is not None and self._takes(blob):
-            self.saved = blob
+        kept = None if self.path is None else disk_cache.read(self.path)
+        if kept is not None and self._takes(bytes(kept)):
+            self.saved = bytes(kept)
         elif carried and (blobs := carried.get(gpu_key(device))):
             self._takes(bytes(blobs[0]))
 
