@@ -153,7 +153,8 @@ def load(
         raise InputError("background=True needs module=, a module that answers until the engine is ready, and only it.")
     if not background:
         return _loaded(path, verify, rebuild, key, write_back)
-    job = Job(_load_to, os.fspath(path), verify, key, write_back) if rebuild == "auto" else None
+    path = os.path.abspath(path)  # the working folder may be another one by then
+    job = Job(_load_to, path, verify, key, write_back) if rebuild == "auto" else None
     make = functools.partial(_loaded_or_rebuilt, path, verify, key, job)
     return BackgroundModule(module, make, job.stop if job is not None else lambda: None, on_ready, gpu_of(module))
 

@@ -152,7 +152,7 @@ def test_weights_that_change_meanwhile_keep_the_engine_out(change):
         else:
             module.one.data = torch.full((1,), 5.0)
     go.set()
-    with pytest.raises(EngineError, match="weights of the module have changed"):
+    with pytest.raises(EngineError, match="the engine is of the module as it was, and one has changed since"):
         model.wait(PATIENCE)
     assert model(X).tolist() == [5, 5]
 

@@ -12,12 +12,16 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.background.job import Job
+from torch2rt.background.example import Example
 from torch2rt.background.module import BackgroundModule, check_on_ready, gpu_of
+from torch2rt.background.sent import Sent
 from torch2rt.errors import InputError
 from torch2rt.runtime.saved import read_module, write_module
+from torch2rt.structure import flatten, unflatten
+from torch2rt.tracing.trace import as_arguments
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-RESULT = "module.t2rt"
+RESULT, EXAMPLE = "module.t2rt", "example"
 
 
 def with_background(function: Function) -> Function:
@@ -45,15 +49,20 @@ def with_background(function: Function) -> Function:
             raise InputError(f"background=True runs the module meanwhile, which a {type(module).__name__} is not.")
         cuda_graph = options.pop("cuda_graph", False)
         options.setdefault("progress", False)
-        job = Job(convert_to, convert, getattr(module, "_orig_mod", module), inputs, options)
+        plain = getattr(module, "_orig_mod", module)
+        inputs, options["kwargs"] = _copied(inputs, options.get("kwargs"))
+        job = Job(convert_to, convert, plain, inputs, options)
+        sent = Sent(plain, job.numbers)
+        job.received = sent.received
         try:
             function(module, inputs, **options, background=True)  # which looks at the arguments
         except BaseException:
             job.close()
             raise
-        make = functools.partial(_made, job, cuda_graph)
-        gpu = gpu_of(module, tree_leaves((inputs, options.get("kwargs"))))
-        return BackgroundModule(module, make, job.stop, on_ready, gpu)
+        example = Example(plain, inputs, options["kwargs"])
+        make = functools.partial(_made, job, cuda_graph, example, sent)
+        gpu = gpu_of(module, tree_leaves((inputs, options["kwargs"])))
+        return BackgroundModule(module, make, job.stop, on_ready, gpu, sent)
 
     return convert  # type: ignore[return-value]
 
@@ -61,19 +70,31 @@ def with_background(function: Function) -> Function:
 def convert_to(folder: Path, function: Callable[..., Any], module: Any, inputs: Any, options: dict[str, Any]) -> None:
     """What the helper does: convert, and write the result to a file."""
     write_module(function(module, inputs, **options), folder / RESULT)
+    if options.get("verify", True):
+        Example(module, inputs, options["kwargs"]).write(folder / EXAMPLE)
 
 
-def _made(job: Job, cuda_graph: Any = False) -> Any:
-    """The module that a helper has converted."""
-    converted = result_of(job)
+def _made(job: Job, cuda_graph: Any, example: Example, sent: Sent) -> Any:
+    """The module that a helper has converted; one that has changed since is for others to refuse."""
+    converted = result_of(job, lambda: None if sent.changed(example.module) else example.check(job.folder / EXAMPLE))
     converted.cuda_graph = cuda_graph
     return converted
 
 
-def result_of(job: Job) -> Any:
+def result_of(job: Job, check: Callable[[], None] = lambda: None) -> Any:
     """The module that a helper has made and written to `RESULT`."""
     try:
         job.run()
+        check()
         return read_module(job.folder / RESULT)
     finally:
         job.close()
+
+
+def _copied(inputs: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    """Arguments with copies of their tensors: the caller may write to their own before the helper has read them."""
+    args, named = as_arguments(inputs, kwargs)
+    leaves, form = flatten((args, named), torch.is_tensor, "inputs")
+    copies = {id(x): x.detach().clone() for x in leaves}
+    args, named = unflatten(form, [copies[id(x)] for x in leaves])
+    return args, named

@@ -12,12 +12,13 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from torch2rt.backend.float32 import put_tf32, tf32_switches
 from torch2rt.registry import REGISTRY
 
 CALL, TENSORS, ERROR = "call", "tensors", "error"
@@ -41,7 +42,8 @@ def main(folder: str) -> None:
     try:
         function, args, kwargs, switches, converters = _unpacked(where, start["tensors"])
         _apply(switches, converters)
-        function(where, *args, **kwargs)
+        with with_settings(switches):
+            function(where, *args, **kwargs)
     except BaseException as error:
         (where / ERROR).write_bytes(pickle.dumps(_described(error)))
     sys.stdout.flush()
@@ -72,9 +74,24 @@ def _end_with_parent(where: Path, parent: int) -> None:
         threading.Thread(target=at_other_parent, daemon=True).start()
 
 
+def mapped(file: Path) -> mmap.mmap:
+    """The memory of a file; writes to it do not reach the file."""
+    with open(file, "rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def storage_of(memory: mmap.mmap, offset: int, size: int) -> torch.UntypedStorage:
+    """A part of a file's memory as that of tensors."""
+    whole = torch.empty(0, dtype=torch.uint8)
+    if size:
+        whole = torch.frombuffer(memory, dtype=torch.uint8, offset=offset, count=size)
+    return whole.untyped_storage()
+
+
 def _unpacked(where: Path, listed: Any) -> Any:
-    with open(where / TENSORS, "rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    memory = mapped(where / TENSORS)
+    with contextlib.suppress(OSError):  # so that nothing of it stays, whoever is killed
+        (where / TENSORS).unlink()
     storages: dict[int, torch.UntypedStorage] = {}
 
     class Unpickler(pickle.Unpickler):
@@ -82,9 +99,7 @@ def _unpacked(where: Path, listed: Any) -> Any:
             number, dtype = pid
             if number not in storages:
                 offset, size, device = listed[number]
-                whole = torch.empty(0, dtype=torch.uint8)
-                if size:
-                    whole = torch.frombuffer(memory, dtype=torch.uint8, offset=offset, count=size)
+                whole = torch.empty(0, dtype=torch.uint8).set_(storage_of(memory, offset, size))
                 storages[number] = whole.to(device).untyped_storage()
             return torch.storage.TypedStorage(wrap_storage=storages[number], dtype=dtype, _internal=True)
 
@@ -109,9 +124,11 @@ def _described(error: BaseException) -> tuple[str, str, bytes | None]:
 def settings() -> dict[str, Any]:
     """Switches of the process that say how float32 is computed, and what tensors are made as."""
     return {
-        "tf32": (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+        "tf32": tf32_switches(),
         "dtype": torch.get_default_dtype(),
         "device": torch.cuda.current_device() if torch.cuda.is_initialized() else None,
+        "default": torch.get_default_device(),
+        "autocast": {d: torch.get_autocast_dtype(d) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)},
     }
 
 
@@ -129,11 +146,22 @@ def user_converters() -> dict[str, Any]:
     return {"modules": list(modules), "own": own}
 
 
+@contextlib.contextmanager
+def with_settings(switches: Mapping[str, Any]) -> Iterator[None]:
+    """A context that has what belongs to a thread as `settings` has found it."""
+    with contextlib.ExitStack() as stack:
+        if switches["device"] is not None:
+            stack.enter_context(torch.cuda.device(switches["device"]))
+        if switches["default"].type != "cpu":
+            stack.enter_context(switches["default"])
+        for device, dtype in switches["autocast"].items():
+            stack.enter_context(torch.autocast(device, dtype))
+        yield
+
+
 def _apply(switches: Mapping[str, Any], converters: Mapping[str, Any]) -> None:
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = switches["tf32"]
+    put_tf32(*switches["tf32"])
     torch.set_default_dtype(switches["dtype"])
-    if switches["device"] is not None:
-        torch.cuda.set_device(switches["device"])
     for module in converters["modules"]:
         importlib.import_module(module)
     for table, target, entry in converters["own"]:

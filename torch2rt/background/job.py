@@ -20,14 +20,24 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torch2rt.backend.cuda import beside_captures
-from torch2rt.background.helper import ALIGNMENT, CALL, ERROR, START, TENSORS, settings, user_converters
+from torch2rt.background.helper import (
+    ALIGNMENT,
+    CALL,
+    ERROR,
+    START,
+    TENSORS,
+    mapped,
+    settings,
+    storage_of,
+    user_converters,
+)
 from torch2rt.errors import BuildError, EngineError, InputError
 
 IN_MEMORY = Path("/dev/shm")
@@ -41,21 +51,28 @@ class Job:
 
     The function leaves its results in `folder`, which is gone after `close`.
 
-    Raises `InputError` for arguments that cannot be sent. What they refer to must not change until `run` has started
-    the helper; tensors are read when it does.
+    Raises `InputError` for arguments that cannot be sent. Tensors are read when `run` starts the helper: `received` is
+    called with the memory that it was given then. Python's path, the environment and the working folder are those of
+    now.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise InputError("background=True starts a Python, and there is none to start (sys.executable).")
+        self.owner, self.environment = os.getpid(), dict(os.environ)
+        self.where, self.path = _working_folder(), list(sys.path)
+        self.received: Callable[[Sequence[torch.UntypedStorage]], None] | None = None
+        self.numbers: dict[int, int] = {}  # of storages, by what tells them apart
         self.storages: list[torch.UntypedStorage] = []
         self.call = self._packed((function, args, kwargs, settings(), user_converters()))
         self.events = [_event(device) for device in {s.device for s in self.storages if s.device.type == "cuda"}]
         self.folder = Path(tempfile.mkdtemp(prefix="torch2rt-", dir=_where(sum(s.nbytes() for s in self.storages))))
         self.process: subprocess.Popen[bytes] | None = None
         self.stopped = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # garbage may be collected while it is held, and `stop` be called then
 
     def _packed(self, call: Any) -> bytes:
-        numbers: dict[int, int] = {}
+        numbers = self.numbers
 
         def number(storage: Any) -> tuple[Any, ...] | None:
             if not isinstance(storage, torch.storage.TypedStorage):
@@ -79,29 +96,45 @@ class Job:
     def run(self) -> None:
         """Make the call; raises what it raises, and `EngineError` where it was stopped."""
         with self._lock:  # `stop` waits for the memory to be written
-            if self.stopped:
-                raise EngineError("The conversion in the background was stopped.")
-            self._write()
+            self._check_stopped()
+            sent = self._write()
+            self._check_stopped()
             command = [sys.executable, "-c", START, str(self.folder)]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+            # Ctrl-C in a terminal, and a notebook's interrupt, are for the process that has started it.
+            alone: dict[str, Any] = {"start_new_session": True}
+            if os.name == "nt":
+                alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, cwd=self.where, env=self.environment, **alone
+            )
+        if self.received is not None:
+            self.received(sent)
+        del sent
         code = self.process.wait()
-        if self.stopped:
-            raise EngineError("The conversion in the background was stopped.")
+        self._check_stopped()
         if (self.folder / ERROR).exists():
             raise _read_error((self.folder / ERROR).read_bytes())
         if code:
             raise BuildError(f"The helper process of a conversion in the background ended with the exit code {code}.")
 
-    def _write(self) -> None:
+    def _check_stopped(self) -> None:
+        if self.stopped:
+            raise EngineError("The conversion in the background was stopped.")
+
+    def _write(self) -> list[torch.UntypedStorage]:
+        """Write the files of the call; returns the memory that the helper is given."""
         on_gpu = any(storage.device.type == "cuda" for storage in self.storages)
         with beside_captures() if on_gpu else contextlib.nullcontext():
             for event in self.events:
                 event.synchronize()
             listed = self._write_tensors()
         (self.folder / CALL).write_bytes(self.call)
-        (self.folder / "start.json").write_text(
-            json.dumps({"path": sys.path, "tensors": listed, "parent": os.getpid(), "niceness": POLITE})
-        )
+        start = {"path": self.path, "tensors": listed, "parent": self.owner, "niceness": POLITE}
+        (self.folder / "start.json").write_text(json.dumps(start))
+        if self.received is None:
+            return []
+        memory = mapped(self.folder / TENSORS)
+        return [storage_of(memory, offset, size) for offset, size, _ in listed]
 
     def _write_tensors(self) -> list[Any]:
         """Write the memory of all tensors to a file; returns where each is, and on which device it was."""
@@ -120,7 +153,9 @@ class Job:
         return listed
 
     def stop(self) -> None:
-        """End the helper, if it runs, and remove its files."""
+        """End the helper, if it runs, and remove its files; a process that was forked leaves both alone."""
+        if os.getpid() != self.owner:
+            return
         with self._lock:
             self.stopped = True
             if self.process is not None and self.process.poll() is None:
@@ -151,6 +186,13 @@ def _pickler(file: io.BytesIO, number: Callable[[Any], Any]) -> pickle.Pickler:
     return Pickler(file)  # type: ignore[no-any-return]
 
 
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
 def _event(device: torch.device) -> torch.cuda.Event:
     """What the caller's stream has to do until now: tensors are read after it."""
     event = torch.cuda.Event()
@@ -173,15 +215,3 @@ def _read_error(data: bytes) -> BaseException:
     except Exception:
         error = None
     return error if isinstance(error, Exception) else BuildError(f"{kind}: {text}")
-
-
-def weights_of(module: Any) -> Mapping[str, tuple[int, int, int]]:
-    """What tells by and large whether a module's weights were written to: identity, address and torch's count."""
-    if not isinstance(module, torch.nn.Module):
-        return {}
-    found = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return {name: (id(t), _address(t), -1 if t.is_inference() else t._version) for name, t in found}
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.data_ptr() if tensor.layout is torch.strided else 0

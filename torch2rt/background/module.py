@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import weakref
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 
-from torch2rt.background.job import weights_of
+from torch2rt.background.sent import Watched
 from torch2rt.errors import EngineError, InputError
 from torch2rt.interface import Interface
 from torch2rt.runtime.converted import Converted
 
 LOGGER = logging.getLogger("torch2rt")
+AT_EXIT = 60.0  # seconds that Python waits at its end for what cannot be interrupted, such as the loading of an engine
 
 
 class BackgroundModule(Converted):
@@ -27,7 +29,9 @@ class BackgroundModule(Converted):
     it cannot be had, calls go on to run the module, and the logger `torch2rt` has one message of level ERROR that says
     why.
 
-    The module's weights must not change until then: where torch counts a write to them, the engine is not used.
+    The module must not change until then: where its weights, its mode or its plain attributes are others when the
+    engine is ready than those that it was built of, the engine is not used, and `error` names them. Afterwards, the
+    engine has weights of its own.
 
     Attributes: `module` (which runs meanwhile), `converted` (what `torch2rt()` would have returned; `None` until it is
     built, and also there if it cannot run here), `error` (what went wrong, or `None`), `ready` and `wait`.
@@ -44,18 +48,23 @@ class BackgroundModule(Converted):
         stop: Callable[[], None] = lambda: None,
         on_ready: Callable[[Any], None] | None = None,
         gpu: torch.device | None = None,
+        watched: Watched | None = None,
     ) -> None:
-        """`make` gives the converted module, for a GPU, in a thread of its own, which `stop` ends."""
+        """`make` gives the converted module, for a GPU, in a thread of its own, which `stop` ends.
+
+        `watched` tells what of `module` has changed since that was sent.
+        """
         super().__init__()
         self._now: list[Any] = [_without_gradients(module)]  # in a list, as it is no part of the state dict
         self._eager = [module]
         self._converted: list[Any] = []
         self._errors: list[Exception] = []
         self._done = threading.Event()
-        self._cuda_graph: Any = None
-        self._finalizer = weakref.finalize(self, stop)
-        work = weakref.ref(self), make, weights_of(module), on_ready, gpu
-        threading.Thread(target=_work, args=work, name="torch2rt background", daemon=True).start()
+        self._owner = os.getpid()
+        work = weakref.ref(self), make, watched or Watched(module), on_ready, gpu
+        thread = threading.Thread(target=_work, args=work, name="torch2rt background", daemon=True)
+        self._finalizer = weakref.finalize(self, _stop, stop, thread)
+        thread.start()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine, or the module until that is ready."""
@@ -83,6 +92,8 @@ class BackgroundModule(Converted):
 
     def wait(self, timeout: float | None = None) -> Any:
         """The converted module, when it is ready; raises its error, and `TimeoutError` after so many seconds."""
+        if os.getpid() != self._owner and not self._done.is_set():
+            raise EngineError("The engine is made by the process that this one was forked from.")
         if not self._done.wait(timeout):
             raise TimeoutError(f"The engine is not ready after {timeout} s.")
         if self._errors:
@@ -149,7 +160,7 @@ def _without_gradients(module: Any) -> Callable[..., Any]:
 def _work(
     ref: weakref.ref[BackgroundModule],
     make: Callable[[], Any],
-    weights: Any,
+    watched: Watched,
     on_ready: Callable[[Any], None] | None,
     gpu: torch.device | None,
 ) -> None:
@@ -161,18 +172,17 @@ def _work(
         if (module := ref()) is None:
             return
         module._converted.append(converted)
-        if weights_of(module.module) != weights:
-            raise EngineError("weights of the module have changed while the engine was built, which is of the old ones")
+        _check(module, watched)
+        gpu = gpu_of(module.module) or gpu
         if gpu is not None:  # a new thread's current one is the first
             converted.to(gpu)
         converted.warm_up()
-        if weights_of(module.module) != weights:
-            raise EngineError("weights of the module have changed while the engine was made ready")
+        _check(module, watched)
         module._switch(converted)
-    except Exception as error:
+    except BaseException as error:  # also one that would end the thread: somebody may wait
         if (module := ref()) is None:
             return
-        module._errors.append(error)
+        module._errors.append(error if isinstance(error, Exception) else EngineError(f"{type(error).__name__}: {error}"))
         LOGGER.error("There is no engine after %.1f s, so %s goes on to run: %s", *_about(start, module.module), error)
     module._done.set()
     if module.ready and on_ready is not None:
@@ -180,6 +190,27 @@ def _work(
             on_ready(module)
         except Exception:
             LOGGER.exception("on_ready= has failed.")
+
+
+def _check(module: BackgroundModule, watched: Watched) -> None:
+    """Raise `EngineError` where an engine must not be used any more."""
+    if not module._finalizer.alive:
+        raise EngineError("The conversion in the background was stopped.")
+    if names := watched.changed(module.module):
+        raise EngineError(
+            f"the engine is of the module as it was, and {', '.join(names[:5])}{' ...' if names[5:] else ''} has "
+            "changed since: convert it again"
+        )
+
+
+def _stop(stop: Callable[[], None], thread: threading.Thread) -> None:
+    """What is done when a module is let go of, and at the end of Python.
+
+    There, a thread that comes back from C++ ends the process with an error; so it is waited for.
+    """
+    stop()
+    if not threading.main_thread().is_alive():
+        thread.join(AT_EXIT)
 
 
 def _about(start: float, module: Any) -> tuple[float, str]:

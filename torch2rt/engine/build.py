@@ -13,6 +13,7 @@ import torch
 
 from torch2rt.arguments import compute_capabilities as compute_capabilities_of
 from torch2rt.arguments import severity, whole_number
+from torch2rt.backend.float32 import convolutions_in_tf32, products_in_tf32
 from torch2rt.backend.quirks import builds_refittable, computes_in_tf32_unasked
 from torch2rt.backend.tensorrt import (
     DTYPES,
@@ -209,8 +210,8 @@ def _has(definition: Any, kinds: Sequence[str]) -> bool:
 
 
 def _torch_allows_tf32(definition: Any) -> bool:
-    return (not _has(definition, MATMULS) or torch.backends.cuda.matmul.allow_tf32) and (
-        not _has(definition, CONVOLUTIONS) or torch.backends.cudnn.allow_tf32
+    return (not _has(definition, MATMULS) or products_in_tf32()) and (
+        not _has(definition, CONVOLUTIONS) or convolutions_in_tf32()
     )
 
 
@@ -218,9 +219,9 @@ def rounds_to_tf32(definition: Any, asked: bool | None) -> bool:
     """Whether torch or an engine of this network, built with `tf32=asked`, rounds numbers to TF32 on a GPU."""
     if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":
         return False
-    kinds = ((MATMULS, torch.backends.cuda.matmul), (CONVOLUTIONS, torch.backends.cudnn))
+    kinds = ((MATMULS, products_in_tf32()), (CONVOLUTIONS, convolutions_in_tf32()))
     unasked = computes_in_tf32_unasked() or asked
-    return any(_has(definition, names) and (unasked or torchs.allow_tf32) for names, torchs in kinds)
+    return any(_has(definition, names) and (unasked or torchs) for names, torchs in kinds)
 
 
 def _add_profiles(builder: Any, config: Any, interface: Interface) -> None:

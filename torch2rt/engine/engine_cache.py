@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from torch2rt.backend import disk_cache
+from torch2rt.backend.float32 import convolutions_in_tf32, products_in_tf32
 from torch2rt.backend.quirks import builds_refittable
 from torch2rt.backend.tensorrt import FLAVOUR, VERSION, builds_without_gpu
 from torch2rt.engine import artifact
@@ -60,7 +61,7 @@ def file_of(
 
 def _surroundings(asked: Mapping[str, Any]) -> list[str]:
     """What an engine depends on beside its graph and the options."""
-    torch_is = [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.get_default_dtype()]
+    torch_is = [products_in_tf32(), convolutions_in_tf32(), torch.get_default_dtype()]
     facts = [FLAVOUR, VERSION, torch.__version__, torch.version.cuda, own_code(), *torch_is]
     facts.append(os.environ.get("NVIDIA_TF32_OVERRIDE"))
     capabilities = [str(c).lower() for c in asked["compute_capabilities"]]

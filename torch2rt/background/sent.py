@@ -1,0 +1,91 @@
+"""What a module was like when it was sent to a helper process, and whether it is like that still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torch2rt.recipes.contents import Content, contents
+from torch2rt.recipes.settings import differences, settings
+from torch2rt.recipes.tensors import inner_tensors, named_tensors
+
+
+class Watched:
+    """Tells what of a module has changed, by the identity, address and write counter of its tensors.
+
+    Neither a write through `.data` nor a step of a fused optimizer shows in these: `Sent` compares values.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._weights = _marks(_tensors(module))
+
+    def changed(self, module: Any) -> list[str]:
+        """The names of what is another now."""
+        return _differing(self._weights, _marks(_tensors(module)))
+
+
+class Sent(Watched):
+    """Tells what of a module differs from what a helper was given of it.
+
+    Tensors are compared by value, wherever they are by now. A module's mode and its plain attributes, such as a number,
+    belong to what was sent, too. `numbers` tells the memory of tensors by the identity of their storages, as
+    `received` is given it.
+    """
+
+    def __init__(self, module: torch.nn.Module, numbers: Mapping[int, int]) -> None:
+        tensors = _tensors(module)
+        self._settings = _settings(module)
+        self._places = {name: place for name, x in tensors.items() if (place := _place(x, numbers)) is not None}
+        self._others = _marks({name: x for name, x in tensors.items() if name not in self._places})
+        self._contents: dict[str, Content] = {}
+
+    def received(self, storages: Sequence[torch.UntypedStorage]) -> None:
+        """Look at the memory that the helper was given."""
+        made = {}
+        for name, (number, dtype, *view) in self._places.items():
+            made[name] = torch.empty(0, dtype=dtype).set_(storages[number], *view)
+        self._contents = contents(made)
+
+    def changed(self, module: Any) -> list[str]:
+        tensors = _tensors(module)
+        now = {name: x for name, x in tensors.items() if name in self._places and _has_memory(x)}
+        others = {name: x for name, x in tensors.items() if name not in now}
+        names = [*_differing(self._contents, contents(now)), *_differing(self._others, _marks(others))]
+        return sorted({*names, *differences(self._settings, _settings(module))})
+
+
+def _tensors(module: Any) -> dict[str, torch.Tensor]:
+    plain = getattr(module, "_orig_mod", module)
+    return inner_tensors(named_tensors(plain)) if isinstance(plain, torch.nn.Module) else {}
+
+
+def _settings(module: torch.nn.Module) -> dict[str, str]:
+    plain = getattr(module, "_orig_mod", module)
+    modes = {f"{path}.training".lstrip("."): str(each.training) for path, each in plain.named_modules()}
+    return settings(plain) | modes
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+
+
+def _place(tensor: torch.Tensor, numbers: Mapping[int, int]) -> tuple[Any, ...] | None:
+    """Where a tensor's memory is among what was sent; `None` for one that was sent in another way."""
+    if not _has_memory(tensor) or (number := numbers.get(tensor.untyped_storage()._cdata)) is None:
+        return None
+    return number, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+def _marks(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
+    """What tells by and large whether tensors were written to: who they are, where, and torch's count of writes."""
+    marks = {}
+    for name, x in tensors.items():
+        address = x.data_ptr() if _has_memory(x) else 0
+        marks[name] = (id(x), address, -1 if x.is_inference() else x._version)
+    return marks
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
