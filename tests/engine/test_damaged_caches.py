@@ -175,8 +175,6 @@ def test_what_is_in_the_place_of_a_file(obstacle, files, monkeypatch):
     for file in files:
         content = b"new" * 9
         assert not disk_cache.write(file, content) or bytes(disk_cache.read(file)) == content
-    for file, _ in disk_cache.files(file.parent):
-        disk_cache.remove(file)
 
 
 @pytest.mark.parametrize("what", ["folder", "pipe", "rubbish"])
@@ -205,7 +203,7 @@ def test_a_full_disk(folder):
     assert [f.name for f in folder.iterdir()] == ["a.engine"]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.ESTALE])
 @pytest.mark.parametrize("call", ["replace", "make", "scandir", "utime", "unlink"])
 def test_calls_that_fail(call, number, folder, monkeypatch):
     """As those of a network's folders may at any time."""

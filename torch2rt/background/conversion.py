@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves
 
-from torch2rt.background.job import Job
 from torch2rt.background.example import Example
+from torch2rt.background.job import Job
 from torch2rt.background.module import BackgroundModule, check_on_ready, gpu_of
 from torch2rt.background.sent import Sent
 from torch2rt.errors import InputError

@@ -64,7 +64,9 @@ def are_alike(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> b
     >>> are_alike([torch.tensor([1.0, 200.0])], [torch.tensor([1.0, 150.0])])
     False
     """
-    return [(x.dtype, x.shape) for x in ours] == [(x.dtype, x.shape) for x in theirs] and all(map(_is_like, ours, theirs))
+    return [(x.dtype, x.shape) for x in ours] == [(x.dtype, x.shape) for x in theirs] and all(
+        map(_is_like, ours, theirs)
+    )
 
 
 def _is_like(ours: torch.Tensor, theirs: torch.Tensor) -> bool:

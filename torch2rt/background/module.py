@@ -182,8 +182,12 @@ def _work(
     except BaseException as error:  # also one that would end the thread: somebody may wait
         if (module := ref()) is None:
             return
-        module._errors.append(error if isinstance(error, Exception) else EngineError(f"{type(error).__name__}: {error}"))
-        LOGGER.error("There is no engine after %.1f s, so %s goes on to run: %s", *_about(start, module.module), error)
+        module._errors.append(
+            error if isinstance(error, Exception) else EngineError(f"{type(error).__name__}: {error}")
+        )
+        level = logging.ERROR if module._finalizer.alive else logging.INFO  # it was asked to stop
+        text = "There is no engine after %.1f s, so %s goes on to run: %s"
+        LOGGER.log(level, text, time.perf_counter() - start, type(module.module).__name__, error)
     module._done.set()
     if module.ready and on_ready is not None:
         try:
@@ -211,10 +215,6 @@ def _stop(stop: Callable[[], None], thread: threading.Thread) -> None:
     stop()
     if not threading.main_thread().is_alive():
         thread.join(AT_EXIT)
-
-
-def _about(start: float, module: Any) -> tuple[float, str]:
-    return time.perf_counter() - start, type(module).__name__
 
 
 def gpu_of(module: Any, tensors: Iterable[Any] = ()) -> torch.device | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from torch2rt.recipes.contents import Content, contents
 from torch2rt.recipes.settings import differences, settings
@@ -68,7 +69,12 @@ def _settings(module: torch.nn.Module) -> dict[str, str]:
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    return (
+        not is_lazy(tensor)
+        and tensor.layout is torch.strided
+        and not tensor.is_quantized
+        and tensor.device.type != "meta"
+    )
 
 
 def _place(tensor: torch.Tensor, numbers: Mapping[int, int]) -> tuple[Any, ...] | None:
@@ -83,7 +89,8 @@ def _marks(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[Any, ...]]:
     marks = {}
     for name, x in tensors.items():
         address = x.data_ptr() if _has_memory(x) else 0
-        marks[name] = (id(x), address, -1 if x.is_inference() else x._version)
+        writes = -1 if is_lazy(x) or x.is_inference() else x._version
+        marks[name] = (id(x), address, writes)
     return marks
 
 
