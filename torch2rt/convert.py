@@ -199,8 +199,9 @@ def torch2rt(
     - `refittable`: `model_trt.refit()` gives the engine the values that the module's parameters have by then. It needs
       `keep_network`, holds a copy of the weights, and merges paths by proof alone.
     - `follow`: `refittable`, and each call does so first if the module has changed: after a step of an optimizer,
-      `load_state_dict`, or any write to a parameter but through `.data`. It does not notice attributes that are no
-      tensors, such as those of a merged adapter: call `refit(strict=False)` after these.
+      `load_state_dict`, or any write to a parameter but through `.data` or numpy. It does not notice removed
+      parameters, hooks, and attributes that are no tensors, such as those of a merged adapter: call
+      `refit(strict=False)` after these. `model_trt.changed()` names all of them.
     - `background`: `True` returns a `BackgroundModule` at once. Its calls run the module (as `torch.compile` has made
       it, if it has) until a helper process has built and verified the engine, and this one has made it ready. The
       module and the arguments are sent to the helper, the weights through shared memory; classes and functions of

@@ -205,6 +205,43 @@ def test_what_only_comparing_sees():
     assert model_trt.changed() == ["a tensor that the module's forward uses, and does not own"]
 
 
+UNSEEN = {
+    "data": (lambda m: m[0].weight.data.add_(1), ["0.weight"]),
+    "numpy": (lambda m: m[0].weight.detach().numpy().__imul__(2), ["0.weight"]),
+    "storage": (lambda m: m[0].bias.untyped_storage().copy_(torch.ones(5).untyped_storage()), ["0.bias"]),
+    "removed": (lambda m: setattr(m[0], "bias", None), ["0.bias"]),
+    "parameters": (lambda m: m[0]._parameters.update(bias=nn.Parameter(torch.ones(5))), ["0.bias"]),
+    "buffers": (lambda m: m[1]._buffers.update(running_mean=torch.ones(5)), ["1.running_mean"]),
+    "modules": (lambda m: m._modules.update({"2": nn.Linear(5, 2)}), ["2.weight", "2.bias"]),
+    "number": (lambda m: setattr(m[1], "eps", 0.5), ["1.eps"]),
+    "hook": (lambda m: m[2].register_forward_pre_hook(lambda m, args: (args[0] * 2,)), ["2._forward_pre_hooks"]),
+    "forward": (lambda m: setattr(m[2], "forward", lambda x: x[:, :2] * 3), ["2.forward"]),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_follow_does_not_see_is_named(name):
+    module = network()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    change, names = UNSEEN[name]
+    change(module)
+    assert set(model_trt.changed()) == set(names)
+    model_trt.refit(strict=False)
+    with torch.no_grad():
+        assert (model_trt.reference()(X) - module(X)).abs().max() < 1e-5
+    assert model_trt.changed() == []
+
+
+def test_tensors_are_swapped_after_a_conversion():
+    """As `.to()` does with parameters of tensor subclasses: torch refuses where somebody has a weak reference."""
+    linear = nn.Linear(3, 5)
+    model_trt = torch2rt(linear, [X], verify=False, refittable=True)
+    torch.utils.swap_tensors(linear.weight, nn.Parameter(torch.randn(5, 3)))
+    assert model_trt.refit() == ["weight"]
+    with torch.no_grad():
+        torch.testing.assert_close(model_trt.reference()(X), linear(X))
+
+
 def test_writes_that_are_not_counted_are_refused():
     module = network()
     model_trt = torch2rt(module, [X], verify=False, follow=True)

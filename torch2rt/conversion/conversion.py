@@ -35,7 +35,7 @@ from torch2rt.input_ranges import check_profiles
 from torch2rt.interface import Input, Interface
 from torch2rt.lowering import lower, lower_with_values
 from torch2rt.network import Network
-from torch2rt.passes.copies import without_gpu_memory
+from torch2rt.passes.copies import to_be_kept
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
 from torch2rt.recipes.tape import Tape, recording
@@ -252,7 +252,7 @@ class Conversion:
             stage=self._stage,
         )
         model_trt.report.assumptions += made.notes
-        object.__setattr__(model_trt, "traced", without_gpu_memory(graph)[0])  # a graph is a module, but no part of it
+        object.__setattr__(model_trt, "traced", to_be_kept(graph)[0])  # a graph is a module, but no part of it
         return model_trt
 
     def _in_low_precision(self, made: Prepared, choice: Choice, refused: UnsupportedError | None) -> Prepared:
@@ -294,7 +294,7 @@ class Conversion:
             raise UnsupportedError(f"{error}\n{plan}", error.calls) from error.__cause__
         network.assumptions += made.notes
         if self.keep_network:
-            network.keep_graphs(*without_gpu_memory(variant.graph, ready))
+            network.keep_graphs(*to_be_kept(variant.graph, ready))
         if tape is not None and network.recipes is not None:
             network.structure = structure_key(ready, tape, network)
         return network
@@ -375,7 +375,7 @@ class Conversion:
                 raise Torch2RTError(f"The module is not as it was when it was converted. {engine_cache.AGAIN}")
             network = lower(ready, nan=nan, passes=[])
             network.assumptions += notes
-            network.keep_graphs(*without_gpu_memory(graph, ready))
+            network.keep_graphs(*to_be_kept(graph, ready))
             return network
 
         return network

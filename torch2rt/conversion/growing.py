@@ -13,7 +13,7 @@ from torch2rt.graph import graph_meta
 from torch2rt.interface import Shape
 from torch2rt.lowering import lower
 from torch2rt.network import Network
-from torch2rt.passes.copies import without_gpu_memory
+from torch2rt.passes.copies import to_be_kept
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.passes.partitioning.split import split
@@ -52,5 +52,5 @@ class Larger:
                 )
         ready = run(piece.graph, self.passes)
         network = lower(ready, nan=self.nan, passes=[])
-        network.keep_graphs(*without_gpu_memory(piece.graph, ready))
+        network.keep_graphs(*to_be_kept(piece.graph, ready))
         return self.build(network), network

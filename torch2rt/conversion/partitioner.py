@@ -19,7 +19,7 @@ from torch2rt.errors import BuildError, ConversionError, Torch2RTError, Unsuppor
 from torch2rt.graph import graph_meta
 from torch2rt.lowering import lower
 from torch2rt.network import Network
-from torch2rt.passes.copies import without_gpu_memory
+from torch2rt.passes.copies import to_be_kept
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.passes.partitioning.partition import partition
@@ -89,7 +89,7 @@ class Partitioner:
 
     def _network(self, piece: Piece, ready: torch.fx.GraphModule) -> Network:
         network = lower(ready, nan=self.nan, passes=[])
-        network.keep_graphs(*without_gpu_memory(piece.graph, ready))
+        network.keep_graphs(*to_be_kept(piece.graph, ready))
         return network
 
     def _lowered_late(self, piece: Piece, ready: torch.fx.GraphModule, file: Path | None) -> list[Network]:

@@ -19,7 +19,7 @@ from torch2rt.graph_key import content
 from torch2rt.interface import Interface
 from torch2rt.lowering import lower
 from torch2rt.network import Network
-from torch2rt.passes.copies import add_constant, copy_graph, finish, without_gpu_memory
+from torch2rt.passes.copies import add_constant, copy_graph, finish, to_be_kept
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.saved import Source
 from torch2rt.tracing.trace import trace
@@ -59,7 +59,7 @@ def _lowered(decoded: Decoded, device: torch.device, interface: Interface, nan: 
     graph = _unfolded(graph, decoded)
     _name_places(graph, decoded)
     network = lower(graph, nan=nan, passes=[])
-    network.keep_graphs(*without_gpu_memory(graph, graph))
+    network.keep_graphs(*to_be_kept(graph, graph))
     return network
 
 

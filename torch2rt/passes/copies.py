@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import Node
 
 
@@ -29,8 +30,12 @@ def copy_graph(
     return copy
 
 
-def without_gpu_memory(*graphs: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
-    """Graphs as they are, with constants on the CPU in the place of a GPU's, so that they keep no memory of the GPU."""
+def to_be_kept(*graphs: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+    """Graphs as they are, with constants on the CPU in the place of a GPU's, so that they keep no memory of the GPU.
+
+    Of the module's tensors, torch's fake mode has weak references, with which `torch.utils.swap_tensors` refuses a
+    tensor: they are let go of.
+    """
     moved: dict[int, tuple[Any, Any]] = {}
 
     def move(value: Any) -> Any:
@@ -41,6 +46,10 @@ def without_gpu_memory(*graphs: torch.fx.GraphModule) -> list[torch.fx.GraphModu
     def is_on_gpu(graph: torch.fx.GraphModule) -> bool:
         return any(x.is_cuda for x in (*graph.parameters(), *graph.buffers()))
 
+    for graph in graphs:
+        values = (node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder"))
+        for mode in {value.fake_mode for value in values if isinstance(value, FakeTensor)}:
+            mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
     return [finish(copy_graph(graph, move)) if is_on_gpu(graph) else graph for graph in graphs]
 
 

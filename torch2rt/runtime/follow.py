@@ -85,8 +85,10 @@ class Follow:
     Three things are looked at: the tensors' version counters and addresses, whether an optimizer of one of them has
     made a step (the fused ones leave the version counters alone), and whether a parameter, buffer, module or tensor was
     replaced. `model_trt.changed()` also sees what is written through `.data`, by other programs, or by `F.batch_norm`
-    to statistics without a count of batches, attributes that are no tensors, and parameters that were put into
-    `module._parameters`.
+    to statistics without a count of batches, attributes that are no tensors, parameters that were removed
+    (`module.bias = None`), and what was put into `module._parameters`, `_buffers` or `_modules`.
+
+    The tensors are held, so that `torch.utils.swap_tensors` refuses them.
     """
 
     def __init__(

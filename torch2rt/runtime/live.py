@@ -101,7 +101,7 @@ class Live:
         """The names of what is another in a source than in the networks: tensors, and plain attributes of modules."""
         with self.lock:
             values = self._values(source)
-            return [*self._changed(self._contents_of(values)), *self._others(source, values)]
+            return list(dict.fromkeys([*self._changed(self._contents_of(values)), *self._others(source, values)]))
 
     def _contents_of(self, values: Tensors) -> dict[str, Content]:
         return contents({name: values[name] for name in self.names if name in values})
