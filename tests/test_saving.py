@@ -71,6 +71,19 @@ def saved(request, tmp_path_factory):
     return request.param, model_trt, x, path
 
 
+class Selected(torch.nn.Module):
+    def forward(self, x):
+        return (x[x[:, 0] > 0] * 2 + 1).relu() * 3
+
+
+def test_what_is_selected_is_an_input_of_the_next_engine(tmp_path):
+    """Torch calls it `__getitem__`, and so are the inputs of its graph."""
+    x = torch.randn(6, 4)
+    model_trt = torch2rt(Selected(), [x], fallback=True, min_segment_calls=1, verify=False)
+    save(model_trt, tmp_path / "model", source=True)
+    assert torch.equal(load(tmp_path / "model").reference()(x), Selected()(x))
+
+
 @pytest.fixture
 def other_tensorrt(monkeypatch):
     monkeypatch.setattr(fingerprint, "VERSION", "9.9")

@@ -232,6 +232,20 @@ def test_what_follow_does_not_see_is_named(name):
     assert model_trt.changed() == []
 
 
+def test_what_is_saved_has_the_weights_of_now():
+    module = nn.Linear(3, 5)
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    ways = {
+        "engine_bytes": lambda: model_trt.engine_bytes,
+        "state dict": lambda: model_trt.state_dict()["engine"].numpy().tobytes(),
+        "copy": lambda: copy.deepcopy(model_trt).engine_bytes,
+    }
+    for place, way in enumerate(ways.values()):
+        with torch.no_grad():
+            module.bias[1] = 113.0 + place
+        assert module.bias.detach().numpy().tobytes() in way()
+
+
 def test_tensors_are_swapped_after_a_conversion():
     """As `.to()` does with parameters of tensor subclasses: torch refuses where somebody has a weak reference."""
     linear = nn.Linear(3, 5)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -43,7 +44,7 @@ def save(path: str | os.PathLike[str], engine: Engine) -> None:
     """
     target, view, hashed = Path(os.path.realpath(path)), memoryview(engine.data), hashlib.sha256()
     is_file = target.is_file() or not target.exists()  # and no device or pipe
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial") if is_file else target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.partial") if is_file else target
     try:
         with open(partial, "wb", buffering=0) as file:
             with ThreadPoolExecutor(1) as pool:  # side by side: both leave Python's lock alone

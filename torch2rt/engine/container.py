@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -65,7 +66,7 @@ def write(
     head += bytes(32) if key is None else hmac.digest(key, head, "sha256")
     head += hashlib.sha256(head).digest()
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         with open(partial, "wb", buffering=0) as file:
             _write(file, memoryview(head + index))

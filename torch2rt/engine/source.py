@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import keyword
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -167,8 +168,10 @@ def decode(nodes: Sequence[Any], tensors: Sequence[torch.Tensor], device: torch.
 
 def _is_name(name: Any, is_variable: bool) -> bool:
     """Whether this is the name of a variable, or of an attribute within attributes that Python has no meaning for."""
-    if not isinstance(name, str) or (is_variable and not name.isidentifier()):
+    if not isinstance(name, str):
         return False
+    if is_variable:  # such as `__getitem___1`, which torch.fx calls what `x[rows]` gives
+        return name.isidentifier() and not keyword.iskeyword(name) and not re.fullmatch(r"__.*__", name)
     return all(re.fullmatch(r"(?!__)[A-Za-z0-9_]+", part) for part in name.split("."))
 
 

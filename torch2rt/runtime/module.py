@@ -71,7 +71,7 @@ class TRTModule(Refittable):
     @property
     def engine_bytes(self) -> bytes | None:
         """The serialized engine, as TensorRT reads it; `None` while the module is empty."""
-        return None if (engine := self.built) is None else bytes(engine)
+        return None if self._built is None else bytes(self.to_be_saved())
 
     @property
     def made_by(self) -> dict[str, str]:
@@ -250,7 +250,7 @@ class TRTModule(Refittable):
     # Saving and loading ----------------------------------------------------------------------------------------------
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        engine = self.built or self._engine()
+        engine = self.to_be_saved()
         destination[prefix + "engine"] = to_tensor(engine.data)
         destination[prefix + "header"] = to_tensor(artifact.header(engine, artifact.digest(engine.data)))
 
@@ -275,7 +275,7 @@ class TRTModule(Refittable):
 
     def save_engine(self, path: str | PathLike[str]) -> None:
         """Write engine and calling convention to one file, for `TRTModule.from_engine`."""
-        artifact.save(path, self.built or self._engine())
+        artifact.save(path, self.to_be_saved())
 
     @classmethod
     def from_engine(cls, source: artifact.Source) -> TRTModule:
@@ -306,7 +306,7 @@ class TRTModule(Refittable):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        now = {"_built": self.built, "_is_stale": False, "_live": None, "_follow": None}
+        now = {"_built": None if self._built is None else self.to_be_saved(), "_is_stale": False, "_live": None, "_follow": None}
         return {**self.__dict__, **now, "_pools": {}, "_kept": [], "_later": None, "_lock": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -55,6 +55,12 @@ class Refittable(Converted):
     def built(self, engine: Engine | None) -> None:
         self._built, self._is_stale = engine, False
 
+    def to_be_saved(self) -> Engine:
+        """The engine with the weights that a call would use now; raises `EngineError` while there is none."""
+        if self._follow is not None:
+            self._follow()
+        return self.built or self._engine()
+
     @property
     def plan(self) -> Engine:
         """The engine as it was built, which may have the weights of before a refit."""

@@ -73,7 +73,7 @@ class Writer:
         )
 
     def _engine(self, module: TRTModule) -> dict[str, Any]:
-        engine = module.built or module._engine()  # with the weights of the last refit
+        engine = module.to_be_saved()
         found: dict[str, Any] = {
             "kind": "engine",
             "engine": described(engine),
