@@ -41,7 +41,7 @@ def served(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(serve.application(batcher, metrics), port=port, log_level="error")
+    config = uvicorn.Config(serve.application(batcher, metrics, patience=0.5), port=port, log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -135,13 +135,109 @@ def test_requests_of_other_sizes_are_not_put_together(served):
     assert sorted(seen) == [(2, 4), (3, 3), (4, 3)] and all(shape[0] <= 4 for shape in seen)
 
 
-def test_outputs_that_are_no_rows_are_an_error(served):
+def batcher_of(served, model, **options):
     serve, _, batcher, _ = served
-    broken = serve.Batcher(
-        lambda x, weights: {"scores": x.sum(0), "best": weights}, batcher.interface, torch.device("cpu"), 1, 0.2
-    )
-    futures = [broken.submit([torch.rand(2, 5), torch.rand(2)]) for _ in range(2)]
-    for future in futures:
-        with pytest.raises(RuntimeError, match="--no-batching"):
-            future.result(10)
-    broken.close()
+    return serve.Batcher(model, batcher.interface, torch.device("cpu"), **{"threads": 1, "delay": 0.2, **options})
+
+
+def scores(x, weights):
+    return {"scores": x * weights.unsqueeze(1), "best": x.argmax(-1)}
+
+
+MIXED = {
+    "no rows": lambda x, weights: {"scores": x.sum(0), "best": weights},
+    "mean": lambda x, weights: {"scores": x - x.mean(0), "best": weights},
+    "softmax": lambda x, weights: {"scores": x, "best": weights.softmax(0)},
+    "order": lambda x, weights: {"scores": x.flip(0), "best": weights},
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_rows_that_depend_on_others_are_not_put_together(name, served):
+    mixing = batcher_of(served, MIXED[name])
+    with pytest.raises(RuntimeError, match="--no-batching"):
+        mixing.check_rows()
+    mixing.batches = False
+    mixing.check_rows()
+    mixing.close()
+    right = batcher_of(served, scores)
+    right.check_rows()
+    right.close()
+
+
+def test_a_request_that_fails_takes_no_other_with_it(served):
+    def model(x, weights):
+        if (x == 113).any():
+            raise IndexError("a number that is no index")
+        return scores(x, weights)
+
+    batcher = batcher_of(served, model)
+    given = [torch.rand(1, 5), torch.full((2, 5), 113.0), torch.full((1, 5), float("nan")), torch.rand(1, 5)]
+    futures = [batcher.submit([x, torch.rand(len(x))]) for x in given]
+    with pytest.raises(IndexError, match="no index"):
+        futures[1].result(10)
+    for place in (0, 2, 3):
+        assert futures[place].result(10)["output_1"].tolist() == given[place].argmax(-1).tolist()
+    assert futures[2].result()["output_0"].isnan().all() and not futures[3].result()["output_0"].isnan().any()
+    batcher.close()
+
+
+def test_who_goes_away_while_others_wait(served):
+    started, go = threading.Event(), threading.Event()
+
+    def model(x, weights):
+        started.set()
+        go.wait(10)
+        return scores(x, weights)
+
+    batcher = batcher_of(served, model, delay=0.0, queue=3)
+    first = batcher.submit([torch.rand(1, 5), torch.rand(1)])
+    started.wait(10)
+    waiting = [batcher.submit([torch.rand(n, 5), torch.rand(n)]) for n in (1, 2, 3)]
+    with pytest.raises(served[0].Busy, match="3 requests are waiting"):
+        batcher.submit([torch.rand(1, 5), torch.rand(1)])
+    assert waiting[1].cancel() and not first.cancel()
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    while not batcher.closed:
+        time.sleep(0.01)
+    with pytest.raises(served[0].Busy, match="ends"):
+        batcher.submit([torch.rand(1, 5), torch.rand(1)])
+    go.set()
+    closing.join(10)
+    assert [len(future.result(10)["output_1"]) for future in (first, waiting[0], waiting[2])] == [1, 1, 3]
+
+
+def connected(url):
+    address, _, port = url.removeprefix("http://").partition(":")
+    return socket.create_connection((address, int(port)), timeout=10)
+
+
+def counted(url, status):
+    text = get(url, "/metrics")[1].decode()
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return float(lines.get(f'torch2rt_requests_total{{status="{status}"}}', 0))
+
+
+def test_bodies_that_are_too_large_too_slow_or_never_end(served):
+    _, url, _, _ = served
+    with connected(url) as large:
+        large.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\nabc")
+        assert large.recv(99).startswith(b"HTTP/1.1 413")
+    with connected(url) as slow:  # it says that there is more, and sends nothing
+        slow.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
+        assert slow.recv(99).startswith(b"HTTP/1.1 408")
+    with connected(url) as endless:
+        endless.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                endless.sendall(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+                time.sleep(0.001)
+    before = counted(url, 499)
+    with connected(url) as gone:
+        gone.sendall(b"POST /infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nabc")
+    deadline = time.monotonic() + 10
+    while counted(url, 499) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert counted(url, 499) == before + 1 and counted(url, 413) == 2 and counted(url, 408) == 1
+    assert get(url, "/health") == (200, b"ready")

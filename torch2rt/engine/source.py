@@ -7,8 +7,8 @@ that have a converter, operators of torch that are converted as those, and the a
 from __future__ import annotations
 
 import dataclasses
-import operator
 import keyword
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

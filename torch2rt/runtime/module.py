@@ -306,8 +306,16 @@ class TRTModule(Refittable):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over."""
-        now = {"_built": None if self._built is None else self.to_be_saved(), "_is_stale": False, "_live": None, "_follow": None}
-        return {**self.__dict__, **now, "_pools": {}, "_kept": [], "_later": None, "_lock": None}
+        now = {"_built": None if self._built is None else self.to_be_saved(), "_is_stale": False}
+        without: dict[str, Any] = {
+            "_live": None,
+            "_follow": None,
+            "_pools": {},
+            "_kept": [],
+            "_later": None,
+            "_lock": None,
+        }
+        return {**self.__dict__, **now, **without}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
