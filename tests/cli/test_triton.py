@@ -180,3 +180,8 @@ def test_each_request_has_its_own_error(instance):
     assert responses[0].error is None and len(responses[0].tensors) == 2
     assert "InputError" in responses[1].error and "no input 'ids'" in responses[2].error
     assert calls == [2, 2]
+    calls.clear()
+    uneven = [
+        {"x": Tensor(torch.randn(a, 3)), "ids": Tensor(torch.arange(b, dtype=torch.int32))} for a, b in [(2, 3), (3, 2)]
+    ]
+    assert all("InputError" in response.error for response in model.execute(uneven)), "not rows of one for the other"

@@ -42,7 +42,9 @@ class TritonPythonModel:
                 given.append(error)
         fits = [tensors for tensors in given if not isinstance(tensors, Exception)]
         kinds = {tuple(tuple(x.shape[1:]) for x in tensors) for tensors in fits}
-        if self.batches and len(requests) == len(fits) > 1 and len(kinds) == 1:
+        # Rows of one request must not become another's, as they would where its inputs have unequal numbers of them.
+        are_rows = all(len({x.shape[:1] for x in tensors}) == 1 and tensors[0].dim() for tensors in fits)
+        if self.batches and are_rows and len(requests) == len(fits) > 1 and len(kinds) == 1:
             rows = [len(tensors[0]) for tensors in fits]
             outputs = self._outputs([torch.cat(parts) for parts in zip(*fits)])
             if not isinstance(outputs, Exception) and all(len(y) == sum(rows) for _, y in outputs):
