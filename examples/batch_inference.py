@@ -14,7 +14,7 @@ import numpy as np
 import ray
 import torch
 
-from torch2rt import load
+from torch2rt import InputError, load
 from torch2rt.structure import flatten, unflatten
 
 
@@ -32,15 +32,21 @@ class Worker:
         self.model.warm_up()
 
     def __call__(self, batch):
-        tensors = [
-            torch.from_numpy(np.ascontiguousarray(batch[spec.name])).to(self.device, spec.dtype)
-            for spec in self.interface.inputs
-        ]
+        tensors = [tensor(batch[spec.name], spec).to(self.device) for spec in self.interface.inputs]
         with torch.no_grad():
             args, kwargs = unflatten(self.interface.arguments, tensors)
             outputs, _ = flatten(self.model(*args, **kwargs), torch.is_tensor)
         names = [self.interface.outputs[leaf["output"]] for leaf in self.interface.leaves if "output" in leaf]
         return {**batch, **{name: y.cpu().numpy() for name, y in zip(names, outputs, strict=True)}}
+
+
+def tensor(column, spec):
+    """A column as the input takes it; raises `InputError` for numbers that its type does not hold."""
+    given = torch.from_numpy(np.ascontiguousarray(column))
+    made = given.to(spec.dtype)
+    if not spec.dtype.is_floating_point and not torch.equal(made.to(given.dtype), given):
+        raise InputError(f"The column '{spec.name}' has numbers that are no {spec.dtype}.")
+    return made
 
 
 def infer(dataset, path, workers, batch_size, reference=False, rebuild="never", worker=Worker):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._pytree import tree_leaves
 
+from torch2rt.backend.cuda import beside_captures
 from torch2rt.background.example import Example
 from torch2rt.background.job import Job
 from torch2rt.background.module import BackgroundModule, check_on_ready, gpu_of
@@ -76,7 +78,13 @@ def convert_to(folder: Path, function: Callable[..., Any], module: Any, inputs: 
 
 def _made(job: Job, cuda_graph: Any, example: Example, sent: Sent) -> Any:
     """The module that a helper has converted; one that has changed since is for others to refuse."""
-    converted = result_of(job, lambda: None if sent.changed(example.module) else example.check(job.folder / EXAMPLE))
+
+    def check() -> None:
+        with beside_captures() if torch.cuda.is_initialized() else contextlib.nullcontext():
+            if not sent.changed(example.module):
+                example.check(job.folder / EXAMPLE)
+
+    converted = result_of(job, check)
     converted.cuda_graph = cuda_graph
     return converted
 

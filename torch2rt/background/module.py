@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torch2rt.backend.cuda import beside_captures
 from torch2rt.background.sent import Watched
 from torch2rt.errors import EngineError, InputError
 from torch2rt.interface import Interface
@@ -200,7 +202,9 @@ def _check(module: BackgroundModule, watched: Watched) -> None:
     """Raise `EngineError` where an engine must not be used any more."""
     if not module._finalizer.alive:
         raise EngineError("The conversion in the background was stopped.")
-    if names := watched.changed(module.module):
+    with beside_captures() if torch.cuda.is_initialized() else contextlib.nullcontext():
+        names = watched.changed(module.module)
+    if names:
         raise EngineError(
             f"the engine is of the module as it was, and {', '.join(names[:5])}{' ...' if names[5:] else ''} has "
             "changed since: convert it again"
