@@ -104,6 +104,27 @@ def test_what_triton_cannot_serve_is_refused(model_trt, tmp_path, capsys, change
     assert re.search(message, capsys.readouterr().err) and not (tmp_path / "models").exists()
 
 
+class Selected(torch.nn.Module):
+    def forward(self, x):
+        return (x[x[:, 0] > 0] * 2 + 1).relu() * 3, x.sum()
+
+
+def test_a_module_in_segments(tmp_path, capsys):
+    x = torch.randn(6, 4)
+    options = dict(fallback=True, min_segment_calls=1, max_batch_size=8, verify=False)
+    model_trt = torch2rt(Selected(), [x], **options)
+    save(model_trt, tmp_path / "net.t2rt")
+    assert main(["export-triton", str(tmp_path / "net.t2rt"), str(tmp_path / "models")]) == 1
+    assert "inputs=[x]) keeps it" in capsys.readouterr().err
+    save(model_trt, tmp_path / "net.t2rt", inputs=[x])
+    assert main(["export-triton", str(tmp_path / "net.t2rt"), str(tmp_path / "models")]) == 0
+    config = plain((tmp_path / "models" / "net" / "config.pbtxt").read_text())
+    assert "max_batch_size: 0" in config and 'backend: "python"' in config and "dynamic_batching" not in config
+    assert 'output [{ name: "output_0" data_type: TYPE_FP32 dims: [-1, -1] }]' in config
+    assert 'output [{ name: "output_1" data_type: TYPE_FP32 dims: [1] reshape: { shape: [] } }]' in config
+    assert (tmp_path / "models" / "net" / "1" / "model.t2rt").read_bytes() == (tmp_path / "net.t2rt").read_bytes()
+
+
 def test_a_plain_engine_and_a_missing_file(model_trt, tmp_path, capsys):
     (tmp_path / "plain").write_bytes(model_trt.engine_bytes)
     assert main(["export-triton", str(tmp_path / "plain"), str(tmp_path)]) == 1

@@ -31,6 +31,7 @@ TYPES = {
     "uint8": "TYPE_UINT8",
     "bool": "TYPE_BOOL",
 }
+SEGMENTS = "segments"  # in the place of TensorRT's flavour, for a module of several engines and torch calls
 SERVED = Path(__file__).with_name("triton_model.py")
 
 
@@ -79,13 +80,35 @@ def read_engine(path: str) -> Engine:
     file = read(path)
     with readable(file):
         module = file.manifest["module"]
+        if module["kind"] == "partitioned":
+            return _in_segments(path, module["header"], file.manifest["example"])
         if module["kind"] != "engine":
-            raise EngineError(f"{path} holds a {module['kind']} module. Only a TRTModule becomes a model of Triton.")
+            raise EngineError(
+                f"{path} holds a {module['kind']} module, whose state Triton would not keep for each of its clients. "
+                'Convert with state="explicit".'
+            )
         return engine_of(file, module)
+
+
+def _in_segments(path: str, header: Any, example: Any) -> Engine:
+    """What is to be known of a module in segments, in the place of an engine; its outputs are those of the example."""
+    if example is None:
+        raise EngineError(
+            f"{path} does not say of what types the outputs are: torch2rt.save(..., inputs=[x]) keeps it."
+        )
+    interface = Interface.from_json(header["interface"])
+    places = [leaf["output"] for leaf in interface.leaves if "output" in leaf]
+    outputs = {
+        interface.outputs[place]: f"{dtype}[{', '.join('?' * len(shape))}]"
+        for place, (dtype, shape, _) in zip(places, example["outputs"], strict=True)
+    }
+    return Engine(b"", interface, {"flavour": SEGMENTS}, facts={"outputs": outputs})
 
 
 def why_not_tensorrt(engine: Engine) -> str:
     """Why Triton's TensorRT backend cannot serve an engine; empty if it can."""
+    if engine.made_by.get("flavour") == SEGMENTS:
+        return "torch makes some of the module's calls"
     if engine.made_by.get("flavour") != "tensorrt":
         return "it links TensorRT, which reads no plans of TensorRT for RTX"
     if engine.variants:
@@ -98,7 +121,12 @@ def why_not_tensorrt(engine: Engine) -> str:
 
 
 def batch_size(engine: Engine) -> int:
-    """The largest batch of requests; 0 where dimension 0 is not a batch of 1 to that in all inputs and outputs."""
+    """The largest batch of requests; 0 where dimension 0 is not a batch of 1 to that in all inputs and outputs.
+
+    It is 0 for a module in segments, too, as sizes of its outputs may depend on values.
+    """
+    if engine.made_by.get("flavour") == SEGMENTS:
+        return 0
     interface = engine.interface
     ranges = {(spec.min[0], spec.max[0]) if spec.min else (0, 0) for spec in interface.inputs}
     rows = [dims[:1] == [-1] for _, dims in outputs_of(engine).values()]
