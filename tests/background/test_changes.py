@@ -206,12 +206,42 @@ def test_results_are_alike_but_for_roundings(ours, theirs, expected):
 def test_a_module_that_draws_is_not_compared(tmp_path):
     net, file = Net().train(), tmp_path / "example"
     Example(net, (X,), {}).write(file)
-    assert not file.exists()
+    assert torch.load(file)["results"] is None
     Example(net.eval(), (X,), {}).write(file)
-    Example(net, (X,), {}).check(file)
+    found = torch.load(file)
+    Example(net, (X,), {}).check(found)
     net.scale = 3.0
     with pytest.raises(EngineError, match="computes something else than here"):
-        Example(net, (X,), {}).check(file)
+        Example(net, (X,), {}).check(found)
+
+
+class Caching(nn.Module):
+    """What its calls write to says nothing of what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls, self.shapes, self.scale = nn.Linear(3, 4), 0, [], 2.0
+
+    def forward(self, x):
+        self.calls += 1
+        self.shapes.append(len(x))
+        self.table, self.rows = [torch.arange(4.0) * len(x)], len(x)
+        return self.linear(x) * self.scale
+
+
+def test_what_calls_write_to_is_no_change(tmp_path):
+    net = nn.Sequential(Caching(), nn.ReLU())
+    net(X)
+    sent = Sent(net, {})
+    Example(copy.deepcopy(net), (X,), {}).write(tmp_path / "example")
+    written = torch.load(tmp_path / "example")["written"]
+    assert written == ["0.calls", "0.rows", "0.shapes", "0.table"]
+    net(X[:1])
+    assert sent.changed(net) == ["0.calls", "0.rows", "0.shapes", "0.table.0"]
+    sent.written_by_calls = frozenset(written)
+    assert sent.changed(net) == []
+    net[0].scale = 3.0
+    assert sent.changed(net) == ["0.scale"]
 
 
 SCRIPT = """

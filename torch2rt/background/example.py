@@ -16,6 +16,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from torch2rt.background.helper import settings, with_settings
+from torch2rt.background.sent import writes_of
 from torch2rt.errors import EngineError
 from torch2rt.tracing.calls.randomness import states
 
@@ -32,22 +33,24 @@ class Example:
         self.module, self.inputs, self.kwargs, self.settings = module, inputs, kwargs, settings()
 
     def write(self, file: Path) -> None:
-        """Leave the results in a file, unless the module draws random numbers, or cannot run beside the engine."""
+        """Leave the results in a file, with the names of the attributes that the call has written to.
+
+        There are no results of a module that draws random numbers, and no file where it cannot run beside the engine.
+        """
         before = states(())
         with contextlib.suppress(Exception):
-            results = self.results()
-            if all(map(torch.equal, before, states(()))):
-                torch.save(results, file)
+            with writes_of(self.module) as written:
+                results = self.results()
+            is_drawn = not all(map(torch.equal, before, states(())))
+            torch.save({"results": None if is_drawn else results, "written": written}, file)
 
-    def check(self, file: Path) -> None:
+    def check(self, theirs: Mapping[str, Any]) -> None:
         """Raise `EngineError` where the other process has left other results."""
-        if file.exists():
-            theirs = torch.load(file, weights_only=True)
-            if not are_alike(self.results(), theirs):
-                raise EngineError(
-                    "in the helper process, the module computes something else than here. A class, function or global "
-                    "that it uses has been changed since it was imported. Convert without background=True"
-                )
+        if theirs["results"] is not None and not are_alike(self.results(), theirs["results"]):
+            raise EngineError(
+                "in the helper process, the module computes something else than here. A class, function or global "
+                "that it uses has been changed since it was imported. Convert without background=True"
+            )
 
     def results(self) -> list[torch.Tensor]:
         """The tensors of the module's result, on the CPU."""

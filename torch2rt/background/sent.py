@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class Sent(Watched):
     """Tells what of a module differs from what a helper was given of it.
 
     Tensors are compared by value, wherever they are by now. A module's mode and its plain attributes, such as a number,
-    belong to what was sent, too. `numbers` tells the memory of tensors by the identity of their storages, as
-    `received` is given it.
+    belong to what was sent, too, but for those that its calls write to themselves (`written_by_calls`). `numbers` tells
+    the memory of tensors by the identity of their storages, as `received` is given it.
     """
 
     def __init__(self, module: torch.nn.Module, numbers: Mapping[int, int]) -> None:
@@ -41,6 +42,7 @@ class Sent(Watched):
         self._places = {name: place for name, x in tensors.items() if (place := _place(x, numbers)) is not None}
         self._others = _marks({name: x for name, x in tensors.items() if name not in self._places})
         self._contents: dict[str, Content] = {}
+        self.written_by_calls: frozenset[str] = frozenset()
 
     def received(self, storages: Sequence[torch.UntypedStorage]) -> None:
         """Look at the memory that the helper was given."""
@@ -54,7 +56,37 @@ class Sent(Watched):
         now = {name: x for name, x in tensors.items() if name in self._places and _has_memory(x)}
         others = {name: x for name, x in tensors.items() if name not in now}
         names = [*_differing(self._contents, contents(now)), *_differing(self._others, _marks(others))]
-        return sorted({*names, *differences(self._settings, _settings(module))})
+        names += differences(self._settings, _settings(module))
+        return sorted({name for name in names if not any(map(f"{name}.".startswith, self._ignored()))})
+
+    def _ignored(self) -> list[str]:
+        return [f"{name}." for name in self.written_by_calls]
+
+
+@contextlib.contextmanager
+def writes_of(module: torch.nn.Module) -> Iterator[list[str]]:
+    """A list that has, after the context, the attributes of a module and its modules that were written to within.
+
+    Parameters, buffers and modes are not among them. It is for a process of one thread, as it looks at all writes to
+    attributes of modules: one that leaves the value as it was would be seen in no other way.
+    """
+    own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    paths = {id(each): f"{path}." if path else "" for path, each in module.named_modules()}
+    before, set_attribute = settings(module), torch.nn.Module.__setattr__
+    written: set[str] = set()
+    found: list[str] = []
+
+    def noted(owner: torch.nn.Module, name: str, value: Any) -> None:
+        if id(owner) in paths and name != "training":
+            written.add(paths[id(owner)] + name)
+        set_attribute(owner, name, value)
+
+    torch.nn.Module.__setattr__ = noted  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        torch.nn.Module.__setattr__ = set_attribute  # type: ignore[method-assign]
+    found += sorted({*written, *differences(before, settings(module))} - own)
 
 
 def _tensors(module: Any) -> dict[str, torch.Tensor]:
