@@ -245,13 +245,14 @@ def test_what_calls_write_to_is_no_change(tmp_path):
 
 
 SCRIPT = """
-import os, signal, sys, time, torch
+import functools, os, signal, sys, time, torch
 from torch import nn
 from torch.nn.utils import prune
 from torch2rt import EngineError, TRTModule, torch2rt
 from torch2rt.background import job
 from torch2rt.background.module import BackgroundModule
 
+print = functools.partial(print, flush=True)  # a process that is forked must not have it in its buffer, too
 TRTModule.warm_up = lambda self: None
 TRTModule.forward = lambda self, x: "the engine ran"
 job.POLITE = 0
@@ -282,7 +283,6 @@ if not (pid := os.fork()):
         model.wait()
     except EngineError as error:
         print(error)
-    sys.stdout.flush()
     sys.exit(0)
 print(os.waitpid(pid, 0)[1])
 model.wait(300)
@@ -312,6 +312,6 @@ def test_a_script_on_standard_input():
         command, input=SCRIPT, capture_output=True, text=True, check=False, timeout=600, start_new_session=True
     )
     lines = run.stdout.splitlines()
-    assert run.returncode == 0 and "terminate called" not in run.stderr, run.stderr
+    assert run.returncode == 0 and "terminate called" not in run.stderr, f"{run.stdout}\n{run.stderr}"
     assert lines[0] == "once" and "forked from" in lines[1] and lines[2:4] == ["0", "the engine ran"]
     assert "the module computes something else than here" in lines[4] and lines[5:] == [""]

@@ -16,11 +16,12 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,10 @@ class Job:
             sent = self._write()
             self._check_stopped()
             command = [sys.executable, "-c", START, str(self.folder)]
-            # Ctrl-C in a terminal, and a notebook's interrupt, are for the process that has started it.
-            alone: dict[str, Any] = {"start_new_session": True}
-            if os.name == "nt":
-                alone = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, cwd=self.where, env=self.environment, **alone
-            )
+            with _without_interrupts() as how:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, cwd=self.where, env=self.environment, **how
+                )
         if self.received is not None:
             self.received(sent)
         del sent
@@ -184,6 +182,22 @@ def _pickler(file: io.BytesIO, number: Callable[[Any], Any]) -> pickle.Pickler:
             return number(obj)
 
     return Pickler(file)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[dict[str, Any]]:
+    """Options of a process that Ctrl-C in a terminal, or a notebook's interrupt, does not end.
+
+    They are for the process that has started it. What a thread blocks, a process that it starts blocks, too.
+    """
+    if os.name == "nt":
+        yield {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield {}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _working_folder() -> str | None:
