@@ -248,13 +248,11 @@ SCRIPT = """
 import functools, os, signal, sys, time, torch
 from torch import nn
 from torch.nn.utils import prune
-from torch2rt import EngineError, TRTModule, torch2rt
+from torch2rt import EngineError, torch2rt
 from torch2rt.background import job
 from torch2rt.background.module import BackgroundModule
 
 print = functools.partial(print, flush=True)  # a process that is forked must not have it in its buffer, too
-TRTModule.warm_up = lambda self: None
-TRTModule.forward = lambda self, x: "the engine ran"
 job.POLITE = 0
 x, offset = torch.randn(2, 3), 3.0
 
@@ -269,12 +267,11 @@ class Here(nn.Module):
         return self.function(self.linear(x))
 
 print("once")
-module, example = Here().eval(), x.clone()
-model = torch2rt(module, [example], background=True, calibration_cache=None)
+nn.Hardshrink.forward = lambda self, x: x * 7  # which the helper does not know
+module, example = nn.Sequential(Here(), nn.Hardshrink()).eval(), x.clone()
+model = torch2rt(module, [example], background=True)
 example.fill_(float("nan"))  # the caller's own
 os.chdir("/")
-nn.Hardshrink.forward = lambda self, x: x * 7  # which the helper does not know
-patched = torch2rt(nn.Hardshrink(), [x], background=True)
 os.environ["PYTHONPATH"], sys.path[:] = "/dev/null/none", []
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.killpg(os.getpgrp(), signal.SIGINT)  # as Ctrl-C in a terminal
@@ -285,10 +282,8 @@ if not (pid := os.fork()):
         print(error)
     sys.exit(0)
 print(os.waitpid(pid, 0)[1])
-model.wait(300)
-print(model(x))
 try:
-    patched.wait(300)
+    model.wait(300)
 except EngineError as error:
     print(error)
 print(open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read())
@@ -306,12 +301,12 @@ time.sleep(0.05)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sends signals, forks, and looks for processes")
 def test_a_script_on_standard_input():
-    """It has no file and no guard, and does what scripts do."""
+    """It has no file and no guard, and does what scripts do. The helper finds out that a class is another one there."""
     command = [sys.executable, "-"]
     run = subprocess.run(
         command, input=SCRIPT, capture_output=True, text=True, check=False, timeout=600, start_new_session=True
     )
     lines = run.stdout.splitlines()
     assert run.returncode == 0 and "terminate called" not in run.stderr, f"{run.stdout}\n{run.stderr}"
-    assert lines[0] == "once" and "forked from" in lines[1] and lines[2:4] == ["0", "the engine ran"]
-    assert "the module computes something else than here" in lines[4] and lines[5:] == [""]
+    assert lines[0] == "once" and "forked from" in lines[1] and lines[2] == "0"
+    assert "the module computes something else than here" in lines[3] and lines[4:] == [""]
