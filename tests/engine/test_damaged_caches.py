@@ -177,6 +177,7 @@ def test_what_is_in_the_place_of_a_file(obstacle, files, monkeypatch):
         assert not disk_cache.write(file, content) or bytes(disk_cache.read(file)) == content
 
 
+@pytest.mark.skipif(os.name != "posix", reason="makes a pipe")
 @pytest.mark.parametrize("what", ["folder", "pipe", "rubbish"])
 def test_what_is_in_the_place_of_the_lock(what, folder, monkeypatch):
     monkeypatch.setattr(disk_cache, "PATIENCE", 0.2)
