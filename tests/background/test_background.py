@@ -110,6 +110,30 @@ def test_every_call_around_the_switch_is_answered():
     assert not wrong and model.ready
 
 
+def test_a_callback_that_fails_is_told_once(caplog):
+    with caplog.at_level(logging.ERROR, "torch2rt"):
+        model = BackgroundModule(Adding(), Engine, on_ready=lambda model: 1 / 0)
+        assert isinstance(model.wait(PATIENCE), Engine)
+        while "on_ready= has failed" not in caplog.text:
+            time.sleep(0.01)
+    assert model.ready and model.error is None and model(X).tolist() == [100, 100] and len(caplog.records) == 1
+
+
+def test_as_a_part_of_a_module_that_is_trained_and_moved():
+    """It has no parameters of its own; what its module becomes meanwhile, its engine is not of."""
+    go = threading.Event()
+    model = BackgroundModule(Adding(), lambda: go.wait(PATIENCE) and Engine())
+    outer = torch.nn.Sequential(model, torch.nn.Linear(2, 2)).train()
+    assert [name for name, _ in outer.named_parameters()] == ["1.weight", "1.bias"]
+    with pytest.raises(EngineError, match="its state dict is not known"):
+        outer.state_dict()
+    outer.half()
+    assert model(X.half()).dtype == torch.half
+    go.set()
+    with pytest.raises(EngineError, match="and one has changed since"):
+        model.wait(PATIENCE)
+
+
 def raises(error):
     def make():
         raise error

@@ -27,6 +27,7 @@ class Net(nn.Module):
         self.last, self.tied = nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
         self.tied.weight = self.last.weight
         self.scale, self.tables = 2.0, [torch.ones(4), torch.tensor([1.0, float("nan")])]
+        self.odd = {"small": torch.ones(3).to(torch.float8_e4m3fn), "conj": torch.tensor([1 + 2j, 3j]).conj()}
         self.register_buffer("mask", torch.arange(8.0).view(4, 2)[:, 1])
 
     def forward(self, x):
@@ -105,6 +106,9 @@ CHANGES = {
     "mode": (lambda net: net.train(), "drop.training"),
     "number": (lambda net: setattr(net, "scale", 2.5), "scale"),
     "list of tensors": (lambda net: net.tables[0].add_(1), "tables.0"),
+    "float8": (lambda net: net.odd["small"].data.view(torch.uint8).add_(1), "odd.small"),
+    "conjugated": (lambda net: net.odd["conj"].data.add_(1), "odd.conj"),
+    "sparse": (lambda net: setattr(net, "sparse", torch.eye(3).to_sparse()), "sparse"),
     "hook": (lambda net: net.last.register_forward_hook(lambda module, args, y: y + 1), "last._forward_hooks"),
     "parametrized": (lambda net: nn.utils.parametrize.register_parametrization(net.first, "weight", Scaled()), "first"),
     "pruned": (lambda net: prune.l1_unstructured(net.first, "weight", 0.5), "first.weight_orig"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from torch2rt.recipes.contents import Content, contents
+from torch2rt.recipes.contents import contents
 from torch2rt.recipes.settings import differences, settings
 from torch2rt.recipes.tensors import inner_tensors, named_tensors
 
@@ -40,8 +40,11 @@ class Sent(Watched):
         tensors = _tensors(module)
         self._settings = _settings(module)
         self._places = {name: place for name, x in tensors.items() if (place := _place(x, numbers)) is not None}
-        self._others = _marks({name: x for name, x in tensors.items() if name not in self._places})
-        self._contents: dict[str, Content] = {}
+        # Some, such as those of float8, were sent with the call itself, and so as they are now.
+        self._contents = contents(
+            {name: x for name, x in tensors.items() if _has_memory(x) and name not in self._places}
+        )
+        self._others = _marks({name: x for name, x in tensors.items() if not _has_memory(x)})
         self.written_by_calls: frozenset[str] = frozenset()
 
     def received(self, storages: Sequence[torch.UntypedStorage]) -> None:
@@ -49,11 +52,11 @@ class Sent(Watched):
         made = {}
         for name, (number, dtype, *view) in self._places.items():
             made[name] = torch.empty(0, dtype=dtype).set_(storages[number], *view)
-        self._contents = contents(made)
+        self._contents |= contents(made)
 
     def changed(self, module: Any) -> list[str]:
         tensors = _tensors(module)
-        now = {name: x for name, x in tensors.items() if name in self._places and _has_memory(x)}
+        now = {name: x for name, x in tensors.items() if _has_memory(x)}
         others = {name: x for name, x in tensors.items() if name not in now}
         names = [*_differing(self._contents, contents(now)), *_differing(self._others, _marks(others))]
         names += differences(self._settings, _settings(module))
@@ -111,7 +114,9 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 def _place(tensor: torch.Tensor, numbers: Mapping[int, int]) -> tuple[Any, ...] | None:
     """Where a tensor's memory is among what was sent; `None` for one that was sent in another way."""
-    if not _has_memory(tensor) or (number := numbers.get(tensor.untyped_storage()._cdata)) is None:
+    if not _has_memory(tensor) or tensor.is_conj() or tensor.is_neg():
+        return None
+    if (number := numbers.get(tensor.untyped_storage()._cdata)) is None:
         return None
     return number, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride()
 
