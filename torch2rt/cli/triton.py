@@ -186,7 +186,7 @@ def check(text: str) -> Any:
     try:
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2
-    except ImportError:
+    except (ImportError, RuntimeError):  # tritonclient without the `grpc` that it is installed with on request
         return None
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
