@@ -1,11 +1,15 @@
+import gc
 import json
 import time
 
 import numpy as np
 import pytest
 import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._sympy.functions import FloorDiv, Max, Mod, ToFloat, TruncToInt
 
+from torch2rt import torch2rt
 from torch2rt.size_choices import choices_of, counterexample, extremes
 from torch2rt.sizes import Dim, describe, evaluate, evaluate_json, holds, to_json, truths
 
@@ -99,3 +103,22 @@ def test_many_dimensions_are_looked_at_in_a_few_choices():
     for symbol, sizes in choices.sizes.items():
         assert (sizes.min(), sizes.max()) == (1, symbols[symbol].max) and len(sizes) < 1 << 16
     assert extremes(sum(symbols), symbols) == (70, sum(dim.max for dim in symbols.values()))
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_network": False}, {"refittable": True}])
+def test_sizes_of_a_trace_go_with_its_module(options):
+    """Torch keeps answers about sizes, and with them the environment of every trace, for the life of the process."""
+
+    def count():
+        for _ in range(3):  # what ends in one collection lets go of others
+            gc.collect()
+        return sum(issubclass(type(x), ShapeEnv) for x in gc.get_objects())
+
+    def convert(width):
+        torch2rt(torch.nn.Linear(3, width), [torch.randn(2, 3)], max_batch_size=8, verify=False, **options)
+
+    convert(2)
+    before = count()
+    for width in (3, 4, 5):
+        convert(width)
+    assert count() <= before

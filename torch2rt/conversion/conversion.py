@@ -35,7 +35,7 @@ from torch2rt.input_ranges import check_profiles
 from torch2rt.interface import Input, Interface
 from torch2rt.lowering import lower, lower_with_values
 from torch2rt.network import Network
-from torch2rt.passes.copies import to_be_kept
+from torch2rt.passes.copies import forget, to_be_kept
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
 from torch2rt.recipes.tape import Tape, recording
@@ -304,6 +304,12 @@ class Conversion:
 
         Where the engine was built before, and nothing needs the network, it is made when it is asked for.
         """
+        try:
+            return self._engine_of(traced, variant)
+        finally:
+            forget(variant.graph)
+
+    def _engine_of(self, traced: Traced, variant: Variant) -> tuple[TRTModule, Network | Late]:
         made, ready = self._ready(traced, variant)
         if self.in_segments is not None and not self.precise.changes:
             choice, graph = self.in_segments, variant.graph

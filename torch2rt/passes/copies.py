@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import Node
 
 
@@ -31,11 +32,7 @@ def copy_graph(
 
 
 def to_be_kept(*graphs: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
-    """Graphs as they are, with constants on the CPU in the place of a GPU's, so that they keep no memory of the GPU.
-
-    Of the module's tensors, torch's fake mode has weak references, with which `torch.utils.swap_tensors` refuses a
-    tensor: they are let go of.
-    """
+    """Graphs as they are, with constants on the CPU in the place of a GPU's, so that they keep no memory of the GPU."""
     moved: dict[int, tuple[Any, Any]] = {}
 
     def move(value: Any) -> Any:
@@ -46,11 +43,24 @@ def to_be_kept(*graphs: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
     def is_on_gpu(graph: torch.fx.GraphModule) -> bool:
         return any(x.is_cuda for x in (*graph.parameters(), *graph.buffers()))
 
+    forget(*graphs)
+    return [finish(copy_graph(graph, move)) if is_on_gpu(graph) else graph for graph in graphs]
+
+
+def forget(*graphs: torch.fx.GraphModule) -> None:
+    """Let go of what torch remembers of the traces of graphs.
+
+    That is weak references to the module's tensors, with which `torch.utils.swap_tensors` refuses a tensor, results of
+    calls on shapes, and answers about sizes, which keep those of every trace for the life of the process.
+    """
     for graph in graphs:
         values = (node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder"))
         for mode in {value.fake_mode for value in values if isinstance(value, FakeTensor)}:
             mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
-    return [finish(copy_graph(graph, move)) if is_on_gpu(graph) else graph for graph in graphs]
+            getattr(mode.shape_env, "fake_tensor_cache", {}).clear()
+    for method in vars(ShapeEnv).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
 
 
 def add_constant(graph: torch.fx.GraphModule, name: str, value: torch.Tensor, before: Node) -> Node:
