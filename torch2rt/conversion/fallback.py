@@ -279,7 +279,8 @@ def convert_in_segments(
         earlier.keep(partitioner.refused, report)
     if eager:  # from now on: verification makes up values, of which sizes may be larger than a user's
         own = [piece.segment for piece in program.pieces]
-        larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, functools.partial(build, **quiet))
+        again = functools.partial(build, **quiet)
+        larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, again, verify, options["tf32"])
         model.growth.is_bound, model.growth.make = choice.max_sizes == choice.most, larger
     return model
 
