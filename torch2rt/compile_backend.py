@@ -6,6 +6,7 @@ that they are replaced. So each call compares them with those that the engine wa
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import logging
 import threading
@@ -73,15 +74,17 @@ class _Compiled:
     def __init__(self, graph: torch.fx.GraphModule, example_inputs: Sequence[Any], options: dict[str, Any]) -> None:
         self.graph = graph
         self.own = {name: options.pop(name, default) for name, default in OWN.items()}
-        self.options = {"fallback": True, "progress": False, **options}
+        placeholders = graph.graph.find_nodes(op="placeholder")
+        state = "write" if any(_is_written(node.meta.get("example_value")) for node in placeholders) else "refuse"
+        self.options = {"fallback": True, "progress": False, "state": state, **options}
         self.said: set[str] = set()
         self.steps = _Steps()
         self.stable, self.new = 0, None
         self.converting = threading.Lock()
-        placeholders = graph.graph.find_nodes(op="placeholder")
         self.examples = [node.meta.get("example_value") for node in placeholders]
         places = range(len(placeholders))
-        self.weights = [i for i, node in enumerate(placeholders) if _is_weight(node)]
+        self.written = [i for i in places if _is_written(self.examples[i])]  # such as a cache, which is an input, then
+        self.weights = [i for i in places if _is_weight(placeholders[i]) and i not in self.written]
         self.tensors = [i for i in places if i not in self.weights and not _is_number(self.examples[i])]
         self.sizes = self.where()
         self.numbers = [i for i in places if i not in (*self.weights, *self.tensors, *self.sizes)]
@@ -126,6 +129,8 @@ class _Compiled:
                 "max_shapes": [high or tuple(x.shape) for x, (_, high) in zip(inputs, self.ranges, strict=True)],
             }
             converted = torch2rt(module.eval(), inputs, **{**shapes, **self.options})
+            if getattr(converted, "state", None):
+                raise InputError("it updates running statistics, which torch does not count as writes")
             self.made = _Made(key, converted.reference() if self.own["reference"] else converted, held)
         except (Torch2RTError, RuntimeError) as error:
             if self.own["strict"]:
@@ -165,6 +170,12 @@ class _Compiled:
         places = [(id(w), w.data_ptr(), version) for w, version in zip(weights, versions, strict=True)]
         return places, [float(values[i]) for i in self.numbers], self.steps.count
 
+    def is_written_elsewhere(self, values: Sequence[Any]) -> bool:
+        """Whether what the graph writes to an input is seen through another one, which an engine would not know."""
+        tensors = (values[i] for i in (*self.tensors, *self.weights) if isinstance(values[i], torch.Tensor))
+        count = collections.Counter(x.untyped_storage().data_ptr() for x in tensors)
+        return any(count[values[i].untyped_storage().data_ptr()] > 1 for i in self.written)
+
     def __call__(self, *values: Any) -> Any:
         if self.needs_grad:
             return self.graph(*values)
@@ -183,7 +194,7 @@ class _Compiled:
             made = self.made
             if made.key != key:
                 return self.graph(*values)
-        if made.converted is None:
+        if made.converted is None or self.written and self.is_written_elsewhere(values):
             return self.graph(*values)
         tensors = [values[i] for i in self.tensors]
         try:
@@ -269,7 +280,8 @@ def views_of_inputs(graph: torch.fx.GraphModule) -> Views | None:
     memory = [_memory(result) for result in results]
     are_views = [place in given for place in memory]
     others = [place for place in memory if place is not None and place not in given]
-    is_shared = len(set(others)) < len(others)
+    is_written = any(_is_written(node.meta.get("example_value")) for node in graph.graph.find_nodes(op="placeholder"))
+    is_shared = len(set(others)) < len(others) or any(are_views) and is_written  # the views would write again
     if not any(are_views) and not is_shared:
         return None
     views = _with_results(graph, are_views)
@@ -297,6 +309,11 @@ def _with_results(graph: torch.fx.GraphModule, chosen: Sequence[bool]) -> torch.
 def _is_weight(node: torch.fx.Node) -> bool:
     """Whether a placeholder is a parameter, a buffer, or another tensor of the module."""
     return "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+
+
+def _is_written(example: Any) -> bool:
+    """Whether a graph writes to an input: torch's compiler has run it on this tensor, which was new."""
+    return isinstance(example, torch.Tensor) and not example.is_inference() and example._version > 0
 
 
 def _is_number(example: Any) -> bool:

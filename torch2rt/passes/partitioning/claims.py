@@ -16,7 +16,8 @@ def shortened(claims: Iterable[sympy.Basic], ranges: Ranges) -> list[sympy.Basic
     """The claims that some sizes in these ranges make false, each once; the largest size may be `None`, for any.
 
     >>> rows = sympy.Symbol("rows", integer=True)
-    >>> shortened([rows >= 0, sympy.Ne(Min(rows, 150), 0), Min(rows, 150) > 0], {rows: (0, None)})
+    >>> claims = [rows >= 0, Min(rows, 150) <= rows, sympy.Ne(Min(rows, 150), 0), Min(rows, 150) > 0]
+    >>> shortened(claims, {rows: (0, None)})
     [rows >= 1]
     """
     known = {s: ValueRanges(low, int_oo if high is None else max(low, high)) for s, (low, high) in ranges.items()}
@@ -55,6 +56,12 @@ def _always(claim: sympy.Basic, known: Mapping[sympy.Symbol, ValueRanges]) -> bo
     """Whether a claim is known to be true of all sizes."""
     if claim in (sympy.true, True) or not claim.free_symbols <= known.keys():
         return claim in (sympy.true, True)
+    if isinstance(claim, (sympy.Gt, sympy.Ge)):
+        return _always(claim.reversed, known)
+    if isinstance(claim, (sympy.Lt, sympy.Le)):
+        parts = [claim.func(part, claim.rhs) for part in claim.lhs.args if isinstance(claim.lhs, Min)]
+        if any(_always(part, known) for part in parts):
+            return True
     try:
         proven = bound_sympy(claim, known)
     except (NotImplementedError, AssertionError, TypeError):
