@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+import re
 import threading
 import zipfile
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from harness.threads import at_once
 from torch import nn
 
-from torch2rt import lower, torch2rt
+from torch2rt import graph_break, lower, torch2rt
 from torch2rt.conversion import fallback, growing, measuring
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
@@ -247,6 +248,70 @@ def test_sizes_beyond_max_sizes_are_refused(evaluated):
 
 def announced(caplog):
     return [record.getMessage() for record in caplog.records if "egment 2" in record.getMessage()]
+
+
+def decomposed(x):
+    rows = x[x[:, 0] > 0]
+    return torch.linalg.qr(rows)[0] * 2, torch.zeros(len(rows) + 1, 6).index_add(0, torch.arange(len(rows)), rows)
+
+
+def largest(x):
+    return x[x[:, 1] > 0].topk(1, 0)[0] * 2
+
+
+def told_apart(x):
+    return torch.unique((x * 2).long().clamp(0, 3)) * 2
+
+
+def seeded(x):
+    torch.manual_seed(4)
+    return torch.rand_like(x) + each_by_itself(x)
+
+
+@graph_break
+def each_by_itself(x):
+    return torch.stack([row.sum() if row[0] > 0 else row.prod() for row in x])[:, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "reasons", "needs"),
+    [
+        (
+            decomposed,
+            {"torch.Tensor.__getitem__": "the size of", "torch.linalg.qr": "there is no converter for it"},
+            ["x.shape[0] >= 1"],
+        ),
+        (largest, {"torch.Tensor.__getitem__": "the size of its result depends on values"}, ["x.shape[0] >= 1"]),
+        (told_apart, {"torch.unique": "the size of its result depends on values"}, []),
+        (
+            lambda x: x.double().cumsum(0),
+            {"torch.Tensor.double": "TensorRT has no float64", "torch.Tensor.cumsum": "TensorRT has no"},
+            [],
+        ),
+        (
+            seeded,
+            {
+                "set_state": "an engine has no generators",
+                "torch.rand_like": "an engine draws no random numbers",
+                "each_by_itself": "it is Python code that is not traced",
+            },
+            ["x.shape[0] == 12", "x.shape[1] == 1"],
+        ),
+    ],
+    ids=["two", "not empty", "one reason", "types", "Python"],
+)
+def test_reasons_and_needs_are_sentences(function, reasons, needs):
+    class Module(nn.Module):
+        def forward(self, x):
+            return function(torch.tanh(x) * 3)
+
+    report = torch2rt(Module(), [chosen(2)], fallback=True, min_segment_calls=1).report
+    given = [text for line in report.segments if ": torch" in line for text in line.split(": ", 2)[2].split("; ")]
+    assert len(given) == len(reasons)
+    for text, (call, why) in zip(given, reasons.items(), strict=True):
+        assert re.fullmatch(r"[\w.]+( at \S+test_segments\.py:\d+)? \([^()]+[^.]\)", text) and "Error" not in text
+        assert call in text and f"({why}" in text
+    assert [re.sub(r"^\w+", "x", text) for text in report.needs] == needs
 
 
 @pytest.mark.parametrize(
@@ -563,8 +628,8 @@ def test_a_module_that_asks_whether_a_size_is_0_is_converted_for_where_it_is_not
     module, x = Decides(lambda rows: 2 * len(rows) > 0, uses), torch.tensor([[1.0, 2], [-3, 1], [0.5, 0.25]])
     model_trt = torch2rt(module, [x], fallback=True)
     torch.testing.assert_close(model_trt.reference()(x), module(x))
-    assert any("shape[0] > 0" in line for line in model_trt.report.needs)
-    with pytest.raises(InputError, match=r"needs 2\*.*shape\[0\] > 0, which these inputs' values make false"):
+    assert any("shape[0] >= 1" in line for line in model_trt.report.needs)
+    with pytest.raises(InputError, match=r"needs .*shape\[0\] >= 1, which these inputs' values make false"):
         model_trt.reference()(-x.abs())
 
 

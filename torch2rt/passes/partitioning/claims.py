@@ -9,6 +9,10 @@ from torch.utils._sympy.functions import Min
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
+from torch2rt.size_choices import choices_of
+from torch2rt.sizes import Dim, truths
+
+TRIED = 4096  # as large as a size may be that has no bound
 Ranges = Mapping[sympy.Symbol, tuple[int, int | None]]
 
 
@@ -22,6 +26,24 @@ def shortened(claims: Iterable[sympy.Basic], ranges: Ranges) -> list[sympy.Basic
     """
     known = {s: ValueRanges(low, int_oo if high is None else max(low, high)) for s, (low, high) in ranges.items()}
     return list(dict.fromkeys(part for claim in claims for part in _parts(claim, known)))
+
+
+def in_short(claim: sympy.Basic, ranges: Ranges) -> sympy.Basic | None:
+    """A claim for people to read: `None` if no size that is tried makes it false, `rows >= 1` if only 0 does.
+
+    >>> rows = sympy.Symbol("rows", integer=True)
+    >>> in_short(3 * Min(rows, 4) >= Min(rows, 4) + 1, {rows: (0, None)})
+    rows >= 1
+    """
+    dims = {s: Dim(0, str(s), 0, low, TRIED if high is None else max(low, high)) for s, (low, high) in ranges.items()}
+    choices = choices_of(dims, claim)
+    true = truths(claim, choices.sizes)
+    if true.all():
+        return None
+    for symbol, sizes in choices.sizes.items():
+        if ((sizes >= 1) == true).all():
+            return sympy.Ge(symbol, 1, evaluate=False)
+    return claim
 
 
 def _parts(claim: sympy.Basic, known: Mapping[sympy.Symbol, ValueRanges]) -> Iterator[sympy.Basic]:

@@ -21,7 +21,7 @@ from torch2rt.errors import UnsupportedError
 from torch2rt.graph import Assumed, GraphMeta, add_input, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
-from torch2rt.passes.partitioning.claims import shortened
+from torch2rt.passes.partitioning.claims import in_short, shortened
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.size_choices import extremes
@@ -53,7 +53,7 @@ class Program:
     """The pieces of a graph in the order in which they run, and the slots of the module's outputs.
 
     `slots` is how many there are. `names` are those of the values in them, for reports. `checks` are claims about sizes
-    that depend on values, as JSON over slots and axes, each in words.
+    that depend on values, as JSON over slots and axes, each in words, or with none if it seems to be always true.
     """
 
     pieces: list[Piece]
@@ -100,11 +100,16 @@ class _Splitter:
         results = [self.slots[node] for node in output.args[0]]  # type: ignore[index, union-attr]
         names = [node.name for node in self.slots]
         checks = [
-            (to_json(claim, self.symbols), describe(claim, self.symbols))
+            (to_json(claim, self.symbols), self.described(claim))
             for claim in shortened(self.claims, self.ranges)
             if claim.free_symbols <= self.symbols.keys()
         ]
         return Program(pieces, results, len(self.slots), self.meta.interface, names, checks)
+
+    def described(self, claim: sympy.Basic) -> str:
+        """A claim in words; none where it is true of all sizes that are tried."""
+        short = in_short(claim, self.ranges)
+        return "" if short is None else describe(short, self.symbols)
 
     def piece(self, segment: Segment) -> Piece:
         """Cut out one segment, whose outputs get slots."""
