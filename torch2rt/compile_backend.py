@@ -294,8 +294,9 @@ def views_of_inputs(graph: torch.fx.GraphModule) -> Views | None:
 def _memory(node: Any) -> int | None:
     """What tells the memory of a tensor in the compiler's own run from that of others."""
     value = node.meta.get("example_value") if isinstance(node, torch.fx.Node) else None
-    is_strided = isinstance(value, torch.Tensor) and value.layout is torch.strided
-    return value.untyped_storage()._cdata if is_strided else None
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    return value.untyped_storage()._cdata
 
 
 def _with_results(graph: torch.fx.GraphModule, chosen: Sequence[bool]) -> torch.fx.GraphModule:

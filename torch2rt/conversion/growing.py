@@ -56,8 +56,17 @@ class Larger:
         calls = torch_segment(piece, tensors[0].device)
         also = _ends(piece) if self.verify == "range" and all(tensor.numel() for tensor in tensors) else []
         try:
-            how = dict(tf32=self.tf32, build=self.build, passes=self.passes, also=also)
-            verifying = Verifying(calls, piece.graph, network, tensors, bool(self.verify), **how)
+            verifying = Verifying(
+                calls,
+                piece.graph,
+                network,
+                tensors,
+                bool(self.verify),
+                tf32=self.tf32,
+                build=self.build,
+                passes=self.passes,
+                also=also,
+            )
             verifying.while_building()
             verifying.finish(model_trt)
         except InputError as error:

@@ -12,7 +12,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -22,17 +22,12 @@ from torch2rt.python_calls import PythonCall
 from torch2rt.tracing.patches.process_switches import Shared
 from torch2rt.tracing.tracer import Tracer
 
-M = TypeVar("M", bound=torch.nn.Module)
-F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=Callable[..., Any])
 _HERE = threading.local()  # `tracer` of the trace with fallback that is under way in this thread
 _APPLY = torch.autograd.Function.__dict__["apply"]
 
 
-@overload
-def graph_break(code: M) -> M: ...
-@overload
-def graph_break(code: F) -> F: ...
-def graph_break(code: Any) -> Any:
+def graph_break(code: C) -> C:
     """Let a submodule or a function run in torch, whatever its Python does, where a module is converted with fallback.
 
     Such Python may look at values, loop over them, and return as many elements as it finds. For the trace it runs on
@@ -54,7 +49,7 @@ def graph_break(code: Any) -> Any:
     """
     if isinstance(code, torch.nn.Module):
         if not isinstance(code.forward, _Forward):
-            code.forward = _Forward(code)  # type: ignore[method-assign]
+            code.forward = _Forward(code)
         return code
     if not callable(code) or isinstance(code, type):
         raise InputError(f"graph_break takes a torch.nn.Module or a function, not a {type(code).__name__}.")
@@ -67,7 +62,7 @@ def graph_break(code: Any) -> Any:
         with torch._C.DisableTorchFunction():
             return tracer.whole(FunctionCall(code), args, kwargs, code)
 
-    return in_torch
+    return in_torch  # type: ignore[return-value]
 
 
 def has_graph_breaks(module: torch.nn.Module) -> bool:
