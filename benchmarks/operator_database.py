@@ -6,7 +6,7 @@
 
 `torch.testing._internal.common_methods_invocations.op_db` has some 600 entries, each with samples of arguments. A row
 is one sample, with static sizes or with a dynamic first dimension. It is converted without `fallback`, and if that is
-refused, with it; the reference evaluator says what the result computes. Rows are
+refused, with it (`--fallback`: with it alone); the reference evaluator says what the result computes. Rows are
 
 - `right`: as in eager torch, in one engine or, in the second column, with `fallback=True` only,
 - `refused`: refused with `fallback=True`, too,
@@ -28,7 +28,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -104,11 +104,16 @@ def same(actual: Any, expected: Any, roundings: bool = True) -> str | None:
     return None
 
 
-def convert(call: nn.Module, tensors: list[torch.Tensor], larger: list[torch.Tensor] | None) -> tuple[str, str]:
-    """The state of a row and what is to be said of it."""
+def convert(
+    call: nn.Module,
+    tensors: list[torch.Tensor],
+    larger: list[torch.Tensor] | None,
+    ways: Sequence[bool] = (False, True),
+) -> tuple[str, str]:
+    """The state of a row and what is to be said of it; `ways` are the values of `fallback` to try in turn."""
     message = ""
     ranges = {} if larger is None else {"max_shapes": [tuple(tensor.shape) for tensor in larger]}
-    for fallback in (False, True):
+    for fallback in ways:
         try:
             torch.manual_seed(3)
             given = [tensor.clone() for tensor in tensors]
@@ -119,7 +124,8 @@ def convert(call: nn.Module, tensors: list[torch.Tensor], larger: list[torch.Ten
                 differs = same(model_trt.reference()(*[tensor.clone() for tensor in sizes]), expected)
                 if differs:
                     return "wrong", differs
-            return "right with fallback" if fallback else "right", message
+            is_whole = isinstance(model_trt, torch2rt.TRTModule)
+            return "right" if is_whole else "right with fallback", message
         except torch2rt.errors.AccuracyError as error:
             return "found", ("fallback: " if fallback else "") + str(error)
         except torch2rt.errors.Torch2RTError as error:
@@ -226,11 +232,11 @@ def work(pipe: Connection, options: argparse.Namespace) -> None:
         try:
             rows = rows_of(op, getattr(torch, dtype), variant, options.samples)
             for row, call, tensors, larger in rows:
-                if row in skipped or options.static and larger is not None:
+                if row in skipped or options.sizes not in (None, "static" if larger is None else "dynamic"):
                     continue
                 pipe.send(("begins", row, ""))
                 with torch.no_grad():
-                    state, said = convert(call, tensors, larger)
+                    state, said = convert(call, tensors, larger, (True,) if options.fallback else (False, True))
                 pipe.send((state, row, said))
         except Exception as error:
             pipe.send(("skipped", name, f"{type(error).__name__}: {error}"))
@@ -299,7 +305,8 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", default=["function"], choices=VARIANTS)
     parser.add_argument("--samples", type=int, default=6, help="of an entry, at most")
     parser.add_argument("--limit", type=float, default=60, help="seconds for a row")
-    parser.add_argument("--static", action="store_true", help="no rows with a dynamic dimension")
+    parser.add_argument("--fallback", action="store_true", help="convert with fallback=True alone")
+    parser.add_argument("--sizes", choices=("static", "dynamic"), help="rows with such sizes alone; both by default")
     parser.add_argument("--rows", help="a file for the rows")
     options = parser.parse_args()
     worker, counts = Worker(options), collections.defaultdict(collections.Counter)

@@ -241,10 +241,11 @@ def row(name: str, way: str, size: tuple[int, int], device: torch.device) -> dic
     elif way in ("fallback", "measure"):
         original = copy.deepcopy(model)
         fallback = True if way == "fallback" else "measure"
-        converted = torch2rt.torch2rt(model, inputs, fallback=fallback, cuda_graph=device.type == "cuda", **options)
+        with detector.loops_in_torch():
+            converted = torch2rt.torch2rt(model, inputs, fallback=fallback, cuda_graph=device.type == "cuda", **options)
+            if "state" not in options:
+                found["flops"] = torch2rt.plan(original, inputs).share_of_flops
         found["segments"] = segments(converted)
-        if "state" not in options:
-            found["flops"] = torch2rt.plan(original, inputs).share_of_flops
         run = converted if device.type == "cuda" else converted.reference()
     actual = [run(*inputs) for _ in expected]
     found["seconds to convert"] = time.perf_counter() - start

@@ -7,19 +7,21 @@
 
 A detector's Python looks at values (which boxes to keep), so the whole is no graph. `convert_submodules` makes engines
 of the backbone and the heads, which take most of the time, and leaves the rest as it is. With `--whole`, the whole is
-converted with `fallback=True`: the calls whose results depend on values stay torch's, between engines. Without
-`--weights` the weights are drawn; without an NVIDIA GPU the networks are evaluated with torch.
+converted with `fallback=True`: the calls whose results depend on values stay torch's, between engines. Functions that
+loop over the boxes, of masks and of keypoints, are given to `graph_break` for that. Without `--weights` the weights are
+drawn; without an NVIDIA GPU the networks are evaluated with torch.
 """
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torchvision.models import detection
 
-from torch2rt import convert_submodules, torch2rt
+from torch2rt import convert_submodules, graph_break, torch2rt
 
 BOXES = {"max_batch_size": 1000}  # how many boxes the first stage proposes at most
 TWO_STAGES = {"backbone": {}, "rpn.head": {}, "roi_heads.box_head": BOXES, "roi_heads.box_predictor": BOXES}
@@ -39,6 +41,7 @@ DETECTORS = {
     "maskrcnn_resnet50_fpn": {**TWO_STAGES, **MASKS},
     "keypointrcnn_resnet50_fpn": {**TWO_STAGES, **KEYPOINTS},
 }
+LOOPS = ((detection.transform, "paste_masks_in_image"), (detection.roi_heads, "heatmaps_to_keypoints"))
 LAST = (
     "cls_score",
     "bbox_pred",
@@ -123,9 +126,23 @@ def in_parts(model: nn.Module, parts: dict, images: list[torch.Tensor]) -> nn.Mo
     return model
 
 
+@contextlib.contextmanager
+def loops_in_torch() -> Iterator[None]:
+    """While a detector is converted, let torch run the functions of torchvision that loop over boxes."""
+    before = [getattr(module, name) for module, name in LOOPS]
+    for (module, name), function in zip(LOOPS, before, strict=True):
+        setattr(module, name, graph_break(function))
+    try:
+        yield
+    finally:
+        for (module, name), function in zip(LOOPS, before, strict=True):
+            setattr(module, name, function)
+
+
 def in_one(model: nn.Module, image: torch.Tensor) -> Callable[[list[torch.Tensor]], list[dict]]:
     """The whole detector for images of one size, as engines and torch calls."""
-    converted = torch2rt(OneImage(model).eval(), [image], fallback=True)
+    with loops_in_torch():
+        converted = torch2rt(OneImage(model).eval(), [image], fallback=True)
     print("\n".join(converted.report.segments))
     run = converted if image.is_cuda else converted.reference()
     return lambda images: [run(image) for image in images]

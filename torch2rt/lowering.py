@@ -21,6 +21,7 @@ from torch2rt.network import Network, origin_of
 from torch2rt.passes.float64 import as_recorded
 from torch2rt.passes.order import Pass, chosen, run
 from torch2rt.passes.partitioning.effects import is_random
+from torch2rt.python_calls import DrawsFrom
 from torch2rt.recipes.replay import Recipes
 from torch2rt.recipes.tape import Tape
 from torch2rt.registry import Converter, load
@@ -193,7 +194,8 @@ class _Lowering:
                 raise UnsupportedError(self.describe(call, self.resolve(call.args), self.resolve(call.kwargs), reason))
             return args[0][args[1]]
         if is_random(node) and self.registry.find(node.target) is None:  # type: ignore[arg-type]  # one looks at `training`
-            raise UnsupportedError(self.describe(node, args, kwargs, "an engine draws no random numbers"))
+            reason = getattr(node.target, "refusal", DrawsFrom.refusal)
+            raise UnsupportedError(self.describe(node, args, kwargs, reason))
         if not any(_is_dynamic(leaf) for leaf in _leaves((args, kwargs))) and not self.registry.is_kept(node.target):  # type: ignore[arg-type]
             with torch.no_grad():
                 result = as_recorded(node.target(*args, **kwargs), node.meta["val"])  # type: ignore[operator]

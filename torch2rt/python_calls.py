@@ -14,7 +14,9 @@ import torch
 
 
 class PythonCall:
-    """A callable that torch.fx can print."""
+    """A callable that torch.fx can print. `refusal` says why it is no engine's."""
+
+    refusal = "it is Python code that is not traced"
 
     def __init__(self, name: str) -> None:
         self.__name__ = self.__qualname__ = name
@@ -22,6 +24,8 @@ class PythonCall:
 
 class DrawsFrom(PythonCall):
     """A torch function with a generator of its own, which the module keeps, or has made."""
+
+    refusal = "an engine draws no random numbers"
 
     def __init__(self, function: Callable[..., Any], generator: torch.Generator) -> None:
         super().__init__(getattr(function, "__name__", "draw").split(".")[0])
@@ -34,6 +38,8 @@ class DrawsFrom(PythonCall):
 class SavesState(PythonCall):
     """Keeps the state of a generator, for a `SetsState` of the same call, in the same thread."""
 
+    refusal = "an engine has no generators of random numbers"
+
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__("save_state")
         self.generator, self.kept = generator, threading.local()
@@ -44,6 +50,8 @@ class SavesState(PythonCall):
 
 class SetsState(PythonCall):
     """Gives a generator a state: one that is known, as after `torch.manual_seed(3)`, or one that was saved."""
+
+    refusal = SavesState.refusal
 
     def __init__(self, generator: torch.Generator, state: bytes | SavesState) -> None:
         digest = "" if isinstance(state, SavesState) else hashlib.sha256(state).hexdigest()[:16]

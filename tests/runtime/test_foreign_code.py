@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch2rt import graph_break, torch2rt
-from torch2rt.errors import EngineError, InputError, TraceError
+from torch2rt.errors import EngineError, InputError, Torch2RTError, TraceError
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 
 
@@ -246,8 +246,35 @@ def test_graph_break():
     assert module.middle.calls == before + 12  # it is the module itself that runs, also within the converted one
     with pytest.raises(EngineError, match="Python that cannot be traced"):
         model_trt.state_dict()
-    with pytest.raises(InputError, match="not a function"):
-        graph_break(F.relu)
+    with pytest.raises(InputError, match="or a function, not a int"):
+        graph_break(3)
+
+
+@graph_break
+def each_row_by_its_own_number(rows, *, most):
+    return [torch.stack([row[: int(row[0].clamp(1, most))].sum() for row in rows]), rows.flip(0)]
+
+
+class Loops(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = torch.tanh(self.first(x)) * 4
+        sums, flipped = each_row_by_its_own_number(y[y[:, 1] > 0], most=5)
+        return self.last(flipped).softmax(-1) * 2 + sums[:, None], sums
+
+
+def test_graph_break_of_a_function():
+    module, x = Loops().eval(), torch.randn(8, 6)
+    assert each_row_by_its_own_number.__name__ == "each_row_by_its_own_number"
+    model_trt = torch2rt(module, [x], max_batch_size=9, fallback=True, min_segment_calls=1)
+    assert "each_row_by_its_own_number at" in str(model_trt.report) and len(model_trt.engines) >= 2
+    for size in (8, 3, 9):
+        same(module, model_trt.reference(), torch.randn(size, 6))
+    with pytest.raises(Torch2RTError):
+        torch2rt(module, [x])
 
 
 def test_graph_break_of_what_returns_views():

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pickle
+import re
 import threading
 import zipfile
 
@@ -15,11 +16,12 @@ import torch.nn.functional as F
 from harness.threads import at_once
 from torch import nn
 
-from torch2rt import torch2rt
+from torch2rt import graph_break, lower, torch2rt
 from torch2rt.conversion import fallback, growing, measuring
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.network import Network
+from torch2rt.passes.copies import copy_graph
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned import torch_segment
 from torch2rt.runtime.partitioned.segments import PartitionedModule
@@ -168,6 +170,25 @@ def _drawn_after(module, x):
     return torch.rand(1)
 
 
+def drops(x):
+    return F.dropout(x, 0.4, training=True)
+
+
+@pytest.mark.parametrize("draw", [drops, torch.rand_like, lambda x: x.clone().exponential_(2.0)], ids=str)
+def test_seeds_inside_of_a_module_are_kept(draw):
+    class Seeded(nn.Module):
+        def forward(self, x):
+            before = torch.get_rng_state()
+            torch.manual_seed(11)
+            y = draw(x + 1)
+            torch.set_rng_state(before)
+            return y * 2 - x, draw(y)
+
+    x = torch.rand(4, 6)
+    model_trt = torch2rt(Seeded(), [x], fallback=True, min_segment_calls=1, verify=False)
+    same(Seeded(), model_trt.reference(), x)
+
+
 @pytest.mark.parametrize("between", CASES, ids=lambda f: f.__name__)
 def test_segments_equal_eager(between, device):
     if device.type == "cuda" and between is custom:
@@ -229,6 +250,70 @@ def announced(caplog):
     return [record.getMessage() for record in caplog.records if "egment 2" in record.getMessage()]
 
 
+def decomposed(x):
+    rows = x[x[:, 0] > 0]
+    return torch.linalg.qr(rows)[0] * 2, torch.zeros(len(rows) + 1, 6).index_add(0, torch.arange(len(rows)), rows)
+
+
+def largest(x):
+    return x[x[:, 1] > 0].topk(1, 0)[0] * 2
+
+
+def told_apart(x):
+    return torch.unique((x * 2).long().clamp(0, 3)) * 2
+
+
+def seeded(x):
+    torch.manual_seed(4)
+    return torch.rand_like(x) + each_by_itself(x)
+
+
+@graph_break
+def each_by_itself(x):
+    return torch.stack([row.sum() if row[0] > 0 else row.prod() for row in x])[:, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "reasons", "needs"),
+    [
+        (
+            decomposed,
+            {"torch.Tensor.__getitem__": "the size of", "torch.linalg.qr": "there is no converter for it"},
+            ["x.shape[0] >= 1"],
+        ),
+        (largest, {"torch.Tensor.__getitem__": "the size of its result depends on values"}, ["x.shape[0] >= 1"]),
+        (told_apart, {"torch.unique": "the size of its result depends on values"}, []),
+        (
+            lambda x: x.double().cumsum(0),
+            {"torch.Tensor.double": "TensorRT has no float64", "torch.Tensor.cumsum": "TensorRT has no"},
+            [],
+        ),
+        (
+            seeded,
+            {
+                "set_state": "an engine has no generators",
+                "torch.rand_like": "an engine draws no random numbers",
+                "each_by_itself": "it is Python code that is not traced",
+            },
+            ["x.shape[0] == 12", "x.shape[1] == 1"],
+        ),
+    ],
+    ids=["two", "not empty", "one reason", "types", "Python"],
+)
+def test_reasons_and_needs_are_sentences(function, reasons, needs):
+    class Module(nn.Module):
+        def forward(self, x):
+            return function(torch.tanh(x) * 3)
+
+    report = torch2rt(Module(), [chosen(2)], fallback=True, min_segment_calls=1).report
+    given = [text for line in report.segments if ": torch" in line for text in line.split(": ", 2)[2].split("; ")]
+    assert len(given) == len(reasons)
+    for text, (call, why) in zip(given, reasons.items(), strict=True):
+        assert re.fullmatch(r"[\w.]+( at \S+test_segments\.py:\d+)? \([^()]+[^.]\)", text) and "Error" not in text
+        assert call in text and f"({why}" in text
+    assert [re.sub(r"^\w+", "x", text) for text in report.needs] == needs
+
+
 @pytest.mark.parametrize(
     ("max_sizes", "counts", "most"),
     [
@@ -251,7 +336,8 @@ def test_engines_grow_with_sizes_that_depend_on_values(evaluated, monkeypatch, c
     lines, expected = announced(caplog), [expected for _, expected in counts]
     assert len(made) == len(lines) == len(set(expected))
     assert "Segment 2 was built again" in lines[0] and f"now __getitem___1: float32[1..{expected[0]}, 6]" in lines[0]
-    assert "segment 2 is right, which was built again" in str(model_trt.report)
+    verified = [note for note in model_trt.report.verified.notes if "segment 2, which was built again" in note]
+    assert len(verified) == len(made) and all(": verified (example) by the reference" in note for note in verified)
     if most < 12:
         with pytest.raises(InputError, match=r"size 8 in dimension 0, .* max_sizes=\(3, 7\) allows no more"):
             model_trt(chosen(8))
@@ -266,6 +352,50 @@ def noted(made, function):
         return function(*args)
 
     return call
+
+
+@pytest.mark.parametrize(("verify", "shapes"), [(False, []), (True, ["5x6"]), ("range", ["5x6", "1x6", "8x6"])])
+def test_grown_engines_are_verified_as_the_first_are(evaluated, verify, shapes):
+    how = dict(fallback=True, min_segment_calls=1, max_sizes=(2, 12), verify=verify)
+    model_trt = torch2rt(Chosen(), [chosen(2)], **how)
+    same(Chosen(), model_trt, chosen(5))
+    notes = model_trt.report.verified.notes if verify else []
+    grown = [note for note in notes if note.startswith("segment 2, which was built again")]
+    assert len(grown) == bool(verify) and all(
+        f"verified ({'range' if verify == 'range' else 'example'}" in n for n in grown
+    )
+    assert [line.rpartition(" ")[2] for note in grown for line in note.splitlines() if "inputs of" in line] == shapes
+    assert not any("built again" in text for text in model_trt.report.assumptions)
+
+
+def test_a_wrong_grown_engine_is_not_used(evaluated, monkeypatch, caplog):
+    model_trt = torch2rt(Chosen(), [chosen(2)], fallback=True, min_segment_calls=1, max_sizes=(2, 12))
+
+    def wrong(graph, **how):
+        graph = copy_graph(graph)
+        for node in graph.graph.find_nodes(op="call_function", target=torch.tanh):
+            node.target = torch.sigmoid
+        return lower(graph, **how)
+
+    monkeypatch.setattr(growing, "lower", wrong)
+    for count in (5, 7, 2):
+        same(Chosen(), model_trt, chosen(count))
+    assert model_trt.engines[1].interface.inputs[0].max[0] == 2
+    (line,) = announced(caplog)
+    assert "Torch makes the calls of segment 2" in line and "does not compute what the module does for inputs" in line
+
+
+def test_what_torch_refuses_is_torchs_error(evaluated):
+    class Table(nn.Module):
+        def forward(self, x):
+            rows = x[x[:, 0] > 0]
+            return torch.linspace(-1, 2, 24).view(8, 3)[torch.tanh(rows).ceil().cumsum(0).long()[:, 0]] * 2
+
+    model_trt = torch2rt(Table(), [chosen(2)], fallback=True, min_segment_calls=1, max_sizes=(2, 12))
+    for model in (Table(), model_trt):
+        with pytest.raises(IndexError, match="index 8 is out of bounds"):
+            model(chosen(8))
+    same(Table(), model_trt, chosen(7))
 
 
 def test_one_thread_builds_for_all(evaluated, monkeypatch):
@@ -498,8 +628,8 @@ def test_a_module_that_asks_whether_a_size_is_0_is_converted_for_where_it_is_not
     module, x = Decides(lambda rows: 2 * len(rows) > 0, uses), torch.tensor([[1.0, 2], [-3, 1], [0.5, 0.25]])
     model_trt = torch2rt(module, [x], fallback=True)
     torch.testing.assert_close(model_trt.reference()(x), module(x))
-    assert any("shape[0] > 0" in line for line in model_trt.report.needs)
-    with pytest.raises(InputError, match=r"needs 2\*.*shape\[0\] > 0, which these inputs' values make false"):
+    assert any("shape[0] >= 1" in line for line in model_trt.report.needs)
+    with pytest.raises(InputError, match=r"needs .*shape\[0\] >= 1, which these inputs' values make false"):
         model_trt.reference()(-x.abs())
 
 

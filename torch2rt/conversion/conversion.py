@@ -38,6 +38,7 @@ from torch2rt.network import Network
 from torch2rt.passes.copies import forget, to_be_kept
 from torch2rt.passes.options import Precision
 from torch2rt.passes.order import Pass, run
+from torch2rt.passes.partitioning.effects import draws
 from torch2rt.recipes.tape import Tape, recording
 from torch2rt.runtime.live import Live
 from torch2rt.runtime.module import TRTModule
@@ -287,7 +288,7 @@ class Conversion:
                 network = self._stage("lower", _lower, ready, self.nan, tape)
         except UnsupportedError as error:
             if self.in_segments is not None:
-                if len(traced.variants) > 1 or variant.regions or graph_meta(variant.graph).has_left_out:
+                if len(traced.variants) > 1 or variant.regions or _is_only_for_engines(variant.graph, error):
                     raise
                 raise NotWhole(variant.graph, None if self.precise.changes else error) from error
             plan = plan_in_words(variant.graph, error, self.passes)
@@ -404,6 +405,12 @@ def _described(index: int, engine: Engine, variant: Variant) -> EngineVariant:
     """An engine as one of several."""
     size = len(engine.data)
     return EngineVariant(index, engine.interface, variant.text, variant.line, tuple(variant.notes), size)
+
+
+def _is_only_for_engines(graph: torch.fx.GraphModule, error: UnsupportedError) -> bool:
+    """Whether a trace with fallback is another one: it has calls that engines need not, and draws as torch does."""
+    refused = (node for node in graph.graph.nodes if node.name in error.calls)
+    return graph_meta(graph).has_left_out or any(map(draws, refused))
 
 
 def _lower(graph: torch.fx.GraphModule, nan: str, tape: Tape | None) -> Network:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.passes.partitioning.partition import Segment, describe_target
 
 
@@ -20,14 +21,19 @@ def describe_segments(segments: Sequence[Segment]) -> list[str]:
 
 
 def _reasons(segment: Segment) -> list[str]:
-    """The calls of a torch segment that are there for a reason of their own, with the place and the reason."""
-    found: dict[str, None] = {}
+    """The calls of a torch segment that are there for a reason of their own, with the place and the reason.
+
+    Where a call of the module is several in the graph, the first reason that says more than that there is no converter.
+    """
+    found: dict[str, str] = {}
     for node, reason in segment.reasons.items():
         *_, text = reason.strip().splitlines()
         why = text.strip().partition("): ")[2] or text.strip()  # an error describes the call first
         place = f" at {node.meta['source']}" if node.meta["source"] else ""
-        found[f"{describe_target(node)}{place} ({why.partition('. ')[0].removesuffix('.')})"] = None
-    return list(found)
+        call = f"{describe_target(node)}{place}"
+        if found.get(call, NO_CONVERTER) == NO_CONVERTER:
+            found[call] = why.partition(". ")[0].removesuffix(".")
+    return [f"{call} ({why})" for call, why in found.items()]
 
 
 def _extent(segment: Segment) -> str:

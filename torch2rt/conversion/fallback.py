@@ -28,9 +28,10 @@ from torch2rt.lowering import lower
 from torch2rt.lowering_errors import NO_CONVERTER
 from torch2rt.passes.float64 import NARROW, narrow_float64
 from torch2rt.passes.order import Pass, run
-from torch2rt.passes.partitioning.effects import writes_unseen
+from torch2rt.passes.partitioning.effects import draws_numbers, writes_unseen
 from torch2rt.passes.partitioning.partition import describe_target, is_call, partition, takes_inputs, why_no_type
 from torch2rt.passes.partitioning.split import MAX_SIZE, Program
+from torch2rt.python_calls import DrawsFrom
 from torch2rt.registry import load
 from torch2rt.runtime.partitioned.schedule import Schedule
 from torch2rt.runtime.partitioned.segments import PartitionedModule, network_of
@@ -180,7 +181,7 @@ def refused_calls(graph: torch.fx.GraphModule, error: UnsupportedError | None, p
         if node in found:
             continue
         if of_values and registry.find(node.target) is None and node.target is not operator.getitem:  # type: ignore[arg-type]
-            found[node] = NO_CONVERTER
+            found[node] = DrawsFrom.refusal if draws_numbers(node) else getattr(node.target, "refusal", NO_CONVERTER)
         elif node.name in reasons:
             found[node] = reasons[node.name]
         elif (reason := why_no_type(node)) is not None:
@@ -266,7 +267,8 @@ def convert_in_segments(
         else partitioner.segment(piece)
         for piece in pieces
     ]
-    report = Report(needs=[text for _, text in (*interface.constraints, *program.checks)])
+    needs = [text for _, text in (*interface.constraints, *program.checks)]
+    report = Report(needs=list(dict.fromkeys(filter(None, needs))))
     report.segments = describe_segments([piece.segment for piece in pieces])
     report.assumptions = list(dict.fromkeys(text for network in networks for text in network.assumptions))
     model = PartitionedModule(segments, schedule_of(program), interface, report, eager=eager, make_network=network_of)
@@ -279,7 +281,8 @@ def convert_in_segments(
         earlier.keep(partitioner.refused, report)
     if eager:  # from now on: verification makes up values, of which sizes may be larger than a user's
         own = [piece.segment for piece in program.pieces]
-        larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, functools.partial(build, **quiet))
+        again = functools.partial(build, **quiet)
+        larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, again, verify, options["tf32"])
         model.growth.is_bound, model.growth.make = choice.max_sizes == choice.most, larger
     return model
 

@@ -189,6 +189,9 @@ class Tracer(RecordingMode):
 
     def whole(self, func: Target, args: Any, kwargs: Any, run: Target) -> Any:
         """Record a call as it is; `run` shows what it returns."""
+        if any(map(is_selected, tree_leaves((args, kwargs)))):  # traced again with such sizes, see `trace.Traces`
+            here = self.recorder.location.here()
+            raise TraceError(f"{here}: the shapes of what {func.__name__} is given depend on the values of tensors.")
         error = UnknownResultError(
             f"{self.recorder.location.here()}: what {func.__name__} returns is not known: on drawn values it raises "
             "errors, returns views of its inputs or other things than tensors, or writes to its inputs."

@@ -1,14 +1,16 @@
 """Calls of Python code that a trace with fallback records as one call each, as it cannot look into them.
 
 Functions of `torch.autograd.Function` are traced like the module's own code, but for those that take tensors out of
-torch, as to numpy or to a kernel of another library. Modules that the user has given to `graph_break` are never traced.
+torch, as to numpy or to a kernel of another library. Modules and functions that the user has given to `graph_break` are
+never traced.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -20,31 +22,47 @@ from torch2rt.python_calls import PythonCall
 from torch2rt.tracing.patches.process_switches import Shared
 from torch2rt.tracing.tracer import Tracer
 
-M = TypeVar("M", bound=torch.nn.Module)
+C = TypeVar("C", bound=Callable[..., Any])
 _HERE = threading.local()  # `tracer` of the trace with fallback that is under way in this thread
 _APPLY = torch.autograd.Function.__dict__["apply"]
 
 
-def graph_break(module: M) -> M:
-    """Let a submodule run in torch, whatever its Python does, where a module around it is converted with fallback.
+def graph_break(code: C) -> C:
+    """Let a submodule or a function run in torch, whatever its Python does, where a module is converted with fallback.
 
-    Such Python may look at values, loop over them, and return as many elements as it finds. For the trace the submodule
-    runs on drawn values, which shows what it returns: tensors in nested tuples, lists and dicts, always as many and of
-    the same types. It must neither return views of its inputs nor write to them. Nothing changes for other calls of it;
-    `del module.forward` undoes this. A converted module that has one cannot be saved.
+    Such Python may look at values, loop over them, and return as many elements as it finds. For the trace it runs on
+    drawn values, which shows what it returns: tensors in nested tuples, lists and dicts, always as many and of the same
+    types. It must neither return views of its inputs nor write to them. A converted module that has one cannot be
+    saved.
 
-    Returns the module. Raises `InputError` for what is no module.
+    - A module is returned itself. Nothing changes for other calls of it; `del module.forward` undoes this.
+    - For a function, one that does the same is returned, to be called in its place: as a decorator, or where another
+      library's code finds it, such as `transform.paste_masks_in_image = graph_break(paste_masks_in_image)`. The engine
+      has its calls if the whole of the module can be one.
+
+    Raises `InputError` for what is neither.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), graph_break(torch.nn.Softmax(-1)), torch.nn.Linear(5, 2))
     >>> from torch2rt import torch2rt
     >>> [type(s).__name__ for s in torch2rt(model, [torch.randn(2, 3)], fallback=True, min_segment_calls=1).segments]
     ['TRTModule', 'TorchSegment', 'TRTModule']
     """
-    if not isinstance(module, torch.nn.Module):
-        raise InputError(f"graph_break takes a torch.nn.Module, not a {type(module).__name__}.")
-    if not isinstance(module.forward, _Forward):
-        module.forward = _Forward(module)  # type: ignore[method-assign]
-    return module
+    if isinstance(code, torch.nn.Module):
+        if not isinstance(code.forward, _Forward):
+            code.forward = _Forward(code)
+        return code
+    if not callable(code) or isinstance(code, type):
+        raise InputError(f"graph_break takes a torch.nn.Module or a function, not a {type(code).__name__}.")
+
+    @functools.wraps(code)
+    def in_torch(*args: Any, **kwargs: Any) -> Any:
+        tracer: Tracer | None = getattr(_HERE, "tracer", None)
+        if tracer is None or not tracer.values.is_traced((args, kwargs)):
+            return code(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return tracer.whole(FunctionCall(code), args, kwargs, code)
+
+    return in_torch  # type: ignore[return-value]
 
 
 def has_graph_breaks(module: torch.nn.Module) -> bool:
@@ -83,14 +101,14 @@ class ModuleCall(PythonCall):
 
 
 class FunctionCall(PythonCall):
-    """A call of a function of `torch.autograd.Function`, as a flat tuple of its tensors."""
+    """A call of a function that is not traced, as a flat tuple of its tensors."""
 
-    def __init__(self, function: type[torch.autograd.Function]) -> None:
-        super().__init__(function.__name__)
-        self.function = function
+    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
+        super().__init__(name or getattr(function, "__name__", type(function).__name__))
+        self.function, self.__module__ = function, getattr(function, "__module__", None) or __name__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return tuple(_tensors(self.function.apply(*args, **kwargs)))
+        return tuple(_tensors(self.function(*args, **kwargs)))
 
 
 @contextmanager
@@ -121,4 +139,5 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     tracer: Tracer | None = getattr(_HERE, "tracer", None)
     if tracer is None or not tracer.values.is_traced((args, kwargs)):
         return original(*args, **kwargs)
-    return tracer.whole_if_unknown(FunctionCall(cls), args, kwargs, lambda: original(*args, **kwargs))
+    call = FunctionCall(original, cls.__name__)
+    return tracer.whole_if_unknown(call, args, kwargs, lambda: original(*args, **kwargs))

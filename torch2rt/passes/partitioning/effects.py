@@ -28,9 +28,12 @@ def draws(node: Node) -> bool:
 
 
 def is_random(node: Node) -> bool:
+    """Whether a call draws random numbers, or is Python code that might."""
+    return isinstance(node.target, PythonCall) or draws_numbers(node)
+
+
+def draws_numbers(node: Node) -> bool:
     """Whether torch says of a call that it draws random numbers; its first argument may be the operator that does."""
-    if isinstance(node.target, PythonCall):
-        return True
     operators = [t for t in (node.target, *node.args[:1]) if isinstance(t, torch._ops.OpOverload)]
     return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)
 

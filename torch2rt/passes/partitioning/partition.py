@@ -122,7 +122,8 @@ def why_no_type(node: Node) -> str | None:
     """Why a call cannot be TensorRT's, if that is because of a type that it returns."""
     for value in tree_leaves(node.meta.get("val")):
         if isinstance(value, torch.Tensor) and not value.is_complex() and not has_type(value):
-            return f"{describe_target(node)}: TensorRT has no {bare_name(value.dtype)} of {value.dim()} dimensions"
+            of_rank = f" of {value.dim()} dimensions" if value.dtype in DTYPES else ""
+            return f"TensorRT has no {bare_name(value.dtype)}{of_rank}"
     return None
 
 

@@ -21,6 +21,7 @@ from torch2rt.errors import UnsupportedError
 from torch2rt.graph import Assumed, GraphMeta, add_input, graph_meta, is_size
 from torch2rt.interface import Input, Interface
 from torch2rt.passes.copies import assign
+from torch2rt.passes.partitioning.claims import in_short, shortened
 from torch2rt.passes.partitioning.effects import draws
 from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.size_choices import extremes
@@ -52,7 +53,7 @@ class Program:
     """The pieces of a graph in the order in which they run, and the slots of the module's outputs.
 
     `slots` is how many there are. `names` are those of the values in them, for reports. `checks` are claims about sizes
-    that depend on values, as JSON over slots and axes, each in words.
+    that depend on values, as JSON over slots and axes, each in words, or with none if it seems to be always true.
     """
 
     pieces: list[Piece]
@@ -86,6 +87,7 @@ class _Splitter:
                 opt[symbol] = shape[dim.axis]
             self.size_of[symbol] = placeholders[dim.input].meta["val"].shape[dim.axis]
         self.claims = list(self.meta.asserted)
+        self.ranges: dict[sympy.Symbol, tuple[int, int | None]] = {s: (d.min, d.max) for s, d in self.symbols.items()}
         self.fake_mode = placeholders[0].meta["val"].fake_mode if placeholders else None
         self.device = placeholders[0].meta["val"].device if placeholders else torch.device("cpu")
 
@@ -98,11 +100,16 @@ class _Splitter:
         results = [self.slots[node] for node in output.args[0]]  # type: ignore[index, union-attr]
         names = [node.name for node in self.slots]
         checks = [
-            (to_json(claim, self.symbols), describe(claim, self.symbols))
-            for claim in dict.fromkeys(self.claims)
+            (to_json(claim, self.symbols), self.described(claim))
+            for claim in shortened(self.claims, self.ranges)
             if claim.free_symbols <= self.symbols.keys()
         ]
         return Program(pieces, results, len(self.slots), self.meta.interface, names, checks)
+
+    def described(self, claim: sympy.Basic) -> str:
+        """A claim in words; none where it is true of all sizes that are tried."""
+        short = in_short(claim, self.ranges)
+        return "" if short is None else describe(short, self.symbols)
 
     def piece(self, segment: Segment) -> Piece:
         """Cut out one segment, whose outputs get slots."""
@@ -148,6 +155,7 @@ class _Splitter:
             size = node.meta["val"].shape[axis]
             most = self.max_size if bound is None else max(min(bound, self.max_size), 1)
             self.symbols[symbol] = Dim(self.slots[node], node.name, axis, 1, most)
+            self.ranges[symbol] = (0, bound)
             for opt in self.opts:
                 opt[symbol] = (most + 1) // 2
             self.size_of[symbol] = size

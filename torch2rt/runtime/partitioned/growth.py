@@ -8,30 +8,29 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from torch2rt.engine.engine import Engine
-from torch2rt.errors import BuildError, ConversionError, InputError
+from torch2rt.errors import ConversionError, InputError
 from torch2rt.interface import Input, Interface, Shape
-from torch2rt.network import Network
 from torch2rt.runtime.module import TRTModule
 
 LOGGER = logging.getLogger("torch2rt")
-Make = Callable[[int, Sequence[Shape]], tuple[Engine, Network]]
+Make = Callable[[int, Sequence[torch.Tensor]], TRTModule]
 
 
 class Growth:
     """Builds engines again for larger sizes, each time once for all threads.
 
     - `is_bound`: larger sizes are an error instead, as the user has said how large they become.
-    - `make`: an engine, and its network, of a segment for these shapes and smaller ones; raises `InputError` for shapes
-      beyond the user's bound. `None`: torch makes the calls with larger sizes.
-    - `took`: is told of a segment with another network.
+    - `make`: the engine of a segment for the sizes of these tensors and smaller ones, with its network and a report of
+      how far off it is; raises `InputError` for sizes beyond the user's bound. `None`: torch makes the calls with
+      larger sizes.
+    - `took`: is told of a segment with another engine, and of that engine.
     """
 
     def __init__(
         self,
         is_bound: bool = False,
         make: Make | None = None,
-        took: Callable[[int, Network], None] = lambda index, network: None,
+        took: Callable[[int, TRTModule], None] = lambda index, larger: None,
     ) -> None:
         self.is_bound, self.make, self.took = is_bound, make, took
         self.lock = threading.Lock()
@@ -56,7 +55,7 @@ class Growth:
         So it does in other threads meanwhile.
         """
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        if not self.check(index, segment._interface(), shapes):
+        if not self.check(index, segment._interface(), shapes) or index in self.noted:
             return False
         if not self.lock.acquire(blocking=False):
             return False
@@ -69,13 +68,13 @@ class Growth:
                 return False
             before = _ranges(interface)
             try:
-                engine, network = self.make(index, shapes)
-            except (BuildError, ConversionError) as error:
-                self.make = None
+                larger = self.make(index, tensors)
+            except ConversionError as error:
                 self._note(index, str(error))
                 return False
-            segment.take(engine, network)
-            self.took(index, network)
+            engine = larger.plan
+            segment.take(engine, *larger.networks())
+            self.took(index, larger)
             LOGGER.warning(
                 "Segment %d was built again, as a size that depends on values is larger than before: %s, now %s. "
                 "max_sizes= says how large such sizes become.",
@@ -88,9 +87,8 @@ class Growth:
             self.lock.release()
 
     def _note(self, index: int, why: str) -> None:
-        if index not in self.noted:
-            self.noted.add(index)
-            LOGGER.warning("Torch makes the calls of segment %d for sizes beyond its engine's: %s", index, why)
+        self.noted.add(index)
+        LOGGER.warning("Torch makes the calls of segment %d for sizes beyond its engine's: %s", index, why)
 
 
 def first_beyond(interface: Interface, shapes: Sequence[Shape]) -> tuple[Input, int, int] | None:

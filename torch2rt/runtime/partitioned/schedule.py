@@ -227,7 +227,8 @@ class Running:
         for tree, text in self.checks:
             known = all(values[slot] is not None for slot in _slots_in(tree))
             if known and not evaluate_json(tree, _Shapes(values)):
-                raise InputError(f"The model needs {text}, which these inputs' values make false.")
+                needed = text or "sizes as it was traced with"
+                raise InputError(f"The model needs {needed}, which these inputs' values make false.")
 
     def _separate(self, tensors: Sequence[torch.Tensor], results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, copied where they share memory; a value that is returned twice stays one."""

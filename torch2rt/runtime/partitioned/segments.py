@@ -17,7 +17,6 @@ from torch2rt.engine.engine import stored, to_tensor
 from torch2rt.engine.report import Report
 from torch2rt.errors import EngineError, Torch2RTError
 from torch2rt.interface import Interface
-from torch2rt.network import Network
 from torch2rt.runtime.converted import Converted, Loaded
 from torch2rt.runtime.graph_cache import DEFAULT, GraphCache
 from torch2rt.runtime.module import TRTModule
@@ -191,13 +190,16 @@ class PartitionedModule(Converted):
             self._refused[start + place], self._running = reason, None
             self.cuda_graph = self._graphs  # engines that no run has any more have graphs of their own
 
-    def _took(self, index: int, network: Network) -> None:
-        """A segment's engine was built again, of another network."""
+    def _took(self, index: int, larger: TRTModule) -> None:
+        """A segment's engine was built again: keep its network, and what its own report says."""
         if self._network is not None:
-            self._network.parts[index] = network
-        text = f"that segment {index} is right, which was built again for larger sizes after the module was verified"
-        if self.report.verified is not None and text not in self.report.assumptions:
-            self.report.assumptions.append(text)
+            (self._network.parts[index],) = larger.networks()
+        which = f"segment {index}, which was built again for larger sizes"
+        if (verified := larger.report.verified) is not None and self.report.verified is not None:
+            self.report.verified.notes.append(f"{which}: {verified}")
+        for text in larger.report.assumptions:
+            if (whole := f"{which}: {text}") not in self.report.assumptions:
+                self.report.assumptions.append(whole)
 
     def _forget(self) -> None:
         """Prepare anew at the next call, as segments are others or elsewhere."""
