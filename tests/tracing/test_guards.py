@@ -7,6 +7,7 @@ import math
 import re
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -264,6 +265,15 @@ OF_SIZES = [  # Python's functions of numbers, which give another size
     lambda self, x: x[:, :, : math.isqrt(x.shape[2])] * math.sqrt(x.shape[3]) + math.log2(x.shape[2]),
     lambda self, x: x[:, :, : math.floor(math.log2(x.shape[2]))] * math.ceil(x.shape[3] / 3),
     lambda self, x: x[..., : max(len(x.shape), 2)] * min([len(x), 2.5], key=lambda n: -n),
+    lambda self, x: x * (math.log(x.shape[2]) / math.log(512)) + math.exp(-x.shape[3] / 7) * math.log(x.shape[2], 3),
+    lambda self, x: x[..., : int(math.log10(1000 * x.shape[3]))] * math.sin(x.shape[2]) * math.pow(x.shape[3], -0.3),
+    lambda self, x: x / math.log(x.shape[2] * x.shape[3]) * (math.exp(x.shape[2] * 40) / math.exp(x.shape[2] * 40 - 1)),
+    lambda self, x: F.scaled_dot_product_attention(x, x, x, scale=math.log(x.shape[2]) / math.sqrt(x.shape[3])),
+    lambda self, x: x[..., : int(np.ceil(x.shape[3] / 3))] * np.sqrt(x.shape[2]) + np.exp(-np.log2(x.shape[3])),
+    lambda self, x: (
+        x.int() * np.ceil(x.shape[2] / 5) + (x.shape[2] & 6) * (1 << x.shape[2].bit_length()) + (x.shape[3] ^ 1)
+    ),
+    lambda self, x: x * max(n + 1 for n in x.shape) + abs(x.shape[2] - 2 * x.shape[3]) * round(x.shape[2] / 3, 1),
 ]
 
 
@@ -279,7 +289,7 @@ def test_functions_of_sizes_are_no_branches(forward):
 
 def test_a_branch_between_sizes_that_always_goes_one_way():
     ranges = {"min_shapes": [(1, 3, 10, 4)], "opt_shapes": [(1, 3, 12, 8)], "max_shapes": [(1, 3, 16, 9)]}
-    for forward in (BRANCHES[0], *OF_SIZES):
+    for forward in (BRANCHES[0], *OF_SIZES[:6]):
         made = module(forward)
         model_trt = torch2rt(made, [torch.randn(1, 3, 12, 8)], **ranges)
         assert "needs" not in repr(model_trt)

@@ -275,7 +275,7 @@ def _too_many(variants: Sequence[Variant], space: Space, max_variants: int) -> T
     if numbers := [describe(size, space.symbols) for size, values in _pinned(variants).items() if len(values) > 1]:
         text += (
             f"\nThe module makes {', '.join(numbers)} a plain number, so that each needs an engine of its own: "
-            "range(size) and math.log(size) do so, and size // 2, int(size * 0.5) and torch.arange(size) do not."
+            "range(size) does so, and size // 2, math.log(size), int(size * 0.5) and torch.arange(size) do not."
         )
     return TraceError(
         f"{text}\nNarrow the range, raise max_variants, or list the sizes: torch2rt(model, inputs, "

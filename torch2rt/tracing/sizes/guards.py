@@ -24,7 +24,7 @@ from torch2rt.errors import TraceError
 from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Interface, Shape
 from torch2rt.size_choices import choices_of, counterexample
-from torch2rt.sizes import Dim, Symbols, describe, holds, truths
+from torch2rt.sizes import Dim, Symbols, describe, evaluate, has_float_functions, holds, truths
 from torch2rt.tracing.patches.number_types import maker_of_numbers
 from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes, impossible_end, narrowed
 from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_difference, is_kernel_choice, or_equal
@@ -202,7 +202,7 @@ class Decisions:
             return None
         try:
             answer = bound_sympy(question, ranges)
-        except (NotImplementedError, AssertionError, TypeError):
+        except (NotImplementedError, AssertionError, TypeError, AttributeError):
             return None  # torch's range analysis does not know this operation
         if not answer.is_singleton():
             return None
@@ -368,6 +368,18 @@ class _ShapeEnv(ShapeEnv):
             if same in self._decisions.claims:
                 return answer
         return self._decisions.answer(claim)
+
+    def _maybe_evaluate_static(self, expr: Any, **options: Any) -> Any:
+        """The answer to a question, or the value of a number, where torch can tell without asking for the sizes."""
+        if not has_float_functions(expr):
+            return super()._maybe_evaluate_static(expr, **options)
+        if options.get("compute_hint"):
+            return sympy.sympify(evaluate(expr, self._decisions.traced_sizes))
+        if options.get("unbacked_only"):
+            return expr
+        return self._decisions.answer(expr)  # torch's analysis of ranges raises errors for what it does not know
+
+    _maybe_evaluate_static.cache_clear = ShapeEnv._maybe_evaluate_static.cache_clear  # type: ignore[attr-defined]
 
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
