@@ -262,6 +262,14 @@ def evaluate_json(tree: Any, shapes: Sequence[Any], operations: Mapping[str, Any
     return operations[tree[0]](*args)
 
 
+def is_met(relation: Any, shapes: Sequence[Any]) -> bool:
+    """Whether a stored claim is true of some shapes; it is false where it divides by 0, which no module can do."""
+    try:
+        return bool(evaluate_json(relation, shapes))
+    except (ArithmeticError, ValueError):
+        return False
+
+
 def _vectorized(function: Callable[[float], float]) -> Any:
     return np.vectorize(function, otypes=[np.float64])  # numpy's own differs from Python's in the last digit
 

@@ -15,7 +15,6 @@ from harness import Call, compare
 from test_tracing import module
 
 from torch2rt import InputError, TraceError, TRTModule, lower, torch2rt, trace
-from torch2rt.graph import graph_meta
 from torch2rt.runtime.module import ReferenceModule
 
 
@@ -501,33 +500,3 @@ def test_the_smaller_of_two_sizes_within_torch_is_a_size():
     (output,) = graph.graph.find_nodes(op="output")
     (size,) = output.args[0][0].meta["val"].shape
     assert str(size).startswith("Min(3, ")
-
-
-TEXTS = {
-    "equal": lambda x: x * 2 if str(x.shape[0]) == "7" else x + 1,
-    "unequal": lambda x: x * 2 if f"{x.shape[0]}" != "7" else x + 1,
-    "in a table": lambda x: x * {"3": 2, "7": 5}.get(str(x.shape[0]), 1),
-    "in a list": lambda x: x * 2 if str(x.shape[0]) in ["2", "7"] else x + 1,
-    "its length": lambda x: x * len(str(x.shape[0] + 5)),
-    "a piece": lambda x: x * 2 if str(x.shape[0])[-1] == "7" else x + 1,
-    "of another size": lambda x: x * 2 if str(x.shape[0]) == str(x.shape[1]) else x + 1,
-}
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_texts_of_sizes_are_those_of_numbers(name):
-    module, ranges = Call(TEXTS[name]), {"min_shapes": [(1, 7)], "max_shapes": [(9, 7)]}
-    run = torch2rt(module, [torch.randn(3, 7)], max_variants=9, verify=False, **ranges).reference()
-    for rows in (1, 2, 3, 4, 5, 7, 8, 9):
-        x = torch.randn(rows, 7)
-        compare(run(x), module(x))
-
-
-def test_texts_of_sizes_that_are_only_told_ask_nothing(caplog):
-    def tells(x):
-        logging.getLogger("told").warning("%s rows of %s", x.shape[0], f"{x.shape}")
-        torch._assert(x.shape[1] == 7, f"{x.shape[0]} rows of {x.shape[1]} columns")
-        return x + 1
-
-    graph = trace(Call(tells), [torch.randn(3, 7)], min_shapes=[(1, 7)], max_shapes=[(9, 7)])
-    assert "rows of" in caplog.text and not graph_meta(graph).interface.constraints

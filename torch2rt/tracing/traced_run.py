@@ -23,6 +23,7 @@ from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.libraries import libraries_as_values
 from torch2rt.tracing.patches.memos import cleared
+from torch2rt.tracing.patches.number_types import PLAIN_CLASSES
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
     without_collections,
@@ -73,6 +74,7 @@ def run_traced(
                 *FOR_THIS_THREAD,
                 *SIZE_FUNCTIONS,
                 *SIZE_TEXTS,
+                PLAIN_CLASSES,
                 masks,
                 libraries_as_values(),
                 whole_calls(tracer) if recorder.fallback else nullcontext(),
