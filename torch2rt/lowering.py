@@ -202,7 +202,7 @@ class _Lowering:
                 self.ctx.origins.derive(result, tensors[0], _short(node.target))
             return result
         out = node.meta["val"]
-        if isinstance(out, torch.Tensor) and 0 in out.shape and not any(map(is_symbolic, out.shape)):
+        if isinstance(out, torch.Tensor) and not any(map(is_symbolic, out.shape)) and 0 in out.shape:
             return torch.empty(out.shape, dtype=out.dtype)  # whatever the call, and TensorRT fails at some such layers
         return self.call(node, args, kwargs)
 

@@ -213,17 +213,25 @@ def test_a_branch_between_two_sizes_is_refused(forward):
     assert not re.search(r"\bs\d+\b|TruncToInt|ToFloat|FloorDiv|Mod\(|Eq\(|Max\(", str(raised.value))
 
 
-REFUSE_NOTHING = [  # torch's real kernels refuse a size of 0, and its fake ones do not
-    lambda x: F.avg_pool2d(x, (2, 1)),
-    lambda x: F.max_pool2d(x, (2, 1)),
-    lambda x: F.interpolate(x, scale_factor=2.0),
-    lambda x: F.conv2d(x, torch.ones(1, 2, 1, 1)),
-]
+ZERO = torch.zeros(1, dtype=torch.int64)
+REFUSE_NOTHING = {  # torch's real kernels refuse a size of 0, and its fake ones do not
+    "avg_pool2d": lambda x: F.avg_pool2d(x, (2, 1)),
+    "max_pool2d": lambda x: F.max_pool2d(x, (2, 1)),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2.0),
+    "interpolate to": lambda x: F.interpolate(torch.ones(1, 2, 4) + x.sum(), x.shape[3]),
+    "conv2d": lambda x: F.conv2d(x, torch.ones(1, 2, 1, 1)),
+    "topk": lambda x: x.topk(1, -1).values,
+    "index_fill": lambda x: x.index_fill(-1, ZERO, 2.0),
+    "index_put": lambda x: x.index_put((ZERO, ZERO, ZERO, ZERO), torch.ones(()), accumulate=True),
+    "gather": lambda x: x.gather(-1, ZERO.expand(1, 2, 3, 1)),
+    "select": lambda x: x[..., 0],
+    "pad": lambda x: F.pad(x, (0, -1)),
+}
 
 
-@pytest.mark.parametrize("function", REFUSE_NOTHING, ids=["avg_pool2d", "max_pool2d", "interpolate", "conv2d"])
-def test_calls_at_which_a_size_within_is_0_are_refused_where_torch_refuses_them(function):
-    made = module(lambda self, x: function(x[..., : x.shape[3] % 5]))
+@pytest.mark.parametrize("name", REFUSE_NOTHING)
+def test_calls_at_which_a_size_within_is_0_are_refused_where_torch_refuses_them(name):
+    made = module(lambda self, x: REFUSE_NOTHING[name](x[..., : x.shape[3] % 5]))
     run = ReferenceModule(
         lower(trace(made, [torch.randn(1, 2, 3, 7)], min_shapes=[(1, 2, 3, 2)], max_shapes=[(1, 2, 3, 13)]))
     )
@@ -232,10 +240,31 @@ def test_calls_at_which_a_size_within_is_0_are_refused_where_torch_refuses_them(
         if width % 5:
             compare(run(x), made(x))
             continue
-        with pytest.raises(RuntimeError):
+        with pytest.raises((RuntimeError, IndexError)):
             made(x)
         with pytest.raises(InputError, match="shape"):
             run(x)
+
+
+def test_calls_at_which_a_size_within_is_too_small_are_refused_where_torch_refuses_them():
+    made = module(lambda self, x: F.conv2d(x[..., : x.shape[3] % 5], torch.ones(1, 2, 1, 3)))
+    ranges = {"min_shapes": [(1, 2, 3, 3)], "max_shapes": [(1, 2, 3, 14)]}
+    run = torch2rt(made, [torch.randn(1, 2, 3, 8)], **ranges, verify=False).reference()
+    for width in (3, 9, 13, 14):
+        x = torch.randn(1, 2, 3, width)
+        compare(run(x), made(x))
+    for width in (5, 6, 7, 12):
+        with pytest.raises(InputError, match="shape"):
+            run(torch.randn(1, 2, 3, width))
+
+
+def test_what_lowering_asks_of_sizes_is_not_answered_for_the_traced_ones():
+    """A slice that is empty at the traced size, and not at another one."""
+    made = module(lambda self, x: x[:, : -x.shape[0] % 2] * 2)
+    run = ReferenceModule(lower(trace(made, [torch.randn(2, 3, 5)], min_shapes=[(1, 3, 2)], max_shapes=[(2, 3, 7)])))
+    for shape in [(1, 3, 2), (2, 3, 7), (1, 3, 5)]:
+        x = torch.randn(shape)
+        compare(run(x), made(x))
 
 
 @pytest.mark.parametrize(
@@ -500,3 +529,11 @@ def test_the_smaller_of_two_sizes_within_torch_is_a_size():
     (output,) = graph.graph.find_nodes(op="output")
     (size,) = output.args[0][0].meta["val"].shape
     assert str(size).startswith("Min(3, ")
+
+
+def test_a_rounded_size_is_not_rewritten_as_if_all_sizes_were_at_least_2():
+    made = module(lambda self, x: x * math.floor(max(x.shape[0], 2) * 0.6) + math.ceil(max(x.shape[0], 2) / 3))
+    run = ReferenceModule(lower(trace(made, [torch.randn(3, 4)], min_shapes=[(1, 4)], max_shapes=[(4, 4)])))
+    for rows in (1, 2, 3, 4):
+        x = torch.randn(rows, 4)
+        compare(run(x), made(x))

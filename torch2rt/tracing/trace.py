@@ -293,8 +293,9 @@ class Traces:
                 run_traced(self.module, tracer, self.leaves, shapes, None, lambda shapes: True)
         except RefusedError as error:
             return error.__cause__
-        except Torch2RTError:
-            return None  # not the module's own
+        except Torch2RTError as error:  # of what cannot be converted: perhaps the module runs
+            zeros = [x.new_zeros(shape) for x, shape in zip(self.leaves, shapes, strict=True)]
+            return None if runs(self.module, self.arguments, zeros) else error
         return None
 
     def accepts(self, shapes: Sequence[Shape]) -> bool:

@@ -79,7 +79,7 @@ def cover(
         cell, points = _cell(space, claims, left)
         region = _trace_in(traces, space, points, [tie for region in regions for tie in region.ties])
         if region is None:
-            refused.append(cell)
+            refused += [cell] if space.where(cell)[points].all() else [_at(space, p) for p in points[:64]]
             continue
         space.look_at([*claims, *region.all_claims()])
         before, here = (space.where_any(claims_of(part)) for part in (regions, [region]))
@@ -172,7 +172,7 @@ def _cell(space: Space, claims: Sequence[sympy.Basic], left: np.ndarray) -> tupl
     """
     places = np.flatnonzero(left)
     if not claims:  # no trace of the whole range: take one of the listed shapes
-        return [sympy.Eq(s, int(sizes[places[0]]), evaluate=False) for s, sizes in space.sizes.items()], places[:1]
+        return _at(space, places[0]), places[:1]
     bits = np.stack([space.where([claim]) for claim in claims])
     _, which, counts = np.unique(
         np.packbits(bits[:, places], axis=0).T, axis=0, return_inverse=True, return_counts=True
@@ -183,6 +183,11 @@ def _cell(space: Space, claims: Sequence[sympy.Basic], left: np.ndarray) -> tupl
     )
     points = places[which == (which[at_opt[0]] if len(at_opt) else counts.argmax())]
     return [claim if bits[i, points[0]] else sympy.Not(claim) for i, claim in enumerate(claims)], points
+
+
+def _at(space: Space, point: int) -> list[sympy.Basic]:
+    """The claims that are true of one point alone, where some claim and its opposite both divide by 0."""
+    return [sympy.Eq(symbol, int(sizes[point]), evaluate=False) for symbol, sizes in space.sizes.items()]
 
 
 def _trace_in(traces: Traces, space: Space, points: np.ndarray, ties: Sequence[tuple[Symbol, Symbol]]) -> Region | None:

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 from torch.utils._sympy.functions import Max, Min, Mod
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-from torch2rt.errors import TraceError
+from torch2rt.errors import ConversionError, TraceError
 from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Interface, Shape
 from torch2rt.size_choices import choices_of, counterexample
@@ -55,6 +55,7 @@ class Decisions:
         self.shape_env = _ShapeEnv(self, unbacked)
         self.number_makers: list[dict[str, Any]] = []
         self.reads_place = False
+        self.closed = False  # the trace is over: what is asked from here on becomes no claim of it
         self._depth = 0
         self._of_values: dict[sympy.Symbol, ValueRanges] = {}  # sizes that depend on values, where they are not 0
         self._not_empty: list[sympy.Basic] = []
@@ -158,6 +159,11 @@ class Decisions:
         for other in self.claims if true.any() else ():
             true = true & truths(other, choices.sizes)
         return {**self.traced_sizes, **choices.at(int(np.flatnonzero(true)[0]))} if true.any() else None
+
+    def may_be_below(self, size: sympy.Basic, bound: int) -> bool:
+        """Whether a size is smaller than a number for some sizes of the inputs."""
+        choices = choices_of(self.symbols, size)
+        return bool(choices.sizes) and bool(truths(sympy.Lt(size, bound), choices.sizes).any())
 
     def set_aside(self) -> dict[sympy.Basic, Decision]:
         """Remove and return what the user's Python has claimed, so that only what it claims again counts.
@@ -354,6 +360,10 @@ class _ShapeEnv(ShapeEnv):
         """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
         return self._short.shortened(super().replace(expr) if self.replacements else expr)
 
+    def _simplify_floor_div(self, expr: Any) -> Any:
+        """torch calls this for a number that is rounded, and rewrites it as is right for sizes of at least 2."""
+        return expr
+
     def _count(self, expr: sympy.Basic) -> int:
         """How many terms an expression has, its own and those of its arguments."""
         if expr.args and expr not in self._terms:
@@ -392,6 +402,11 @@ class _ShapeEnv(ShapeEnv):
             return answer
         if self._is_of_values(orig_expr) and is_asked_in(FEW_ENOUGH):
             return sympy.false
+        if self._decisions.closed and self._has_two_answers(orig_expr):
+            raise ConversionError(
+                "what is made of this call is right only for sizes with "
+                f"{describe(orig_expr, self._decisions.symbols)}, or only for others"
+            )
         before = len(self.guards)
         try:
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
@@ -404,6 +419,13 @@ class _ShapeEnv(ShapeEnv):
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
             self._decisions.note(orig_expr, answer, len(self.guards) > before)
         return answer
+
+    def _has_two_answers(self, question: Any) -> bool:
+        """Whether a question has another answer for other sizes that are served, also where torch asks it."""
+        if not isinstance(question, sympy.logic.boolalg.Boolean) or not question.free_symbols:
+            return False
+        claims = (question, sympy.Not(question))
+        return not any(map(is_difference, claims)) and self.known(question) is None
 
     def _is_of_values(self, claim: Any) -> bool:
         """Whether a question is about sizes that depend on values."""
