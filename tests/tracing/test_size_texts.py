@@ -123,6 +123,8 @@ def test_texts_of_sizes_that_are_only_told_ask_nothing(caplog):
         ('    log.info(f"{n}")', True),
         ('    x = math.log(f"{n}")', False),
         ('    return f"{n}"', False),
+        ('    CHECK(n > 0, f"{n} rows")', True),
+        ('    check(f"{n} rows")', False),
         ('    key = f"{n}"\n    print(key)', True),
         ('    key = f"{n}"\n    print(table[key])', False),
     ],

@@ -10,6 +10,7 @@ import ast
 import functools
 import itertools
 import linecache
+import re
 import sys
 from types import FrameType
 
@@ -19,10 +20,10 @@ Position = tuple[int, int, int, int]  # first line, last line, first column, col
 _TELL = ("logging", "warnings", "traceback", "torch", "torch2rt")  # packages whose texts are messages
 _TELLS = frozenset(  # functions by their names, whatever they are methods of
     """
-        print log debug info warning warn warning_once warn_once error exception critical deprecate
-        _assert _check _check_value _check_type _check_index fail skip
+        print log debug info warning warn warning_once warn_once error exception critical deprecate fail skip
     """.split()
 )
+_CHECKS = re.compile("assert|check|require|expect|ensure|verify|valid", re.IGNORECASE)  # a condition, then a message
 _NUMBERS = frozenset({"math", "cmath", "torch", "np", "numpy"})  # whose `log` is another
 _TEXTS = frozenset({"str", "repr", "format", "join", "map", "tuple", "list"})
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -61,7 +62,8 @@ def _texts_at(parents: dict[ast.AST, ast.AST], line: int, position: Position | N
     """The part of a file that makes the text: the smallest that holds a position, or all that a line may mean."""
     on_line = [node for node in parents if node.__dict__.get("lineno", line + 1) <= line <= node.end_lineno]  # type: ignore[attr-defined]
     if position is None:
-        return [node for node in on_line if isinstance(node, (ast.JoinedStr, ast.Call))]
+        texts = [node for node in on_line if isinstance(node, ast.JoinedStr)]
+        return texts or [node for node in on_line if isinstance(node, ast.Call)]
     first, last = position[0::2], position[1::2]
     holding = [
         node
@@ -74,11 +76,12 @@ def _texts_at(parents: dict[ast.AST, ast.AST], line: int, position: Position | N
 def _only_tells(text: ast.AST, parents: dict[ast.AST, ast.AST], names: int = 2) -> bool:
     """Whether a text only goes into errors and messages, at once or by way of a variable."""
     node: ast.AST | None = text
+    part: ast.AST | None = None  # of the node, which holds the text
     while node is not None:
         parent = parents.get(node)
         if isinstance(node, ast.Raise) or isinstance(parent, ast.Assert) and parent.msg is node:
             return True
-        if isinstance(node, ast.Call) and (_tells(node) or isinstance(parent, ast.Raise)):
+        if isinstance(node, ast.Call) and (_tells(node, part) or isinstance(parent, ast.Raise)):
             return True
         if isinstance(node, ast.Call) and node is not text and _name(node) not in _TEXTS:
             return False
@@ -86,7 +89,7 @@ def _only_tells(text: ast.AST, parents: dict[ast.AST, ast.AST], names: int = 2) 
             return _variable_only_tells(node, node.targets[0].id, parents, names - 1)
         if isinstance(node, (ast.Compare, ast.Subscript, ast.stmt)):
             return False
-        node = parent
+        node, part = parent, node
     return False
 
 
@@ -105,6 +108,9 @@ def _name(call: ast.Call) -> str:
     return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
-def _tells(call: ast.Call) -> bool:
+def _tells(call: ast.Call, part: ast.AST | None) -> bool:
+    """Whether a function is one that is given messages, in this part of its call."""
     owner = getattr(getattr(call.func, "value", None), "id", "")
-    return _name(call) in _TELLS and not (_name(call) == "log" and owner in _NUMBERS)
+    if _name(call) in _TELLS:
+        return not (_name(call) == "log" and owner in _NUMBERS)
+    return bool(_CHECKS.search(_name(call))) and part is not None and part not in call.args[:1]

@@ -231,10 +231,14 @@ class Decisions:
         known: dict[tuple[Shape, ...], bool] = {}
 
         def is_refused(sizes: Sizes) -> bool:
-            shapes = self._shapes_with(sizes, ties, interface)
-            if (key := tuple(shapes)) not in known:
-                known[key] = not accepts(shapes)
-            return known[key]
+            """Whether the module raises an error; where another path ties sizes, it may only do so for unequal ones."""
+            for some in (sizes, self._with_alike(sizes)):
+                shapes = self._shapes_with(some, ties, interface)
+                if (key := tuple(shapes)) not in known:
+                    known[key] = not accepts(shapes)
+                if not known[key]:
+                    return False
+            return True
 
         interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused, splits)
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
@@ -246,6 +250,12 @@ class Decisions:
                 claim = sympy.Eq(Mod(symbol - dim.min % dim.step, dim.step), 0)
                 interface = interface.constrained(claim, tied, f"{dim} to be {rest}a multiple of {dim.step}")
         return dataclasses.replace(interface, inputs=inputs)
+
+    def _with_alike(self, sizes: Sizes) -> Sizes:
+        """Some sizes, and the same for the dimensions that have the same range."""
+        of_range = {self.symbols[symbol].sizes: size for symbol, size in sizes.items()}
+        alike = {symbol: of_range[dim.sizes] for symbol, dim in self.symbols.items() if dim.sizes in of_range}
+        return {**alike, **sizes}
 
     def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
         """The opt shapes but for some sizes, and those that must equal them."""
