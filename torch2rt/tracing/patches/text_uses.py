@@ -62,7 +62,7 @@ def _texts_at(parents: dict[ast.AST, ast.AST], line: int, position: Position | N
     """The part of a file that makes the text: the smallest that holds a position, or all that a line may mean."""
     on_line = [node for node in parents if node.__dict__.get("lineno", line + 1) <= line <= node.end_lineno]  # type: ignore[attr-defined]
     if position is None:
-        texts = [node for node in on_line if isinstance(node, ast.JoinedStr)]
+        texts: list[ast.AST] = [node for node in on_line if isinstance(node, ast.JoinedStr)]
         return texts or [node for node in on_line if isinstance(node, ast.Call)]
     first, last = position[0::2], position[1::2]
     holding = [
