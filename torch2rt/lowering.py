@@ -26,7 +26,7 @@ from torch2rt.recipes.tape import Tape
 from torch2rt.registry import Converter, load
 from torch2rt.size_choices import counterexample
 from torch2rt.sizes import expression, is_symbolic
-from torch2rt.tracing.sizes.guards import hold
+from torch2rt.tracing.sizes.held_claims import hold
 from torch2rt.vocabulary import constant, permute
 from torch2rt.vocabulary.context import Complex, Context
 
