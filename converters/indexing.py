@@ -51,7 +51,7 @@ def slice_op(ctx: Context, input, dim=0, start=None, end=None, step=1):
 def position_of(ctx: Context, index, size):
     """One index, counted from the front."""
     inside = torch.sym_max(index, -1 - index) < size
-    require(ctx, inside, f"index {index} is out of range", at_calls=True)
+    require(ctx, inside, f"index {index} is out of range")
     if not is_symbolic(index):
         return index + size if index < 0 else index
     return index if proven(ctx, index >= 0) else index % size

@@ -224,7 +224,6 @@ REFUSE_NOTHING = {  # torch's real kernels refuse a size of 0, and its fake ones
     "index_fill": lambda x: x.index_fill(-1, ZERO, 2.0),
     "index_put": lambda x: x.index_put((ZERO, ZERO, ZERO, ZERO), torch.ones(()), accumulate=True),
     "gather": lambda x: x.gather(-1, ZERO.expand(1, 2, 3, 1)),
-    "select": lambda x: x[..., 0],
     "pad": lambda x: F.pad(x, (0, -1)),
 }
 
