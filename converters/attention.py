@@ -44,12 +44,16 @@ LOWEST = {torch.float16: -3e4, torch.bfloat16: -3e38}
 def with_mask(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """What a mask needs around the attention: a query that may attend to no key gets 0, where a softmax gives NaN."""
     check(key.shape[-2] == value.shape[-2], f"{key.shape[-2]} keys for {value.shape[-2]} values")
+    if has_symbolic_scale := is_symbolic(
+        scale
+    ):  # such as log(tokens), of which torch's kernel would make a plain number
+        query, scale = query * scale, 1.0
     options, device = {"scale": scale, "enable_gqa": enable_gqa}, query.device.type
     if torch.is_autocast_enabled(device):
         query, key, value, attn_mask = (lowered(x, device) for x in (query, key, value, attn_mask))
         with torch.autocast(device, enabled=False):
             return attended(query, key, value, attn_mask, dropout_p, is_causal, **options)
-    if attn_mask is None:
+    if attn_mask is None and not has_symbolic_scale:
         return NotImplemented
     return attended(query, key, value, attn_mask, dropout_p, is_causal, **options)
 

@@ -22,7 +22,9 @@ def pad_op(ctx: Context, input, pad, mode="constant", value=None):
         for size, pair in zip(dims(ctx, input), pairs, strict=True):
             for amount in pair:
                 enough = size > amount if mode == "reflect" else size >= amount
-                require(ctx, enough, f"mode='{mode}' pads a dimension by {amount}, for which it is too small")
+                require(
+                    ctx, enough, f"mode='{mode}' pads a dimension by {amount}, for which it is too small", at_calls=True
+                )
     return _slice(ctx, input, pairs, MODES[mode], value if mode == "constant" else None)
 
 
@@ -34,7 +36,7 @@ def _lower(amount):
 def _slice(ctx: Context, x, pairs, mode=None, fill=None):
     sizes = [size + before + after for size, (before, after) in zip(dims(ctx, x), pairs, strict=True)]
     for size, (before, after) in zip(dims(ctx, x), pairs, strict=True):
-        require(ctx, size + _lower(before) + _lower(after) >= 0, "more is cropped than there is")
+        require(ctx, size + _lower(before) + _lower(after) >= 0, "more is cropped than there is", at_calls=True)
     fill = None if fill is None or same_size(fill, 0) else fill  # zeros come for free
     return slice_nd(ctx, x, [-before for before, _ in pairs], sizes, [1] * len(pairs), mode, fill)
 

@@ -323,6 +323,7 @@ def _adaptive_taps(size, out):
 
 def _dynamic_taps(ctx: Context, size, out):
     """`_adaptive_taps` for sizes that are known when the engine runs."""
+    require(ctx, out > 0, "the output has no windows", at_calls=True)
     longest = (size + out - 1) // out + 1
     i = torch.arange(out)[:, None] if not is_symbolic(out) else reshape(ctx, iota(ctx, out), (out, 1))
     from_zero = mul(ctx, i, size)

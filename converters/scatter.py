@@ -132,6 +132,9 @@ def index_fill(input, dim, index, value):
     x = input if input.dim() else input.reshape(1)
     dim = wrap_dim(dim, x.dim())
     size = x.shape[dim]
+    if not is_traced(index) and index.numel():
+        inside = bool(size > int(index.max())) and bool(size >= -int(index.min()))
+        check(inside, "an index is out of range")
     index = torch.where(index < 0, index + size, index).reshape(-1)
     hit = (torch.arange(size, device=input.device).unsqueeze(-1) == index).any(-1)
     return x.masked_fill(hit.reshape(size, *[1] * (x.dim() - dim - 1)), value).reshape(input.shape)

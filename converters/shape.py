@@ -240,7 +240,7 @@ def unfold(ctx: Context, input, dimension, size, step):
     if not ndim:
         return reshape(ctx, input, ctx.out.shape)
     dim = wrap_dim(dimension, ndim)
-    require(ctx, dims(ctx, input)[dim] >= size, f"{size=} is more than dimension {dim} has")
+    require(ctx, dims(ctx, input)[dim] >= size, f"{size=} is more than dimension {dim} has", at_calls=True)
     first, offset = iota(ctx, ctx.out.shape[dim]), torch.arange(size)
     if isinstance(first, torch.Tensor):
         index = first[:, None] * step + offset

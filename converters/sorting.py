@@ -28,6 +28,7 @@ from torch2rt.vocabulary import (
     permute,
     proven,
     reduce,
+    require,
     reshape,
     same_size,
     select,
@@ -296,6 +297,7 @@ def median(ctx: Context, input, dim=None, keepdim=False):
         input, dim = reshape(ctx, input, [math.prod(dims(ctx, input))]), 0
     x, dim = lifted(ctx, input, dim)
     sizes = dims(ctx, x)
+    require(ctx, sizes[dim] > 0, "there is no median of nothing", at_calls=True)
     value, place = smallest(ctx, x, (sizes[dim] - 1) // 2 + 1, dim)
     single = isinstance(ctx.out, Tensor)
     if dtype_of(x).is_floating_point:

@@ -13,7 +13,7 @@ import torch
 
 from torch2rt.errors import InputError
 from torch2rt.promises import Promise
-from torch2rt.sizes import Dim, Symbols, describe, evaluate_json, holds, to_json
+from torch2rt.sizes import Dim, Symbols, describe, evaluate_json, holds, is_met, to_json
 from torch2rt.structure import Spec, bare_name, children, flatten, is_same, take, unflatten
 
 Shape = tuple[int, ...]
@@ -191,11 +191,11 @@ class Interface:
             for size, low, high in zip(shape, spec.min, spec.max, strict=True):
                 if not low <= size <= high:
                     return False
-        return all(evaluate_json(relation, shapes) for relation, _ in self.constraints)
+        return all(is_met(relation, shapes) for relation, _ in self.constraints)
 
     def unmet(self, shapes: list[Shape]) -> str | None:
         """The first claim about sizes that is false for these shapes."""
-        return next((text for relation, text in self.constraints if not evaluate_json(relation, shapes)), None)
+        return next((text for relation, text in self.constraints if not is_met(relation, shapes)), None)
 
     def constrained(self, claim: sympy.Basic, symbols: Symbols, text: str | None = None) -> Interface:
         """The interface that checks a claim about sizes at every call, once however often it is asked for."""

@@ -27,7 +27,7 @@ from torch2rt.recipes.tape import Tape
 from torch2rt.registry import Converter, load
 from torch2rt.size_choices import counterexample
 from torch2rt.sizes import expression, is_symbolic
-from torch2rt.tracing.sizes.guards import hold
+from torch2rt.tracing.sizes.held_claims import hold
 from torch2rt.vocabulary import constant, permute
 from torch2rt.vocabulary.context import Complex, Context
 
@@ -204,7 +204,7 @@ class _Lowering:
                 self.ctx.origins.derive(result, tensors[0], _short(node.target))
             return result
         out = node.meta["val"]
-        if isinstance(out, torch.Tensor) and 0 in out.shape and not any(map(is_symbolic, out.shape)):
+        if isinstance(out, torch.Tensor) and not any(map(is_symbolic, out.shape)) and 0 in out.shape:
             return torch.empty(out.shape, dtype=out.dtype)  # whatever the call, and TensorRT fails at some such layers
         return self.call(node, args, kwargs)
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import sympy
 import torch
 from sympy.printing.precedence import PRECEDENCE
 from sympy.printing.str import StrPrinter
+from torch.utils._sympy.functions import make_opaque_unary_fn
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -90,6 +91,10 @@ class _Python(StrPrinter):  # type: ignore[misc]
     _print_TruncToInt, _print_RoundToInt = _call("int"), _call("round")
     _print_FloorToInt, _print_CeilToInt = _call("floor"), _call("ceil")
 
+    def _print_Function(self, expr: sympy.Basic) -> str:
+        name = getattr(expr, "_torch_handler_name", None)
+        return f"{name}({', '.join(map(self._print, expr.args))})" if name else super()._print_Function(expr)
+
     def _print_ToFloat(self, expr: sympy.Basic) -> str:
         return self._print(expr.args[0])
 
@@ -101,6 +106,18 @@ def in_words(text: str, symbols: Symbols) -> str:
     """A text of torch's with the names of dimensions in the place of symbols such as `s63`."""
     names = {str(symbol): str(dim) for symbol, dim in symbols.items()}
     return re.sub(r"\bs\d+\b", lambda found: names.get(found[0], found[0]), text)
+
+
+# Functions of Python's `math` that torch has no symbolic numbers of: no rule rewrites them, as `log2` in torch.
+FLOAT_FUNCTIONS: dict[str, Any] = {
+    name: make_opaque_unary_fn(name)
+    for name in "acos asin asinh atan cos cosh exp expm1 log log10 log1p sin sinh tan tanh".split()
+}
+
+
+def has_float_functions(expr: sympy.Basic) -> bool:
+    """Whether torch's analysis of ranges may not know what is in an expression."""
+    return expr.has(*FLOAT_FUNCTIONS.values())
 
 
 class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
@@ -142,6 +159,24 @@ class PythonAlgebra(PythonReferenceAnalysis):  # type: ignore[misc]
         for value, condition in reversed(rest):
             result = torch.sym_ite(condition, value, result)
         return result
+
+
+def _of_number(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of numbers that a `torch.fx.Proxy` records a call of."""
+
+    def call(*values: Any) -> Any:
+        proxy = next((value for value in values if isinstance(value, torch.fx.Proxy)), None)
+        return function(*values) if proxy is None else proxy.tracer.create_proxy("call_function", function, values, {})
+
+    return call
+
+
+for _name in FLOAT_FUNCTIONS:
+    setattr(PythonAlgebra, _name, staticmethod(_of_number(getattr(math, _name))))
+PythonAlgebra.round_decimal = staticmethod(_of_number(round))
+_BITWISE = {"bitwise_and": operator.and_, "bitwise_or": operator.or_, "bitwise_xor": operator.xor}
+for _name, _function in _BITWISE.items():
+    setattr(PythonAlgebra, _name, staticmethod(_function))
 
 
 def answer(claim: Any) -> bool | None:
@@ -208,7 +243,10 @@ _PYTHON: dict[str, Any] = {
     "floor_to_int": lambda a, dtype: math.floor(a),
     "ceil_to_int": lambda a, dtype: math.ceil(a),
     "round_to_int": lambda a, dtype: round(a),
+    "round_decimal": round,
     "abs": abs,
+    **_BITWISE,
+    **{name: getattr(math, name) for name in FLOAT_FUNCTIONS},
     "expr_cond_pair": lambda value, condition: (value, condition),
     "piecewise": lambda *pairs: next(value for value, condition in pairs if condition),
 }
@@ -222,6 +260,18 @@ def evaluate_json(tree: Any, shapes: Sequence[Any], operations: Mapping[str, Any
         return shapes[tree[1]][tree[2]]
     args = [evaluate_json(arg, shapes, operations) for arg in tree[1:]]
     return operations[tree[0]](*args)
+
+
+def is_met(relation: Any, shapes: Sequence[Any]) -> bool:
+    """Whether a stored claim is true of some shapes; it is false where it divides by 0, which no module can do."""
+    try:
+        return bool(evaluate_json(relation, shapes))
+    except (ArithmeticError, ValueError):
+        return False
+
+
+def _vectorized(function: Callable[[float], float]) -> Any:
+    return np.vectorize(function, otypes=[np.float64])  # numpy's own differs from Python's in the last digit
 
 
 class Vectors(dict):  # type: ignore[type-arg]
@@ -245,7 +295,8 @@ class Vectors(dict):  # type: ignore[type-arg]
             or_=np.logical_or,
             not_=np.logical_not,
             sqrt=np.sqrt,
-            log2=np.vectorize(math.log2, otypes=[np.float64]),  # numpy's differs from Python's in the last digit
+            round_decimal=np.vectorize(round, otypes=[np.float64]),
+            **{name: _vectorized(getattr(math, name)) for name in ("log2", *FLOAT_FUNCTIONS)},
             trunc=np.trunc,
             to_dtype=lambda a, dtype: np.asarray(a).astype(np.float64 if "float" in dtype else np.int64),
             trunc_to_int=lambda a, dtype: np.trunc(a).astype(np.int64),
@@ -314,5 +365,5 @@ def holds(claim: sympy.Basic, sizes: Mapping[sympy.Symbol, int]) -> bool:
     """Whether a claim is true of these sizes."""
     try:
         return bool(evaluate(claim, sizes))
-    except ZeroDivisionError:  # nor can the module be called with them
+    except (ArithmeticError, ValueError):  # nor can the module be called with them
         return False

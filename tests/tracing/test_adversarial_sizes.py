@@ -66,4 +66,4 @@ def test_ten_questions_of_two_sizes(request, device):
             compare(given, expected)
     with pytest.raises(InputError):
         run(torch.randn(18, 3, device=device))
-    assert len(model_trt.built.each()) > 10
+    assert 10 < len(model_trt.built.each()) < 20

@@ -35,7 +35,7 @@ from torch2rt.python_calls import DrawsFrom
 from torch2rt.registry import load
 from torch2rt.runtime.partitioned.schedule import Schedule
 from torch2rt.runtime.partitioned.segments import PartitionedModule, network_of
-from torch2rt.tracing.sizes.guards import hold
+from torch2rt.tracing.sizes.held_claims import hold
 from torch2rt.tracing.source_lines import modules_of
 
 MIN_SEGMENT_CALLS = 3

@@ -27,6 +27,7 @@ from torch2rt.tracing.calls.randomness import are_equal, states_elsewhere
 from torch2rt.tracing.calls.refusals import RefusedError
 from torch2rt.tracing.patches.memos import uncached
 from torch2rt.tracing.patches.number_types import symbolic_numbers
+from torch2rt.tracing.patches.size_texts import HASHED_SIZES
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.recorder import UnseenTensorError
 from torch2rt.tracing.signature import keyword_names, tensor_names
@@ -176,7 +177,7 @@ class Traces:
         self.output_names = output_names
         self.spinner = Spinner("trace", progress)
         self.record_operators = any(isinstance(m, torch.jit.ScriptModule) for m in self.module.modules())
-        self.past_caches = False
+        self.past_caches = 0  # 1: functools' caches are passed over; 2: sizes are keys of tables, too
         self.fallback, self.unbacked = fallback, False
         self.plain_numbers = plain_numbers
         self.number_makers: list[dict[str, Any]] = []
@@ -219,9 +220,9 @@ class Traces:
         unseen = isinstance(error, UnseenTensorError) or "TorchScript interpreter" in str(error)
         if unseen and not self.record_operators:  # watching all that torch runs makes tracing slower by half
             self.record_operators = again = True
-        if not self.past_caches and "unhashable type: non-nested SymInt" in str(error):
-            self.stack.enter_context(uncached())
-            self.past_caches = again = True
+        if "unhashable type: non-nested SymInt" in str(error) and self.past_caches < 2:
+            self.stack.enter_context(HASHED_SIZES if self.past_caches else uncached())
+            self.past_caches, again = self.past_caches + 1, True
         if self.fallback and not self.unbacked and isinstance(error, TraceError) and "depend" in str(error):
             self.unbacked = again = True  # perhaps torch can go on with sizes that depend on values
         return again
@@ -292,8 +293,9 @@ class Traces:
                 run_traced(self.module, tracer, self.leaves, shapes, None, lambda shapes: True)
         except RefusedError as error:
             return error.__cause__
-        except Torch2RTError:
-            return None  # not the module's own
+        except Torch2RTError as error:  # of what cannot be converted: perhaps the module runs
+            zeros = [x.new_zeros(shape) for x, shape in zip(self.leaves, shapes, strict=True)]
+            return None if runs(self.module, self.arguments, zeros) else error
         return None
 
     def accepts(self, shapes: Sequence[Shape]) -> bool:

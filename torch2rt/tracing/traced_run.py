@@ -23,6 +23,7 @@ from torch2rt.tracing.calls.refusals import RefusedError, describe_refusal
 from torch2rt.tracing.module_state import EarlierValue, ModuleState, depends_on_values
 from torch2rt.tracing.patches.libraries import libraries_as_values
 from torch2rt.tracing.patches.memos import cleared
+from torch2rt.tracing.patches.number_types import PLAIN_CLASSES
 from torch2rt.tracing.patches.process_switches import (
     FOR_THIS_THREAD,
     without_collections,
@@ -73,6 +74,7 @@ def run_traced(
                 *FOR_THIS_THREAD,
                 *SIZE_FUNCTIONS,
                 *SIZE_TEXTS,
+                PLAIN_CLASSES,
                 masks,
                 libraries_as_values(),
                 whole_calls(tracer) if recorder.fallback else nullcontext(),
@@ -129,11 +131,12 @@ def run_traced(
     tracer.values.storages.check_inputs(fakes, [spec.name for spec in interface.inputs])
     interface = end_graph(interface, recorder, result, output_names)
     splits: list[Split] = []
-    for decision in tracer.eager.refusals_of_empty(recorder.decisions):
+    for decision in tracer.eager.refusals_of_small(recorder.decisions):
         recorder.decisions.claims.setdefault(decision.claim, decision)
     interface = recorder.decisions.check(interface, accepts, splits)
     _check_eager(tracer, module, leaves, shapes if splits else None)
     asserted = recorder.decisions.asserted()
+    recorder.decisions.closed = True
     checked = {symbol for claim in asserted for symbol in claim.free_symbols}
     for node in reversed(recorder.graph.nodes):  # what no output needs; inputs stay: the signature is the module's
         is_checked = any(symbol in checked for symbol, _ in node.meta.get("unbacked", {}).values())

@@ -11,6 +11,9 @@ from typing import Any
 import sympy
 import torch
 from torch.utils._sympy.functions import (
+    BitwiseFn_bitwise_and,
+    BitwiseFn_bitwise_or,
+    BitwiseFn_bitwise_xor,
     CeilToInt,
     FloatPow,
     FloatTrueDiv,
@@ -21,6 +24,7 @@ from torch.utils._sympy.functions import (
     OpaqueUnaryFn_log2,
     OpaqueUnaryFn_sqrt,
     PythonMod,
+    RoundDecimal,
     RoundToInt,
     ToFloat,
     TruncToInt,
@@ -29,7 +33,7 @@ from torch.utils._sympy.interp import sympy_interp
 
 from torch2rt.backend.tensorrt import trt
 from torch2rt.size_choices import extremes
-from torch2rt.sizes import evaluate, expression, is_symbolic
+from torch2rt.sizes import FLOAT_FUNCTIONS, evaluate, expression, is_symbolic
 from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW, constant
@@ -90,29 +94,33 @@ def _rounds_quotient(kind: type[sympy.Function], expr: sympy.Basic) -> bool:
 # Tables of sizes -----------------------------------------------------------------------------------------------------
 
 
-_OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2, FloatPow)
+_OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2, FloatPow, RoundDecimal, *FLOAT_FUNCTIONS.values())
+_BITS_OF = (BitwiseFn_bitwise_and, BitwiseFn_bitwise_or, BitwiseFn_bitwise_xor)
 _ROUNDINGS = (TruncToInt, FloorToInt, CeilToInt, RoundToInt)
 _TABLE = 2**16  # sizes; TensorRT computes with the rest as it can
+_FLOATS = 2**13
 _PRODUCTS = 2**13  # choices of several numbers, which lie less near to a line
 
 
 def _table(ctx: Context, expr: sympy.Basic) -> Any:
-    """A whole number that Python rounds a float to, looked up for each size: TensorRT's floats are not Python's.
+    """A number of one size that Python computes otherwise than TensorRT, looked up for each size.
 
-    `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes, one less.
+    A whole number that Python rounds a float to: `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes,
+    one less. A float that a function gives, which may be beyond float32 on the way: `exp(size) / exp(size - 1)`.
     """
     free = sorted(expr.free_symbols & set(ctx.symbols), key=str)
-    if not expr.is_integer or not expr.has(*_OPAQUE, FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float):
-        return None
-    if len(free) != 1:
+    rounded = (FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float) if expr.is_integer else ()
+    if len(free) != 1 or not expr.has(*_OPAQUE, *_BITS_OF, *rounded):
         return None
     sizes = ctx.symbols[free[0]].sizes
-    if len(sizes) > _TABLE or expr.free_symbols != {free[0]}:
+    if len(sizes) > (_TABLE if expr.is_integer else _FLOATS) or expr.free_symbols != {free[0]}:
         return None
-    values = [int(evaluate(expr, {free[0]: size})) for size in sizes]
+    values = [_value(expr, {free[0]: size}) for size in sizes]
     place = _binary(ctx, EW.SUB, _SymbolLayers(ctx).get(free[0]), sizes[0])
     place = place if sizes.step == 1 else _binary(ctx, EW.FLOOR_DIV, place, sizes.step)
-    return _looked_up(ctx, values, place)
+    if expr.is_integer or all(isinstance(value, int) for value in values):
+        return _looked_up(ctx, list(map(int, values)), place)
+    return layers.gather(ctx, constant(ctx, torch.tensor(values, dtype=torch.float32)), place, 0)
 
 
 def _with_tables(ctx: Context, expr: sympy.Basic) -> tuple[sympy.Basic, dict[sympy.Symbol, Any]]:
@@ -122,16 +130,27 @@ def _with_tables(ctx: Context, expr: sympy.Basic) -> tuple[sympy.Basic, dict[sym
     """
     tables: dict[sympy.Symbol, Any] = {}
 
-    def looked_up(rounded: sympy.Basic) -> sympy.Basic:
-        if not rounded.free_symbols <= set(ctx.symbols) or (table := _table_of_several(ctx, rounded)) is None:
-            return rounded
-        symbol = sympy.Dummy(integer=True)
+    def in_place_of(part: sympy.Basic, table: Any) -> sympy.Basic:
+        symbol = sympy.Dummy(integer=part.is_integer, real=True)
         tables[symbol] = table
         return symbol
 
+    def looked_up(rounded: sympy.Basic) -> sympy.Basic:
+        if not rounded.free_symbols <= set(ctx.symbols) or (table := _table_of_several(ctx, rounded)) is None:
+            return rounded
+        return in_place_of(rounded, table)
+
+    def of_one(part: sympy.Basic) -> sympy.Basic:
+        """A number with symbols in the place of the largest parts of it that are functions of one size."""
+        if not part.has(*_OPAQUE, *_BITS_OF):
+            return part
+        if (table := _table(ctx, part)) is not None:
+            return in_place_of(part, table)
+        return part.func(*map(of_one, part.args))
+
     if expr.has(*_ROUNDINGS):
         expr = expr.replace(lambda e: isinstance(e, _ROUNDINGS), looked_up)
-    return expr, tables
+    return of_one(expr), tables
 
 
 def _table_of_several(ctx: Context, rounded: sympy.Basic) -> Any:
@@ -145,7 +164,7 @@ def _table_of_several(ctx: Context, rounded: sympy.Basic) -> Any:
         if rounded.has(*_OPAQUE):
             refuse("TensorRT rounds a power or a logarithm of dynamic sizes otherwise than Python does")
         return None
-    values = [_value(inner, dict(zip(numbers.values(), each))) for each in itertools.product(*ranges)]
+    values = [int(_value(inner, dict(zip(numbers.values(), each)))) for each in itertools.product(*ranges)]
     place = constant(ctx, torch.tensor([0]))
     for number, sizes in zip(numbers, ranges, strict=True):
         digit = _binary(ctx, EW.SUB, sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx), number), sizes[0])  # type: ignore[arg-type]
@@ -153,12 +172,13 @@ def _table_of_several(ctx: Context, rounded: sympy.Basic) -> Any:
     return _looked_up(ctx, values, place)
 
 
-def _value(expr: sympy.Basic, numbers: dict[sympy.Symbol, int]) -> int:
+def _value(expr: sympy.Basic, numbers: dict[sympy.Symbol, int]) -> Any:
     """An expression's value, and 0 where it has none: no call has such sizes."""
     try:
-        return int(evaluate(expr, numbers))
+        value = evaluate(expr, numbers)
     except (ArithmeticError, ValueError):
         return 0
+    return refuse("the power of a negative number is complex") if isinstance(value, complex) else value
 
 
 _AT_ONCE = 64  # numbers in a tensor that TensorRT computes sizes with; of larger ones it knows nothing before a run
@@ -313,6 +333,15 @@ class _ShapeLayers:
     def log2(self, a: Any) -> Any:
         log = layers.unary(self.ctx, trt.UnaryOperation.LOG, layers.cast(self.ctx, a, torch.float32))
         return _binary(self.ctx, EW.PROD, log, 1 / math.log(2))
+
+    def abs(self, a: Any) -> Any:
+        return self.maximum(a, self.mul(a, self.constant(-1, torch.int64)))
+
+    def _function(op: Any) -> Callable[..., Any]:  # type: ignore[misc]
+        return lambda self, a: layers.unary(self.ctx, op, layers.cast(self.ctx, a, torch.float32))
+
+    exp, log = _function(trt.UnaryOperation.EXP), _function(trt.UnaryOperation.LOG)
+    sin, cos = _function(trt.UnaryOperation.SIN), _function(trt.UnaryOperation.COS)
 
     def trunc_to_int(self, a: Any, dtype: torch.dtype) -> Any:
         return layers.cast(self.ctx, a, torch.int64)

@@ -29,6 +29,7 @@ from torch2rt.tracing.sizes.guards import Decisions
 
 Sizes = Mapping[sympy.Symbol, int]
 
+SMALL = 8  # sizes below are those with which a call is tried
 KEPT = 64  # elements of a constant that is given as it is, as its values may be indices or numbers of elements
 FEW = 1 << 16  # elements of a call with several tensors, which may multiply them
 MANY = 1 << 20  # elements of a call with one tensor
@@ -132,17 +133,38 @@ class EagerCalls:
         with torch.random.fork_rng([]), torch.no_grad():
             return next(((call, error) for call in self.calls if (error := _error(call, sizes)) is not None), None)
 
-    def refusals_of_empty(self, decisions: Decisions) -> Iterator[Decision]:
-        """The claims that sizes which may be 0 are not, where a real kernel refuses that: fake kernels often do not."""
-        empty: dict[sympy.Basic, Sizes | None] = {}
+    def refusals_of_small(self, decisions: Decisions) -> Iterator[Decision]:
+        """The claims that sizes are large enough, where real kernels refuse small ones: fake kernels often do not.
+
+        Sizes of the inputs themselves are not asked about: the smallest that are served are those of `refusal`.
+        """
+        known: dict[tuple[sympy.Basic, int], Sizes | None] = {}
+
+        def at(size: sympy.Basic, value: int) -> Sizes | None:
+            if (size, value) not in known:
+                known[size, value] = decisions.sizes_where(sympy.Eq(size, value))
+            return known[size, value]
+
         with torch.random.fork_rng([]), torch.no_grad():
             for call in self.calls:
                 sizes = {size for operand in call.operands for size in operand.sizes if isinstance(size, sympy.Basic)}
+                sizes |= {size for size in tree_leaves(call.arguments) if isinstance(size, sympy.Basic)}
                 for size in sorted(sizes, key=str):
-                    if size not in empty:
-                        empty[size] = None if size.is_Atom else decisions.sizes_where(sympy.Eq(size, 0))
-                    if (at := empty[size]) is not None and _error(call, at) is not None:
-                        yield Decision(sympy.Ge(size, 1), call.place, False)
+                    if size.is_Atom or not size.is_integer or not decisions.may_be_below(size, SMALL):
+                        continue
+                    if (refused := _most_refused(call, lambda value: at(size, value))) is not None:  # noqa: B023
+                        yield Decision(sympy.Ge(size, refused + 1), call.place, False)
+
+
+def _most_refused(call: RecordedCall, at: Callable[[int], Sizes | None]) -> int | None:
+    """The largest of a call's small sizes with which a real kernel refuses it, and all smaller ones; `None` if none."""
+    refused = None
+    for value in range(SMALL):
+        sizes = at(value)
+        if sizes is not None and _error(call, sizes) is None:
+            break
+        refused = refused if sizes is None else value
+    return refused
 
 
 def _error(call: RecordedCall, sizes: Sizes) -> Exception | None:
@@ -200,7 +222,10 @@ def _run(
     except NotImplementedError as error:  # mostly of kernels that other devices have
         return error if "not supported" in str(error) and not re.search("CPU|CUDA|backend", str(error)) else None
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        return None if re.search("out of .*(bounds|range)", str(error)) else error  # an index that the converter checks
+        is_index = re.search("out of .*(bounds|range)", str(error))
+        if is_index and not any(0 in operand.shape(sizes) for operand in call.operands):
+            return None  # an index that the converter checks; in an empty tensor there is none
+        return error
     return None
 
 

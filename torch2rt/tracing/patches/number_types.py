@@ -7,8 +7,12 @@ the Python files that were seen to make numbers of sizes, and nowhere else.
 
 from __future__ import annotations
 
+import ctypes
 import dis
+import gc
 import itertools
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +20,9 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
+from torch.overrides import _get_current_function_mode_stack
+
+from torch2rt.tracing.patches.process_switches import Shared
 
 
 class _StandIn(type):
@@ -107,3 +114,41 @@ def symbolic_numbers(scopes: Sequence[dict[str, Any]]) -> Iterator[None]:
                     del _users[id(scope), name]
                     if scope.get(name) is _STAND_INS[name]:
                         del scope[name]
+
+
+# `isinstance(size, int)` ---------------------------------------------------------------------------------------------
+
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+
+
+def _class_for(plain: type) -> property:
+    def its_class(self: Any) -> type:
+        asking = sys._getframe(1)
+        name = str(asking.f_globals.get("__name__")).partition(".")[0]
+        is_library = name == "torch2rt" or asking.f_code.co_filename.startswith(_TORCH)
+        return type(self) if is_library or not _get_current_function_mode_stack() else plain
+
+    return property(its_class)
+
+
+@contextmanager
+def _plain_classes() -> Iterator[None]:
+    """Let sizes of a trace be of Python's types to the module's code: `isinstance` asks for `__class__`.
+
+    That is an entry of the class's namespace, which Python sets by no other way than in the class's body.
+    """
+    spaces = {kind: gc.get_referents(kind.__dict__)[0] for kind in _PLAIN}
+    for kind, plain in _PLAIN.items():
+        spaces[kind]["__class__"] = _class_for(plain)
+        ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
+    try:
+        yield
+    finally:
+        for kind, space in spaces.items():
+            del space["__class__"]
+            ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
+
+
+_PLAIN = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
+PLAIN_CLASSES = Shared(_plain_classes)

@@ -1,12 +1,13 @@
-"""`str(size)` and `f"{size}"` in a module's Python: a text that is compared asks which size it is.
+"""`str(size)` and `f"{size}"` in a module's Python, which ask which number the size is.
 
-Torch writes a dynamic size as `s77`, which equals no number's text: `if str(n) == "7"` would be false for every size.
-A text that only goes into a message asks nothing. What is made of several pieces, such as `f"layer{n}"`, is no such
-text any more.
+Torch writes a dynamic size as `s77`, which equals no number's text: `if str(n) == "7"` would be false for every size,
+and `table[f"{height}x{width}"]` missing. So the text is the number's, and the number becomes a condition of the trace.
+A text that only goes into a message asks nothing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,62 +16,54 @@ import torch
 from torch2rt.sizes import is_symbolic
 from torch2rt.tracing.patches.process_switches import PerThread
 from torch2rt.tracing.patches.size_functions import is_module_code
+from torch2rt.tracing.patches.text_uses import is_told
 
 
-class SizeText(str):
-    """The text of a dynamic size, as torch writes it, with the comparisons and methods of its number's text."""
-
-    size: torch.SymInt
-
-    @classmethod
-    def of(cls, text: str, size: torch.SymInt) -> SizeText:
-        made = cls(text)
-        made.size = size
-        return made
-
-    def number(self) -> str:
-        """The text of the number, which makes this number a condition of the trace."""
-        return str(int(self.size))
-
-    def __eq__(self, other: object) -> bool:
-        if isinstance(other, SizeText):
-            return bool(self.size == other.size)
-        if not isinstance(other, str) or not other.isdecimal() or str(int(other)) != other:
-            return False
-        return bool(self.size == int(other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash(self.number())
-
-    def __str__(self) -> str:
-        return self
+def _is_told() -> bool:
+    """Whether the code that makes a text only tells it."""
+    frame = sys._getframe(1)
+    while str(frame.f_globals.get("__name__")).startswith(_BETWEEN) and frame.f_back is not None:
+        frame = frame.f_back
+    return is_told(frame)
 
 
-def _of_number(name: str) -> Callable[..., Any]:
-    def call(self: SizeText, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.number(), name)(*args, **kwargs)
-
-    return call
+_BETWEEN = ("torch2rt.tracing.patches.", "torch.fx.experimental.sym_node")
 
 
-_READING = (
-    "__add__ __contains__ __getitem__ __ge__ __gt__ __iter__ __le__ __len__ __lt__ __mod__ __mul__ __rmul__".split()
-)
-for _name in (*_READING, *(name for name in dir(str) if not name.startswith("_") and name != "maketrans")):
-    setattr(SizeText, _name, _of_number(_name))
+def _number(size: Any) -> Any:
+    """The number, which becomes a condition of the trace."""
+    return (
+        int(size) if isinstance(size, torch.SymInt) else bool(size) if isinstance(size, torch.SymBool) else float(size)
+    )
 
 
-def _text(original: Callable[[Any], str]) -> Callable[[Any], str]:
-    def text(size: Any) -> str:
-        found = original(size)
-        if type(size) is torch.SymInt and is_module_code() and is_symbolic(size):
-            return SizeText.of(found, size)
-        return found
+def _text(original: Callable[..., str]) -> Callable[..., str]:
+    """What takes the place of a method that makes a text of a size."""
+    is_format = original.__name__ == "__format__"
+
+    def text(size: Any, *specification: str) -> str:
+        if not is_module_code() or not is_symbolic(size):
+            return original(size, *specification)
+        if _is_told():
+            return f"{size.node.expr}"
+        return format(_number(size), *specification) if is_format else str(_number(size))
 
     return text
 
 
-SIZE_TEXTS = (PerThread(torch.SymInt, "__repr__", _text),)
+SIZE_TEXTS = tuple(
+    PerThread(kind, name, _text)
+    for kind in (torch.SymInt, torch.SymFloat, torch.SymBool)
+    for name in ("__repr__", "__str__", "__format__")
+)
+
+
+def _hash(original: Callable[[torch.SymInt], int]) -> Callable[[torch.SymInt], int]:
+    def hash_of_number(size: torch.SymInt) -> int:
+        return hash(int(size)) if is_module_code() else original(size)
+
+    return hash_of_number
+
+
+# Sizes as keys of tables and members of sets, which torch refuses. It makes the number a condition of the trace.
+HASHED_SIZES = PerThread(torch.SymInt, "__hash__", _hash)

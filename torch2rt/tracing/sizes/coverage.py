@@ -77,9 +77,9 @@ def cover(
         if not left.any():
             break
         cell, points = _cell(space, claims, left)
-        region = _trace_in(traces, space, points, [tie for region in regions for tie in region.ties])
+        region = _trace_in(traces, space, cell, points, [tie for region in regions for tie in region.ties])
         if region is None:
-            refused.append(cell)
+            refused += [cell] if space.where(cell)[points].all() else [_at(space, p) for p in points[:64]]
             continue
         space.look_at([*claims, *region.all_claims()])
         before, here = (space.where_any(claims_of(part)) for part in (regions, [region]))
@@ -172,7 +172,7 @@ def _cell(space: Space, claims: Sequence[sympy.Basic], left: np.ndarray) -> tupl
     """
     places = np.flatnonzero(left)
     if not claims:  # no trace of the whole range: take one of the listed shapes
-        return [sympy.Eq(s, int(sizes[places[0]]), evaluate=False) for s, sizes in space.sizes.items()], places[:1]
+        return _at(space, places[0]), places[:1]
     bits = np.stack([space.where([claim]) for claim in claims])
     _, which, counts = np.unique(
         np.packbits(bits[:, places], axis=0).T, axis=0, return_inverse=True, return_counts=True
@@ -185,24 +185,40 @@ def _cell(space: Space, claims: Sequence[sympy.Basic], left: np.ndarray) -> tupl
     return [claim if bits[i, points[0]] else sympy.Not(claim) for i, claim in enumerate(claims)], points
 
 
-def _trace_in(traces: Traces, space: Space, points: np.ndarray, ties: Sequence[tuple[Symbol, Symbol]]) -> Region | None:
+def _at(space: Space, point: int) -> list[sympy.Basic]:
+    """The claims that are true of one point alone, where some claim and its opposite both divide by 0."""
+    return [sympy.Eq(symbol, int(sizes[point]), evaluate=False) for symbol, sizes in space.sizes.items()]
+
+
+def _trace_in(
+    traces: Traces, space: Space, cell: Sequence[sympy.Basic], points: np.ndarray, ties: Sequence[tuple[Symbol, Symbol]]
+) -> Region | None:
     """The region of a trace at one of some points; `None` where the module raises errors at all that were tried."""
-    single = {s: int(v[points[0]]) for s, v in space.sizes.items() if (v[points] == v[points[0]]).all()}
+    numbers = {claim.args[0] for claim in cell if isinstance(claim, sympy.Eq) and claim.args[1].is_number}
+    single = {s for s, v in space.sizes.items() if s in numbers and (v[points] == v[points[0]]).all()}
     failure: Exception | None = None
     for point in _candidates(space, points):
         sizes = {symbol: int(values[point]) for symbol, values in space.sizes.items()}
         fixed = {s: size for s, size in sizes.items() if s in single or size < 2}  # torch specialises 0 and 1
         tied = {s: size for s, size in with_ties(fixed, ties).items() if s in fixed or s not in sizes}
-        specs = not_empty(_with_sizes(space, with_ties(sizes, ties), tied))
-        shapes = [spec.opt for spec in specs]
-        try:
-            return space.needing(region_of(traces.at(specs, shapes), specs, space.specs))
-        except Exception as error:
-            if traces.accepts(shapes):
-                failure = failure or error
+        for known in (sizes, _with_alike(space, sizes)):
+            specs = not_empty(_with_sizes(space, with_ties(known, ties), tied))
+            shapes = [spec.opt for spec in specs]
+            try:
+                return space.needing(region_of(traces.at(specs, shapes), specs, space.specs))
+            except Exception as error:
+                if traces.accepts(shapes):
+                    failure = failure or error
     if failure is not None:
         raise failure
     return None
+
+
+def _with_alike(space: Space, sizes: Mapping[Symbol, int]) -> dict[Symbol, int]:
+    """Sizes with those of the dimensions of the same range, which this path may be the first to tie."""
+    of_range = {space.symbols[symbol].sizes: size for symbol, size in sizes.items()}
+    alike = {symbol: of_range[dim.sizes] for symbol, dim in space.symbols.items() if dim.sizes in of_range}
+    return {**alike, **sizes}
 
 
 def _candidates(space: Space, points: np.ndarray) -> Iterator[int]:
@@ -275,7 +291,7 @@ def _too_many(variants: Sequence[Variant], space: Space, max_variants: int) -> T
     if numbers := [describe(size, space.symbols) for size, values in _pinned(variants).items() if len(values) > 1]:
         text += (
             f"\nThe module makes {', '.join(numbers)} a plain number, so that each needs an engine of its own: "
-            "range(size) and math.log(size) do so, and size // 2, int(size * 0.5) and torch.arange(size) do not."
+            "range(size) does so, and size // 2, math.log(size), int(size * 0.5) and torch.arange(size) do not."
         )
     return TraceError(
         f"{text}\nNarrow the range, raise max_variants, or list the sizes: torch2rt(model, inputs, "

@@ -10,23 +10,24 @@ claim that can be neither proven nor refuted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import sympy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
-from torch.utils._sympy.functions import Max, Min, Mod
+from torch.utils._sympy.functions import Mod
 from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-from torch2rt.errors import TraceError
+from torch2rt.errors import ConversionError, TraceError
 from torch2rt.graph import Assumed, Decision, Split
 from torch2rt.interface import Interface, Shape
 from torch2rt.size_choices import choices_of, counterexample
-from torch2rt.sizes import Dim, Symbols, describe, holds, truths
+from torch2rt.sizes import Dim, Symbols, describe, evaluate, has_float_functions, holds, truths
 from torch2rt.tracing.patches.number_types import maker_of_numbers
-from torch2rt.tracing.sizes.accepted_sizes import AcceptedSizes, IsRefused, Sizes, impossible_end, narrowed
+from torch2rt.tracing.sizes.accepted_sizes import Sizes, narrowed
+from torch2rt.tracing.sizes.held_claims import hold
 from torch2rt.tracing.sizes.kernel_choices import FEW_ENOUGH, is_asked_in, is_difference, is_kernel_choice, or_equal
 from torch2rt.tracing.sizes.shortened import ShortSizes
 from torch2rt.tracing.source_lines import SourceLocation
@@ -55,6 +56,7 @@ class Decisions:
         self.shape_env = _ShapeEnv(self, unbacked)
         self.number_makers: list[dict[str, Any]] = []
         self.reads_place = False
+        self.closed = False  # the trace is over: what is asked from here on becomes no claim of it
         self._depth = 0
         self._of_values: dict[sympy.Symbol, ValueRanges] = {}  # sizes that depend on values, where they are not 0
         self._not_empty: list[sympy.Basic] = []
@@ -159,6 +161,11 @@ class Decisions:
             true = true & truths(other, choices.sizes)
         return {**self.traced_sizes, **choices.at(int(np.flatnonzero(true)[0]))} if true.any() else None
 
+    def may_be_below(self, size: sympy.Basic, bound: int) -> bool:
+        """Whether a size is smaller than a number for some sizes of the inputs."""
+        choices = choices_of(self.symbols, size)
+        return bool(choices.sizes) and bool(truths(sympy.Lt(size, bound), choices.sizes).any())
+
     def set_aside(self) -> dict[sympy.Basic, Decision]:
         """Remove and return what the user's Python has claimed, so that only what it claims again counts.
 
@@ -202,7 +209,7 @@ class Decisions:
             return None
         try:
             answer = bound_sympy(question, ranges)
-        except (NotImplementedError, AssertionError, TypeError):
+        except (NotImplementedError, AssertionError, TypeError, AttributeError):
             return None  # torch's range analysis does not know this operation
         if not answer.is_singleton():
             return None
@@ -225,10 +232,14 @@ class Decisions:
         known: dict[tuple[Shape, ...], bool] = {}
 
         def is_refused(sizes: Sizes) -> bool:
-            shapes = self._shapes_with(sizes, ties, interface)
-            if (key := tuple(shapes)) not in known:
-                known[key] = not accepts(shapes)
-            return known[key]
+            """Whether the module raises an error; where another path ties sizes, it may only do so for unequal ones."""
+            for some in (sizes, self._with_alike(sizes)):
+                shapes = self._shapes_with(some, ties, interface)
+                if (key := tuple(shapes)) not in known:
+                    known[key] = not accepts(shapes)
+                if not known[key]:
+                    return False
+            return True
 
         interface = hold([d for d in self.claims.values() if not d.assumed], tied, interface, is_refused, splits)
         self.assumed = Assumed([d for d in self.claims.values() if d.assumed], tied)
@@ -240,6 +251,12 @@ class Decisions:
                 claim = sympy.Eq(Mod(symbol - dim.min % dim.step, dim.step), 0)
                 interface = interface.constrained(claim, tied, f"{dim} to be {rest}a multiple of {dim.step}")
         return dataclasses.replace(interface, inputs=inputs)
+
+    def _with_alike(self, sizes: Sizes) -> Sizes:
+        """Some sizes, and the same for the dimensions that have the same range."""
+        of_range = {self.symbols[symbol].sizes: size for symbol, size in sizes.items()}
+        alike = {symbol: of_range[dim.sizes] for symbol, dim in self.symbols.items() if dim.sizes in of_range}
+        return {**alike, **sizes}
 
     def _shapes_with(self, sizes: Sizes, ties: list[Decision], interface: Interface) -> list[Shape]:
         """The opt shapes but for some sizes, and those that must equal them."""
@@ -271,75 +288,6 @@ class Decisions:
         return ranges
 
 
-def hold(
-    decisions: list[Decision],
-    ranges: Symbols,
-    interface: Interface,
-    is_refused: IsRefused = lambda sizes: False,
-    splits: list[Split] | None = None,
-) -> Interface:
-    """Raise `TraceError` for the first claim that is false inside the ranges.
-
-    Returns the interface that checks every call for the claims that no range can express. `is_refused` says whether the
-    module itself raises an error with some sizes, where the others are the opt ones. Where `splits` is given, the
-    claims that narrow the range are put there, and raise nothing.
-    """
-
-    def narrow(decision: Decision, wrong: Mapping[Dim, int]) -> None:
-        error = _narrowing_error(decision, ranges, wrong)
-        if splits is None:
-            raise error
-        splits.append(Split(decision, error))
-
-    accepted, relations, undecided = AcceptedSizes(ranges, interface, is_refused), [], []
-    for decision in decisions:
-        wrong = counterexample(decision.claim, ranges)
-        if wrong is None or accepted.try_add(decision.claim):
-            continue
-        if isinstance(wrong, bool):
-            undecided.append(decision)
-        elif not interface.is_relation(decision.claim, ranges):
-            narrow(decision, wrong)
-        elif impossible := impossible_end(decision.claim, ranges):
-            narrow(decision, impossible)
-        else:
-            relations.append(decision)
-    claims = [decision.claim for decision in relations]
-    for decision in list(relations):
-        is_demand = decision.internal and not decision.claim.has(
-            Min, Max
-        )  # as of the sizes of a sum: others raise errors
-        for sizes in _counterexamples(decision.claim, claims, ranges) if not is_demand else ():
-            if not is_refused(sizes):
-                narrow(decision, {ranges[symbol]: size for symbol, size in sizes.items()})
-                relations.remove(decision)
-                break
-    interface = accepted.constrained()  # before relations, which may say the same with less ease
-    for decision in [*relations, *undecided]:
-        interface = interface.constrained(decision.claim, ranges)
-    return interface
-
-
-def _narrowing_error(decision: Decision, ranges: Symbols, wrong: Mapping[Dim, int]) -> TraceError:
-    """The error for a claim that is false for some sizes of the ranges."""
-    sizes = ", ".join(f"{dim} = {size}" for dim, size in wrong.items())
-    asked = ", ".join(f"{dim} from {dim.min} to {dim.max}" for dim in wrong)
-    return TraceError(
-        f"{decision.place}: the module only does the same for every size if {describe(decision.claim, ranges)}, "
-        f"which is false for {sizes}. "
-        f"Asked for: {asked}. Narrow the range, make the dimension static, or build one engine for each side."
-    )
-
-
-def _counterexamples(claim: sympy.Basic, claims: list[sympy.Basic], ranges: Symbols) -> list[Sizes]:
-    """Some sizes for which a claim is false and as many as possible of the other claims are true."""
-    choices = choices_of(ranges, *claims)
-    false = ~truths(claim, choices.sizes)
-    met = sum(truths(other, choices.sizes).astype(int) for other in claims)
-    places = np.flatnonzero(false & (met == np.max(met, where=false, initial=0)))
-    return [choices.at(place) for place in dict.fromkeys([*places[:1], *places[len(places) // 2 :][:1], *places[-1:]])]
-
-
 class _ShapeEnv(ShapeEnv):
     """torch's shape environment, telling `Decisions` about every question and its answer."""
 
@@ -353,6 +301,10 @@ class _ShapeEnv(ShapeEnv):
     def replace(self, expr: Any) -> Any:
         """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
         return self._short.shortened(super().replace(expr) if self.replacements else expr)
+
+    def _simplify_floor_div(self, expr: Any) -> Any:
+        """torch calls this for a number that is rounded, and rewrites it as is right for sizes of at least 2."""
+        return expr
 
     def _count(self, expr: sympy.Basic) -> int:
         """How many terms an expression has, its own and those of its arguments."""
@@ -369,6 +321,18 @@ class _ShapeEnv(ShapeEnv):
                 return answer
         return self._decisions.answer(claim)
 
+    def _maybe_evaluate_static(self, expr: Any, **options: Any) -> Any:
+        """The answer to a question, or the value of a number, where torch can tell without asking for the sizes."""
+        if not has_float_functions(expr):
+            return super()._maybe_evaluate_static(expr, **options)
+        if options.get("compute_hint"):
+            return sympy.sympify(evaluate(expr, self._decisions.traced_sizes))
+        if options.get("unbacked_only"):
+            return expr
+        return self._decisions.answer(expr)  # torch's analysis of ranges raises errors for what it does not know
+
+    _maybe_evaluate_static.cache_clear = ShapeEnv._maybe_evaluate_static.cache_clear  # type: ignore[attr-defined]
+
     def evaluate_expr(self, orig_expr: sympy.Basic, *args: Any, **kwargs: Any) -> Any:
         if isinstance(orig_expr, sympy.Basic) and self._count(orig_expr) > MOST_TERMS:
             raise TooNestedError(
@@ -380,6 +344,11 @@ class _ShapeEnv(ShapeEnv):
             return answer
         if self._is_of_values(orig_expr) and is_asked_in(FEW_ENOUGH):
             return sympy.false
+        if self._decisions.closed and self._has_two_answers(orig_expr):
+            raise ConversionError(
+                "what is made of this call is right only for sizes with "
+                f"{describe(orig_expr, self._decisions.symbols)}, or only for others"
+            )
         before = len(self.guards)
         try:
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
@@ -392,6 +361,13 @@ class _ShapeEnv(ShapeEnv):
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
             self._decisions.note(orig_expr, answer, len(self.guards) > before)
         return answer
+
+    def _has_two_answers(self, question: Any) -> bool:
+        """Whether a question has another answer for other sizes that are served, also where torch asks it."""
+        if not isinstance(question, sympy.logic.boolalg.Boolean) or not question.free_symbols:
+            return False
+        claims = (question, sympy.Not(question))
+        return not any(map(is_difference, claims)) and self.known(question) is None
 
     def _is_of_values(self, claim: Any) -> bool:
         """Whether a question is about sizes that depend on values."""

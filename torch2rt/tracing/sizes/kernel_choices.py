@@ -23,6 +23,7 @@ _TRANSPARENT = frozenset(
 )
 _CHOICES = {  # module and function
     ("torch._subclasses.fake_impls", "conv"),
+    ("torch._prims_common", "is_contiguous"),
     ("torch._prims_common", "are_strides_like_channels_last"),
     ("torch._prims_common", "are_strides_like_channels_last_or_false"),
     ("torch._decomp.decompositions", "_upsample_nearest"),  # on a GPU few channels are better off contiguous
