@@ -174,7 +174,10 @@ def drops(x):
     return F.dropout(x, 0.4, training=True)
 
 
-@pytest.mark.parametrize("draw", [drops, torch.rand_like, lambda x: x.clone().exponential_(2.0)], ids=str)
+DRAWS = {"dropout": drops, "rand_like": torch.rand_like, "exponential_": lambda x: x.clone().exponential_(2.0)}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=list(DRAWS))
 def test_seeds_inside_of_a_module_are_kept(draw):
     class Seeded(nn.Module):
         def forward(self, x):
