@@ -51,6 +51,6 @@ ON_A_CPU = ("mkldnn", "grid_sampler", "int_mm")  # a GPU has no such kernel, or 
 
 @parametrize(CASES)
 def test_kernels(row, mode, device):
-    if device.type == "cuda" and row.id.startswith(ON_A_CPU):
+    if device.type == "cuda" and any(name in row.id for name in ON_A_CPU):
         pytest.skip("a CPU's kernel")
     check_case(row, mode, device)

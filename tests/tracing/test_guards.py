@@ -297,9 +297,7 @@ OF_SIZES = [  # Python's functions of numbers, which give another size
     lambda self, x: x / math.log(x.shape[2] * x.shape[3]) * (math.exp(x.shape[2] * 40) / math.exp(x.shape[2] * 40 - 1)),
     lambda self, x: F.scaled_dot_product_attention(x, x, x, scale=math.log(x.shape[2]) / math.sqrt(x.shape[3])),
     lambda self, x: x[..., : int(np.ceil(x.shape[3] / 3))] * np.sqrt(x.shape[2]) + np.exp(-np.log2(x.shape[3])),
-    lambda self, x: (
-        x.int() * np.ceil(x.shape[2] / 5) + (x.shape[2] & 6) * (1 << x.shape[2].bit_length()) + (x.shape[3] ^ 1)
-    ),
+    lambda self, x: x.int() * np.ceil(x.shape[2] / 5) + (x.shape[2] & 6) * x.shape[2].bit_length() + (x.shape[3] ^ 1),
     lambda self, x: x * max(n + 1 for n in x.shape) + abs(x.shape[2] - 2 * x.shape[3]) * round(x.shape[2] / 3, 1),
 ]
 
