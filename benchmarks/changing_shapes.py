@@ -17,6 +17,7 @@ import gc
 import json
 import random
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,7 @@ def one_thread(model: torch.nn.Module, converted: TRTModule, count: int) -> dict
             released()
             before = held()
             row[name] = microseconds(way(), count)
+            print(f"  {name}: {row[name]:.1f}", file=sys.stderr, flush=True)
             row[f"{name}, MiB held"] = held() - before
     return row
 
@@ -179,6 +181,7 @@ def many_threads(
         released()
         before = held()
         row[name] = rate(way, count, threads, seconds)
+        print(f"  {name}: {row[name]:.1f}", file=sys.stderr, flush=True)
         row[f"{name}, MiB held"] = held() - before
     return row
 
