@@ -17,7 +17,7 @@ from harness.threads import at_once
 from torch import nn
 
 from torch2rt import graph_break, lower, torch2rt
-from torch2rt.conversion import fallback, growing, measuring
+from torch2rt.conversion import fallback, growing, measuring, partitioner
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.network import Network
@@ -380,7 +380,7 @@ def test_a_wrong_grown_engine_is_not_used(evaluated, monkeypatch, caplog):
             node.target = torch.sigmoid
         return lower(graph, **how)
 
-    monkeypatch.setattr(growing, "lower", wrong)
+    monkeypatch.setattr(partitioner, "lower", wrong)
     for count in (5, 7, 2):
         same(Chosen(), model_trt, chosen(count))
     assert model_trt.engines[1].interface.inputs[0].max[0] == 2

@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from torch2rt.conversion.partitioner import torch_segment
+from torch2rt.conversion.partitioner import network_of_piece, torch_segment
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine.engine import Engine
 from torch2rt.errors import InputError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Shape
-from torch2rt.lowering import lower
 from torch2rt.network import Network
-from torch2rt.passes.copies import to_be_kept
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.passes.partitioning.split import Piece, split
@@ -49,9 +47,7 @@ class Larger:
         what torch itself raises for these tensors.
         """
         piece = self._piece(index, [tuple(tensor.shape) for tensor in tensors])
-        ready = run(piece.graph, self.passes)
-        network = lower(ready, nan=self.nan, passes=[])
-        network.keep_graphs(*to_be_kept(piece.graph, ready))
+        network = network_of_piece(piece, run(piece.graph, self.passes), self.nan)
         model_trt = TRTModule(self.build(network), network)
         calls = torch_segment(piece, tensors[0].device)
         also = _ends(piece) if self.verify == "range" and all(tensor.numel() for tensor in tensors) else []

@@ -79,7 +79,7 @@ class Partitioner:
             if (kept := engine_cache.read(file)) is not None:
                 self.engines[key], self.late[key] = kept, functools.partial(self._lowered_late, piece, ready, file)
                 return {}
-            self.networks[key] = self._network(piece, ready)
+            self.networks[key] = network_of_piece(piece, ready, self.nan)
         except UnsupportedError as error:
             named = {node: error.calls[node.name] for node in nodes if node.name in error.calls}
             return named or dict.fromkeys(nodes, str(error))
@@ -87,15 +87,10 @@ class Partitioner:
             return dict.fromkeys(nodes, str(error))
         return {}
 
-    def _network(self, piece: Piece, ready: torch.fx.GraphModule) -> Network:
-        network = lower(ready, nan=self.nan, passes=[])
-        network.keep_graphs(*to_be_kept(piece.graph, ready))
-        return network
-
     def _lowered_late(self, piece: Piece, ready: torch.fx.GraphModule, file: Path | None) -> list[Network]:
         if self.find(ready) != file:
             raise Torch2RTError(f"The module is not as it was when it was converted. {engine_cache.AGAIN}")
-        return [self._network(piece, ready)]
+        return [network_of_piece(piece, ready, self.nan)]
 
     def network(self, piece: Piece) -> Network:
         """What a piece is lowered to."""
@@ -135,12 +130,7 @@ class Partitioner:
                 return program
 
     def without_slow(
-        self,
-        program: Program,
-        build: Callable[[Network], Engine],
-        device: Any,
-        ways: Sequence[bool] = (False,),
-        graphs: bool = False,
+        self, program: Program, build: Callable[[Network], Engine], device: Any, ways: Sequence[bool], graphs: bool
     ) -> Program:
         """The program in which torch makes the calls of engines that were measured to be slower.
 
@@ -170,6 +160,13 @@ def key_of(piece: Piece) -> tuple[str, ...]:
     """What tells one TensorRT segment of a graph from another."""
     segment = piece.segment
     return tuple(node.name for node in (*segment.nodes, *segment.outputs))
+
+
+def network_of_piece(piece: Piece, ready: torch.fx.GraphModule, nan: str) -> Network:
+    """The network of a TensorRT segment, whose graph after the passes is `ready`."""
+    network = lower(ready, nan=nan, passes=[])
+    network.keep_graphs(*to_be_kept(piece.graph, ready))
+    return network
 
 
 def torch_segment(piece: Piece, device: torch.device, compiles: bool = False) -> TorchSegment:

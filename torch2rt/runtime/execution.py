@@ -170,7 +170,7 @@ class Execution:
         return bool(getattr(self.context, "is_stream_capturable", lambda _: True)(stream))
 
     def fit(self, tensors: Sequence[torch.Tensor], shapes: list[Any], stream: int) -> None:
-        """Prepare for other shapes than those of the last call, on a stream."""
+        """Prepare for other shapes than those of the last call, on a stream; `run` keeps other contexts out."""
         fits, key = self.loaded.fits, tuple(shapes)
         if is_capturing() or (fit := fits.get(key)) is None:
             self.inputs.check(tensors)
@@ -214,7 +214,7 @@ class Execution:
         if not self.exact:
             self.scratch = self.loaded.scratch or 0
             return
-        self.scratch, self.scratch_address = self.lock.alone(context.update_device_memory_size_for_shapes), -1
+        self.scratch, self.scratch_address = context.update_device_memory_size_for_shapes(), -1
         if self.scratch < 0:
             why = "; ".join(LOG.recent() if log is None else log)
             raise EngineError(f"TensorRT cannot tell how much memory these shapes need: {why}")
@@ -223,8 +223,7 @@ class Execution:
         """Take another optimization profile, of which the next run is as the first of all."""
         self.forget()
         self.profile = -1
-        done = self.lock.alone(self.context.set_optimization_profile_async, profile, stream)
-        if not done:
+        if not self.context.set_optimization_profile_async(profile, stream):
             raise EngineError(f"TensorRT refuses optimization profile {profile}: {'; '.join(LOG.recent())}")
         self.profile = profile
 

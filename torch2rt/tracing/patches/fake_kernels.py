@@ -75,10 +75,7 @@ def elementwise(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: 
         return NotImplemented
     (dtype,) = dtypes
     has_float = has_float or any(x.dtype.is_floating_point for x in values)
-    if dtype.is_floating_point:
-        is_plain = func not in _BITS
-    else:
-        is_plain = not has_float and func not in _FLOATS
+    is_plain = func not in _BITS if dtype.is_floating_point else not has_float and func not in _FLOATS
     if dtype is torch.bool:
         is_plain = is_plain and func not in _NUMBERS and all(x.dtype is dtype for x in values)
     if not is_plain or func in _CLAMPS and args[1:] == (None,) * len(args[1:]) and not kwargs:
@@ -125,26 +122,23 @@ KERNELS = {
 
 def _sizes(x: torch.Tensor) -> tuple[int, int]:
     """What is the largest for the tensor that has all sizes of a result, if any has."""
-    return x.dim(), -sum(size is not None and _expression(size) == 1 for size in x.shape)
+    return x.dim(), -sum(_expression(size) == 1 for size in x.shape)
 
 
 def _is_taken(x: Any, mode: FakeTensorMode) -> bool:
     """Whether a result may be like this tensor: one with symbols among its sizes."""
-    return (
-        isinstance(x, FakeTensor)
-        and x.fake_mode is mode
-        and x.layout is torch.strided
-        and any(isinstance(size, torch.SymInt) for size in x.shape)
-    )
+    return _is_strided(x, mode) and any(isinstance(size, torch.SymInt) for size in x.shape)
+
+
+def _is_strided(x: Any, mode: FakeTensorMode) -> bool:
+    return isinstance(x, FakeTensor) and x.fake_mode is mode and x.layout is torch.strided
 
 
 def _is_plain_beside(x: torch.Tensor, other: torch.Tensor, mode: FakeTensorMode) -> bool:
     """Whether a result of both is like the other tensor, as far as can be said without asking about a size."""
     if x.dim() == 0:
         return x.device == other.device
-    if not isinstance(x, FakeTensor) or x.fake_mode is not mode or x.device != other.device:
-        return False
-    if x.layout is not torch.strided:
+    if not _is_strided(x, mode) or x.device != other.device:
         return False
     sizes, others = tuple(map(_expression, x.shape)), tuple(map(_expression, other.shape))
     if sizes == others and tuple(map(_expression, x.stride())) == tuple(map(_expression, other.stride())):
