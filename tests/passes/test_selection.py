@@ -15,7 +15,7 @@ from torch2rt.passes.selection import select
 class Inner(nn.Module):
     def __init__(self):
         super().__init__()
-        self.up, self.drop, self.down, self.unused = nn.Linear(6, 7), nn.Dropout(), nn.Linear(7, 6), nn.Linear(3, 3)
+        self.up, self.drop, self.down, self.unused = nn.Linear(6, 7), nn.Identity(), nn.Linear(7, 6), nn.Linear(3, 3)
 
     def forward(self, x):
         return self.down(self.drop(F.gelu(self.up(x))))
@@ -84,7 +84,7 @@ WRONG = {
     r"'blocks.*' means no call of the module. The modules that make calls are 'extra', 'head', 'layers', ": "blocks.*",
     r"'layers.0.mlp.unused' means no call of the module. There is such a module, but": "layers.0.mlp.unused",
     r"'layers.\*.drop' means no call of the module. There is such a module, but it is not called": "layers.*.drop",
-    r"Dropout means no call of the module. There are such modules, but they are not called": nn.Dropout,
+    r"Identity means no call of the module. There are such modules, but they are not called": nn.Identity,
     r"Conv2d means no call of the module. The classes of modules that make calls are 'Inner', 'LayerNorm', ": nn.Conv2d,
     r"the module Linear means no call of the module": nn.Linear(6, 4),
     r"torch.relu means no call of the module. The functions that make calls are ": torch.relu,

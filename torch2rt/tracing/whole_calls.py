@@ -103,9 +103,12 @@ class ModuleCall(PythonCall):
 class FunctionCall(PythonCall):
     """A call of a function that is not traced, as a flat tuple of its tensors."""
 
-    def __init__(self, function: Callable[..., Any], name: str = "") -> None:
-        super().__init__(name or getattr(function, "__name__", type(function).__name__))
-        self.function, self.__module__ = function, getattr(function, "__module__", None) or __name__
+    def __init__(self, function: Callable[..., Any], known_as: Any = None) -> None:
+        known_as = known_as or function
+        super().__init__(getattr(known_as, "__name__", type(known_as).__name__))
+        self.function, module = function, getattr(known_as, "__module__", None) or "torch"
+        # torch.fx would write a call of torch's own, by a name that means something else there, or nothing.
+        self.__module__ = __name__ if module.partition(".")[0] == "torch" else module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return tuple(_tensors(self.function(*args, **kwargs)))
@@ -139,5 +142,5 @@ def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
     tracer: Tracer | None = getattr(_HERE, "tracer", None)
     if tracer is None or not tracer.values.is_traced((args, kwargs)):
         return original(*args, **kwargs)
-    call = FunctionCall(original, cls.__name__)
+    call = FunctionCall(original, cls)
     return tracer.whole_if_unknown(call, args, kwargs, lambda: original(*args, **kwargs))
