@@ -3,11 +3,11 @@
     python benchmarks/quantization_gain.py [--rows 16,128,512,2048,8192] [--sizes 128x128,768x3072] [--formats int8,fp8]
         [--processes 8] [--seconds 90]
 
-A size `768x3072` is a chain of six layers (two, where weights are large) as in a transformer: a layer norm, a product of 768 inputs and 3072 outputs,
-GELU, a product of 3072 inputs and 768 outputs, and a sum. For each number of rows and each size, a line of CSV says what
-one layer takes on the GPU in float16, with both products quantised, and with the first or the second alone, in
-microseconds; then for each of the two whether the rule quantises it (1) or not (0). Processes build side by side and
-measure one after the other. A run ends after so many seconds. Needs a GPU.
+A size `768x3072` is a chain of six layers (two, where weights are large) as in a transformer: a layer norm, a product
+of 768 inputs and 3072 outputs, GELU, a product of 3072 inputs and 768 outputs, and a sum. For each number of rows and
+each size, a line of CSV says what one layer takes on the GPU in float16, with both products quantised, and with the
+first or the second alone, in microseconds; then for each of the two whether the rule quantises it (1) or not (0).
+Processes build side by side and measure one after the other. A run ends after so many seconds. Needs a GPU.
 """
 
 from __future__ import annotations
