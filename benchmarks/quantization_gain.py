@@ -1,63 +1,129 @@
 """Which products are faster in int8 and fp8 on this GPU, and does torch2rt choose them (`quantization/gain.py`)?
 
-    python benchmarks/quantization_gain.py [--rows 1,4,16,128,2048] [--sizes 64x256,384x1536,768x3072,3072x768]
+    python benchmarks/quantization_gain.py [--rows 16,128,512,2048,8192] [--sizes 128x128,768x3072] [--formats int8,fp8]
+        [--processes 8] [--seconds 90]
 
-For each number of rows and each `inputs x outputs`, a chain of four such products, each behind a layer norm and with a
-GELU behind it: the median latency of CUDA-graph replays in float16 and quantised, and what the rule says of it. A line
-ends with `wrong` where the rule's choice is slower by more than 3 %. Needs a GPU.
+A size `768x3072` is a chain of six layers (two, where weights are large) as in a transformer: a layer norm, a product
+of 768 inputs and 3072 outputs, GELU, a product of 3072 inputs and 768 outputs, and a sum. For each number of rows and
+each size, a line of CSV says what one layer takes on the GPU in float16, with both products quantised, and with the
+first or the second alone, in microseconds; then for each of the two whether the rule quantises it (1) or not (0).
+Processes build side by side and measure one after the other. A run ends after so many seconds. Needs a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import statistics
+import time
+from typing import Any
 
 import torch
-from precision import latency
+from torch import multiprocessing
 
 from torch2rt import passes, torch2rt, trace
 from torch2rt.backend.tensorrt import FLAVOUR, VERSION
+from torch2rt.errors import Torch2RTError
 from torch2rt.passes.order import run
 from torch2rt.passes.quantization.formats import FORMATS
 from torch2rt.passes.quantization.gain import slower
 
+SIZES = (
+    "768x768,768x3072,128x128,128x512,384x1536,4096x4096,256x256,1024x1024,2048x2048,512x512,64x256,512x2048,"
+    "1024x4096,256x1024,768x64,64x1024,4096x512"
+)
+LAYERS, FEW_LAYERS, LARGE = 6, 2, 2**20  # how many, and how many of weights with so many numbers
+ROUNDS, CALLS = 7, 20  # the median of so many rounds of calls
+AHEAD = 4_000_000  # cycles that the GPU waits while the calls of a round are queued: 2 ms
 
-class Chain(torch.nn.Module):
-    """Products of one size one after the other, each of an input of its own."""
 
-    def __init__(self, inputs: int, outputs: int, count: int = 4) -> None:
+class Layer(torch.nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(inputs) for _ in range(count))
-        self.products = torch.nn.ModuleList(torch.nn.Linear(inputs, outputs) for _ in range(count))
+        self.norm = torch.nn.LayerNorm(inputs)
+        self.first, self.second = torch.nn.Linear(inputs, outputs), torch.nn.Linear(outputs, inputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for norm, product in zip(self.norms, self.products, strict=True):
-            x = x + torch.nn.functional.gelu(product(norm(x))).mean(-1, keepdim=True)
-        return x
+        return x + self.second(torch.nn.functional.gelu(self.first(self.norm(x))))
+
+
+def time_on_gpu(model_trt: Any, x: torch.Tensor) -> float:
+    """Microseconds that a call takes. The GPU is kept busy while calls are queued, so that it never waits for them."""
+    model_trt.cuda_graph = True
+    for _ in range(5):
+        model_trt(x)
+    times = []
+    for _ in range(ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(AHEAD)
+        start.record()
+        for _ in range(CALLS):
+            model_trt(x)
+        end.record()
+        end.synchronize()
+        times.append(1000 * start.elapsed_time(end) / CALLS)
+    return statistics.median(times)
+
+
+def measure(size: str, rows: int, format: str, lock: Any) -> str:
+    """A line of CSV for one chain."""
+    inputs, outputs = map(int, size.split("x"))
+    torch.manual_seed(0)
+    count = FEW_LAYERS if inputs * outputs >= LARGE else LAYERS
+    model = torch.nn.Sequential(*(Layer(inputs, outputs) for _ in range(count))).eval().cuda()
+    x = torch.randn(rows, inputs, device="cuda")
+    options: dict[str, Any] = dict(calibration=[x], calibration_method="minmax", quantize_all=True, precision=format)
+    ways: list[dict[str, Any]] = [{"precision": "fp16"}, options]
+    ways += [{**options, "keep_float": [f"*.{kept}"]} for kept in ("second", "first")]
+    times = []
+    for way in ways:
+        model_trt = torch2rt(model, [x], verify=False, **way)
+        model_trt(x)  # kernels are compiled at the first call, beside other processes
+        with lock:
+            times.append(time_on_gpu(model_trt, x) / count)
+        del model_trt
+    graph = run(trace(model, [x]), passes.default())
+    slow = {node.meta["module"] for node in slower(graph, FORMATS[format], torch.float16)}
+    chosen = [int(f"0.{name}" not in slow) for name in ("first", "second")]
+    return ",".join([format, str(rows), str(inputs), str(outputs), *(f"{t:.2f}" for t in times), *map(str, chosen)])
+
+
+def work(tasks: Any, lock: Any, until: float) -> None:
+    """Take tasks until none are left, or until the time is over."""
+    while (task := tasks.get()) is not None and time.time() < until:
+        try:
+            line = measure(*task, lock)
+        except (Torch2RTError, RuntimeError) as error:
+            line = f"# {task}: {str(error).splitlines()[0]}"
+        print(line, flush=True)
+    os._exit(0)  # TensorRT and CUDA take seconds to end
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default="1,4,16,128,2048")
-    parser.add_argument("--sizes", default="64x256,128x128,384x384,384x1536,768x768,768x3072,3072x768,4096x4096")
+    parser.add_argument("--rows", default="128,2048,16,512,8192")
+    parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--formats", default="int8")
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=90)
     arguments = parser.parse_args()
-    torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, {FLAVOUR} {VERSION}")
-    print(f"{'rows':>6}{'size':>12}{'fp16 us':>10}{'':>6}{'us':>10}  what the rule says")
-    for size in arguments.sizes.split(","):
-        inputs, outputs = map(int, size.split("x"))
-        module = Chain(inputs, outputs).eval().cuda()
-        for rows in map(int, arguments.rows.split(",")):
-            x = torch.randn(rows, inputs, device="cuda")
-            plain = latency(torch2rt(module, [x], precision="fp16", verify=False), [x])
-            graph = run(trace(module, [x]), passes.default())
-            for name in arguments.formats.split(","):
-                options = dict(calibration=[x], calibration_method="minmax", quantize_all=True, verify=False)
-                found = latency(torch2rt(module, [x], precision=name, **options), [x])
-                why = next(iter(slower(graph, FORMATS[name], torch.float16).values()), None)
-                is_wrong = (plain if why else found) > 1.03 * min(plain, found)
-                text = f"  {why or 'faster'}{', wrong' * is_wrong}"
-                print(f"{rows:>6}{size:>12}{plain:>10.1f}{name:>6}{found:>10.1f}{text}", flush=True)
+    until = time.time() + arguments.seconds
+    print(f"# {torch.cuda.get_device_name()}, {FLAVOUR} {VERSION}, microseconds a layer")
+    print("format,rows,inputs,outputs,fp16,both,first,second,rule_first,rule_second", flush=True)
+    context = multiprocessing.get_context("spawn")
+    tasks, lock = context.Queue(), context.Lock()
+    for format in arguments.formats.split(","):
+        for size in arguments.sizes.split(","):
+            for rows in map(int, arguments.rows.split(",")):
+                tasks.put((size, rows, format))
+    workers = [context.Process(target=work, args=(tasks, lock, until)) for _ in range(arguments.processes)]
+    for worker in workers:
+        tasks.put(None)
+        worker.start()
+    for worker in workers:
+        worker.join(max(0.0, until + 10 - time.time()))
+        worker.kill()
+    os._exit(0)
 
 
 if __name__ == "__main__":

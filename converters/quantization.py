@@ -16,14 +16,17 @@ from torch2rt.vocabulary import (
     is_symbolic,
     is_traced,
     keep,
+    largest,
     materialize,
     matmul,
     mul,
     narrow,
     quantized_and_back,
     scaled,
+    slice_nd,
     stored,
     torch,
+    trt,
 )
 
 aten = torch.ops.aten
@@ -55,14 +58,18 @@ def quantize_layers_fp8(ctx: Context, x, scale):
     return quantized_and_back(ctx, materialize(ctx, x), scale, ctx.out.dtype, stored_as=torch.float8_e4m3fn)
 
 
-@converter(aten._int_mm, limits="a static number of terms in each sum")
+@converter(aten._int_mm)
 def int_mm(ctx: Context, input, mat2):
     """A product of int8 numbers whose scale is 1, which TensorRT has kernels for.
 
-    It gives float32, in which integers are exact up to 2 ** 24: longer sums are sums of parts.
+    It gives float32, in which integers are exact up to 2 ** 24: longer sums are sums of parts. If their number of terms
+    is dynamic, zeros follow up to the largest.
     """
     count = dims(ctx, input)[-1]
-    check(not is_symbolic(count), "a product of integers of a dynamic number")
+    if is_symbolic(count):
+        count = largest(ctx, count)
+        rows, columns = dims(ctx, input)[0], dims(ctx, mat2)[1]
+        input, mat2 = (_with_zeros(ctx, x, sizes) for x, sizes in ((input, (rows, count)), (mat2, (count, columns))))
     most = count if _is_exact(mat2) else EXACT_TERMS
     sums = [_int8_product(ctx, input, mat2, i, min(most, count - i)) for i in range(0, count, most)]
     return functools.reduce(lambda a, b: add(ctx, a, b, torch.int32), sums)
@@ -77,6 +84,10 @@ def _is_exact(weight):
         return False
     # one answer is read, and no number: other weights may take the place of these
     return bool(weight.int().abs().sum(0).max() <= 2**24 // 128)
+
+
+def _with_zeros(ctx, x, sizes):
+    return slice_nd(ctx, x, [0, 0], sizes, [1, 1], trt.SampleMode.FILL)
 
 
 def _int8_product(ctx, input, mat2, start, length):

@@ -20,6 +20,7 @@ CASES = [
         [ints(B, 8, dtype=torch.int8)],
         id="int_mm",
     ),
+    case(aten._int_mm, [ints(B, S, dtype=torch.int8), ints(S, 8, dtype=torch.int8)], id="dynamic int_mm"),
     case(
         # beyond 2 ** 24 and odd, which no float32 is
         lambda x: aten._int_mm(x * 0 + 127, torch.cat([(x.mT * 0 + 127)[:1] - 1, (x.mT * 0 + 127)[1:]])),

@@ -176,12 +176,9 @@ def test_ranges_of_programs_that_are_computed():
 
 @pytest.mark.parametrize("options", [{}, {"fallback": True, "min_segment_calls": 1}])
 def test_quantised_tensors_are_refused_by_name(options):
-    """torch's own quantised kernels are the CPU's, and are neither converted nor left to torch."""
-    layers = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval()
-    if "qnnpack" not in torch.backends.quantized.supported_engines:
-        pytest.skip("this torch has no quantised kernels")
-    model = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear}, torch.qint8)
-    with pytest.raises(TraceError, match=r"linear_dynamic.default is of torch's quantised tensors"):
+    """torch's own quantised tensors are the CPU's, and are neither converted nor left to torch."""
+    model = Call(lambda x: torch.quantize_per_tensor(x, 0.1, 3, torch.quint8).dequantize() + 1)
+    with pytest.raises(TraceError, match="is of torch's quantised tensors"):
         torch2rt(model, [torch.randn(2, 8)], **options)
 
 

@@ -44,7 +44,7 @@ def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
         raise UnknownResultError(_depends_on_data(recorder, func)) from error
     except UnsupportedOperatorException as error:
         why = f"{error.func} has no fake implementation"
-        if str(error.func) in _OF_QUANTISED or str(error.func).startswith("quantized."):
+        if str(error.func) in _OF_QUANTISED or str(error.func).startswith(("quantized.", "aten.quantized_")):
             why = (
                 f"{error.func} is of torch's quantised tensors, which are the CPU's own. Convert the module before its "
                 "convert(), with its fake quantisation, or as torch.export and pt2e quantise it, or in floating point "
