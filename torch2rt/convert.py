@@ -11,6 +11,7 @@ from torch2rt.arguments import whole_number
 from torch2rt.background.conversion import with_background
 from torch2rt.conversion.conversion import Conversion
 from torch2rt.conversion.fallback import Choice
+from torch2rt.conversion.segmenting import Segmenting
 from torch2rt.debug.verify import check_mode
 from torch2rt.errors import BuildError, InputError, TraceError, UnsupportedError
 from torch2rt.migration import from_torch2trt
@@ -303,11 +304,11 @@ def torch2rt(
             converted = conversion.engines(most, merge)
         except (TraceError, UnsupportedError, BuildError) as error:
             refused = error
-        if choice.measures and converted is not None and conversion.is_slow(converted, choice):
-            converted = None
+        if choice.measures and converted is not None:
+            converted = Segmenting(conversion, choice).or_torch(converted)
     if converted is None:
         assert choice is not None
-        converted = conversion.segments(choice, refused)
+        converted = Segmenting(conversion, choice, refused).converted()
     if follow:
         converted.follow()
     if backward is not None:

@@ -17,8 +17,7 @@ from harness.threads import at_once
 from torch import nn
 
 from torch2rt import graph_break, lower, torch2rt
-from torch2rt.conversion import fallback, growing, measuring, partitioner
-from torch2rt.conversion.conversion import Conversion
+from torch2rt.conversion import fallback, growing, measuring, partitioner, segmenting
 from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
 from torch2rt.network import Network
 from torch2rt.passes.copies import copy_graph
@@ -521,7 +520,7 @@ def test_measuring_needs_a_gpu():
 
 @pytest.mark.parametrize(
     ("seconds", "engines", "torch_calls"),
-    [((1.0, 1.0), 2, 1), ((1.0, 0.97), 2, 1), ((1.0, 0.5), 0, 1), ((1.0, {5: 0.5}), 1, 1)],
+    [((1.0, 1.0), 2, 1), ((1.0, 0.995), 2, 1), ((1.0, 0.5), 0, 1), ((1.0, {5: 0.5}), 1, 1)],
     ids=["same", "about the same", "torch", "torch for the second"],
 )
 def test_what_is_faster_in_torch_stays_there(monkeypatch, seconds, engines, torch_calls):
@@ -574,13 +573,22 @@ def test_torchs_compiler_is_measured_too(monkeypatch, how, plain, compiled, expe
     same(module, model_trt.reference() if x.device.type == "cpu" else model_trt, x)
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_one_engine_is_measured_too(monkeypatch, factor):
-    monkeypatch.setattr(measuring, "seconds", lambda run, tensors: factor if isinstance(run, TorchSegment) else 1.0)
-    monkeypatch.setattr(Conversion, "is_slow", lambda self, model_trt, choice: factor < 1)
-    model_trt = torch2rt(Parts().eval(), [torch.randn(3, 6)], fallback="measure")
-    assert isinstance(model_trt, TRTModule) == (factor > 1)
-    assert factor > 1 or not model_trt.engines
+@pytest.mark.parametrize("factor", [0.5, 0.995, 2.0])
+@pytest.mark.parametrize("module", [Parts(), Layers(svd)], ids=["an engine", "segments"])
+def test_the_whole_is_measured_too(monkeypatch, module, factor):
+    """Engines may be faster one by one, and the whole slower than torch."""
+    monkeypatch.setattr(measuring, "seconds", lambda run, tensors: 2.0 if isinstance(run, TorchSegment) else 1.0)
+    monkeypatch.setattr(segmenting, "measured", lambda *args: measuring.Measured(1.0, {False: 3.0, True: factor}))
+    monkeypatch.setattr(torch_segment, "BACKEND", lambda graph, inputs: graph.forward)
+    x = torch.randn(3, 6)
+    model_trt = torch2rt(module.eval(), [x], fallback="measure", min_segment_calls=1)
+    assert model_trt.report.measured[0].startswith("whole: TensorRT 1000.000 ms, torch 3000.000 ms, torch.compile")
+    if factor > 0.6:
+        assert isinstance(model_trt, TRTModule) or len(model_trt.engines) == 2
+        assert len(model_trt.report.measured) == (1 if isinstance(model_trt, TRTModule) else 3)
+    else:
+        assert not model_trt.engines and {segment.compiles for segment in model_trt.torch_segments} == {True}
+        assert "torch.compile was faster: 500.000 ms" in model_trt.report.segments[0]
 
 
 @pytest.mark.parametrize("between", [svd, samples], ids=lambda f: f.__name__)

@@ -15,11 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torch2rt.backend.quirks import builds_refittable
 from torch2rt.backend.tensorrt import DTYPES
 from torch2rt.conversion.earlier import NotWhole
-from torch2rt.conversion.fallback import Choice, convert_in_segments, fitting, plan_in_words, torch_calls, why_not_whole
-from torch2rt.conversion.measuring import faster_in_torch
+from torch2rt.conversion.fallback import Choice, plan_in_words
 from torch2rt.conversion.prepared import Prepared, prepare
 from torch2rt.conversion.structure_keys import of_module, structure_key
-from torch2rt.debug.inputs import first_calls
 from torch2rt.debug.same_values import SameValues
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine import engine_cache
@@ -32,7 +30,7 @@ from torch2rt.engine.weights import differing
 from torch2rt.errors import InputError, Torch2RTError, TraceError, UnsupportedError
 from torch2rt.graph import graph_meta
 from torch2rt.input_ranges import check_profiles
-from torch2rt.interface import Input, Interface
+from torch2rt.interface import Input
 from torch2rt.lowering import lower, lower_with_values
 from torch2rt.network import Network
 from torch2rt.passes.copies import forget, to_be_kept
@@ -42,12 +40,9 @@ from torch2rt.passes.partitioning.effects import draws
 from torch2rt.recipes.tape import Tape, recording
 from torch2rt.runtime.live import Live
 from torch2rt.runtime.module import TRTModule
-from torch2rt.runtime.partitioned.segments import PartitionedModule
-from torch2rt.structure import unflatten
-from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.sizes.regions import Variant
 from torch2rt.tracing.source_lines import modules_of
-from torch2rt.tracing.trace import Traces, as_arguments, trace, trace_variants
+from torch2rt.tracing.trace import Traces, as_arguments, trace_variants
 from torch2rt.tracing.whole_calls import has_graph_breaks
 
 Late = Callable[[], Network]
@@ -203,78 +198,9 @@ class Conversion:
         ]
         return dataclasses.replace(joined(engines, first.interface, sized), report=first.report)
 
-    def is_slow(self, model_trt: TRTModule, choice: Choice) -> bool:
-        """Whether torch makes the module's calls faster than its engine."""
-        interface = model_trt._interface()
-        inputs = self._inputs_of(interface)
-        args, kwargs = unflatten(interface.arguments, inputs)
-
-        def calls(module: Any) -> Callable[..., Any]:
-            return lambda *_: module(*args, **kwargs)
-
-        ways = {way: lambda way=way: calls(torch.compile(self.module) if way else self.module) for way in choice.ways}
-        return faster_in_torch(calls(model_trt), ways, inputs, choice.graphs) is not None
-
-    def _inputs_of(self, interface: Interface) -> list[torch.Tensor]:
-        """The example's tensors at shapes that are served."""
-        tensors = interface.tensors(*as_arguments(self.inputs, self.kwargs))
-        return first_calls(interface, tensors, is_slow=False)[0].tensors
-
-    def segments(self, choice: Choice, refused: Exception | None = None) -> PartitionedModule:
-        """The module as engines and torch calls; `refused` is why it is not one engine, where that was tried."""
-        if self.shapes is not None:
-            raise InputError("shapes= is for modules that TensorRT takes as a whole. Give min_shapes and max_shapes.")
-        if isinstance(refused, NotWhole):
-            graph = refused.graph
-        else:
-            asked = dict(kwargs=self.kwargs, **self.names, **self.ranges, progress=self.progress)
-            graph = self._stage("trace", trace, self.module, self.inputs, **asked, fallback=True)
-        made = Prepared(graph, self.passes, self.module, self._tensors(graph))
-        error = refused.error if isinstance(refused, NotWhole) else None
-        if self.precise.changes:
-            error = why_not_whole(made.graph, made.passes, self.nan)
-            made = self._in_low_precision(made, choice, error)
-            error = why_not_whole(made.graph, made.passes, self.nan)
-        earlier = choice.earlier(made.graph, self.module, made.passes, self.nan, self.options)
-        if error is None and earlier.refused is None and not self.precise.changes:
-            error = why_not_whole(made.graph, made.passes, self.nan)
-        model_trt = convert_in_segments(
-            made.module,
-            made.graph,
-            made.tensors,
-            choice,
-            error,
-            earlier,
-            passes=made.passes,
-            nan=self.nan,
-            verify=self.verify,
-            options=self.options,
-            progress=self.progress,
-            stage=self._stage,
-        )
-        model_trt.report.assumptions += made.notes
-        object.__setattr__(model_trt, "traced", to_be_kept(graph)[0])  # a graph is a module, but no part of it
-        return model_trt
-
-    def _in_low_precision(self, made: Prepared, choice: Choice, refused: UnsupportedError | None) -> Prepared:
-        """The graph in the types that are asked for, but for the calls that stay torch calls."""
-        passes = fitting(made.graph, made.passes)
-        kept = torch_calls(self.module, made.graph, choice, refused, passes, self.nan)
-
-        def stays_torch(node: torch.fx.Node) -> bool:
-            return node.meta.get("origin") in kept
-
-        asked = (*self.precise.keep_fp32, *([stays_torch] if kept else []))
-        precise = dataclasses.replace(self.precise, keep_fp32=asked)
-        with same_states():  # torch's calls may draw random numbers
-            made = prepare(made.graph, passes, precise, self.module, made.tensors, self.progress)
-        for node in made.graph.graph.nodes:
-            node.meta["origin"] = node.name
-        return made
-
     def _ready(self, traced: Traced, variant: Variant) -> tuple[Prepared, torch.fx.GraphModule]:
         """A traced graph after its passes, and what it is compared with."""
-        tensors, is_one_of_several = self._tensors(variant.graph), len(traced.variants) > 1
+        tensors, is_one_of_several = self.tensors(variant.graph), len(traced.variants) > 1
         how = (self.passes, traced.precise, self.module, tensors, self.progress, is_one_of_several)
         with recording(traced.tape):
             made = prepare(variant.graph, *how)
@@ -285,7 +211,7 @@ class Conversion:
         tape = traced.tape
         try:
             with recording(tape):
-                network = self._stage("lower", _lower, ready, self.nan, tape)
+                network = self.stage("lower", _lower, ready, self.nan, tape)
         except UnsupportedError as error:
             if self.in_segments is not None:
                 if len(traced.variants) > 1 or variant.regions or _is_only_for_engines(variant.graph, error):
@@ -345,7 +271,7 @@ class Conversion:
         if kept is None:
             how = dict(self.options, progress=self.progress, meanwhile=verifying.while_building)
             how["refittable"] = self.refittable
-            model_trt = TRTModule(self._stage("build", build, network, **how), network)
+            model_trt = TRTModule(self.stage("build", build, network, **how), network)
         else:
             report = Report(assumptions=list(network.assumptions), needs=list(kept.report.needs))
             model_trt = TRTModule(dataclasses.replace(kept, report=report), network)
@@ -390,10 +316,11 @@ class Conversion:
     def _lowered(self, graph: torch.fx.GraphModule) -> Network:
         return lower(run(graph, self.passes), nan=self.nan, passes=[])
 
-    def _tensors(self, graph: torch.fx.GraphModule) -> list[torch.Tensor]:
+    def tensors(self, graph: torch.fx.GraphModule) -> list[torch.Tensor]:
+        """The example's tensors, in the order of a graph's inputs."""
         return graph_meta(graph).interface.tensors(*as_arguments(self.inputs, self.kwargs))
 
-    def _stage(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def stage(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The result of one stage, which is reported with its name and its seconds."""
         start = time.perf_counter()
         result = function(*args, **kwargs)

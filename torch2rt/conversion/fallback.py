@@ -17,7 +17,7 @@ from torch2rt.conversion import measuring
 from torch2rt.conversion.described import count, describe_segments
 from torch2rt.conversion.earlier import Earlier, Refused
 from torch2rt.conversion.growing import Larger
-from torch2rt.conversion.partitioner import Partitioner, has_unbacked, torch_segment
+from torch2rt.conversion.partitioner import Partitioner, has_unbacked, key_of, torch_segment
 from torch2rt.debug.verify import Verifying
 from torch2rt.engine import engine_cache
 from torch2rt.engine.build import build
@@ -229,11 +229,12 @@ def convert_in_segments(
     options: Mapping[str, Any],
     progress: bool | None,
     stage: Callable[..., Any],
+    slow: measuring.Measured | None = None,
 ) -> PartitionedModule:
     """The module of a traced graph whose refused calls stay torch calls.
 
-    `error` is what lowering has refused of the whole graph, and `earlier` what is known from before. The other
-    arguments are those of `torch2rt.torch2rt`.
+    `error` is what lowering has refused of the whole graph, and `earlier` what is known from before. `slow`: that torch
+    makes all calls faster, as was measured. The other arguments are those of `torch2rt.torch2rt`.
     """
     meta = graph_meta(graph)
     passes = fitting(graph, passes)
@@ -244,14 +245,18 @@ def convert_in_segments(
         ) from error
     interface = hold(meta.assumed.decisions, meta.assumed.ranges, meta.interface)
     refused = earlier.refused or {**refused_calls(graph, error, passes), **choice.calls(graph, module)}
+    if slow is not None:
+        refused = {**dict.fromkeys(filter(is_call, graph.graph.nodes), slow.reason), **refused}
     find = functools.partial(engine_cache.file_of, options=options, nan=nan)
     least = choice.min_segment_calls
     partitioner = Partitioner(graph, dict(refused), passes, nan, least, choice.max_sizes, find)
     program = stage("lower", partitioner.lowered)
     make, quiet = functools.partial(build, **options, progress=progress), {**options, "progress": False}
     program = stage("build", partitioner.build, program, make)
-    device = next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
-    if choice.measures:
+    device = _device(graph)
+    if slow is not None and slow.compiled:
+        partitioner.compiled.update(graph.graph.nodes)
+    elif slow is None and choice.measures:
         program = partitioner.without_slow(program, make, device, choice.ways, choice.graphs)
     pieces = program.pieces
     eager = {
@@ -270,6 +275,8 @@ def convert_in_segments(
     needs = [text for _, text in (*interface.constraints, *program.checks)]
     report = Report(needs=list(dict.fromkeys(filter(None, needs))))
     report.segments = describe_segments([piece.segment for piece in pieces])
+    timed = {i: partitioner.measured.get(key_of(piece)) for i, piece in enumerate(pieces) if not piece.segment.is_torch}
+    report.measured = [f"segment {index}: {times}" for index, times in timed.items() if times is not None]
     report.assumptions = list(dict.fromkeys(text for network in networks for text in network.assumptions))
     model = PartitionedModule(segments, schedule_of(program), interface, report, eager=eager, make_network=network_of)
     if is_known and earlier.report is not None:
@@ -285,6 +292,20 @@ def convert_in_segments(
         larger = Larger(graph, own, passes, nan, choice.max_sizes, choice.most, again, verify, options["tf32"])
         model.growth.is_bound, model.growth.make = choice.max_sizes == choice.most, larger
     return model
+
+
+def in_torch(
+    graph: torch.fx.GraphModule, choice: Choice, passes: Sequence[Pass], nan: str, compiles: bool
+) -> PartitionedModule:
+    """The module of a traced graph with torch calls alone, to be measured."""
+    calls = dict.fromkeys(filter(is_call, graph.graph.nodes), "")
+    program = Partitioner(graph, calls, passes, nan, choice.min_segment_calls, choice.max_sizes).lowered()
+    segments = [torch_segment(piece, _device(graph), compiles) for piece in program.pieces]
+    return PartitionedModule(segments, schedule_of(program), graph_meta(graph).interface)
+
+
+def _device(graph: torch.fx.GraphModule) -> torch.device:
+    return next((node.meta["val"].device for node in graph.graph.find_nodes(op="placeholder")), torch.device("cpu"))
 
 
 def schedule_of(program: Program) -> Schedule:

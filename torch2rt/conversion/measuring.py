@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from torch2rt.errors import InputError
 from torch2rt.interface import Interface
 
-GAIN = 1.05  # how many times as fast torch must be: measurements vary
-WARM_UP, RUNS, REPEATS = 3, 10, 5
+GAIN = 1.01  # how many times as fast torch must be: measurements vary
+WARM_UP, RUNS, ROUNDS = 3, 10, 10
 
 
 def gpu_seconds(run: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> float:
     """The seconds of one call on the GPU, its host time included where the GPU waits for it."""
-    with torch.no_grad():
-        for _ in range(WARM_UP):
-            run(*tensors)
-        found = []
-        for _ in range(REPEATS):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(RUNS):
-                run(*tensors)
-            torch.cuda.synchronize()
-            found.append((time.perf_counter() - start) / RUNS)
-    return statistics.median(found)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(RUNS):
+        run(*tensors)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / RUNS
 
 
 seconds = gpu_seconds  # tests put another one in its place
@@ -43,55 +38,92 @@ def check_measurable() -> None:
         )
 
 
-class Found(NamedTuple):
-    """That torch runs a segment faster: why, in words, and whether its kernels were torch's compiler's."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The seconds of the same calls: as an engine, and by torch, by whether torch's compiler made the kernels."""
 
-    reason: str
-    compiled: bool
+    engine: float
+    torch: Mapping[bool, float]
+
+    @property
+    def is_faster_in_torch(self) -> bool:
+        """Whether the engine is slower than the best that torch does, by more than measurements vary."""
+        return bool(self.torch) and self.torch[self.compiled] * GAIN < self.engine
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the fastest way of torch's has kernels of its compiler."""
+        return min(self.torch, key=self.torch.__getitem__, default=False)
+
+    @property
+    def reason(self) -> str:
+        """Why the calls are left to torch, in words."""
+        what = "torch.compile" if self.compiled else "torch"
+        return (
+            f"{what} was faster: {self.torch[self.compiled] * 1e3:.3f} ms, and {self.engine * 1e3:.3f} ms as an engine"
+        )
+
+    def __str__(self) -> str:
+        named = [("torch.compile" if way else "torch", seconds) for way, seconds in self.torch.items()]
+        return ", ".join(f"{what} {seconds * 1e3:.3f} ms" for what, seconds in [("TensorRT", self.engine), *named])
 
 
-def faster_in_torch(
+def measured(
     engine: Callable[..., Any],
     ways: Mapping[bool, Callable[[], Callable[..., Any]]],
     tensors: Sequence[torch.Tensor],
     graphs: bool = False,
-) -> Found | None:
-    """The faster way to run a segment by torch; `None` if its engine is at least about as fast.
+) -> Measured:
+    """What calls take as an engine, or several, and by torch.
 
-    `ways` make what runs it, by whether torch's compiler does; one that it cannot compile is out of the question.
-    `graphs`: calls will be replayed as CUDA graphs, so they are measured so, as far as they can be captured.
+    `ways` make what runs them by torch, by whether its compiler does; calls that it cannot compile are not its.
+    `graphs`: calls will be replayed as CUDA graphs, so they are measured so, as far as they can be captured. All are
+    measured in turn, and the best of several rounds counts: a GPU's clock changes from one second to the next.
     """
-    ours, theirs = _seconds(engine, tensors, graphs), {}
-    for compiled, make in ways.items():
-        try:
-            theirs[compiled] = _seconds(make(), tensors, graphs)
-        except Exception:
-            if not compiled:
-                raise
-    best = min(theirs, key=theirs.__getitem__, default=False)
-    if not theirs or theirs[best] * GAIN >= ours:
-        return None
-    what = "torch.compile" if best else "torch"
-    return Found(f"{what} was faster: {theirs[best] * 1e3:.3f} ms, and {ours * 1e3:.3f} ms as an engine", best)
+    is_own = seconds is gpu_seconds
+    times: dict[bool | None, list[float]] = {}
+    runs: dict[bool | None, Callable[..., Any]] = {}
+    stream = torch.cuda.Stream() if is_own else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), contextlib.nullcontext() if stream is None else torch.cuda.stream(stream):
+        makers: list[tuple[bool | None, Callable[[], Callable[..., Any]]]] = [(None, lambda: engine), *ways.items()]
+        for way, make in makers:
+            try:
+                runs[way] = _prepared(make(), tensors, graphs) if is_own else make()
+                times[way] = [seconds(runs[way], tensors)]
+            except Exception:
+                if not way:
+                    raise
+        for way in [way for _ in range(ROUNDS - 1) for way in times]:
+            times[way].append(seconds(runs[way], tensors))
+    if stream is not None:
+        torch.cuda.current_stream().wait_stream(stream)
+    best = {way: min(found) for way, found in times.items()}
+    return Measured(best.pop(None), {bool(way): value for way, value in best.items()})
 
 
-def _seconds(run: Callable[..., Any], tensors: Sequence[torch.Tensor], graphs: bool) -> float:
-    if not graphs or seconds is not gpu_seconds:
-        return seconds(run, tensors)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            run(*tensors)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph, stream=stream):
-                run(*tensors)
-        except Exception:  # what waits for the GPU cannot be captured
-            torch.cuda.synchronize()
-            return seconds(run, tensors)
-        return seconds(lambda *_: graph.replay(), tensors)
+def _prepared(run: Callable[..., Any], tensors: Sequence[torch.Tensor], graphs: bool) -> Callable[..., Any]:
+    """A function that has been called before, or that replays a call of it."""
+    for _ in range(WARM_UP):
+        run(*tensors)
+    stream = torch.cuda.current_stream()
+    stream.synchronize()
+    if not graphs:
+        return run
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):  # TensorRT has its own threads
+            kept = run(*tensors)
+    except Exception:  # what waits for the GPU cannot be captured
+        torch.cuda.synchronize()
+        return run
+
+    def replay(*_: torch.Tensor) -> Any:
+        graph.replay()
+        return kept
+
+    return replay
 
 
 def examples(interface: Interface, device: torch.device) -> list[torch.Tensor]:

@@ -46,7 +46,7 @@ class Partitioner:
     find: Callable[[torch.fx.GraphModule], Path | None] = lambda graph: None
 
     def __post_init__(self) -> None:
-        self.measured: set[tuple[str, ...]] = set()
+        self.measured: dict[tuple[str, ...], measuring.Measured] = {}
         self.compiled: set[torch.fx.Node] = set()
         self.networks: dict[tuple[str, ...], Network] = {}
         self.engines: dict[tuple[str, ...], Engine] = {}
@@ -135,18 +135,17 @@ class Partitioner:
         """The program in which torch makes the calls of engines that were measured to be slower.
 
         `ways`: with kernels of torch's compiler, without, or both are tried; `compiled` are the calls for which these
-        were the fastest. `graphs`: as for `faster_in_torch`.
+        were the fastest. `graphs`: as for `measuring.measured`.
         """
         while True:
             slow: Refused = {}
             for piece in program.pieces:
                 if piece.segment.is_torch or (key := key_of(piece)) in self.measured:
                     continue
-                self.measured.add(key)
                 tensors = measuring.examples(graph_meta(piece.graph).interface, device)
                 made = {way: functools.partial(torch_segment, piece, device, way) for way in ways}
-                found = measuring.faster_in_torch(TRTModule(self.engines[key]), made, tensors, graphs)
-                if found is not None:
+                self.measured[key] = found = measuring.measured(TRTModule(self.engines[key]), made, tensors, graphs)
+                if found.is_faster_in_torch:
                     slow.update(dict.fromkeys(piece.segment.nodes, found.reason))
                     if found.compiled:
                         self.compiled.update(piece.segment.nodes)

@@ -69,6 +69,9 @@ class Report:
     - `segments`: for a module that was partitioned, a line for each segment in the order in which they run: how many
       calls it has, and for torch segments why they are not TensorRT's.
 
+    - `measured`: with `fallback="measure"`, what calls took as engines and by torch: the whole, and each segment
+      that is an engine.
+
     It prints as text and `to_json` makes JSON values of it, which are saved beside the engine.
 
     >>> print(Report(assumptions=["a float64 table is computed in float32"]))
@@ -82,9 +85,11 @@ class Report:
     without_cuda_graphs: str | None = None
     variants: list[str] = dataclasses.field(default_factory=list)
     segments: list[str] = dataclasses.field(default_factory=list)
+    measured: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         lines = ["not verified" if self.verified is None else str(self.verified), *self.segments]
+        lines += [f"measured: {text}" for text in self.measured]
         lines += [f"assumes: {text}" for text in self.assumptions] + [f"needs: {text}" for text in self.needs]
         lines += self.variants
         if self.without_cuda_graphs:
@@ -102,5 +107,5 @@ class Report:
         if verified is not None:
             verified = Verification(**{**verified, "differences": [Difference(**d) for d in verified["differences"]]})
         assumptions, needs = (list(data.get(name, ())) for name in ("assumptions", "needs"))
-        variants, segments = (list(data.get(name, ())) for name in ("variants", "segments"))
-        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"), variants, segments)
+        variants, segments, measured = (list(data.get(name, ())) for name in ("variants", "segments", "measured"))
+        return cls(verified, assumptions, needs, data.get("without_cuda_graphs"), variants, segments, measured)
