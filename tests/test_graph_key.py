@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from torch2rt.graph_key import Unkeyable, content, graph_key, own_code
+from torch2rt.graph_key import Unkeyable, content, contents, graph_key, own_code
 from torch2rt.passes import value_numbers
 from torch2rt.passes.order import chosen, run
 from torch2rt.tracing.trace import trace
@@ -145,12 +145,12 @@ def test_what_has_no_name_has_no_key():
     with pytest.raises(Unkeyable, match="Registry"):
         graph_key(graph, content)
     with pytest.raises(Unkeyable, match="sparse"):
-        content(torch.eye(3).to_sparse())
+        contents([torch.eye(3).to_sparse()])
 
 
 def test_contents_of_one_element_of_any_stride_are_compared():
     values = [torch.arange(4.0).as_strided((1, 1), (9, 9), at) for at in (1, 1, 2)]
-    first, same, other = map(content, values)
+    first, same, other = contents(values)
     assert first == same != other
     first, same, other = map(value_numbers.content, values)
     assert first == same != other

@@ -6,13 +6,16 @@ names do not matter; the lines that calls come from do not matter either.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 import functools
 import hashlib
+import os
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +23,16 @@ import sympy
 import torch
 from torch.fx.node import Node
 
-from torch2rt.backend.disk_cache import CHUNK, digest
+from torch2rt.backend.disk_cache import CHUNK
 from torch2rt.callables import Target, qualified_name
 from torch2rt.graph import graph_meta
 from torch2rt.registry import load
 from torch2rt.sizes import expression, is_symbolic
 from torch2rt.structure import as_bytes
 
-Constant = Callable[[torch.Tensor], str]
+Constant = Callable[[torch.Tensor], str | None]
+
+HELD = 2**26  # bytes of tensors that are copied from the GPU and not digested yet
 
 
 class Unkeyable(Exception):
@@ -35,9 +40,10 @@ class Unkeyable(Exception):
 
 
 def graph_key(graph: torch.fx.GraphModule, constant: Constant, *more: Any) -> str:
-    """The key of a graph, in which `constant` says what a constant's values are; `more` are plain values beside it.
+    """The key of a graph; `more` are plain values beside it.
 
-    Raises `Unkeyable` for a graph with functions or arguments that cannot be named, such as a lambda.
+    `constant` says what stands for a constant's values, and `None` has the key depend on its elements, as `content`
+    does for all. Raises `Unkeyable` for a graph with functions or arguments that cannot be named, such as a lambda.
 
     >>> from torch2rt import trace
     >>> def key(*args):
@@ -46,22 +52,26 @@ def graph_key(graph: torch.fx.GraphModule, constant: Constant, *more: Any) -> st
     (True, False)
     """
     hashed = hashlib.sha256()
-    for line in _lines(graph, constant):
+    for line in _lines(graph, _of_constants(graph, constant)):
         hashed.update(line.encode() + b"\n")
     hashed.update(_text(more).encode())
     return hashed.hexdigest()
 
 
-def _lines(graph: torch.fx.GraphModule, constant: Constant) -> Iterator[str]:
+def content(tensor: torch.Tensor) -> None:
+    """Says for `graph_key` that the elements of a constant are in the key."""
+
+
+def _lines(graph: torch.fx.GraphModule, constants: Mapping[int, str]) -> Iterator[str]:
     meta = graph_meta(graph)
     yield _text(dataclasses.asdict(meta.interface))
     yield _text({str(symbol): repr(dim) for symbol, dim in meta.symbols.items()})
     yield _text([[str(d.claim), d.internal, d.assumed] for d in meta.assumed.decisions])
     yield _text([meta.assumptions, meta.refusals, list(map(str, meta.asserted))])
-    yield from _nodes(graph, constant)
+    yield from _nodes(graph, constants)
 
 
-def _nodes(graph: torch.fx.GraphModule, constant: Constant) -> Iterator[str]:
+def _nodes(graph: torch.fx.GraphModule, constants: Mapping[int, str]) -> Iterator[str]:
     numbers: dict[Node, int] = {}
     for node in graph.graph.nodes:
         numbers[node] = len(numbers)
@@ -72,23 +82,66 @@ def _nodes(graph: torch.fx.GraphModule, constant: Constant) -> Iterator[str]:
         elif node.op == "output":
             yield _text(node.args, numbers)
         elif node.op == "get_attr":
-            value = functools.reduce(getattr, str(node.target).split("."), graph)
+            value = _attribute(graph, node)
             yield str(node.target) if not str(node.target).startswith("_constant_") else "constant"
             if isinstance(value, torch.fx.GraphModule):
-                yield from _nodes(value, constant)
+                yield from _nodes(value, constants)
                 yield "end"
             elif isinstance(value, torch.Tensor):
-                yield f"{_tensor(value)} {constant(value)}"
+                yield f"{_tensor(value)} {constants[id(value)]}"
             else:
                 raise Unkeyable(f"a constant of type {type(value).__name__}")
 
 
-def content(tensor: torch.Tensor) -> str:
-    """A digest of a tensor's elements; raises `Unkeyable` for tensors that have none at hand."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or type(tensor) not in _KINDS:
-        raise Unkeyable(f"a {tensor.layout} {type(tensor).__name__}")
-    data = as_bytes(tensor).cpu().numpy()
-    return digest(memoryview(data)) if data.nbytes > CHUNK else hashlib.sha256(data).hexdigest()
+def _attribute(graph: torch.fx.GraphModule, node: Node) -> Any:
+    return functools.reduce(getattr, str(node.target).split("."), graph)
+
+
+def _of_constants(graph: torch.fx.GraphModule, constant: Constant) -> dict[int, str]:
+    """What stands in the key for each constant's values, by its id."""
+    found: dict[int, str] = {}
+    hashed: dict[int, torch.Tensor] = {}
+    todo = [graph]
+    while todo:
+        module = todo.pop()
+        for value in (_attribute(module, node) for node in module.graph.find_nodes(op="get_attr")):
+            if isinstance(value, torch.fx.GraphModule):
+                todo.append(value)
+            elif isinstance(value, torch.Tensor) and (text := constant(value)) is not None:
+                found[id(value)] = text
+            elif isinstance(value, torch.Tensor):
+                hashed[id(value)] = value
+    return {**found, **dict(zip(hashed, contents(hashed.values()), strict=True))}
+
+
+def contents(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """Digests of tensors' elements; raises `Unkeyable` for tensors that have none at hand.
+
+    A core digests a gigabyte or so in a second, so that all work at once, on what this thread copies from the GPU.
+    """
+    waiting: collections.deque[tuple[int, Future[bytes]]] = collections.deque()
+    digests: list[list[Future[bytes]]] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for tensor in tensors:
+            if (
+                tensor.layout is not torch.strided
+                or tensor.is_quantized
+                or tensor.is_meta
+                or type(tensor) not in _KINDS
+            ):
+                raise Unkeyable(f"a {tensor.layout} {type(tensor).__name__}")
+            digests.append([])
+            for part in as_bytes(tensor).split(CHUNK):
+                data = part.cpu().numpy()
+                digests[-1].append(pool.submit(_sha256, data))
+                waiting.append((data.nbytes, digests[-1][-1]))
+                while sum(size for size, _ in waiting) > HELD:
+                    waiting.popleft()[1].result()
+    return [_sha256(b"".join(part.result() for part in parts)).hex() for parts in digests]
+
+
+def _sha256(data: Any) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 _KINDS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)

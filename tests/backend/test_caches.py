@@ -123,6 +123,21 @@ def test_read_what_was_written(folder):
     assert [f.name for f in folder.iterdir()] == ["a.kernels"]
 
 
+def test_files_are_read_in_pieces(folder, monkeypatch):
+    monkeypatch.setattr(caches, "CHUNK", 7)
+    whole, file = bytes(range(40)), folder / "a.engine"
+    for cuts in ((40, 40), (0, 0), (1, 8), (7, 14), (6, 35), (20, 22)):
+        assert caches.write(file, whole[: cuts[0]], whole[cuts[0] : cuts[1]], memoryview(whole)[cuts[1] :])
+        assert caches.read(file) == whole
+        sealed = file.read_bytes()
+        for at in (0, 33, 39, 46, 71):
+            file.write_bytes(sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :])
+            assert caches.read(file) is None, (cuts, at)
+        for damaged in (sealed[:-1], sealed + b"x", sealed[:39] + sealed[46:53] + sealed[39:46] + sealed[53:], b""):
+            file.write_bytes(damaged)
+            assert caches.read(file) is None
+
+
 @pytest.mark.parametrize(
     "damage",
     [

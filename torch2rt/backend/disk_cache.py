@@ -14,11 +14,11 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 from torch2rt.backend.cuda import driver_version
@@ -108,16 +108,55 @@ def _gpu(device: torch.device | None) -> list[str]:
 
 
 def digest(data: bytes | memoryview) -> str:
-    """A digest of an engine, which may have gigabytes: each takes a core a second, so many share the work."""
+    """A digest of an engine, which may have gigabytes."""
+    return hashlib.sha256(b"".join(_digests(data))).hexdigest()
+
+
+def _digests(*content: bytes | memoryview) -> list[bytes]:
+    """Digests of content in parts, in pieces of `CHUNK` bytes: each takes a core a second, so many share the work."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = (memoryview(data)[start : start + CHUNK] for start in range(0, len(data), CHUNK))
-        parts = pool.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks)
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        return list(pool.map(lambda piece: hashlib.sha256(piece).digest(), _pieces(content)))
 
 
-def _hash_of(file: Path) -> Any:
-    """The hash of a file before that of its content: of its name, so that no file is taken for another."""
-    return hashlib.sha256(file.name.encode() + b"\0")
+def _pieces(content: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """Parts one after the other, in pieces of `CHUNK` bytes but for the last; no more is copied than pieces of two."""
+    rest = b""
+    for view in map(memoryview, content):
+        lacks = CHUNK - len(rest) if rest else 0
+        rest, view = rest + bytes(view[:lacks]), view[lacks:]
+        if len(rest) == CHUNK:
+            yield rest
+            rest = b""
+        whole = len(view) - len(view) % CHUNK
+        yield from (view[start : start + CHUNK] for start in range(0, whole, CHUNK))
+        rest = rest or bytes(view[whole:])
+    if rest:
+        yield rest
+
+
+def _seal(file: Path, *content: bytes | memoryview) -> bytes:
+    """What a file has before its content: a digest of this and of its name, so that no file is taken for another."""
+    return hashlib.sha256(file.name.encode() + b"\0" + b"".join(_digests(*content))).digest()
+
+
+def _bytes_of(file: Path) -> memoryview:
+    """What is in a file; all cores copy a large one. Raises `OSError` and `MemoryError`."""
+    with open(file, "rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size <= CHUNK or not hasattr(os, "preadv"):  # which Windows does not have
+            return memoryview(stream.readall())
+        data = memoryview(np.empty(size, np.uint8))
+
+        def fill(start: int) -> None:
+            end = min(start + CHUNK, size)
+            while start < end:
+                if not (count := os.preadv(stream.fileno(), [data[start:end]], start)):
+                    raise OSError(f"{file} has become shorter")
+                start += count
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, range(0, size, CHUNK)))
+        return data
 
 
 def read(file: Path, is_use: bool = True) -> memoryview | None:
@@ -128,12 +167,11 @@ def read(file: Path, is_use: bool = True) -> memoryview | None:
     try:
         if not file.is_file():  # of a pipe, a reader would wait for ever
             return None
-        data = memoryview(file.read_bytes())
+        data = _bytes_of(file)
     except (OSError, MemoryError):
         return None
-    hashed, content = _hash_of(file), data[_DIGEST:]
-    hashed.update(content)
-    if hashed.digest() != data[:_DIGEST]:
+    content = data[_DIGEST:]
+    if _seal(file, content) != data[:_DIGEST]:
         return None
     with contextlib.suppress(OSError):
         if is_use:
@@ -143,14 +181,12 @@ def read(file: Path, is_use: bool = True) -> memoryview | None:
 
 def write(file: Path, *content: bytes | memoryview) -> bool:
     """Replace a file, whose content may be in parts, and say whether that was possible."""
-    partial, hashed = None, _hash_of(file)
-    for part in content:
-        hashed.update(part)
+    partial, seal = None, _seal(file, *content)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=_PARTIAL, delete=False) as stream:
             partial = stream.name
-            stream.write(hashed.digest())
+            stream.write(seal)
             for part in content:
                 stream.write(part)
         os.replace(partial, file)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from torch2rt.graph_key import Unkeyable, content, graph_key
+from torch2rt.graph_key import Unkeyable, graph_key
 from torch2rt.network import Network
 from torch2rt.recipes.tape import Tape
 
@@ -25,6 +25,6 @@ def structure_key(graph: torch.fx.GraphModule, tape: Tape, network: Network) -> 
         return None
 
 
-def of_module(tape: Tape) -> Callable[[torch.Tensor], str]:
+def of_module(tape: Tape) -> Callable[[torch.Tensor], str | None]:
     """What a key has of constants: their contents, unless they are made of the module's tensors."""
-    return lambda tensor: "of the module" if tape.is_of_module(tensor) else content(tensor)
+    return lambda tensor: "of the module" if tape.is_of_module(tensor) else None

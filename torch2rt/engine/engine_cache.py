@@ -38,14 +38,14 @@ def file_of(
     options: Mapping[str, Any],
     nan: str = "keep",
     refittable: bool = False,
-    constant: Callable[[torch.Tensor], str] = content,
+    constant: Callable[[torch.Tensor], str | None] = content,
     *more: Any,
     kind: str = KIND,
 ) -> Path | None:
     """The file of the engine that would be built of a graph after its passes; `None` where none is kept.
 
     `options` are those of `torch2rt.build`. With `configure`, and for functions that another process would not know,
-    there is no key. `constant` says what is in the key of a constant's values, `kind` what the file holds.
+    there is no key. `constant` is as for `graph_key`, and `kind` is what the file holds.
     """
     if disk_cache.folder() is None or os.environ.get(ENVIRONMENT) == "0" or options.get("configure") is not None:
         return None
