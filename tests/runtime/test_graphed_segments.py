@@ -319,16 +319,19 @@ def test_threads_and_streams(gpu, make):
 
 
 @pytest.mark.parametrize(
-    ("able", "inputs", "expected"),
+    ("able", "inputs", "expected", "long"),
     [
-        ([1, 1, 1], [[0], [1], [2]], [(0, 3)]),
-        ([1, 0, 1, 1], [[0], [1], [2], [3]], [(2, 4)]),
-        ([1, 1, 1], [[], [1], [2]], [(1, 3)]),
-        ([1, 1, 1], [[["dim", 0, 0]], [], [2]], []),
-        ([0, 0], [[0], [1]], []),
-        ([], [], []),
+        ([1, 1, 1], [[0], [1], [2]], [(0, 3)], []),
+        ([1, 0, 1, 1], [[0], [1], [2], [3]], [(2, 4)], []),
+        ([1, 1, 1], [[], [1], [2]], [(1, 3)], []),
+        ([1, 1, 1], [[["dim", 0, 0]], [], [2]], [], []),
+        ([0, 0], [[0], [1]], [], []),
+        ([], [], [], []),
+        ([1], [[0]], [(0, 1)], [True]),
+        ([1, 0, 1, 1], [[0], [1], [], [3]], [(3, 4)], [False, True, True, True]),
+        ([1, 0, 1], [[0], [1], [2]], [(2, 3)], [False, True, True]),
     ],
 )
-def test_groups(able, inputs, expected):
+def test_groups(able, inputs, expected, long):
     schedule = Schedule.of(inputs, [[i + 1] for i in range(len(able))], [], len(able) + 1)
-    assert in_groups(list(map(bool, able)), schedule) == [range(*each) for each in expected]
+    assert in_groups(list(map(bool, able)), schedule, long) == [range(*each) for each in expected]

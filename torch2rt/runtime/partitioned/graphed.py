@@ -302,13 +302,16 @@ def _read(inputs: Sequence[Any]) -> list[int]:
     return [i if isinstance(i, int) else i[1] for i in inputs if isinstance(i, int) or i[0] == "laid out"]
 
 
-def in_groups(able: Sequence[bool], schedule: Schedule) -> list[range]:
-    """The runs of at least two segments which can be captured and of which the first takes a tensor."""
+def in_groups(able: Sequence[bool], schedule: Schedule, long: Sequence[bool] = ()) -> list[range]:
+    """The runs of segments which can be captured and of which the first takes a tensor: two at least, or a `long` one.
+
+    An engine alone has graphs of its own, and few torch calls take no longer than a replay.
+    """
     groups, start = [], 0
     for index in range(len(able) + 1):
         if index < len(able) and able[index] and (index > start or _read(schedule.steps[index].inputs)):
             continue
-        if index - start > 1:
+        if index - start > 1 or index > start and long and long[start]:
             groups.append(range(start, index))
         start = index + 1
     return groups

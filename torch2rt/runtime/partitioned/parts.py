@@ -15,6 +15,8 @@ from torch2rt.runtime.partitioned.growth import Growth
 from torch2rt.runtime.partitioned.schedule import Runner
 from torch2rt.runtime.partitioned.torch_segment import TorchSegment
 
+FEW_CALLS = 3  # of torch's, which take the host about as long as the replay of a CUDA graph
+
 
 class Part(NamedTuple):
     """A segment, and for an engine that may meet sizes beyond its range the same calls as torch's.
@@ -47,6 +49,10 @@ class Part(NamedTuple):
     def may_be_captured(self) -> bool:
         """Whether the calls may be part of a CUDA graph, as far as is known without trying."""
         return isinstance(self.segment, TRTModule) or not (self.segment.draws or self.segment.waits)
+
+    def is_long(self) -> bool:
+        """Whether torch makes more calls than take about as long as the replay of a CUDA graph."""
+        return isinstance(self.segment, TorchSegment) and self.segment.calls > FEW_CALLS
 
     def has_own_results(self) -> bool:
         """Whether nobody else knows of the memory of its results, as of an engine's."""

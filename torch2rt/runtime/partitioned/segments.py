@@ -156,7 +156,7 @@ class PartitionedModule(Converted):
             able = [
                 bool(self._graphs) and i not in self._refused and part.may_be_captured() for i, part in enumerate(parts)
             ]
-            groups = in_groups(able, self.schedule)
+            groups = in_groups(able, self.schedule, [part.is_long() for part in parts])
             for index in [index for group in groups for index in group]:
                 if isinstance(engine := self.segments[index], TRTModule):
                     engine.cuda_graph = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -59,6 +60,12 @@ class TorchSegment(Converted):
     def graph(self) -> Any:
         """The module that makes the calls: a `torch.fx.GraphModule`, or what torch has made of the exported program."""
         return self._graph[0]
+
+    @property
+    def calls(self) -> int:
+        """How many calls there are."""
+        nodes = self.graph.graph.nodes if hasattr(self.graph, "graph") else ()
+        return sum(node.op == "call_function" and node.target is not operator.getitem for node in nodes)
 
     def _interface(self) -> Interface:
         if self.interface is None:
