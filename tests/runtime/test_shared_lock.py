@@ -5,7 +5,7 @@ import time
 
 from harness.threads import at_once
 
-from torch2rt.runtime.shared_lock import SharedLock
+from torch2rt.runtime.shared_lock import TURNS, SharedLock
 
 
 def test_who_is_alone_waits_and_keeps_others_out():
@@ -79,3 +79,17 @@ def test_an_error_opens_it_again():
     except KeyError:
         lock.acquire("someone")
     assert lock.holders == {"someone"}
+
+
+def test_a_meeting_has_the_next_calls_take_turns():
+    lock, met = SharedLock(), threading.Event()
+    assert lock.alone(lambda: 3) == 3 and lock.turns == 0
+
+    def second():
+        met.set()
+        lock.alone(met.set)
+
+    other = threading.Thread(target=second)
+    lock.alone(lambda: (other.start(), met.wait(10), time.sleep(0.05)))
+    other.join()
+    assert lock.turns == TURNS

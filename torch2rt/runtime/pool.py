@@ -78,9 +78,16 @@ class ContextPool:
         self, tensors: Sequence[torch.Tensor], graph: bool | GraphCache = False, borrow: bool = False
     ) -> list[torch.Tensor]:
         """The engine's outputs for these tensors, in the order of the caller's current stream."""
+        if (lock := self.loaded.lock).turns > 0:
+            lock.turns -= 1
+            with lock.turn:
+                return self._run(tensors, graph, borrow)
+        return self._run(tensors, graph, borrow)
+
+    def _run(self, tensors: Sequence[torch.Tensor], graph: bool | GraphCache, borrow: bool) -> list[torch.Tensor]:
         if current_device() != self.index:
             with torch.cuda.device(self.index):
-                return self.run(tensors, graph, borrow)
+                return self._run(tensors, graph, borrow)
         stream = current_stream(self.index)
         place = stream if self.profiles == 1 else (stream, self.profile(tensors))
         idle = self.idle.get(place)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+TURNS = 1000  # calls that are made one after the other once two have met
 
 
 class SharedLock:
@@ -16,6 +17,10 @@ class SharedLock:
 
     A sharing holder registers first and looks for an exclusive one second, and an exclusive holder the other way round.
     So of two threads that arrive together, at least one sees the other.
+
+    Where threads keep meeting for the exclusive lock, each waits inside of its call, with some of Python's work done and
+    some to come, and all of these want Python's own lock from the one that runs. Whole calls in turn are twice as many
+    a second then: after a meeting, the next ones should hold `turn` and count down `turns`.
     """
 
     def __init__(self) -> None:
@@ -23,6 +28,7 @@ class SharedLock:
         self.holders: set[Any] = set()  # that share it
         self.is_exclusive = False
         self.release = self.holders.discard
+        self.turn, self.turns = threading.RLock(), 0
 
     def acquire(self, holder: Any) -> None:
         """Share the lock until `release(holder)`, which is right also if this call is interrupted.
@@ -37,6 +43,8 @@ class SharedLock:
 
     def alone(self, call: Callable[..., Result], *args: Any) -> Result:
         """Make a call while nobody shares the lock, and others are kept from sharing it. It may be made in another."""
+        if self.is_exclusive:
+            self.turns = TURNS
         with self.exclusive_lock:
             before, self.is_exclusive = self.is_exclusive, True
             try:
