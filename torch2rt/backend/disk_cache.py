@@ -121,7 +121,8 @@ def _digests(*content: bytes | memoryview) -> list[bytes]:
 def _pieces(content: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """Parts one after the other, in pieces of `CHUNK` bytes but for the last; no more is copied than pieces of two."""
     rest = b""
-    for view in map(memoryview, content):
+    for part in content:
+        view = memoryview(part)
         lacks = CHUNK - len(rest) if rest else 0
         rest, view = rest + bytes(view[:lacks]), view[lacks:]
         if len(rest) == CHUNK:
@@ -145,7 +146,7 @@ def _bytes_of(file: Path) -> memoryview:
         size = os.fstat(stream.fileno()).st_size
         if size <= CHUNK or not hasattr(os, "preadv"):  # which Windows does not have
             return memoryview(stream.readall())
-        data = memoryview(np.empty(size, np.uint8))
+        data = np.empty(size, np.uint8).data
 
         def fill(start: int) -> None:
             end = min(start + CHUNK, size)
