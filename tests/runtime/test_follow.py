@@ -188,7 +188,7 @@ def test_the_parameters_of_other_networks_are_followed():
     for change in (lambda: prune.l1_unstructured(module[2], "weight", 0.4), lambda: prune.remove(module[2], "weight")):
         change()
         reference(X)
-        for name, parameter in module.named_parameters():
+        for name, parameter in reversed(list(module.named_parameters())):  # the new one first
             with torch.no_grad():
                 parameter.add_(torch.rand_like(parameter))
                 expected = module(X)
