@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.optim import optimizer as optimizers
 
 from torch2rt import InputError, torch2rt
@@ -178,6 +179,20 @@ def test_tensors_that_are_no_parameters(name, with_tables):
     OF_TABLES[name](module)
     with torch.no_grad():
         assert (reference(X) - module(X)).abs().max() < 1e-5 < 1e-3 < (reference(X) - before).abs().max()
+
+
+def test_the_parameters_of_other_networks_are_followed():
+    """`prune` puts a parameter, a mask and a hook in the place of a weight, and `remove` a weight of another kind."""
+    module = network()
+    reference = torch2rt(module, [X], max_batch_size=6, verify=False, follow=True).reference()
+    for change in (lambda: prune.l1_unstructured(module[2], "weight", 0.4), lambda: prune.remove(module[2], "weight")):
+        change()
+        reference(X)
+        for name, parameter in reversed(list(module.named_parameters())):  # the new one first
+            with torch.no_grad():
+                parameter.add_(torch.rand_like(parameter))
+                expected = module(X)
+            assert (reference(X) - expected).abs().max() < 1e-4 * expected.abs().max(), name
 
 
 def test_a_parametrization_is_followed():

@@ -1,6 +1,7 @@
 """Refit: a converted module takes the values that its module's parameters have now, or says that it cannot."""
 
 import copy
+import dataclasses
 import gc
 import threading
 from types import SimpleNamespace
@@ -520,6 +521,26 @@ def test_weights_that_are_merged_with_others(fake):
     (refitter,) = Refitter.made
     assert refitter.given == {"a", "b"} and not refitter.set and not refitter.weights_validation
     assert refitter.named["b"][0] == 2 and refitter.max_threads >= 1
+
+
+@pytest.mark.parametrize("refuses", ["", "refit"])
+def test_what_the_first_refit_compiles_is_done_before_traffic(fake, monkeypatch, refuses):
+    model_trt, Refitter.refuses = converted(Net()), refuses
+    (network,) = model_trt._live.networks
+    names = {number: f"w{number}" for number in network.weight_names()}
+    monkeypatch.setattr(network, "weight_names", lambda: names)
+    monkeypatch.setattr(Refitter, "get_all_weights", lambda self: [*names.values()])
+    model_trt._warm_up_refits()
+    assert not Refitter.made, "this engine cannot be refitted"
+    model_trt.built = dataclasses.replace(model_trt.plan, made_by={**model_trt.made_by, "refittable": "yes"})
+    model_trt._pools, model_trt._index = {fake.pool.index: fake.pool}, fake.pool.index
+    model_trt._warm_up_refits()
+    (refitter,) = Refitter.made
+    assert refitter.given == set(names.values()) and len(names) > 2
+    assert model_trt.is_stale is bool(refuses) and bool(model_trt._pools) is not bool(refuses)
+    if not refuses:
+        model_trt._warm_up_refits()
+        assert Refitter.made == [refitter] and refitter.given, "it is done once"
 
 
 def test_graphs_are_captured_again(fake):

@@ -119,7 +119,10 @@ class Disturbed(torch.fx.Interpreter):
         step = self.roundings * eps
         # Sums in float32 round many times, those of narrow dtypes once, by 0.3 units in the last place on average.
         among = 1 if dtype is torch.float32 else NARROW
-        return x * torch.add(1, self.drawn(x.numel(), x.device, among).view(x.shape), alpha=step).to(dtype)
+        # Activations may be most of the memory, so that the result is written over the factors.
+        drawn = self.drawn(x.numel(), x.device, among).view(x.shape)
+        factors = torch.empty_like(x, dtype=dtype).copy_(drawn).mul_(step).add_(1)
+        return x * factors if x.is_complex() else factors.mul_(x)
 
     def drawn(self, count: int, device: torch.device, among: int) -> torch.Tensor:
         """So many numbers, of which one among so many is 1 or -1, and the others are 0.
@@ -129,7 +132,7 @@ class Disturbed(torch.fx.Interpreter):
         have = self.noise.get((device, among))
         if have is None or len(have) < 2 * count:
             drawn = torch.randint(0, 2 * among, (2 * count,), generator=self.generator, dtype=torch.int8)
-            have = torch.zeros(2 * count).masked_fill_(drawn == 0, -1.0).masked_fill_(drawn == 1, 1.0).to(device)
+            have = drawn.masked_fill_(drawn == 0, -1).masked_fill_(drawn > 1, 0).to(device)
             self.noise[device, among] = have
         start = int(torch.randint(0, len(have) - count + 1, (), generator=self.generator))
         return have[start : start + count]

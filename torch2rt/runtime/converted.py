@@ -52,7 +52,8 @@ class Converted(torch.nn.Module):
         """Do before traffic comes what first calls do: load engines, make execution contexts, capture CUDA graphs.
 
         It calls the module with zeros on its GPU, by default the current one, and on the current stream there, as often
-        as it takes for a graph to be captured if `cuda_graph` is set, and waits for that.
+        as it takes for a graph to be captured if `cuda_graph` is set, and waits for that. Where weights can be changed
+        in an engine, it is given those that it has, which makes TensorRT compile what the first refit would wait for.
 
         - `shapes`: a list with the shapes of one call after the other, each a list (flat, or nested like the inputs) or
           a dict by input name. By default those that the engines are tuned for.
@@ -75,6 +76,7 @@ class Converted(torch.nn.Module):
         graph = getattr(self, "cuda_graph", False)
         cache = graph if isinstance(graph, GraphCache) else DEFAULT
         device = getattr(self, "device", None) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._warm_up_refits()
         for call in calls:
             kept = []  # so that each call brings other addresses, as calls will
             for _ in range(1 + cache.after if graph else 1):
@@ -89,6 +91,9 @@ class Converted(torch.nn.Module):
     def _parts(self) -> Sequence[Interface]:
         """The calling conventions of the engines that serve the range together."""
         return [self._interface()]
+
+    def _warm_up_refits(self) -> None:
+        """Do what the first change of weights does."""
 
     def _make_contexts(self, count: int) -> None:
         """Have so many execution contexts of each engine that no stream uses yet."""

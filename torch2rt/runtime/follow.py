@@ -137,10 +137,20 @@ class Follow:
             or seen.attributes
             and not _are_held(seen.attributes)
         ):
-            now = self._look()  # before the update: what is written meanwhile is for the next call to see
-            if now.tensors or now.attributes:
-                self._update()
-            self._seen = now
+            self._seen = self._updated()
+
+    def _updated(self) -> _Seen:
+        """What the tensors were like before an update: what is written meanwhile is for the next call to see.
+
+        Where an update has made other networks, these may depend on other tensors, which are looked at then.
+        """
+        while True:
+            seen = self._look()
+            if not (seen.tensors or seen.attributes):
+                return seen
+            self._update()
+            if self._module() is None or list(map(id, self._tensors())) == list(map(id, seen.tensors)):
+                return seen
 
 
 def _remove(hooks: list[Any]) -> None:

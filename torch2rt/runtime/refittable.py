@@ -17,6 +17,7 @@ from torch2rt.network import Network
 from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.follow import Follow
 from torch2rt.runtime.live import Live, Weights
+from torch2rt.runtime.pool import ContextPool
 from torch2rt.runtime.refit import refit_engine
 from torch2rt.runtime.variants import VariantPools, load
 
@@ -32,6 +33,10 @@ class Refittable(Converted):
 
     def _engine(self) -> Engine:
         """The engine as it was built; raises `EngineError` while there is none."""
+        raise NotImplementedError
+
+    def _ready(self) -> Any:
+        """The contexts on this module's GPU, where the engine is loaded if need be."""
         raise NotImplementedError
 
     def _hold(self, engine: Engine | None, networks: Sequence[Network] = ()) -> None:
@@ -170,6 +175,18 @@ class Refittable(Converted):
                 self._engine().report.assumptions[:] = [x for x in self._engine().report.assumptions if x != RANGES]
             return changed
 
+    def _warm_up_refits(self) -> None:
+        """Give a loaded engine the weights that it has, if that was never done: TensorRT compiles when it first is."""
+        if self._live is None or "refittable" not in self._engine().made_by:
+            return
+        with self._lock:
+            pool = self._ready()
+            if all(each.loaded.refitter is not None for each in _pools_of(pool)):
+                return
+            networks = self._live.up_to_date()
+            if not _refit(pool, list(map(named, networks)), lambda: networks):
+                self._pools, self._is_stale = {}, True
+
     def changed(self, source: Any = None) -> list[str]:
         """The names of the parameters and buffers whose values are others than the engine's, by comparing them all.
 
@@ -217,11 +234,15 @@ def _refit(pool: Any, weights: Sequence[Mapping[str, torch.Tensor]], networks: C
 
     `networks` have the others that an engine may ask for.
     """
-    pools = pool.pools if isinstance(pool, VariantPools) else [pool]
+    pools = _pools_of(pool)
     return all(
         not new or refit_engine(each, new, lambda place=place: named(networks()[place]))  # type: ignore[misc]
         for place, (each, new) in enumerate(zip(pools, weights, strict=True))
     )
+
+
+def _pools_of(pool: Any) -> list[ContextPool]:
+    return pool.pools if isinstance(pool, VariantPools) else [pool]
 
 
 def _without_refit(made_by: Mapping[str, str]) -> dict[str, str]:
