@@ -114,11 +114,12 @@ def masked_scatter(input, mask, source):
     shape, rows = input.shape, mask
     while rows.dim() and same_size(rows.stride(-1), 0) and fits_last(source, shape, input.dim() - rows.dim() + 1):
         rows = rows.select(-1, 0)
-    place = (rows.reshape(-1).long().cumsum(0) - 1).clamp(min=0)
+    place = rows.reshape(-1).long().cumsum(0) - 1
     values = source.reshape(-1, *shape[rows.dim() :])
     if is_symbolic(values.shape[0]):  # of size 1, the only row is for all that index_put puts under a mask
         place = place.clamp(max=values.shape[0] - 1)
-    values = values.index_select(0, place).reshape(shape)
+        values = torch.cat([values, values.new_zeros(1, *values.shape[1:])])  # of size 0, there is none to take
+    values = values.index_select(0, place.clamp(min=0)).reshape(shape)
     return torch.where(rows.reshape(*rows.shape, *[1] * (input.dim() - rows.dim())), values, input)
 
 

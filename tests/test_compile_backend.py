@@ -98,15 +98,19 @@ def test_graph_breaks_and_fallback(compiled):
     assert len(Counted.made) >= 2 and all(made.converted is not None for made in Counted.made)
 
 
-@pytest.mark.parametrize("change", ["in place", "replaced", "fused"])
+@pytest.mark.parametrize("change", ["in place", "replaced", "fused", "data", "numpy"])
 def test_changed_weights(compiled, change, caplog):
     module, x = Net().eval(), torch.randn(2, 3, 4, 5)
-    run = compiled(module)
+    run = compiled(module, options={"compare_weights": change in ("data", "numpy")})
     with torch.no_grad(), caplog.at_level(logging.WARNING, "torch2rt"):
         torch.testing.assert_close(run(x), module(x), rtol=1e-4, atol=1e-5)
         (made,) = Counted.made
         if change == "in place":
             module.last.weight.mul_(-2)
+        elif change == "data":
+            module.last.weight.data.mul_(-2)
+        elif change == "numpy":
+            module.last.weight.detach().numpy()[2] *= -3
         elif change == "replaced":
             module.last.weight = nn.Parameter(module.last.weight * -2)
         else:

@@ -24,7 +24,7 @@ from torch2rt.passes.selection import items_of
 from torch2rt.sizes import is_symbolic
 
 LOGGER = logging.getLogger("torch2rt")
-OWN = {"strict": False, "reference": False, "largest": 4}
+OWN = {"strict": False, "reference": False, "largest": 4, "compare_weights": False}
 STABLE = 3  # calls with the same new weights, after which they are converted again
 
 
@@ -40,13 +40,16 @@ def backend(
     A graph that cannot be converted runs in torch, as do calls that need gradients, calls with sizes that the engine
     does not serve, and calls with other weights or numbers than it was built with. When these stay the same for some
     calls, they are converted again. Each such thing is said once through Python's logger `torch2rt`. Results that are
-    views of inputs are so here, too. Torch counts no writes through `parameter.data`, so neither does this: write to
-    the parameter itself under `torch.no_grad()`, or call `torch.compiler.reset()` afterwards.
+    views of inputs are so here, too. Torch counts no writes through `parameter.data` or numpy, so calls do not see them
+    unless `"compare_weights"` is set: write to the parameter itself under `torch.no_grad()`, or call
+    `torch.compiler.reset()` afterwards.
 
     - `options`: arguments of `torch2rt.torch2rt`, where `fallback` is `True` if it is not given, and of its own:
       `"strict": True` raises what stands against a conversion; `"largest": n` is how many times as large as in the
       first call a dynamic size may be, where torch knows no range, 4 by default (`torch._dynamo.mark_dynamic(x, 0,
-      min=1, max=8)` gives it one); `"reference": True` evaluates the networks with torch, which needs no GPU.
+      min=1, max=8)` gives it one); `"reference": True` evaluates the networks with torch, which needs no GPU;
+      `"compare_weights": True` compares every weight with a copy at each call, so that writes of any kind are seen. It
+      keeps the weights once more, and each call reads them and waits for the GPU.
     - `mode`: torch's own; only `None` and `"default"` mean something here.
 
     Raises `InputError` for another mode, and for modules in `keep_fp32`, `force_low` and `keep_float`. Use it under
@@ -78,7 +81,7 @@ class _Compiled:
         state = "write" if any(_is_written(node.meta.get("example_value")) for node in placeholders) else "refuse"
         self.options = {"fallback": True, "progress": False, "state": state, **options}
         self.said: set[str] = set()
-        self.steps = _Steps()
+        self.steps, self.contents = _Steps(), _Contents()
         self.stable, self.new = 0, None
         self.converting = threading.Lock()
         self.examples = [node.meta.get("example_value") for node in placeholders]
@@ -100,7 +103,9 @@ class _Compiled:
             handle = register_optimizer_step_post_hook(self.steps)
             weakref.finalize(self, handle.remove)
             # asking torch for the value of a size would fix it
-            self.convert([x.node.hint if isinstance(x, torch.SymInt | torch.SymFloat) else x for x in example_inputs])
+            values = [x.node.hint if isinstance(x, torch.SymInt | torch.SymFloat) else x for x in example_inputs]
+            self.count_writes(values)
+            self.convert(values)
 
     @property
     def converted(self) -> Any:
@@ -168,7 +173,12 @@ class _Compiled:
         weights = [values[i] for i in self.weights]
         versions = [-1 if w.is_inference() else w._version for w in weights]
         places = [(id(w), w.data_ptr(), version) for w, version in zip(weights, versions, strict=True)]
-        return places, [float(values[i]) for i in self.numbers], self.steps.count
+        return places, [float(values[i]) for i in self.numbers], self.steps.count, self.contents.count
+
+    def count_writes(self, values: Sequence[Any]) -> None:
+        """Look at the weights themselves, if that is asked for."""
+        if self.own["compare_weights"]:
+            self.contents.look_at([values[i].detach() for i in self.weights])
 
     def is_written_elsewhere(self, values: Sequence[Any]) -> bool:
         """Whether what the graph writes to an input is seen through another one, which an engine would not know."""
@@ -179,6 +189,7 @@ class _Compiled:
     def __call__(self, *values: Any) -> Any:
         if self.needs_grad:
             return self.graph(*values)
+        self.count_writes(values)
         made = self.made
         if (self.weights or self.numbers) and (key := self.key_of(values)) != made.key:
             if key != self.new:
@@ -222,6 +233,27 @@ class _Steps:
 
     def __call__(self, *arguments: Any) -> None:
         self.count += 1
+
+
+class _Contents:
+    """Counts how often weights had other contents than at the call before, of which copies are kept."""
+
+    def __init__(self) -> None:
+        self.count, self.copies = 0, list[torch.Tensor]()
+        self.lock = threading.Lock()
+
+    def look_at(self, weights: Sequence[torch.Tensor]) -> None:
+        """Compare all of them, bit by bit, with one wait for each device."""
+        with self.lock:
+            places = range(len(self.copies))
+            differ = [(self.copies[i] != _bytes(weights[i])).any() for i in places]
+            devices = {found.device for found in differ}
+            if not self.copies or any(torch.stack([f for f in differ if f.device == d]).any().item() for d in devices):
+                self.count, self.copies = self.count + 1, [_bytes(weight).clone() for weight in weights]
+
+
+def _bytes(weight: torch.Tensor) -> torch.Tensor:
+    return weight.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 class _WithWeights(torch.nn.Module):

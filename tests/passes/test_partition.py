@@ -182,3 +182,24 @@ def test_names_of_inputs_are_kept_apart():
     calls = list(filter(is_call, graph.graph.nodes))
     for marked in ({}, {calls[i]: "" for i in range(0, len(calls), 2)}, {calls[-1]: "", calls[1]: ""}):
         torch.testing.assert_close(reference_of(graph, marked)[0](*inputs), Named()(*inputs))
+
+
+class UnderOneMask(nn.Module):
+    """Rows of several values under a mask, which have one size, and are written back."""
+
+    def forward(self, x):
+        rows = torch.sort(x, 1)[0]
+        mask = rows[:, 0] > 0
+        written = torch.tanh(rows * 2).exp()
+        written[mask] = torch.sort(written[mask], 0)[0] - rows[mask]
+        return written
+
+
+def test_rows_under_one_mask_are_written_back():
+    """Any of the calls that take them may be the first to run; the mask may be true of no row."""
+    graph = trace(UnderOneMask(), [torch.rand(4, 6)], fallback=True, min_shapes=[(2, 6)], max_shapes=[(5, 6)])
+    calls = list(filter(is_call, graph.graph.nodes))
+    for marked in calls:
+        reference, _ = reference_of(graph, {marked: "marked"})
+        for x in (torch.rand(4, 6) - 0.1, -torch.rand(2, 6), torch.rand(5, 6)):
+            torch.testing.assert_close(reference(x), UnderOneMask()(x))

@@ -86,6 +86,8 @@ class _Splitter:
             for opt, shape in zip(self.opts, spec.opts, strict=True):
                 opt[symbol] = shape[dim.axis]
             self.size_of[symbol] = placeholders[dim.input].meta["val"].shape[dim.axis]
+        given = [node.meta["unbacked"] for node in graph.graph.nodes if "unbacked" in node.meta]
+        self.bounds: dict[sympy.Basic, int | None] = dict(pair for axes in given for pair in axes.values())
         self.claims = list(self.meta.asserted)
         self.ranges: dict[sympy.Symbol, tuple[int, int | None]] = {s: (d.min, d.max) for s, d in self.symbols.items()}
         self.fake_mode = placeholders[0].meta["val"].fake_mode if placeholders else None
@@ -150,8 +152,17 @@ class _Splitter:
         return Piece(segment, module, inputs, list(range(first, len(self.slots))))
 
     def bind(self, node: Node) -> None:
-        """The sizes that became known with a value."""
-        for axis, (symbol, bound) in node.meta.get("unbacked", {}).items():
+        """The sizes that became known with a value.
+
+        Of calls whose results have one size, such as those under one mask, any may be the first to run.
+        """
+        found = dict(node.meta.get("unbacked", {}))
+        for axis, size in enumerate(getattr(node.meta["val"], "shape", ())):
+            if is_symbolic(size) and (symbol := expression(size)) in self.bounds:
+                found.setdefault(axis, (symbol, self.bounds[symbol]))
+        for axis, (symbol, bound) in found.items():
+            if symbol in self.symbols:
+                continue
             size = node.meta["val"].shape[axis]
             most = self.max_size if bound is None else max(min(bound, self.max_size), 1)
             self.symbols[symbol] = Dim(self.slots[node], node.name, axis, 1, most)
