@@ -33,7 +33,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--changed-rows", type=int, default=3, help="rows of which test_graph_key_rows.py changes one; 0: all"
     )
-    parser.addoption("--processes", type=int, default=4, help="how many processes share a folder of kept engines")
+    parser.addoption("--processes", type=int, default=3, help="how many processes share a folder of kept engines")
     parser.addoption("--stress", type=int, default=100_000, help="how many calls each test of test_stress.py makes")
 
 

@@ -19,7 +19,7 @@ from torch2rt.errors import ConversionError, UnsupportedError
 from torch2rt.registry import REGISTRY
 from torch2rt.vocabulary import plugins
 
-VERSIONS = ["10.3.0", "10.16.1.11", "11.4.0.106"]
+VERSIONS = ["10.3.0", "11.4.0.106"]
 LIBRARY = torch.library.Library("torch2rt_test_plugins", "FRAGMENT")
 LIBRARY.define("windows(Tensor x, Tensor weight, int size, str mode) -> (Tensor, Tensor)")
 LIBRARY.define("doubled(Tensor x) -> Tensor")
