@@ -1,4 +1,5 @@
 import gc
+import logging
 import os
 
 # Before anything loads CUDA: float32 is float32, in torch and in TensorRT for RTX, which knows no other way to say it.
@@ -13,6 +14,12 @@ import pytest
 import torch
 from harness.cases import Case
 from harness.reached import REACHED, missing
+
+# Pytest puts a handler at each logger that does not propagate, three times a test. At one of them it makes torch describe
+# all that it does with sizes.
+for _logger in logging.root.manager.loggerDict.values():
+    if isinstance(_logger, logging.Logger):
+        _logger.propagate = True
 
 UNREACHED = pytest.StashKey[list[str]]()
 

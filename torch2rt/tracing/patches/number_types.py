@@ -124,10 +124,12 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 def _class_for(plain: type) -> property:
     def its_class(self: Any) -> type:
+        if not _get_current_function_mode_stack():  # most often: in torch's calls and ours, the tracer steps aside
+            return type(self)
         asking = sys._getframe(1)
         name = str(asking.f_globals.get("__name__")).partition(".")[0]
         is_library = name == "torch2rt" or asking.f_code.co_filename.startswith(_TORCH)
-        return type(self) if is_library or not _get_current_function_mode_stack() else plain
+        return type(self) if is_library else plain
 
     return property(its_class)
 
