@@ -15,8 +15,8 @@ import torch
 from harness.cases import Case
 from harness.reached import REACHED, missing
 
-# Pytest puts a handler at each logger that does not propagate, three times a test. At one of them it makes torch describe
-# all that it does with sizes.
+# Pytest puts a handler at each logger that does not propagate, three times a test. One of them makes torch describe all
+# that it does with sizes.
 for _logger in logging.root.manager.loggerDict.values():
     if isinstance(_logger, logging.Logger):
         _logger.propagate = True
