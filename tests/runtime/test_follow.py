@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.optim import optimizer as optimizers
 
-from torch2rt import InputError, torch2rt
+from torch2rt import InputError, RefitError, torch2rt
 from torch2rt.runtime.follow import _watched
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -179,6 +179,41 @@ def test_tensors_that_are_no_parameters(name, with_tables):
     OF_TABLES[name](module)
     with torch.no_grad():
         assert (reference(X) - module(X)).abs().max() < 1e-5 < 1e-3 < (reference(X) - before).abs().max()
+
+
+def test_memory_at_the_same_address_is_noticed():
+    """Memory that is given back may come again at once: here the third has the address of the first."""
+    module = nn.Linear(3, 1, bias=False)
+    reference = torch2rt(module, [X], verify=False, follow=True).reference()
+    for _ in range(20):
+        for factor in (1.3, 1.1):
+            module.weight.data = module.weight.data * factor
+        assert (reference(X) - module(X)).abs().max() < 1e-4 * module(X).abs().max()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 5, bias=False), nn.Linear(3, 5, bias=False)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        return self.one(x) + 2 * self.other(x.flip(-1))
+
+
+def test_tied_weights_and_those_that_are_tied_no_more():
+    module, other = Tied(), Tied()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    reference = model_trt.reference()
+    assert model_trt.refit({"one.weight": other.one.weight}) == ["one.weight", "other.weight"]
+    assert (reference(X) - other(X)).abs().max() < 1e-5
+    with torch.no_grad():
+        module.other.weight *= 2
+    assert (reference(X) - module(X)).abs().max() < 1e-5
+    module.other.weight = nn.Parameter(torch.randn(5, 3))
+    assert (reference(X) - module(X)).abs().max() < 1e-5 and model_trt.changed() == []
+    with pytest.raises(RefitError, match=r"one\.weight, other\.weight|other\.weight, one\.weight"):
+        torch2rt(other, [X], verify=False, refittable=True).refit(module)
 
 
 def test_the_parameters_of_other_networks_are_followed():

@@ -18,9 +18,13 @@ from torch2rt.recipes.tensors import Attribute
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the tensors of a module were like when they were last looked at."""
+    """What the tensors of a module were like when they were last looked at.
+
+    Their memory is held, so that no other tensor has the address of one that was given other memory since.
+    """
 
     tensors: list[torch.Tensor]
+    memory: list[torch.UntypedStorage]
     is_written: Callable[[], bool]
     addresses: list[int]
     indices: list[int]
@@ -30,7 +34,8 @@ class _Seen:
     @classmethod
     def of(cls, tensors: list[torch.Tensor], attributes: list[Attribute], events: int) -> _Seen:
         addresses = [x.data_ptr() for x in tensors]
-        return cls(tensors, _watched(tensors), addresses, list(range(len(tensors))), attributes, events)
+        memory = [x.untyped_storage() for x in tensors]
+        return cls(tensors, memory, _watched(tensors), addresses, list(range(len(tensors))), attributes, events)
 
 
 class _Saving(torch.autograd.Function):
@@ -88,7 +93,7 @@ class Follow:
     to statistics without a count of batches, attributes that are no tensors, parameters that were removed
     (`module.bias = None`), and what was put into `module._parameters`, `_buffers` or `_modules`.
 
-    The tensors are held, so that `torch.utils.swap_tensors` refuses them.
+    The tensors are held, so that `torch.utils.swap_tensors` refuses them, and their memory until the next call.
     """
 
     def __init__(

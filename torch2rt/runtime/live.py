@@ -129,6 +129,8 @@ class Live:
         known = {*self.names, *(() if module is None else _tensors_of(module))}
         if unknown := sorted(given.keys() - known):
             raise InputError(f"The state dict has tensors that the module does not have: {', '.join(unknown)}.")
+        for recipes in self._recipes:
+            given = recipes.with_tied(given)
         return given
 
     def _others(self, source: Any, values: Tensors) -> list[str]:
