@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.optim import optimizer as optimizers
 
-from torch2rt import InputError, RefitError, torch2rt
+from torch2rt import EngineError, InputError, RefitError, torch2rt
 from torch2rt.runtime.follow import _watched
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -294,6 +294,28 @@ def test_what_is_saved_has_the_weights_of_now():
         with torch.no_grad():
             module.bias[1] = 113.0 + place
         assert module.bias.detach().numpy().tobytes() in way()
+
+
+def test_a_checkpoint_of_both_is_loaded():
+    """As where training goes on from it: the engine follows the module, which has the checkpoint's weights then."""
+
+    def made():
+        module = network()
+        return nn.ModuleDict({"module": module, "engine": torch2rt(module, [X], verify=False, follow=True)})
+
+    saved, both = made().state_dict(), made()
+    assert both.load_state_dict(saved).missing_keys == []
+    module, reference = both["module"], both["engine"].reference()
+    for change in (lambda module: None, in_place):
+        change(module)
+        assert (reference(X) - module(X)).abs().max() < 1e-5 and both["engine"].follows
+    with pytest.raises(EngineError, match="digest"):
+        both.load_state_dict({**saved, "engine.engine": saved["engine.engine"].flip(0)})
+    engine = both["engine"]
+    del module, both, reference
+    gc.collect()
+    engine.load_state_dict({"engine": saved["engine.engine"], "header": saved["engine.header"]})
+    assert not engine.follows and engine.engine_bytes == saved["engine.engine"].numpy().tobytes()
 
 
 def test_tensors_are_swapped_after_a_conversion():

@@ -72,6 +72,11 @@ class Live:
         """The module's parameters, buffers and attributes that the networks depend on."""
         return list(dict.fromkeys(name for recipes in self._recipes for name in recipes.places))
 
+    @property
+    def has_module(self) -> bool:
+        """Whether the module that the networks were made of is still there."""
+        return self._module() is not None
+
     def module(self) -> torch.nn.Module:
         """The module that the networks were made of; raises `InputError` if it is gone."""
         if (module := self._module()) is None:
