@@ -70,6 +70,13 @@ def trained(module):
     module.eval()
 
 
+def inserted(module):
+    layer = nn.Linear(5, 2)
+    layer.bias.data += 1
+    del module[2]
+    module.insert(2, layer)
+
+
 ACTIONS = {
     "SGD": step(torch.optim.SGD),
     "fused SGD": step(torch.optim.SGD, fused=True),
@@ -82,6 +89,7 @@ ACTIONS = {
     "replaced": replaced,
     "replaced buffer": replaced_buffer,
     "replaced module": replaced_module,
+    "inserted": inserted,
     "new memory": new_memory,
     "statistics": trained,
 }
@@ -179,6 +187,18 @@ def test_tensors_that_are_no_parameters(name, with_tables):
     OF_TABLES[name](module)
     with torch.no_grad():
         assert (reference(X) - module(X)).abs().max() < 1e-5 < 1e-3 < (reference(X) - before).abs().max()
+
+
+def test_layers_are_dropped_and_added():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.ModuleList([nn.Linear(3, 3)])[0]).eval()
+    reference = torch2rt(module, [X], verify=False, follow=True).reference()
+    changes = (lambda m: m.pop(1), lambda m: m.insert(0, nn.Tanh()), lambda m: m.append(nn.Linear(3, 2)))
+    for change in changes:
+        before = module(X)
+        change(module)
+        after = module(X)
+        assert after.shape != before.shape or (after - before).abs().max() > 1e-3
+        assert (reference(X) - after).abs().max() < 1e-5
 
 
 def test_memory_at_the_same_address_is_noticed():
