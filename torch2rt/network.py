@@ -10,6 +10,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch2rt.backend.tensorrt import LOG, TORCH_DTYPES, type_of_layer
+from torch2rt.errors import Torch2RTError
 from torch2rt.interface import Interface
 from torch2rt.recipes.replay import Recipes
 from torch2rt.recipes.tape import Tape
@@ -42,12 +43,17 @@ def origin_of(node: torch.fx.Node) -> Origin:
 class Weight:
     """A tensor that a network reads, and its origin: `Origin("conv.weight", ("folded with batch norm",))`.
 
-    `number` is the one by which `Network.recipes` knows it; `None` where nothing was recorded.
+    `number` is the one by which `Network.recipes` knows it; `None` where nothing was recorded. `version` is torch's
+    count of writes to it when the network was made.
     """
 
     tensor: torch.Tensor
     origin: Origin
     number: int | None = None
+    version: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", version_of(self.tensor))
 
 
 class Origins:
@@ -174,6 +180,16 @@ class Network:
         places = ((name.rpartition(":"), weight.tensor) for name, weight in self.weights.items())
         return {(index[layer], role): tensor for (layer, _, role), tensor in places}
 
+    def check_weights(self) -> None:
+        """Raise `Torch2RTError` where weights are memory of a module that was written to since."""
+        for weight in self.weights.values():
+            if weight.number is None and version_of(weight.tensor) != weight.version:
+                raise Torch2RTError(
+                    f"The module's {weight.origin.parameter or 'weights'} was written to since it was converted, and "
+                    "the network has it of the module's memory: convert again, with refittable=True, or a copy of the "
+                    "module."
+                )
+
     def facts(self) -> dict[str, Any]:
         """What `torch2rt inspect` says of the network, as JSON values: the outputs' types, and the layers."""
         with LOG.capture():
@@ -192,7 +208,12 @@ class Network:
 def versions(graph: torch.fx.GraphModule) -> dict[str, int]:
     """How often torch has counted writes to each constant of a graph."""
     found = (*graph.named_parameters(remove_duplicate=False), *graph.named_buffers(remove_duplicate=False))
-    return {name: -1 if value.is_inference() else value._version for name, value in found}
+    return {name: version_of(value) for name, value in found}
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often torch has counted writes to a tensor; -1 where it counts none."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def describe(tensor: Any) -> str:

@@ -206,3 +206,8 @@ def test_each_request_has_its_own_error(instance):
         {"x": Tensor(torch.randn(a, 3)), "ids": Tensor(torch.arange(b, dtype=torch.int32))} for a, b in [(2, 3), (3, 2)]
     ]
     assert all("InputError" in response.error for response in model.execute(uneven)), "not rows of one for the other"
+    double, empty = {**request(2), "x": Tensor(torch.randn(2, 3).double())}, request(0)
+    first, second, third = model.execute([request(1), double, empty])
+    assert first.error is None and len(first.tensors[0].value) == 1, "and not in the type of the other's"
+    assert "float64" in second.error and "InputError" in third.error
+    assert all(response.error for response in model.execute([empty, empty])) and model.execute([]) == []

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.optim import optimizer as optimizers
 
-from torch2rt import InputError, torch2rt
+from torch2rt import EngineError, InputError, RefitError, torch2rt
 from torch2rt.runtime.follow import _watched
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -70,6 +70,13 @@ def trained(module):
     module.eval()
 
 
+def inserted(module):
+    layer = nn.Linear(5, 2)
+    layer.bias.data += 1
+    del module[2]
+    module.insert(2, layer)
+
+
 ACTIONS = {
     "SGD": step(torch.optim.SGD),
     "fused SGD": step(torch.optim.SGD, fused=True),
@@ -82,6 +89,7 @@ ACTIONS = {
     "replaced": replaced,
     "replaced buffer": replaced_buffer,
     "replaced module": replaced_module,
+    "inserted": inserted,
     "new memory": new_memory,
     "statistics": trained,
 }
@@ -181,6 +189,53 @@ def test_tensors_that_are_no_parameters(name, with_tables):
         assert (reference(X) - module(X)).abs().max() < 1e-5 < 1e-3 < (reference(X) - before).abs().max()
 
 
+def test_layers_are_dropped_and_added():
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.ModuleList([nn.Linear(3, 3)])[0]).eval()
+    reference = torch2rt(module, [X], verify=False, follow=True).reference()
+    changes = (lambda m: m.pop(1), lambda m: m.insert(0, nn.Tanh()), lambda m: m.append(nn.Linear(3, 2)))
+    for change in changes:
+        before = module(X)
+        change(module)
+        after = module(X)
+        assert after.shape != before.shape or (after - before).abs().max() > 1e-3
+        assert (reference(X) - after).abs().max() < 1e-5
+
+
+def test_memory_at_the_same_address_is_noticed():
+    """Memory that is given back may come again at once: here the third has the address of the first."""
+    module = nn.Linear(3, 171, bias=False)
+    reference = torch2rt(module, [X], verify=False, follow=True).reference()
+    for _ in range(20):
+        for factor in (1.3, 1.1):
+            module.weight.data = module.weight.data * factor
+        assert (reference(X) - module(X)).abs().max() < 1e-4 * module(X).abs().max()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 5, bias=False), nn.Linear(3, 5, bias=False)
+        self.other.weight = self.one.weight
+
+    def forward(self, x):
+        return self.one(x) + 2 * self.other(x.flip(-1))
+
+
+def test_tied_weights_and_those_that_are_tied_no_more():
+    module, other = Tied(), Tied()
+    model_trt = torch2rt(module, [X], verify=False, follow=True)
+    reference = model_trt.reference()
+    assert model_trt.refit({"one.weight": other.one.weight}) == ["one.weight", "other.weight"]
+    assert (reference(X) - other(X)).abs().max() < 1e-5
+    with torch.no_grad():
+        module.other.weight *= 2
+    assert (reference(X) - module(X)).abs().max() < 1e-5
+    module.other.weight = nn.Parameter(torch.randn(5, 3))
+    assert (reference(X) - module(X)).abs().max() < 1e-5 and model_trt.changed() == []
+    with pytest.raises(RefitError, match=r"one\.weight, other\.weight|other\.weight, one\.weight"):
+        torch2rt(other, [X], verify=False, refittable=True).refit(module)
+
+
 def test_the_parameters_of_other_networks_are_followed():
     """`prune` puts a parameter, a mask and a hook in the place of a weight, and `remove` a weight of another kind."""
     module = network()
@@ -259,6 +314,28 @@ def test_what_is_saved_has_the_weights_of_now():
         with torch.no_grad():
             module.bias[1] = 113.0 + place
         assert module.bias.detach().numpy().tobytes() in way()
+
+
+def test_a_checkpoint_of_both_is_loaded():
+    """As where training goes on from it: the engine follows the module, which has the checkpoint's weights then."""
+
+    def made():
+        module = network()
+        return nn.ModuleDict({"module": module, "engine": torch2rt(module, [X], verify=False, follow=True)})
+
+    saved, both = made().state_dict(), made()
+    assert both.load_state_dict(saved).missing_keys == []
+    module, reference = both["module"], both["engine"].reference()
+    for change in (lambda module: None, in_place):
+        change(module)
+        assert (reference(X) - module(X)).abs().max() < 1e-5 and both["engine"].follows
+    with pytest.raises(EngineError, match="digest"):
+        both.load_state_dict({**saved, "engine.engine": saved["engine.engine"].flip(0)})
+    engine = both["engine"]
+    del module, both, reference
+    gc.collect()
+    engine.load_state_dict({"engine": saved["engine.engine"], "header": saved["engine.header"]})
+    assert not engine.follows and engine.engine_bytes == saved["engine.engine"].numpy().tobytes()
 
 
 def test_tensors_are_swapped_after_a_conversion():

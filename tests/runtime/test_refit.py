@@ -148,8 +148,13 @@ def test_a_part_of_a_state_dict():
     ("source", "message"),
     [
         ({"fourth.weight": torch.ones(2)}, r"that the module does not have: fourth\.weight"),
+        (Net().to("meta"), "dense tensors"),
         (nn.Linear(3, 4), r"has no first\.weight, "),
         (7, "a module or a state dict, not a int"),
+        ({"model": {"first.weight": torch.ones(4, 3)}}, r"'model' is a dict\. A checkpoint may hold the state dict"),
+        ({"first.weight": torch.ones(4, 3).numpy()}, r"'first\.weight' is a ndarray"),
+        ({"first.weight": torch.ones(4, 3, device="meta")}, r"first\.weight is torch\.float32, torch\.strided, meta"),
+        ({"first.weight": torch.ones(4, 3).to_sparse()}, r"torch\.sparse_coo, cpu"),
     ],
 )
 def test_a_source_of_another_kind(source, message):
@@ -157,7 +162,7 @@ def test_a_source_of_another_kind(source, message):
     model_trt = converted(module)
     with pytest.raises(InputError, match=message):
         model_trt.refit(source)
-    assert model_trt.changed() == []
+    assert model_trt.changed() == [] == model_trt.refit({"third._extra_state": {"of": "a module"}})
 
 
 def test_several_engines():

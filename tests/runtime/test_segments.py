@@ -18,7 +18,7 @@ from torch import nn
 
 from torch2rt import graph_break, lower, torch2rt
 from torch2rt.conversion import fallback, growing, measuring, partitioner, segmenting
-from torch2rt.errors import EngineError, InputError, TraceError, UnsupportedError
+from torch2rt.errors import EngineError, InputError, Torch2RTError, TraceError, UnsupportedError
 from torch2rt.network import Network
 from torch2rt.passes.copies import copy_graph
 from torch2rt.runtime.module import TRTModule
@@ -398,6 +398,34 @@ def test_what_torch_refuses_is_torchs_error(evaluated):
         with pytest.raises(IndexError, match="index 8 is out of bounds"):
             model(chosen(8))
     same(Table(), model_trt, chosen(7))
+
+
+class Scaled(Chosen):
+    """Rows are scaled before they are chosen, by torch, and after it, by an engine."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after = nn.Linear(6, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.after(super().forward(x + self.before(x).cos() * 0.01))
+
+
+def test_weights_stay_those_of_the_conversion(evaluated):
+    module, x = Scaled(), chosen(2)
+    how = dict(fallback=True, torch_executed=["before"], min_segment_calls=1, max_sizes=(2, 12), verify=False)
+    model_trt, expected = torch2rt(module, [x], **how), module(x)
+    assert any("before" in text for text in model_trt.report.segments)
+    with torch.no_grad():
+        module.before.weight.mul_(50)
+    for model in (model_trt, model_trt.reference()):
+        torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"the module's before\.weight is not as it was when it was converted"):
+        model_trt(chosen(5))
+    with torch.no_grad():
+        module.after.weight.mul_(2)
+    with pytest.raises(Torch2RTError, match=r"after\.weight was written to since .* convert again"):
+        model_trt.reference()(x)
 
 
 def test_one_thread_builds_for_all(evaluated, monkeypatch):

@@ -41,13 +41,13 @@ class TritonPythonModel:
             except Exception as error:
                 given.append(error)
         fits = [tensors for tensors in given if not isinstance(tensors, Exception)]
-        kinds = {tuple(tuple(x.shape[1:]) for x in tensors) for tensors in fits}
+        kinds = {tuple((x.dtype, tuple(x.shape[1:])) for x in tensors) for tensors in fits}
         # Rows of one request must not become another's, as they would where its inputs have unequal numbers of them.
         are_rows = all(len({x.shape[:1] for x in tensors}) == 1 and tensors[0].dim() for tensors in fits)
         if self.batches and are_rows and len(requests) == len(fits) > 1 and len(kinds) == 1:
             rows = [len(tensors[0]) for tensors in fits]
             outputs = self._outputs([torch.cat(parts) for parts in zip(*fits)])
-            if not isinstance(outputs, Exception) and all(len(y) == sum(rows) for _, y in outputs):
+            if not isinstance(outputs, Exception) and all(y.shape[:1] == (sum(rows),) for _, y in outputs):
                 parts = zip(*[[(name, part) for part in y.split(rows)] for name, y in outputs])
                 return [self._response(list(part)) for part in parts]
         return [self._response(x if isinstance(x, Exception) else self._outputs(x)) for x in given]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -17,6 +17,7 @@ from torch2rt.network import Network
 from torch2rt.passes.order import Pass, run
 from torch2rt.passes.partitioning.partition import Segment
 from torch2rt.passes.partitioning.split import Piece, split
+from torch2rt.recipes.contents import Content, contents
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.growth import first_beyond
 from torch2rt.sizes import evaluate, expression, is_symbolic
@@ -28,6 +29,8 @@ class Larger:
 
     - `first`: the sizes that all were built for; `most`: the largest that the user allows, `None` for any.
     - `verify`, `tf32`: as in `torch2rt.torch2rt`.
+
+    The graph has the memory of the module's weights, which must be as they were when the other engines were built.
     """
 
     graph: torch.fx.GraphModule
@@ -39,6 +42,10 @@ class Larger:
     build: Callable[[Network], Engine]
     verify: bool | str = True
     tf32: bool | None = None
+    weights: Mapping[str, Content] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", _weights_of(self.graph))
 
     def __call__(self, index: int, tensors: Sequence[torch.Tensor]) -> TRTModule:
         """The engine for these tensors, compared with torch's calls on them as the first engines were.
@@ -46,6 +53,11 @@ class Larger:
         Raises `InputError` for sizes beyond what the user allows, `AccuracyError` where it computes something else, and
         what torch itself raises for these tensors.
         """
+        if changed := [name for name, now in _weights_of(self.graph).items() if now != self.weights[name]]:
+            raise InputError(
+                f"Sizes that depend on values need another engine, and the module's {', '.join(changed[:5])} is not as "
+                "it was when it was converted, with which the other engines were built: convert it again."
+            )
         piece = self._piece(index, [tuple(tensor.shape) for tensor in tensors])
         network = network_of_piece(piece, run(piece.graph, self.passes), self.nan)
         model_trt = TRTModule(self.build(network), network)
@@ -84,6 +96,13 @@ class Larger:
                     f"Input '{spec.name}' has size {size} in dimension {axis}, which depends on values, and "
                     f"max_sizes=({self.first}, {self.most}) allows no more."
                 )
+
+
+def _weights_of(graph: torch.fx.GraphModule) -> dict[str, Content]:
+    """What tells the dense constants of a graph from others."""
+    found = (*graph.named_parameters(), *graph.named_buffers())
+    dense = {n: x for n, x in found if x.layout is torch.strided and not (x.is_quantized or x.is_meta)}
+    return contents(dense)
 
 
 def _ends(piece: Piece) -> list[list[Shape]]:

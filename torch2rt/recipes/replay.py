@@ -68,6 +68,14 @@ class Recipes:
         """The module's tensors that the network depends on, by name, and what they were."""
         return {name: place for leaf in self.leaves.values() for name, place in leaf.named.items()}
 
+    def with_tied(self, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors by name, and those that were the same memory as one of them, of which a state dict may have one."""
+        found = dict(values)
+        for leaf in self.leaves.values():
+            given = {place: values[name] for name, place in leaf.named.items() if name in values}
+            found |= {n: given[place] for n, place in leaf.named.items() if n not in values and place in given}
+        return found
+
     @property
     def reads(self) -> list[Read]:
         """What Python has read of the module's values while the network was made."""
@@ -198,10 +206,14 @@ class _Run:
         if len(given) == 1 and is_whole and slot not in self.written:
             return value.untyped_storage()
         whole = torch.empty(leaf.bytes, dtype=torch.uint8, device=value.device).untyped_storage()
+        parts = {}
         for name, value in given.items():
             place = leaf.named[name]
-            into = torch.empty(0, dtype=place.dtype, device=whole.device)
-            into.set_(whole, place.offset, place.shape, place.stride).copy_(value)  # type: ignore[call-overload]
+            parts[name] = torch.empty(0, dtype=place.dtype, device=whole.device)
+            parts[name].set_(whole, place.offset, place.shape, place.stride)  # type: ignore[call-overload]
+            parts[name].copy_(value)
+        if len(parts) > 1 and not all(_is_same(part, given[name]) for name, part in parts.items()):
+            raise Unreplayable(parts, "they were the same memory, and have other values now")
         return whole
 
     def _arguments(self, entry: Op | Read) -> Any:
@@ -277,7 +289,7 @@ def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors have the same bits."""
     if a.dtype != b.dtype or a.numel() != b.numel():
         return False
-    return torch.equal(*(as_bytes(x.cpu()) for x in (a, b)))
+    return torch.equal(as_bytes(a), as_bytes(b) if a.device == b.device else as_bytes(b).to(a.device))
 
 
 def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:

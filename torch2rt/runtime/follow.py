@@ -18,19 +18,32 @@ from torch2rt.recipes.tensors import Attribute
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What the tensors of a module were like when they were last looked at."""
+    """What the tensors of a module were like when they were last looked at.
+
+    Their memory is held, so that no other tensor has the address of one that was given other memory since.
+    """
 
     tensors: list[torch.Tensor]
+    memory: list[torch.UntypedStorage]
     is_written: Callable[[], bool]
     addresses: list[int]
     indices: list[int]
     attributes: list[Attribute]
+    containers: list[dict[str, Any]]
+    contained: list[list[Any]]
     events: int
 
     @classmethod
-    def of(cls, tensors: list[torch.Tensor], attributes: list[Attribute], events: int) -> _Seen:
+    def of(
+        cls, tensors: list[torch.Tensor], attributes: list[Attribute], module: torch.nn.Module | None, events: int
+    ) -> _Seen:
         addresses = [x.data_ptr() for x in tensors]
-        return cls(tensors, _watched(tensors), addresses, list(range(len(tensors))), attributes, events)
+        memory = [x.untyped_storage() for x in tensors]
+        indices = list(range(len(tensors)))
+        # Lists of modules tell nobody what is inserted or deleted; all other modules are assigned.
+        changing = [] if module is None else [m._modules for m in module.modules() if hasattr(m, "__delitem__")]
+        held = attributes, changing, _values(changing)
+        return cls(tensors, memory, _watched(tensors), addresses, indices, *held, events)
 
 
 class _Saving(torch.autograd.Function):
@@ -82,13 +95,14 @@ class Follow:
     - `tensors`: those that it depends on, as they are now, and `attributes` where those are that are no parameters or
       buffers. `update`: gives the engine their values.
 
-    Three things are looked at: the tensors' version counters and addresses, whether an optimizer of one of them has
-    made a step (the fused ones leave the version counters alone), and whether a parameter, buffer, module or tensor was
-    replaced. `model_trt.changed()` also sees what is written through `.data`, by other programs, or by `F.batch_norm`
-    to statistics without a count of batches, attributes that are no tensors, parameters that were removed
-    (`module.bias = None`), and what was put into `module._parameters`, `_buffers` or `_modules`.
+    These are looked at: the tensors' version counters and addresses, whether an optimizer of one of them has made a
+    step (the fused ones leave the version counters alone), whether a parameter, buffer, module or tensor was replaced,
+    and whether a module was put into a container, such as a `Sequential`, or taken out. `model_trt.changed()` also sees
+    what is written through `.data`, by other programs, or by `F.batch_norm` to statistics without a count of batches,
+    attributes that are no tensors, parameters that were removed (`module.bias = None`), and what was put into
+    `module._parameters`, `_buffers` or `_modules`.
 
-    The tensors are held, so that `torch.utils.swap_tensors` refuses them.
+    The tensors are held, so that `torch.utils.swap_tensors` refuses them, and their memory until the next call.
     """
 
     def __init__(
@@ -125,7 +139,7 @@ class Follow:
         module = self._module()
         self._owners = set() if module is None else {id(owner) for owner in module.modules()}
         tensors, attributes = ([], []) if module is None else (self._tensors(), self._attributes())
-        return _Seen.of(tensors, attributes, self._events)
+        return _Seen.of(tensors, attributes, module, self._events)
 
     def __call__(self) -> None:
         """Update the converted module if anything may have changed."""
@@ -134,6 +148,7 @@ class Follow:
             self._events != seen.events
             or seen.is_written()
             or not _are_at(seen.tensors, seen.addresses, seen.indices)  # type: ignore[arg-type]
+            or _values(seen.containers) != seen.contained
             or seen.attributes
             and not _are_held(seen.attributes)
         ):
@@ -151,6 +166,10 @@ class Follow:
             self._update()
             if self._module() is None or list(map(id, self._tensors())) == list(map(id, seen.tensors)):
                 return seen
+
+
+def _values(containers: list[dict[str, Any]]) -> list[list[Any]]:
+    return list(map(list, map(dict.values, containers)))
 
 
 def _remove(hooks: list[Any]) -> None:

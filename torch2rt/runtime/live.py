@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from torch2rt.engine.engine import Engine
 from torch2rt.errors import InputError, RefitError
@@ -71,6 +72,11 @@ class Live:
         """The module's parameters, buffers and attributes that the networks depend on."""
         return list(dict.fromkeys(name for recipes in self._recipes for name in recipes.places))
 
+    @property
+    def has_module(self) -> bool:
+        """Whether the module that the networks were made of is still there."""
+        return self._module() is not None
+
     def module(self) -> torch.nn.Module:
         """The module that the networks were made of; raises `InputError` if it is gone."""
         if (module := self._module()) is None:
@@ -104,7 +110,9 @@ class Live:
             return list(dict.fromkeys([*self._changed(self._contents_of(values)), *self._others(source, values)]))
 
     def _contents_of(self, values: Tensors) -> dict[str, Content]:
-        return contents({name: values[name] for name in self.names if name in values})
+        wanted = {name: values[name] for name in self.names if name in values}
+        _check_dense(wanted)
+        return contents(wanted)
 
     def _changed(self, now: Mapping[str, Content]) -> list[str]:
         return [name for name in self.names if name in now and now[name] != self._contents[name]]
@@ -121,11 +129,13 @@ class Live:
             return values
         if not isinstance(source, Mapping):
             raise InputError(f"refit takes a module or a state dict, not a {type(source).__name__}.")
-        given = inner_tensors({name: x for name, x in source.items() if isinstance(x, torch.Tensor)})
+        given = inner_tensors(_tensors_in(source))
         module = self._module()
         known = {*self.names, *(() if module is None else _tensors_of(module))}
         if unknown := sorted(given.keys() - known):
             raise InputError(f"The state dict has tensors that the module does not have: {', '.join(unknown)}.")
+        for recipes in self._recipes:
+            given = recipes.with_tied(given)
         return given
 
     def _others(self, source: Any, values: Tensors) -> list[str]:
@@ -301,6 +311,25 @@ def _in_modes(module: torch.nn.Module, modes: Mapping[str, bool]) -> Iterator[No
 
 def _tensors_of(module: torch.nn.Module) -> Tensors:
     return inner_tensors(named_tensors(getattr(module, "_orig_mod", module)))
+
+
+def _tensors_in(state_dict: Mapping[str, Any]) -> Tensors:
+    """The tensors of a state dict; raises `InputError` for other values, but the extra state that modules may have."""
+    for name, value in state_dict.items():
+        if not isinstance(value, torch.Tensor) and not str(name).endswith(_EXTRA_STATE_KEY_SUFFIX):
+            raise InputError(
+                f"refit takes tensors by the names of parameters and buffers, and {name!r} is a {type(value).__name__}."
+                " A checkpoint may hold the state dict under one of its names."
+            )
+    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+
+
+def _check_dense(tensors: Tensors) -> None:
+    for name, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise InputError(
+                f"A refit takes dense tensors, and {name} is {value.dtype}, {value.layout}, {value.device}."
+            )
 
 
 def _numbers(network: Network) -> dict[str, int]:

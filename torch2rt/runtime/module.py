@@ -265,7 +265,9 @@ class TRTModule(Refittable):
         error_msgs: list[str],
     ) -> None:
         if (kept := stored(state_dict, prefix, ("engine", "header"), missing_keys, unexpected_keys)) is not None:
-            self.take(artifact.parse(*kept))
+            engine = artifact.parse(*kept)
+            if not self.follows:  # else its module says what the weights are, also where both are loaded together
+                self.take(engine)
 
     def take(self, engine: Engine, *networks: Network) -> None:
         """Hold another engine and what it was built of, in place of what was there; calls under way end with that."""

@@ -53,6 +53,9 @@ class ReferenceModule(Evaluated):
             if (networks := live.up_to_date()) is not self._networks:
                 self._read(networks)
             live.reads.acquire(me := object())
+        else:
+            for network in self._networks:
+                network.check_weights()
         try:
             return self._outputs(tensors)
         finally:

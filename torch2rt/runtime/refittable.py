@@ -125,8 +125,16 @@ class Refittable(Converted):
         """Let `refit()` change the weights by what ties this module to the one that it came from."""
         self._live = live
 
+    @property
+    def follows(self) -> bool:
+        """Whether calls take what the module that this one came from has become; not when that is gone."""
+        return self._follow is not None and self._live is not None and self._live.has_module
+
     def follow(self) -> None:
         """From now on, refit before a call if the module that this one came from has changed.
+
+        `load_state_dict` leaves the engine alone then, whose weights are those of that module. A copy of this module
+        has an engine of its own, and follows none.
 
         `torch2rt.torch2rt` says under `follow` what is noticed. An engine that cannot have the new
         weights is built again. Raises `InputError` where the conversion was not `refittable`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch2rt.engine.engine import stored, to_tensor
 from torch2rt.errors import EngineError
 from torch2rt.graph import graph_meta
 from torch2rt.interface import Interface
-from torch2rt.passes.copies import copy_graph
+from torch2rt.passes.copies import copy_graph, finish
 from torch2rt.runtime.converted import Converted
 from torch2rt.runtime.partitioned import exported
 
@@ -27,8 +27,8 @@ BACKEND = "inductor"
 class TorchSegment(Converted):
     """Calls of a traced graph as a function of tensors, on the device of its inputs.
 
-    - `graph`: a `torch.fx.GraphModule` of tensors in and a tuple of tensors out. Its parameters and buffers become
-      buffers of the segment that share the memory of the module's own ones.
+    - `graph`: a `torch.fx.GraphModule` of tensors in and a tuple of tensors out. Copies of its parameters and buffers
+      become buffers of the segment: as the engines beside it, it keeps the values of the conversion.
     - `device`: where its calls are made. `draws`: whether it draws random numbers.
     - `compiles`: whether torch's compiler makes kernels of the calls, at the first one.
     - `waits`: whether it is known to wait for the GPU, as for sizes that depend on values.
@@ -54,7 +54,7 @@ class TorchSegment(Converted):
         self.program: torch.export.ExportedProgram | None = None  # where the calls were loaded
         self._graph: list[Any] = [None]  # in a list, as the state dict is the segment's own and not its parts'
         if graph is not None:
-            self._graph, self.interface = [_prepared(graph)], graph_meta(graph).interface
+            self._graph, self.interface = [_prepared(graph, _Copies())], graph_meta(graph).interface
 
     @property
     def graph(self) -> Any:
@@ -198,13 +198,33 @@ class _OfTuple(torch.nn.Module):
         return self.calls(*tensors)
 
 
-def _prepared(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """A copy of a graph module to run by itself.
+class _Copies:
+    """Copies of tensors, and of graphs with their tensors; those that are one have one."""
+
+    def __init__(self) -> None:
+        self.made: dict[Any, tuple[Any, Any]] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.GraphModule):
+            return finish(copy_graph(value, self))
+        if not isinstance(value, torch.Tensor):
+            return value
+        is_plain = type(value) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and value.layout is torch.strided
+        key = (value.data_ptr(), value.dtype, value.shape, value.stride()) if is_plain else id(value)
+        if key not in self.made:
+            self.made[key] = value, value.detach().clone()
+        return self.made[key][1]
+
+
+def _prepared(
+    graph: torch.fx.GraphModule, constant: Callable[[Any], Any] = lambda value: value
+) -> torch.fx.GraphModule:
+    """A copy of a graph module to run by itself, with what `constant` makes of its constants.
 
     It has buffers in the place of parameters, so that moving it leaves the module's own alone. What engines return is
     contiguous whatever the module's own values are, so that a view may have to be a copy.
     """
-    graph = copy_graph(graph)
+    graph = copy_graph(graph, constant)
     for name, parameter in list(graph.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         owner = graph.get_submodule(path)
