@@ -103,6 +103,18 @@ def _int8_product(ctx, input, mat2, start, length):
     return cast(ctx, matmul(ctx, *operands), torch.int32)
 
 
+@composite(aten._scaled_mm)
+def scaled_mm(self, mat2, scale_a, scale_b, bias=None, scale_result=None, out_dtype=None, use_fast_accum=False):
+    """A product of fp8 numbers in float32, with a scale for each matrix, or for each row and each column."""
+    check(scale_result is None and out_dtype is not None and out_dtype.itemsize > 1, f"{scale_result=}, {out_dtype=}")
+    for scale, size in ((scale_a, (self.shape[0], 1)), (scale_b, (1, mat2.shape[1]))):
+        check(scale.numel() == 1 or tuple(scale.shape) == size, f"scales of {tuple(scale.shape)} for blocks")
+        check(scale.dtype is torch.float32, f"scales of {scale.dtype}")
+    weight = mat2.to(torch.float32) * scale_b
+    y = torch.nn.functional.linear(self.to(torch.float32), weight.t()) * scale_a
+    return (y if bias is None else y + bias).to(out_dtype)
+
+
 @converter(scaled)
 def scaled_layers(ctx: Context, x, scale, bias=None):
     y = cast(ctx, mul(ctx, x, scale, torch.float32), ctx.out.dtype)
