@@ -154,8 +154,8 @@ def torch2rt(
     - `quantize_attention`: for int8 and fp8, quantise the two products of an attention, too, where TensorRT has a
       kernel for it. In int8, its probabilities are multiples of 1/127, which is little for attention to many tokens.
     - `quantize_all`: for int8 and fp8, quantise also what is no faster then: products and convolutions of fewer than 16
-      inputs or outputs, of a single row, and small ones, whose results take longer to scale than is saved. By default
-      these stay in the type of the rest, but for what `force_low` names, and the report and the plan name them.
+      inputs or outputs, of a single row, and products of weights of fewer than 2**18 numbers. By default these stay in
+      the type of the rest, but for what `force_low` names, and the report and the plan name them.
     - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.
