@@ -121,15 +121,12 @@ def scaled_layers(ctx: Context, x, scale, bias=None):
     return y if bias is None else add(ctx, y, bias, ctx.out.dtype)
 
 
-def is_int8(zero_point, quant_min, quant_max):
-    """Whether integers of this range are what TensorRT calls int8."""
-    return not is_traced(zero_point) and int(zero_point) == 0 and -128 <= quant_min < 0 < quant_max <= 127
-
-
 @composite(torch.fake_quantize_per_tensor_affine)
 def fake_quantize_per_tensor(input, scale, zero_point, quant_min, quant_max):
-    if not is_traced(scale) and is_int8(zero_point, quant_min, quant_max) and float(scale) > 0:
-        return fake_quantize(input, float(scale), quant_min, quant_max)
+    if not is_traced(scale) and not is_traced(zero_point) and quant_min <= int(zero_point) <= quant_max:
+        low, high = quant_min - int(zero_point), quant_max - int(zero_point)  # without the zero point
+        if -128 <= low < high <= 127 and float(scale) > 0:
+            return fake_quantize(input, float(scale), low, high)
     scale = torch.as_tensor(scale, dtype=torch.float32, device=input.device)
     return rounded_and_back(input, scale, zero_point, quant_min, quant_max)
 
@@ -139,6 +136,34 @@ def fake_quantize_per_channel(input, scale, zero_point, axis, quant_min, quant_m
     check(0 <= axis < input.dim(), f"{axis=} of {input.dim()} dimensions")
     along = [-1 if i == axis else 1 for i in range(input.dim())]
     return rounded_and_back(input, scale.reshape(along), zero_point.reshape(along), quant_min, quant_max)
+
+
+@composite(torch.fused_moving_avg_obs_fake_quant)
+def observed(
+    input,
+    observer_on,
+    fake_quant_on,
+    running_min,
+    running_max,
+    scale,
+    zero_point,
+    averaging_const,
+    quant_min,
+    quant_max,
+    ch_axis,
+    per_row_fake_quant=False,
+    symmetric_quant=False,
+):
+    """Of `torch.ao`'s quantisation-aware training."""
+    check(
+        not bool(observer_on),
+        "the range still follows the inputs. Call module.apply(torch.ao.quantization.disable_observer) before",
+    )
+    if not bool(fake_quant_on):
+        return input
+    if per_row_fake_quant:
+        return torch.fake_quantize_per_channel_affine(input, scale, zero_point, ch_axis, quant_min, quant_max)
+    return torch.fake_quantize_per_tensor_affine(input, float(scale), int(zero_point), quant_min, quant_max)
 
 
 def rounded_and_back(input, scale, zero_point, quant_min, quant_max):

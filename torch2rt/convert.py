@@ -144,9 +144,9 @@ def torch2rt(
       distance in parts of an output's norm. With `calibration` it starts from `"int8"`, and keeps as few modules in
       float16 as it takes. The report has the modules and the metric for the numbers tried; the plan that
       `torch2rt.plan` returns has them as a table and a picture (`plan.precision.searches`).
-    - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given, each as `inputs`: a list, a
-      generator or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is
-      larger saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default of int8),
+    - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given: a list, a generator or a
+      `DataLoader`. Each is as `inputs`, or a dict of all arguments by the names of forward's parameters, and may be
+      larger than the engine's. They say how large values become; what is larger saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default of int8),
       `"minmax"` (that of fp8), `"percentile"` (99.99 %) or `"mse"`.
     - `smooth_quant`: for int8 and fp8, move scales of channels from the inputs of products into their weights
       (SmoothQuant), as much as a number from 0 to 1 says, such as 0.75: better for transformers. `bias_correction`:
