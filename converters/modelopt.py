@@ -1,6 +1,6 @@
 """The operator of nvidia-modelopt's quantisers, which exists once `modelopt.torch.quantization` is imported."""
 
-from torch2rt.vocabulary import check, composite, fake_quantize, fake_quantize_fp8, is_traced, torch
+from torch2rt.vocabulary import check, composite, fake_quantize, fake_quantize_fp8, is_traced, rewrite, torch
 
 SMALLEST = 2.0**-24  # range: one below that is taken for 1
 
@@ -22,3 +22,11 @@ def rounded(input, scale, exponent_bits, narrow_range):
     if exponent_bits:
         return fake_quantize_fp8(input, scale)
     return fake_quantize(input, scale, -127 if narrow_range else -128, 127)
+
+
+if hasattr(torch.ops.tensorrt, "dynamic_block_quantize_op"):  # of recent versions
+    rewrite(
+        "Values in blocks with scales of their own (NVFP4, MXFP4, MXFP6, MXFP8, MXINT8) do not convert. Quantise the "
+        "module with FP8_DEFAULT_CFG or INT8_DEFAULT_CFG, or its weights alone with INT4_AWQ_CFG",
+        torch.ops.tensorrt.dynamic_block_quantize_op,
+    )

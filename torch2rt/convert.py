@@ -146,8 +146,9 @@ def torch2rt(
       `torch2rt.plan` returns has them as a table and a picture (`plan.precision.searches`).
     - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given: a list, a generator or a
       `DataLoader`. Each is as `inputs`, or a dict of all arguments by the names of forward's parameters, and may be
-      larger than the engine's. They say how large values become; what is larger saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default of int8),
-      `"minmax"` (that of fp8), `"percentile"` (99.99 %) or `"mse"`.
+      larger than the engine's. They say how large values become; what is larger saturates. `calibration_method` says
+      what they are quantised to: `"entropy"` (the default of int8), `"minmax"` (that of fp8), `"percentile"` (99.99 %)
+      or `"mse"`.
     - `smooth_quant`: for int8 and fp8, move scales of channels from the inputs of products into their weights
       (SmoothQuant), as much as a number from 0 to 1 says, such as 0.75: better for transformers. `bias_correction`:
       correct biases by what the rounding of weights adds in the mean, for convolutions. Both look at the batches.
