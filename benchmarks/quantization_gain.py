@@ -5,9 +5,9 @@
 
 A size `768x3072` is a chain of six layers (two, where weights are large) as in a transformer: a layer norm, a product
 of 768 inputs and 3072 outputs, GELU, a product of 3072 inputs and 768 outputs, and a sum. For each number of rows and
-each size, a line of CSV says what one layer takes on the GPU in float16, with both products quantised, and with the
-first or the second alone, in microseconds; then for each of the two whether the rule quantises it (1) or not (0).
-Processes build side by side and measure one after the other. A run ends after so many seconds. Needs a GPU.
+each size, a line of CSV says how many microseconds one layer takes on the GPU in float16 and quantised, and whether the
+rule quantises its products (1) or not (0). Processes build side by side for two thirds of so many seconds. Then one
+after the other measures, so that nothing else runs on the GPU meanwhile. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = (
     "1024x4096,256x1024,768x64,64x1024,4096x512"
 )
 LAYERS, FEW_LAYERS, LARGE = 6, 2, 2**20  # how many, and how many of weights with so many numbers
-ROUNDS, CALLS = 7, 20  # the median of so many rounds of calls
+ROUNDS, CALLS = 15, 20  # the median of so many rounds of calls
 AHEAD = 4_000_000  # cycles that the GPU waits while the calls of a round are queued: 2 ms
 
 
@@ -65,37 +65,36 @@ def time_on_gpu(model_trt: Any, x: torch.Tensor) -> float:
     return statistics.median(times)
 
 
-def measure(size: str, rows: int, format: str, lock: Any) -> str:
-    """A line of CSV for one chain."""
+def build(size: str, rows: int, format: str) -> tuple[str, list[Any], torch.Tensor, int]:
+    """What is said of a chain, its engines, their input and the number of layers."""
     inputs, outputs = map(int, size.split("x"))
     torch.manual_seed(0)
     count = FEW_LAYERS if inputs * outputs >= LARGE else LAYERS
     model = torch.nn.Sequential(*(Layer(inputs, outputs) for _ in range(count))).eval().cuda()
     x = torch.randn(rows, inputs, device="cuda")
-    options: dict[str, Any] = dict(calibration=[x], calibration_method="minmax", quantize_all=True, precision=format)
-    ways: list[dict[str, Any]] = [{"precision": "fp16"}, options]
-    ways += [{**options, "keep_float": [f"*.{kept}"]} for kept in ("second", "first")]
-    times = []
-    for way in ways:
-        model_trt = torch2rt(model, [x], verify=False, **way)
-        model_trt(x)  # kernels are compiled at the first call, beside other processes
-        with lock:
-            times.append(time_on_gpu(model_trt, x) / count)
-        del model_trt
+    options: dict[str, Any] = dict(calibration=[x], calibration_method="minmax", quantize_all=True)
+    engines = [torch2rt(model, [x], verify=False, precision="fp16")]
+    engines.append(torch2rt(model, [x], verify=False, precision=format, **options))
+    for model_trt in engines:
+        model_trt(x)  # kernels are compiled at the first call
     graph = run(trace(model, [x]), passes.default())
-    slow = {node.meta["module"] for node in slower(graph, FORMATS[format], torch.float16)}
-    chosen = [int(f"0.{name}" not in slow) for name in ("first", "second")]
-    return ",".join([format, str(rows), str(inputs), str(outputs), *(f"{t:.2f}" for t in times), *map(str, chosen)])
+    slow = slower(graph, FORMATS[format], torch.float16)
+    return f"{format},{rows},{inputs},{outputs},{{}},{int(not slow)}", engines, x, count
 
 
-def work(tasks: Any, lock: Any, until: float) -> None:
-    """Take tasks until none are left, or until the time is over."""
-    while (task := tasks.get()) is not None and time.time() < until:
+def work(tasks: Any, lock: Any, barrier: Any, until: float) -> None:
+    """Build until no tasks are left, or until the time is over, and measure when all processes have built."""
+    built = []
+    while time.time() < until and (task := tasks.get()) is not None:
         try:
-            line = measure(*task, lock)
+            built.append(build(*task))
         except (Torch2RTError, RuntimeError) as error:
-            line = f"# {task}: {str(error).splitlines()[0]}"
-        print(line, flush=True)
+            print(f"# {task}: {str(error).splitlines()[0]}", flush=True)
+    barrier.wait()
+    with lock:
+        for text, engines, x, count in built:
+            times = [f"{time_on_gpu(model_trt, x) / count:.2f}" for model_trt in engines]
+            print(text.format(",".join(times)), flush=True)
     os._exit(0)  # TensorRT and CUDA take seconds to end
 
 
@@ -107,21 +106,22 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=90)
     arguments = parser.parse_args()
-    until = time.time() + arguments.seconds
+    end = time.time() + arguments.seconds
+    until = end - arguments.seconds / 3
     print(f"# {torch.cuda.get_device_name()}, {FLAVOUR} {VERSION}, microseconds a layer")
-    print("format,rows,inputs,outputs,fp16,both,first,second,rule_first,rule_second", flush=True)
+    print("format,rows,inputs,outputs,fp16,quantised,rule", flush=True)
     context = multiprocessing.get_context("spawn")
-    tasks, lock = context.Queue(), context.Lock()
+    tasks, lock, barrier = context.Queue(), context.Lock(), context.Barrier(arguments.processes)
     for format in arguments.formats.split(","):
         for size in arguments.sizes.split(","):
             for rows in map(int, arguments.rows.split(",")):
                 tasks.put((size, rows, format))
-    workers = [context.Process(target=work, args=(tasks, lock, until)) for _ in range(arguments.processes)]
+    workers = [context.Process(target=work, args=(tasks, lock, barrier, until)) for _ in range(arguments.processes)]
     for worker in workers:
         tasks.put(None)
         worker.start()
     for worker in workers:
-        worker.join(max(0.0, until + 10 - time.time()))
+        worker.join(max(0.0, end + 10 - time.time()))
         worker.kill()
     os._exit(0)
 

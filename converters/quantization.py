@@ -103,21 +103,30 @@ def _int8_product(ctx, input, mat2, start, length):
     return cast(ctx, matmul(ctx, *operands), torch.int32)
 
 
+@composite(aten._scaled_mm)
+def scaled_mm(self, mat2, scale_a, scale_b, bias=None, scale_result=None, out_dtype=None, use_fast_accum=False):
+    """A product of fp8 numbers in float32, with a scale for each matrix, or for each row and each column."""
+    check(scale_result is None and out_dtype is not None and out_dtype.itemsize > 1, f"{scale_result=}, {out_dtype=}")
+    for scale, size in ((scale_a, (self.shape[0], 1)), (scale_b, (1, mat2.shape[1]))):
+        check(scale.numel() == 1 or tuple(scale.shape) == size, f"scales of {tuple(scale.shape)} for blocks")
+        check(scale.dtype is torch.float32, f"scales of {scale.dtype}")
+    weight = mat2.to(torch.float32) * scale_b
+    y = torch.nn.functional.linear(self.to(torch.float32), weight.t()) * scale_a
+    return (y if bias is None else y + bias).to(out_dtype)
+
+
 @converter(scaled)
 def scaled_layers(ctx: Context, x, scale, bias=None):
     y = cast(ctx, mul(ctx, x, scale, torch.float32), ctx.out.dtype)
     return y if bias is None else add(ctx, y, bias, ctx.out.dtype)
 
 
-def is_int8(zero_point, quant_min, quant_max):
-    """Whether integers of this range are what TensorRT calls int8."""
-    return not is_traced(zero_point) and int(zero_point) == 0 and -128 <= quant_min < 0 < quant_max <= 127
-
-
 @composite(torch.fake_quantize_per_tensor_affine)
 def fake_quantize_per_tensor(input, scale, zero_point, quant_min, quant_max):
-    if not is_traced(scale) and is_int8(zero_point, quant_min, quant_max) and float(scale) > 0:
-        return fake_quantize(input, float(scale), quant_min, quant_max)
+    if not is_traced(scale) and not is_traced(zero_point) and quant_min <= int(zero_point) <= quant_max:
+        low, high = quant_min - int(zero_point), quant_max - int(zero_point)  # without the zero point
+        if -128 <= low < high <= 127 and float(scale) > 0:
+            return fake_quantize(input, float(scale), low, high)
     scale = torch.as_tensor(scale, dtype=torch.float32, device=input.device)
     return rounded_and_back(input, scale, zero_point, quant_min, quant_max)
 
@@ -127,6 +136,34 @@ def fake_quantize_per_channel(input, scale, zero_point, axis, quant_min, quant_m
     check(0 <= axis < input.dim(), f"{axis=} of {input.dim()} dimensions")
     along = [-1 if i == axis else 1 for i in range(input.dim())]
     return rounded_and_back(input, scale.reshape(along), zero_point.reshape(along), quant_min, quant_max)
+
+
+@composite(torch.fused_moving_avg_obs_fake_quant)
+def observed(
+    input,
+    observer_on,
+    fake_quant_on,
+    running_min,
+    running_max,
+    scale,
+    zero_point,
+    averaging_const,
+    quant_min,
+    quant_max,
+    ch_axis,
+    per_row_fake_quant=False,
+    symmetric_quant=False,
+):
+    """Of `torch.ao`'s quantisation-aware training."""
+    check(
+        not bool(observer_on),
+        "the range still follows the inputs. Call module.apply(torch.ao.quantization.disable_observer) before",
+    )
+    if not bool(fake_quant_on):
+        return input
+    if per_row_fake_quant:
+        return torch.fake_quantize_per_channel_affine(input, scale, zero_point, ch_axis, quant_min, quant_max)
+    return torch.fake_quantize_per_tensor_affine(input, float(scale), int(zero_point), quant_min, quant_max)
 
 
 def rounded_and_back(input, scale, zero_point, quant_min, quant_max):

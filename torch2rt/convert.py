@@ -144,18 +144,19 @@ def torch2rt(
       distance in parts of an output's norm. With `calibration` it starts from `"int8"`, and keeps as few modules in
       float16 as it takes. The report has the modules and the metric for the numbers tried; the plan that
       `torch2rt.plan` returns has them as a table and a picture (`plan.precision.searches`).
-    - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given, each as `inputs`: a list, a
-      generator or a `DataLoader`. A batch may be larger than the engine's. They say how large values become; what is
-      larger saturates. `calibration_method` says what they are quantised to: `"entropy"` (the default of int8),
-      `"minmax"` (that of fp8), `"percentile"` (99.99 %) or `"mse"`.
+    - `calibration`: for int8 and fp8, batches of inputs such as the engine will be given: a list, a generator or a
+      `DataLoader`. Each is as `inputs`, or a dict of all arguments by the names of forward's parameters, and may be
+      larger than the engine's. They say how large values become; what is larger saturates. `calibration_method` says
+      what they are quantised to: `"entropy"` (the default of int8), `"minmax"` (that of fp8), `"percentile"` (99.99 %)
+      or `"mse"`.
     - `smooth_quant`: for int8 and fp8, move scales of channels from the inputs of products into their weights
       (SmoothQuant), as much as a number from 0 to 1 says, such as 0.75: better for transformers. `bias_correction`:
       correct biases by what the rounding of weights adds in the mean, for convolutions. Both look at the batches.
     - `quantize_attention`: for int8 and fp8, quantise the two products of an attention, too, where TensorRT has a
       kernel for it. In int8, its probabilities are multiples of 1/127, which is little for attention to many tokens.
     - `quantize_all`: for int8 and fp8, quantise also what is no faster then: products and convolutions of fewer than 16
-      inputs or outputs, of a single row, and small ones, whose results take longer to scale than is saved. By default
-      these stay in the type of the rest, but for what `force_low` names, and the report and the plan name them.
+      inputs or outputs, of a single row, and products of weights of fewer than 2**18 numbers. By default these stay in
+      the type of the rest, but for what `force_low` names, and the report and the plan name them.
     - `calibration_cache`: a file that keeps the result, and is read where it exists: JSON if its name ends with
       `.json`, else TensorRT's own format. `keep_float`: what is not quantised, as for `keep_fp32`.
     - `io_precision`: the type of the float32 inputs and outputs of a low precision: `"fp32"`, their own, by default.

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch2rt import torch2rt
+from torch2rt import TraceError, torch2rt
 
 if not {"qnnpack", "fbgemm"} <= {*torch.backends.quantized.supported_engines}:
     pytest.skip("this torch has no quantised kernels", allow_module_level=True)
@@ -31,3 +31,25 @@ def test_quantize_dynamic(kind):
         assert [k for _, k in model_trt._networks[0].facts()["layers"] if k == "QUANTIZE"] == products
     finally:
         torch.backends.quantized.engine = before
+
+
+def test_trained_for_quantisation():
+    """As `torch.ao` prepares and trains modules for kernels of x86: their integers are int8's without a zero point."""
+    ao = torch.ao.quantization
+    torch.manual_seed(0)
+    model = nn.Sequential(ao.QuantStub(), nn.Linear(7, 33), nn.ReLU(), nn.Linear(33, 18)).train()
+    model.qconfig = ao.get_default_qat_qconfig("x86")
+    model = ao.prepare_qat(model)
+    for shift in (0.2, 0.5):
+        model(torch.randn(30, 7) + shift)
+    x = torch.randn(3, 7) * 2
+    with pytest.raises(TraceError, match="disable_observer"):
+        torch2rt(model.eval(), [x])
+    model.apply(ao.disable_observer)
+    model_trt = torch2rt(model, [x], max_batch_size=5)
+    for part in (x, x[:1] * 1000):
+        torch.testing.assert_close(model_trt.reference()(part), model(part), rtol=1e-5, atol=1e-5)
+    kinds = [kind for _, kind in model_trt._networks[0].facts()["layers"]]
+    assert (kinds.count("QUANTIZE"), kinds.count("DEQUANTIZE")) == (3, 5)
+    model.apply(ao.disable_fake_quant)
+    torch.testing.assert_close(torch2rt(model, [x]).reference()(x), model(x))

@@ -10,7 +10,6 @@ from torch import nn
 from torch2rt import TraceError, passes, plan, torch2rt, trace
 from torch2rt.backend.quirks import builds_int8_convolutions
 from torch2rt.passes.order import run
-from torch2rt.passes.quantization import gain
 from torch2rt.passes.quantization.formats import FORMATS
 from torch2rt.passes.quantization.gain import slower
 
@@ -25,7 +24,7 @@ class Call(nn.Module):
         return self.call(*inputs, *self.weights)
 
 
-FEW, ROW, SCALING = "are fewer than the 16", "is multiplied without tensor cores", "scaling its results takes longer"
+FEW, ROW, SMALL = "are fewer than the 16", "is multiplied without tensor cores", "is too small for int8 to save time"
 X = torch.randn(512, 768)
 # A product, its inputs and options, and why it is no faster.
 ROWS = {
@@ -37,9 +36,9 @@ ROWS = {
     "one row": (Call(F.linear, (4096, 4096)), torch.randn(1, 4096), {}, f"one row {ROW}"),
     "a vector": (Call(torch.matmul, (4096, 4096)), torch.randn(4096), {}, f"one row {ROW}"),
     "few rows of a large weight": (Call(F.linear, (4096, 4096)), torch.randn(4, 4096), {}, None),
-    "few rows of a small weight": (Call(F.linear, (256, 256)), torch.randn(4, 256), {}, SCALING),
-    "short sums, many outputs": (Call(F.linear, (1024, 64)), torch.randn(8192, 64), {}, SCALING),
-    "long sums, few outputs": (Call(F.linear, (64, 1024)), torch.randn(8192, 1024), {}, None),
+    "few rows of a small weight": (Call(F.linear, (256, 256)), torch.randn(4, 256), {}, SMALL),
+    "many rows of a small weight": (Call(F.linear, (1024, 64)), torch.randn(8192, 64), {}, SMALL),
+    "two rows of a weight that is just large": (Call(F.linear, (256, 1024)), torch.randn(2, 1024), {}, None),
     "tuned for one row": (Call(F.linear, (3072, 768)), X[:1], {"max_batch_size": 512}, f"one row {ROW}"),
     "tuned for many rows": (Call(F.linear, (3072, 768)), X, {"max_batch_size": 512}, None),
     "image": (Call(F.conv2d, (64, 3, 7, 7)), torch.randn(2, 3, 32, 32), {}, f"its 3 input channels {FEW}"),
@@ -52,8 +51,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_products(name, monkeypatch):
-    monkeypatch.setattr(gain, "scales_sums_apart", lambda: True)
+def test_products(name):
     model, x, options, why = ROWS[name]
     if "conv" in str(trace(model, [x]).graph) and not builds_int8_convolutions():
         pytest.skip("this TensorRT has no int8 convolutions")
@@ -63,14 +61,11 @@ def test_products(name, monkeypatch):
     assert slower(graph, FORMATS["int8_weights"], torch.float16) == {}
 
 
-def test_beside_what_it_saves(monkeypatch):
-    """Beside products in float32 more products are faster, and all are whose sums are scaled in their own kernel."""
-    graph = run(trace(Call(F.linear, (1024, 256)), [torch.randn(8192, 256)]), passes.default())
-    monkeypatch.setattr(gain, "scales_sums_apart", lambda: True)
+def test_beside_what_it_saves():
+    """Beside products in float32 small ones are faster."""
+    graph = run(trace(Call(F.linear, (256, 256)), [torch.randn(64, 256)]), passes.default())
     assert len(slower(graph, FORMATS["fp8"], torch.float16)) == 1
     assert not slower(graph, FORMATS["fp8"], torch.float32)
-    monkeypatch.setattr(gain, "scales_sums_apart", lambda: False)
-    assert not slower(graph, FORMATS["fp8"], torch.float16)
 
 
 class Layers(nn.Module):
@@ -113,7 +108,7 @@ class Branches(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.small, self.large = nn.Linear(2048, 512), nn.Linear(512, 5), nn.Linear(512, 1024)
+        self.first, self.small, self.large = nn.Linear(2048, 512), nn.Linear(512, 5), nn.Linear(512, 256)
 
     def forward(self, x):
         y = self.first(x)

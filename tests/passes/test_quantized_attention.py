@@ -25,7 +25,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv(x * 2).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if self.mask is None else self.mask.to(x.device)
+        mask = self.mask.to(x.device) if isinstance(self.mask, torch.Tensor) else self.mask and self.mask(x)
         y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal, scale=self.scale)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -35,6 +35,7 @@ MODULES = {
     "plain": Attention(),
     "masked": Attention(mask=BOOLS.expand(3, 1, 33, 33)),
     "added": Attention(mask=BOOLS.float().log().clamp(min=-50.0) + torch.arange(33.0)[:, None] % 3),
+    "hides all": Attention(mask=lambda x: (x[:, None, :, :1] > 0) & (x[:, None, None, :, 0] > 0)),
     "causal, scaled": Attention(causal=True, scale=0.7),
 }
 

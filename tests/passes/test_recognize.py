@@ -1,5 +1,7 @@
 """Modules that others have quantised: what they write becomes TensorRT's own layers; tensor subclasses are opened."""
 
+import copy
+
 import pytest
 import torch
 from harness import Call, compare
@@ -7,7 +9,7 @@ from harness.layers import kernels
 from torch import nn
 from torch.nn import functional as F
 
-from torch2rt import TraceError, passes, torch2rt, trace
+from torch2rt import TraceError, UnsupportedError, passes, torch2rt, trace
 from torch2rt.backend.quirks import builds_int8_convolutions, lacks_dynamic_int4_in_float32
 from torch2rt.backend.tensorrt import IS_RTX
 from torch2rt.graph import check_graph
@@ -203,11 +205,18 @@ def test_modelopt_in_fp8():
     mtq = pytest.importorskip("modelopt.torch.quantization")
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 5)).eval(), torch.randn(4, 64)
+    rows = copy.deepcopy(model)
     mtq.quantize(model, mtq.FP8_DEFAULT_CFG, lambda model: model(x))
     model_trt = torch2rt(model, [x], precision="fp16")
     products = [k for k in kernels(model_trt._networks[0]) if k.type == "gemm"]
     assert [(k.inputs[0], k.constants[0]) for k in products] == [("FP8", "FP8")] * 2
     compare(model_trt.reference()(x), model(x), 0.02, 0.02)
+    mtq.quantize(rows, mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG, lambda model: model(x))  # with ranges of each call
+    x[1] = 0
+    compare(torch2rt(rows, [x]).reference()(x), rows(x), 1e-4, 1e-4)
+    blocks = Call(torch.ops.tensorrt.dynamic_block_quantize_op, (16, torch.tensor(3.0), 4, 2, 8, 4))
+    with pytest.raises(UnsupportedError, match="blocks with scales of their own"):
+        torch2rt(blocks, [x])
 
 
 @pytest.mark.skipif(not IS_RTX, reason="other TensorRTs build on a GPU only")

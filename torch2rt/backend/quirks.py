@@ -125,15 +125,6 @@ def computes_lone_products_low() -> bool:
     return IS_RTX
 
 
-def scales_sums_apart() -> bool:
-    """Whether the sums of an int8 or fp8 product are scaled by another kernel than the product's: TensorRT for RTX.
-
-    1.6 and 1.7 do, while bias and activation of a float16 product are computed in its own kernel.
-    Test: `test_quantize.py`, by the build's log.
-    """
-    return IS_RTX
-
-
 def builds_int8_convolutions() -> bool:
     """Whether a convolution of quantised values can be built: not by TensorRT for RTX before 1.7.
 

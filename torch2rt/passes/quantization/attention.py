@@ -65,15 +65,21 @@ def obstacle(attention: Node, format: Format, is_alone: bool = False) -> str | N
         return f"TensorRT has no {format.name} kernel for {many} tokens and heads of {size} features"
     if format.name == "fp8":
         return None
-    return None if is_alone or _is_quantised(attention) else "its result goes to no quantised product"
+    return None if is_alone or rounding(attention) else "its result goes to no quantised product"
 
 
-def _is_quantised(value: Node) -> bool:
-    """Whether a value is quantised before all else but its elements' order changes."""
+def rounding(attention: Node) -> Node | None:
+    """The call that quantises an attention's result, before which no more changes than its elements' order.
+
+    Results of queries that see no key become 0 between, which quantisation leaves as it is.
+    """
+    value = attention
     while len(value.users) == 1:
-        (value,) = value.users
-        if value.target is fake_quantize:
-            return True
-        if name_of(value.target) not in _VIEWS:
-            return False
-    return False
+        (user,) = value.users
+        if user.target is fake_quantize:
+            return user
+        is_masked = user.target is torch.where and user.args[1] is value and user.args[2] == 0.0
+        if not is_masked and name_of(user.target) not in _VIEWS:
+            return None
+        value = user
+    return None

@@ -21,7 +21,7 @@ from torch2rt.callables import qualified_name
 from torch2rt.graph import graph_meta, place_of
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
-from torch2rt.passes.quantization.attention import attentions, obstacle, operands
+from torch2rt.passes.quantization.attention import attentions, obstacle, operands, rounding
 from torch2rt.passes.quantization.formats import FORMATS, Format
 from torch2rt.passes.quantization.outputs import scale_outputs
 from torch2rt.passes.quantization.products import Quantizable, arguments, quantizable, skips
@@ -174,6 +174,11 @@ class _Quantizer:
         _, heads, tokens, _ = node.meta["val"].stride()
         more = {"tokens_first": True} if bool(tokens > heads) else {}  # calls behind it may rest on that
         node.kwargs = {**quantised, **others, "scale": 1.0, "format": self.format.name, "largest": most, **more}
+        if (last := rounding(node)) is not None and torch.where in [user.target for user in node.users]:
+            with self.module.graph.inserting_after(node):  # for a kernel that writes int8, the result is rounded first
+                first = self.module.graph.call_function(fake_quantize, (node, *last.args[1:]))
+            first.meta = {name: kept for name, kept in node.meta.items() if name in ("val", "module", "source")}
+            node.replace_all_uses_with(first, lambda user: user is not first)
 
     def activation(self, value: Node) -> Node:
         """A value, quantised and brought back."""

@@ -17,6 +17,7 @@ from torch2rt.backend.quirks import builds_fp8_convolutions, builds_int8_convolu
 from torch2rt.network import origin_of
 from torch2rt.passes.copies import add_constant, constant_of, copy_graph, finish
 from torch2rt.passes.precision_rules import CONVERSIONS, name_of
+from torch2rt.passes.quantization.float8 import is_cast_to_fp8, round_to_fp8
 from torch2rt.passes.quantization.formats import CONVOLUTIONS
 from torch2rt.passes.quantization.outputs import scale_outputs
 from torch2rt.passes.quantization.quantized import FP8, dequantize, fake_quantize, fake_quantize_fp8
@@ -43,10 +44,13 @@ def recognize_int8(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
     Weights are looked at in products of quantised values: as int8, or as fp8 where the values are that.
     """
-    if not any(_is(node, _ROUND) or node.target in (fake_quantize, fake_quantize_fp8) for node in graph.graph.nodes):
+    kinds = (fake_quantize, fake_quantize_fp8)
+    if not any(_is(node, _ROUND) or node.target in kinds or is_cast_to_fp8(node) for node in graph.graph.nodes):
         return graph
     copy = copy_graph(graph)
-    changed = [_rounding(copy, node) for node in list(copy.graph.nodes) if _is(node, _TIMES | _OVER)]
+    casts = [node for node in copy.graph.nodes if is_cast_to_fp8(node)]
+    changed = [round_to_fp8(copy, node, _bound(copy, node.args[0])) for node in casts]
+    changed += [_rounding(copy, node) for node in list(copy.graph.nodes) if _is(node, _TIMES | _OVER)]
     changed += [_weight(copy, node) for node in list(copy.graph.nodes) if node.op == "call_function"]
     if not any(changed):
         return graph
@@ -69,10 +73,7 @@ def _rounding(graph: torch.fx.GraphModule, last: Node) -> bool:
         bounded = bounded.args[0]
     if bounded is None or not _is(bounded, _BETWEEN) or inverse is None:
         return False
-    names = ("input", "min", "max")
-    given = {**dict(zip(names, bounded.args, strict=False)), **bounded.kwargs}
-    low, high = (_number(graph, given.get(name)) for name in ("min", "max"))
-    rounded = given.get("input", given.get("self"))
+    rounded, low, high = _bounds(graph, bounded)
     if low is None or high is None or not _is(rounded, _ROUND) or len(rounded.args) + len(rounded.kwargs) > 1:
         return False
     x, factor = _operands(graph, rounded.args[0]) if _is(rounded.args[0], _TIMES | _OVER) else (None, None)
@@ -94,6 +95,21 @@ def _rounding(graph: torch.fx.GraphModule, last: Node) -> bool:
     for old in (last, *steps):
         graph.graph.erase_node(old)
     return True
+
+
+def _bounds(graph: torch.fx.GraphModule, call: Node) -> tuple[object, float | None, float | None]:
+    """What a call bounds, and the numbers that it is between."""
+    given = {**dict(zip(("input", "min", "max"), call.args, strict=False)), **call.kwargs}
+    low, high = (_number(graph, given.get(name)) for name in ("min", "max"))
+    return given.get("input", given.get("self")), low, high
+
+
+def _bound(graph: torch.fx.GraphModule, node: object) -> float | None:
+    """The largest number that a call leaves of others, if that is what it does."""
+    if not _is(node, _BETWEEN):
+        return None
+    _, low, high = _bounds(graph, node)
+    return None if low is None or high is None else max(abs(low), abs(high))
 
 
 def _operands(graph: torch.fx.GraphModule, node: Node) -> tuple[Node | None, float | None]:
