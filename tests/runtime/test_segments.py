@@ -145,12 +145,28 @@ def empties(self, y):
     return torch.masked_select(y, y > 99).sum() * 2 + 1, y[none].mT.sum(1) * 3 - 1
 
 
+def numbers(self, y):
+    """Integers that Python takes out of tensors, as sizes and numbers."""
+    rows = (y[:, 0] > 0).sum().clamp(min=1)
+    chosen, width = self.last(y[: int(rows)]), 2 + 2 * (y.sum() > 0).long()
+    first, second = y.split(torch.stack([width, 7 - width]).tolist(), 1)
+    scaled = chosen.sigmoid() * rows.item() + torch.zeros(rows, 5, device=y.device)
+    return scaled, first.exp().sum(1) - 2 * second.sum(1), y.flatten().topk(rows.item())[0].relu() + 1
+
+
+def packed(self, y):
+    lengths = 1 + (y[:, :2] > 0).sum(1)
+    found = nn.utils.rnn.pack_padded_sequence(torch.stack([y, y * 2, -y], 1), lengths, True, enforce_sorted=False)
+    return self.last(found.data).sigmoid() * 2 - 1, found.batch_sizes * 1, found.unsorted_indices * 1
+
+
 def constants(self, y):
     wide = torch.full((2, 3), 0.3, dtype=torch.float64, device=y.device)
     return torch.linalg.eigvalsh(y.T @ y) * 2, torch.ones(3, device=y.device), y, self.last.bias, wide
 
 
 CASES = [svd, custom, samples, recurrent, double, complexes, nonzero, masks, where, boxes, empties, unseen, constants]
+CASES += [numbers, packed]
 
 
 def same(module, run, x):
@@ -193,8 +209,8 @@ def test_seeds_inside_of_a_module_are_kept(draw):
 
 @pytest.mark.parametrize("between", CASES, ids=lambda f: f.__name__)
 def test_segments_equal_eager(between, device):
-    if device.type == "cuda" and between is custom:
-        pytest.skip("the operator is numpy's")
+    if device.type == "cuda" and between in (custom, packed):
+        pytest.skip("the operator is numpy's, and lengths of packed sequences are the CPU's")
     module = Layers(between, train=between in (samples, recurrent)).to(device)
     x = torch.randn(4, 6, device=device)
     model_trt = torch2rt(module, [x], max_batch_size=9, min_segment_calls=1, fallback=True, verify="range")

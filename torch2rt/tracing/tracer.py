@@ -35,6 +35,7 @@ from torch2rt.tracing.aten import SHAPES_IN_PLACE, AtenRecorder
 from torch2rt.tracing.calls.data_dependence import UnknownResultError, guarded, reads_values
 from torch2rt.tracing.calls.eager import EagerCalls, RecordedCall
 from torch2rt.tracing.calls.in_place import out_of_place
+from torch2rt.tracing.calls.number_reads import read, with_sizes
 from torch2rt.tracing.calls.opaque import record_opaque
 from torch2rt.tracing.calls.python_bodies import python_body
 from torch2rt.tracing.calls.randomness import put_back, states, writes_random_numbers
@@ -124,6 +125,10 @@ class Tracer(RecordingMode):
         try:
             if (value := self.size_tensors.value(func, args, self.recorder.location.here)) is not NotImplemented:
                 return value
+            if self.recorder.unbacked and (value := read(func, args, self._recorded)) is not NotImplemented:
+                return value
+            if self.recorder.unbacked and func is torch.Tensor.__int__:
+                self.recorder.decisions.note_number_maker()
             args, kwargs = self.size_tensors.replaced(func, *with_dtypes(args, kwargs or {}))
             with self.recorder.decisions.reading_place(func is torch.Tensor.__getitem__):
                 out = self._function(overload_of(writable(func), args, kwargs), args, kwargs)
@@ -171,6 +176,9 @@ class Tracer(RecordingMode):
             return guarded(self.recorder, func, call)
         except UnknownResultError as error:
             failure, unknown = error, error
+            if self.recorder.unbacked and (sized := with_sizes(args, kwargs, self._recorded)) is not None:
+                with contextlib.suppress(TraceError, RuntimeError, TypeError):
+                    return self._function(func, *sized)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:  # perhaps of the fake kernel alone
             text = f"{self.recorder.location.here()}: what {qualified_name(func)} returns is not known: {error}"
             failure, unknown = error, UnknownResultError(text)
@@ -305,6 +313,9 @@ class Tracer(RecordingMode):
         func, args, kwargs = call
         with self:
             return func(*args, **kwargs)
+
+    def _recorded(self, func: Target, *args: Any) -> Any:
+        return self._call_recorded((func, args, {}))
 
     def _fold_factory(self, func: Target, args: Any, kwargs: Any) -> Any:
         """The real result of a factory whose size is static, or `None`."""

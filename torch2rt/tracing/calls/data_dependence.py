@@ -73,10 +73,11 @@ def guarded(recorder: Recorder, func: Target, call: Callable[[], Any]) -> Any:
 
 def _depends_on_data(recorder: Recorder, func: Target) -> str:
     name, here = qualified_name(func), recorder.location.here()
+    other = " Or give the submodule or function that it is in to torch2rt.graph_break." if recorder.fallback else ""
     if getattr(func, "__name__", "").split(".")[0] in READS:
         return (
             f"{here}: the module's Python depends on the value of a tensor ({name}), which a fixed graph cannot. "
-            "Compute both sides and choose with torch.where, or move the decision out of the module."
+            f"Compute both sides and choose with torch.where, or move the decision out of the module.{other}"
         )
     advice = recorder.registry.advice(func) or "Where its use allows it, keep all elements and mask instead."
-    return f"{here}: the shape of {name}'s result depends on the values of its tensors. {advice}"
+    return f"{here}: the shape of {name}'s result depends on the values of its tensors. {advice.rstrip('.')}.{other}"

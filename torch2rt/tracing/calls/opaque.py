@@ -30,6 +30,7 @@ SIZE = 5  # that a dynamic size is taken for; another one than most numbers in m
 FILLS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda t: t.fill_(1),
     lambda t: t.zero_(),
+    lambda t: t.fill_(2),  # such as lengths, none of which may be 0
     lambda t: t.copy_(torch.arange(t.numel()).view(t.shape)),  # some calls take edges of intervals
     lambda t: t.normal_() if t.is_floating_point() or t.is_complex() else t.random_(0, 2),
 )

@@ -15,7 +15,12 @@ import operator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 
 aten = torch.ops.aten
 
@@ -113,7 +118,13 @@ def _is_open(size: Any) -> bool:
     return isinstance(size, int) and size == -1
 
 
+def unknown(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Sizes that depend on values, of which torch's own kernel gives others: of a packed sequence those of one batch."""
+    raise DynamicOutputShapeException(func)
+
+
 KERNELS = {
+    aten._pack_padded_sequence.default: unknown,
     **dict.fromkeys(_ELEMENTWISE, elementwise),
     aten._to_copy.default: to_copy,
     **dict.fromkeys((aten.view.default, aten._unsafe_view.default), view),

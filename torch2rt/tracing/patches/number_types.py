@@ -20,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import _get_current_function_mode_stack
 
 from torch2rt.tracing.patches.process_switches import Shared
@@ -35,6 +36,8 @@ class _StandIn(type):
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and not kwargs and isinstance(args[0], (torch.SymInt, torch.SymFloat)):
             return cls.of_size(args[0])
+        if len(args) == 1 and not kwargs and isinstance(args[0], FakeTensor) and cls.original is int:
+            return args[0].to(torch.int64).item()
         return cls.original(*args, **kwargs)
 
     def __instancecheck__(cls, value: Any) -> bool:

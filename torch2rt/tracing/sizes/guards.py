@@ -124,9 +124,8 @@ class Decisions:
             claim = sympy.Not(expr)
         else:
             claim = sympy.Eq(expr, answer)
-            scope = None if internal else maker_of_numbers(self.location.frame())
-            if scope is not None and not any(scope is known for known in self.number_makers):
-                self.number_makers.append(scope)
+            if not internal:
+                self.note_number_maker()
         if isinstance(claim, sympy.Not) and isinstance(claim.args[0], sympy.Or):
             claim = sympy.And(*map(sympy.Not, claim.args[0].args))
         if internal and not guarded and not isinstance(claim, sympy.core.relational.Relational):
@@ -179,6 +178,12 @@ class Decisions:
         """The sizes that torch takes for numbers, also where it concluded that from several claims."""
         sizes = {symbol: self.shape_env.replace(symbol) for symbol in self.symbols}
         return {symbol: size for symbol, size in sizes.items() if size.is_number}
+
+    def note_number_maker(self) -> None:
+        """The module's Python makes a plain number, perhaps by `int`."""
+        scope = maker_of_numbers(self.location.frame())
+        if scope is not None and not any(scope is known for known in self.number_makers):
+            self.number_makers.append(scope)
 
     def note_unbacked(self, symbol: sympy.Symbol) -> int | None:
         """A new size that depends on values: it may be 0, whatever a fake kernel says. Returns the most that it can be.
