@@ -119,7 +119,7 @@ def _is_open(size: Any) -> bool:
 
 
 def unknown(mode: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Sizes that depend on values, of which torch's own kernel gives others: of a packed sequence those of one batch."""
+    """Sizes that depend on values, which torch's own kernel gets wrong: it makes a packed sequence one batch long."""
     raise DynamicOutputShapeException(func)
 
 
