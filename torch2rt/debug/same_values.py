@@ -30,7 +30,7 @@ from torch2rt.sizes import evaluate, expression, is_symbolic
 from torch2rt.structure import flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
-from torch2rt.tracing.patches.process_switches import without_compiler
+from torch2rt.tracing.patches.process_switches import without_compiler, without_logs
 from torch2rt.tracing.sizes.regions import Region, Space, Symbol, with_ties
 from torch2rt.tracing.sizes.served_sizes import without_claims
 
@@ -149,7 +149,7 @@ class _Shapes(torch.fx.Interpreter):
 
     def are_right(self, shapes: Sequence[Shape]) -> bool:
         placeholders = [node.meta["val"] for node in self.module.graph.nodes if node.op == "placeholder"]
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with without_logs(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             inputs = [torch.empty(s, dtype=x.dtype, device=x.device) for x, s in zip(placeholders, shapes, strict=True)]
             try:
                 self.run(*inputs)

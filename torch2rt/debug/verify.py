@@ -34,7 +34,7 @@ from torch2rt.runtime.reference_module import ReferenceModule
 from torch2rt.structure import bare_name, flatten, is_same, unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.module_state import ModuleState
-from torch2rt.tracing.patches.process_switches import without_compiler
+from torch2rt.tracing.patches.process_switches import without_compiler, without_logs
 
 ATTEMPTS = 8  # runs with other disturbances before a difference counts
 
@@ -234,7 +234,7 @@ class _Verifier:
 
     def _accepts(self, shapes: Sequence[Shape]) -> bool:
         """Whether the module runs on tensors of these shapes that have no values."""
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with without_logs(), FakeTensorMode(allow_non_fake_inputs=True):
             placeholders = (node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder")
             fakes = [torch.empty(shape, dtype=x.dtype, device=x.device) for x, shape in zip(placeholders, shapes)]
             try:

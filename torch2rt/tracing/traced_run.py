@@ -38,8 +38,6 @@ from torch2rt.tracing.sizes.guards import Accepts
 from torch2rt.tracing.tracer import Tracer
 from torch2rt.tracing.whole_calls import whole_calls
 
-LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # which report errors that we do too
-
 
 def run_traced(
     module: torch.nn.Module,
@@ -65,7 +63,7 @@ def run_traced(
     state = ModuleState(module)
     try:
         with ExitStack() as stack:
-            without = (without_compiler, without_collections(), without_logs(LOGS))
+            without = (without_compiler, without_collections(), without_logs())
             masks = masks_as_values(tracer.values.is_traced)
             switches = (
                 torch.no_grad(),

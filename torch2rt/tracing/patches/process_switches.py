@@ -9,7 +9,7 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -59,10 +59,13 @@ def without_collections() -> Iterator[None]:
         gc.enable()
 
 
+LOGS = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")  # of errors that we report, too
+
+
 @contextmanager
-def without_logs(names: Sequence[str]) -> Iterator[None]:
-    """Keep the warnings and errors that this thread logs under some names out of the log: they are expected."""
-    logs, here = [logging.getLogger(name) for name in names], threading.get_ident()
+def without_logs() -> Iterator[None]:
+    """Keep the warnings and errors of torch's fake tensors in this thread out of the log: they are expected."""
+    logs, here = [logging.getLogger(name) for name in LOGS], threading.get_ident()
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return record.thread != here or record.levelno < logging.WARNING
