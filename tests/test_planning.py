@@ -61,3 +61,22 @@ def test_command(tmp_path, capsys):
     assert main([*command, "--max-batch-size", "4"]) == 0
     assert "1 TensorRT segment with 100% of the calls" in capsys.readouterr().out
     assert page.read_text(encoding="utf-8").count("</details>") > 3
+
+
+class Chosen(nn.Module):
+    """Layers before and after rows are chosen by their values."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        y = torch.relu(self.first(x))
+        return torch.tanh(self.last(y[y.sum(1) > 3]))
+
+
+def test_types_beside_calls_that_torch_keeps():
+    found = plan(Chosen(), [torch.randn(9, 6)], min_segment_calls=1, precision="fp16")
+    types = {(row.module, row.function.rpartition(".")[2]): row.dtype for row in found.precision.rows}
+    assert types["first", "linear"] == types["last", "linear"] == types["", "tanh"] == "float16"
+    assert types["", "__getitem__"] == "float32"

@@ -144,7 +144,9 @@ def plan(
         dynamic_shapes=dynamic_shapes,
         progress=progress,
     )
-    types = plan_precision(module, inputs, **asked, float64=float64, **precision) if precision else None
+    types = (
+        plan_precision(module, inputs, choice, **asked, nan=nan, float64=float64, **precision) if precision else None
+    )
     plans = []
     for graph in traced_graphs(module, inputs, **asked, fallback=True):
         refused: dict[Node, str] = {}

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from torch2rt.callables import qualified_name
-from torch2rt.conversion.prepared import prepare
+from torch2rt.conversion.fallback import Choice, why_not_whole
+from torch2rt.conversion.prepared import Prepared, prepare
+from torch2rt.conversion.segmenting import in_low_precision
 from torch2rt.convert import torch2rt
 from torch2rt.errors import TraceError
 from torch2rt.graph import graph_meta
@@ -82,11 +84,12 @@ def plan_of(graph: torch.fx.GraphModule) -> PrecisionPlan:
 
 
 def plan_precision(
-    module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, **options: Any
+    module: torch.nn.Module | torch.export.ExportedProgram, inputs: Any, choice: Choice | None = None, **options: Any
 ) -> PrecisionPlan:
     """What `torch2rt(module, inputs, **options)` would compute in which type, without building anything.
 
-    The options are those of `torch2rt.torch2rt`, and raise what they raise there.
+    The options are those of `torch2rt.torch2rt`, and raise what they raise there. `choice`: what is asked of a
+    partition, where there may be one: the calls that stay torch calls compute in the module's types.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Softmax(1))
     >>> print(plan_precision(model, [torch.randn(2, 3)], precision="fp16"))
@@ -104,12 +107,16 @@ def plan_precision(
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     tracing = {name: options[name] for name in inspect.signature(trace).parameters if name in options}
-    graphs = traced_graphs(module, inputs, **tracing)
+    graphs = traced_graphs(module, inputs, **tracing, fallback=choice is not None)
     precise = precise.for_engines(graphs, modules_of(module))
     plans = []
     for graph in graphs:
         tensors = graph_meta(graph).interface.tensors(*as_arguments(inputs, options.get("kwargs")))
-        made = prepare(graph, ordered, precise, module, tensors, is_one_of_several=len(graphs) > 1)
+        nan, whole = options.get("nan", "keep"), Prepared(graph, ordered, module, tensors)
+        if choice is not None and (error := why_not_whole(graph, ordered, nan)) is not None and precise.changes:
+            made = in_low_precision(whole, precise, choice, error, nan)
+        else:
+            made = prepare(graph, ordered, precise, module, tensors, is_one_of_several=len(graphs) > 1)
         plans.append(plan_of(run(made.graph, made.passes)))
     return plans[0] if len(plans) == 1 else _joined(plans)
 

@@ -17,6 +17,7 @@ from torch2rt.conversion.prepared import Prepared, prepare
 from torch2rt.debug.inputs import first_calls
 from torch2rt.errors import InputError, UnsupportedError
 from torch2rt.passes.copies import to_be_kept
+from torch2rt.passes.options import Precision
 from torch2rt.runtime.module import TRTModule
 from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.structure import unflatten
@@ -46,7 +47,9 @@ class Segmenting:
         self.made = Prepared(self.graph, conversion.passes, conversion.module, tensors)
         if conversion.precise.changes:
             self.error = self._why_not_whole()
-            self.made = self._in_low_precision()
+            self.made = in_low_precision(
+                self.made, conversion.precise, choice, self.error, conversion.nan, conversion.progress
+            )
             self.error = self._why_not_whole()
 
     def converted(self) -> PartitionedModule:
@@ -96,23 +99,6 @@ class Segmenting:
     def _why_not_whole(self) -> UnsupportedError | None:
         return why_not_whole(self.made.graph, self.made.passes, self.conversion.nan)
 
-    def _in_low_precision(self) -> Prepared:
-        """The graph in the types that are asked for, but for the calls that stay torch calls."""
-        conversion, made = self.conversion, self.made
-        passes = fitting(made.graph, made.passes)
-        kept = torch_calls(conversion.module, made.graph, self.choice, self.error, passes, conversion.nan)
-
-        def stays_torch(node: torch.fx.Node) -> bool:
-            return node.meta.get("origin") in kept
-
-        asked = (*conversion.precise.keep_fp32, *([stays_torch] if kept else []))
-        precise = dataclasses.replace(conversion.precise, keep_fp32=asked)
-        with same_states():  # torch's calls may draw random numbers
-            made = prepare(made.graph, passes, precise, conversion.module, made.tensors, conversion.progress)
-        for node in made.graph.graph.nodes:
-            node.meta["origin"] = node.name
-        return made
-
     def _measured(self, model_trt: TRTModule | PartitionedModule) -> Measured:
         """What whole calls take, as they will be made: converted, and with torch calls alone."""
         interface = model_trt._interface()
@@ -132,3 +118,29 @@ class Segmenting:
         found = measured(calls(model_trt), ways, tensors)
         model_trt.cuda_graph = False
         return found
+
+
+def in_low_precision(
+    made: Prepared,
+    precise: Precision,
+    choice: Choice,
+    error: UnsupportedError | None,
+    nan: str,
+    progress: bool | None = None,
+) -> Prepared:
+    """The graph in the types that are asked for, but for the calls that stay torch calls.
+
+    `error` is what lowering has refused of the whole graph.
+    """
+    passes = fitting(made.graph, made.passes)
+    kept = torch_calls(made.module, made.graph, choice, error, passes, nan)
+
+    def stays_torch(node: torch.fx.Node) -> bool:
+        return node.meta.get("origin") in kept
+
+    precise = dataclasses.replace(precise, keep_fp32=(*precise.keep_fp32, *([stays_torch] if kept else [])))
+    with same_states():  # torch's calls may draw random numbers
+        made = prepare(made.graph, passes, precise, made.module, made.tensors, progress)
+    for node in made.graph.graph.nodes:
+        node.meta["origin"] = node.name
+    return made
