@@ -192,7 +192,7 @@ def _is_integers(item):
 
 
 def _cut_slice(part, size):
-    if not isinstance(part, slice) or not is_symbolic(size):
+    if not isinstance(part, slice) or not any(map(is_symbolic, (size, part.start, part.stop))):
         return part
     first, last = (None if bound is None else _within_proven(bound, size) for bound in (part.start, part.stop))
     if first is part.start and last is part.stop:

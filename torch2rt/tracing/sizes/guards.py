@@ -302,6 +302,7 @@ class _ShapeEnv(ShapeEnv):
         self._short = ShortSizes(decisions.symbols)
         self._replacements_version_counter = 1  # with 0, torch's sizes do not ask `replace`
         self._terms: dict[sympy.Basic, int] = {}
+        self._in_evaluation = False
 
     def replace(self, expr: Any) -> Any:
         """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
@@ -329,12 +330,24 @@ class _ShapeEnv(ShapeEnv):
     def _maybe_evaluate_static(self, expr: Any, **options: Any) -> Any:
         """The answer to a question, or the value of a number, where torch can tell without asking for the sizes."""
         if not has_float_functions(expr):
-            return super()._maybe_evaluate_static(expr, **options)
+            found = super()._maybe_evaluate_static(expr, **options)
+            return None if self._is_of_larger_sizes(expr, found) else found
         if options.get("compute_hint"):
             return sympy.sympify(evaluate(expr, self._decisions.traced_sizes))
         if options.get("unbacked_only"):
             return expr
         return self._decisions.answer(expr)  # torch's analysis of ranges raises errors for what it does not know
+
+    def _is_of_larger_sizes(self, expr: Any, found: Any) -> bool:
+        """Whether torch takes two sizes for equal, or one for larger, only as it takes every size for at least 2.
+
+        What it asks in `evaluate_expr` becomes a claim; what it looks up beside, as for the end of a slice, would not.
+        """
+        if self._in_evaluation or not isinstance(found, sympy.logic.boolalg.BooleanAtom):
+            return False
+        if not isinstance(expr, sympy.core.relational.Relational) or not expr.free_symbols:
+            return False
+        return not is_difference(expr if found else sympy.Not(expr)) and self.known(expr) is None
 
     _maybe_evaluate_static.cache_clear = ShapeEnv._maybe_evaluate_static.cache_clear  # type: ignore[attr-defined]
 
@@ -354,13 +367,16 @@ class _ShapeEnv(ShapeEnv):
                 "what is made of this call is right only for sizes with "
                 f"{describe(orig_expr, self._decisions.symbols)}, or only for others"
             )
-        before = len(self.guards)
+        before, was_in_evaluation = len(self.guards), self._in_evaluation
+        self._in_evaluation = True
         try:
             answer = super().evaluate_expr(orig_expr, *args, **kwargs)
         except GuardOnDataDependentSymNode:
             if (answer := self._decisions.unless_empty(orig_expr)) is None:
                 raise
             return answer
+        finally:
+            self._in_evaluation = was_in_evaluation
         if self._decisions.is_in_torch and self._suppress_guards_tls():
             return answer  # torch copies what it knows of another tensor
         if isinstance(orig_expr, sympy.Basic) and not orig_expr.is_Atom or isinstance(orig_expr, sympy.Symbol):
