@@ -280,6 +280,13 @@ def test_calls_are_refused_that_lack_a_place_which_the_module_reads(read, least)
         run(x)
 
 
+def _distances(rows, columns):
+    """Places in a table, of floats that Python rounds to float32 once; rounded at each step, some are one too low."""
+    fewer, more = max(columns / rows, 1.0), max(rows / columns, 1.0)
+    places = torch.arange(rows).unsqueeze(-1) * fewer - torch.arange(columns).unsqueeze(0) * more
+    return (places + (columns - 1) * more).long()
+
+
 OF_SIZES = [  # Python's functions of numbers, which give another size
     lambda self, x: x.amax((2, 3)) / max(x.shape[2], x.shape[3]),
     lambda self, x: x.amax((2, 3)) * min(x.shape[2:]) + max(3, x.shape[2] // 2, x.shape[3]),
@@ -294,6 +301,8 @@ OF_SIZES = [  # Python's functions of numbers, which give another size
     lambda self, x: x[..., : int(np.ceil(x.shape[3] / 3))] * np.sqrt(x.shape[2]) + np.exp(-np.log2(x.shape[3])),
     lambda self, x: x.int() * np.ceil(x.shape[2] / 5) + (x.shape[2] & 6) * x.shape[2].bit_length() + (x.shape[3] ^ 1),
     lambda self, x: x * max(n + 1 for n in x.shape) + abs(x.shape[2] - 2 * x.shape[3]) * round(x.shape[2] / 3, 1),
+    lambda self, x: x + _distances(x.shape[2], x.shape[3]).sum(),
+    lambda self, x: x + _distances(x.shape[2], (2 * x.shape[2] + 2) // 3).sum(),
 ]
 
 
@@ -302,7 +311,7 @@ def test_functions_of_sizes_are_no_branches(forward):
     ranges = {"min_shapes": [(2, 3, 4, 3)], "opt_shapes": [(2, 3, 12, 8)], "max_shapes": [(2, 3, 16, 17)]}
     made = module(forward)
     run = torch2rt(made, [torch.randn(2, 3, 12, 8)], **ranges, verify=False).reference()
-    for sizes in [(4, 3), (9, 10), (16, 17), (4, 17), (15, 3)]:
+    for sizes in [(4, 3), (9, 10), (16, 17), (4, 17), (15, 3), (8, 7), (11, 10)]:
         x = torch.randn(2, 3, *sizes)
         compare(run(x), made(x))
 

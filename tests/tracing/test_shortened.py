@@ -51,6 +51,20 @@ def test_a_promise_of_multiples_makes_quotients():
     assert short(FloorDiv(padded(H, 32), 32), 32, 320, 32) == FloorDiv(H, 32)
 
 
+def test_an_equality_leaves_fewer_sizes():
+    of_h, eighths = {H: Dim(0, "x", 2, 64, 200)}, FloorDiv(H + 7, 8)
+    sizes = ShortSizes(of_h)
+    quotient = FloorDiv(eighths, FloorDiv(H + 15, 16))
+    assert sizes.shortened(quotient) == quotient
+    assert sizes.know(sympy.Eq(PythonMod(eighths, 2), 0))
+    assert sizes.shortened(quotient) == 2
+    assert sizes.shortened(FloorDiv(eighths, 2) * 2) == sizes.shortened(eighths)
+    assert sizes.know(sympy.Eq(PythonMod(H, 8), 0))
+    assert sizes.shortened(eighths) == FloorDiv(H, 8)
+    assert not sizes.know(sympy.Eq(eighths * 8, H))  # which leaves out no more
+    assert not sizes.know(sympy.Eq(PythonMod(W, 2), 0))
+
+
 def test_long_ranges_are_left_alone():
     expr = padded(padded(H, 7), 5)
     assert short(expr, 1, 1 << 17) == expr

@@ -17,13 +17,10 @@ from torch.utils._sympy.functions import (
     CeilToInt,
     FloatPow,
     FloatTrueDiv,
-    FloorDiv,
     FloorToInt,
     IntTrueDiv,
-    Mod,
     OpaqueUnaryFn_log2,
     OpaqueUnaryFn_sqrt,
-    PythonMod,
     RoundDecimal,
     RoundToInt,
     ToFloat,
@@ -38,6 +35,7 @@ from torch2rt.vocabulary import layers
 from torch2rt.vocabulary.context import Context
 from torch2rt.vocabulary.layers import EW, constant
 from torch2rt.vocabulary.plain import dims, dtype_of, refuse
+from torch2rt.vocabulary.size_arithmetic import as_quotient, rounds_often, whole_arithmetic
 
 
 def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
@@ -47,10 +45,10 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
         return ctx.memo[key]
     if not any(map(is_symbolic, sizes)):
         result = constant(ctx, torch.tensor([int(s) for s in sizes], dtype=torch.int64))
-    elif len(sizes) == 1 and (table := _table(ctx, expr := _whole_arithmetic(expression(sizes[0])))) is not None:
+    elif len(sizes) == 1 and (table := _table(ctx, expr := whole_arithmetic(expression(sizes[0])))) is not None:
         result = table
     elif len(sizes) == 1:
-        expr, tables = _with_tables(ctx, expr if expr.is_integer else _rounded_once(expr))
+        expr, tables = _with_tables(ctx, expr)
         result = sympy_interp(_ShapeLayers(ctx), _SymbolLayers(ctx, tables), expr)  # type: ignore[arg-type]
     else:
         parts: list[Any] = []
@@ -64,53 +62,32 @@ def shape_tensor(ctx: Context, sizes: Sequence[Any]) -> Any:
     return result
 
 
-def _whole_arithmetic(expr: sympy.Basic) -> sympy.Basic:
-    """A size with as little as possible that TensorRT cannot bound: it refuses to resize to what it takes for negative.
-
-    `x + -x % 32` becomes `-32 * (-x // 32)`. A quotient that Python rounds is the same in whole numbers below 2 ** 53.
-    """
-    expr = expr.replace(lambda e: isinstance(e, (Mod, PythonMod)), lambda e: e.args[0] - e.args[1] * FloorDiv(*e.args))
-    expr = expr.replace(functools.partial(_rounds_quotient, FloorToInt), lambda e: FloorDiv(*e.args[0].args))
-    return expr.replace(functools.partial(_rounds_quotient, CeilToInt), lambda e: _up(*e.args[0].args))
-
-
-def _rounded_once(expr: sympy.Basic) -> sympy.Basic:
-    """A float in as few roundings as can be: `1 / (8 / 14)` is 1.75 for Python, and in float32 less; 14 / 8 is not."""
-
-    def is_inverse(e: sympy.Basic) -> bool:
-        return isinstance(e, FloatTrueDiv) and e.args[0] in (1, sympy.Float(1)) and isinstance(e.args[1], IntTrueDiv)
-
-    return expr.replace(is_inverse, lambda e: IntTrueDiv(e.args[1].args[1], e.args[1].args[0]))
-
-
-def _up(a: sympy.Basic, b: sympy.Basic) -> sympy.Basic:
-    return -FloorDiv(-a, b)
-
-
-def _rounds_quotient(kind: type[sympy.Function], expr: sympy.Basic) -> bool:
-    return isinstance(expr, kind) and isinstance(expr.args[0], IntTrueDiv)
-
-
 # Tables of sizes -----------------------------------------------------------------------------------------------------
 
 
 _OPAQUE = (OpaqueUnaryFn_sqrt, OpaqueUnaryFn_log2, FloatPow, RoundDecimal, *FLOAT_FUNCTIONS.values())
 _BITS_OF = (BitwiseFn_bitwise_and, BitwiseFn_bitwise_or, BitwiseFn_bitwise_xor)
 _ROUNDINGS = (TruncToInt, FloorToInt, CeilToInt, RoundToInt)
+_FLOAT = (FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float)
 _TABLE = 2**16  # sizes; TensorRT computes with the rest as it can
 _FLOATS = 2**13
 _PRODUCTS = 2**13  # choices of several numbers, which lie less near to a line
+
+
+def _is_opaque(expr: sympy.Basic) -> bool:
+    """Whether a number has a part that TensorRT computes otherwise than Python, or not at all."""
+    return bool(expr.has(*_OPAQUE, *_BITS_OF))
 
 
 def _table(ctx: Context, expr: sympy.Basic) -> Any:
     """A number of one size that Python computes otherwise than TensorRT, looked up for each size.
 
     A whole number that Python rounds a float to: `int(size / 6 * 6)` is the size, or in float32, as TensorRT computes,
-    one less. A float that a function gives, which may be beyond float32 on the way: `exp(size) / exp(size - 1)`.
+    one less. A float that a function gives, which may be beyond float32 on the way: `exp(size) / exp(size - 1)`. A
+    float that several operations give, which float32 rounds at each: `(size - 1) * (9 / size)`.
     """
     free = sorted(expr.free_symbols & set(ctx.symbols), key=str)
-    rounded = (FloatTrueDiv, IntTrueDiv, ToFloat, sympy.Float) if expr.is_integer else ()
-    if len(free) != 1 or not expr.has(*_OPAQUE, *_BITS_OF, *rounded):
+    if len(free) != 1 or not (_is_opaque(expr) or (expr.has(*_FLOAT) if expr.is_integer else rounds_often(expr))):
         return None
     sizes = ctx.symbols[free[0]].sizes
     if len(sizes) > (_TABLE if expr.is_integer else _FLOATS) or expr.free_symbols != {free[0]}:
@@ -124,9 +101,9 @@ def _table(ctx: Context, expr: sympy.Basic) -> Any:
 
 
 def _with_tables(ctx: Context, expr: sympy.Basic) -> tuple[sympy.Basic, dict[sympy.Symbol, Any]]:
-    """An expression with symbols in the place of the floats of several sizes that it rounds, and what they stand for.
+    """An expression with symbols in the place of what TensorRT would round otherwise, and the numbers they stand for.
 
-    `int((height * width) ** 0.5)` is looked up for each product.
+    `int((height * width) ** 0.5)` is looked up for each product. `(rows - 1) * (columns / rows)` is one quotient.
     """
     tables: dict[sympy.Symbol, Any] = {}
 
@@ -142,10 +119,13 @@ def _with_tables(ctx: Context, expr: sympy.Basic) -> tuple[sympy.Basic, dict[sym
 
     def of_one(part: sympy.Basic) -> sympy.Basic:
         """A number with symbols in the place of the largest parts of it that are functions of one size."""
-        if not part.has(*_OPAQUE, *_BITS_OF):
+        often = not part.is_integer and rounds_often(part)
+        if not _is_opaque(part) and not often:
             return part
         if (table := _table(ctx, part)) is not None:
             return in_place_of(part, table)
+        if often and (quotient := as_quotient(part, ctx.symbols)) is not None:
+            return quotient
         return part.func(*map(of_one, part.args))
 
     if expr.has(*_ROUNDINGS):

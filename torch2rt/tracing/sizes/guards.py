@@ -149,6 +149,8 @@ class Decisions:
             assumed = internal and not guarded and not isinstance(claim, sympy.Eq)
             claim = or_equal(claim) if assumed else claim
             self.claims.setdefault(claim, Decision(claim, self.location.here(), internal, assumed, self.reads_place))
+            if isinstance(claim, sympy.Eq) and not assumed:
+                self.shape_env.know(claim)
 
     def sizes_where(self, claim: sympy.Basic) -> Sizes | None:
         """Sizes for which a claim is true, with all claims of the trace; `None` if there are none."""
@@ -307,6 +309,11 @@ class _ShapeEnv(ShapeEnv):
     def replace(self, expr: Any) -> Any:
         """What torch takes for every size that it reasons about: with the sizes that it knows, and in few terms."""
         return self._short.shortened(super().replace(expr) if self.replacements else expr)
+
+    def know(self, claim: sympy.Basic) -> None:
+        """Write sizes as is right where an equality is true."""
+        if self._short.know(claim):
+            self._replacements_version_counter += 1  # so that torch's sizes ask again
 
     def _simplify_floor_div(self, expr: Any) -> Any:
         """torch calls this for a number that is rounded, and rewrites it as is right for sizes of at least 2."""

@@ -151,6 +151,9 @@ class _Table:
         """The number of a call's first operand, where the call gives that."""
         name = getattr(node.target, "__name__", "").split(".")[0].strip("_")
         operand = of.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+        if name == "interpolate":
+            is_kept = isinstance(operand, int) and self.keeps_size(node, self.known_shape(operand), of)
+            return operand if is_kept else None
         if not isinstance(operand, int) or (node.kwargs and name != "pad"):
             return None
         if name in _NOTHING and len(node.args) == 1:
@@ -174,6 +177,14 @@ class _Table:
         if name == "pad" and all(self.frozen(v, of) == ("size", 0) for v in node.args[1]):  # type: ignore[union-attr]
             return operand
         return None
+
+    def keeps_size(self, node: Node, shape: list[Any] | None, of: dict[Node, Any]) -> bool:
+        """Whether a resize is to the size that its operand has: each place is then its own neighbour."""
+        size = node.kwargs.get("size", node.args[1] if len(node.args) > 1 else None)
+        if shape is None or size is None:
+            return False
+        sizes = size if isinstance(size, (tuple, list)) else [size] * (len(shape) - 2)
+        return [self.frozen(each, of) for each in sizes] == shape[2:]
 
     def folded(self, node: Node, of: dict[Node, Any]) -> torch.Tensor | None:
         """The result of a call on constants and plain sizes."""

@@ -16,7 +16,7 @@ import sympy
 from torch.utils._sympy.functions import FloorDiv
 
 from torch2rt.size_choices import is_sampled
-from torch2rt.sizes import Dim, to_json, values_at
+from torch2rt.sizes import Dim, to_json, truths, values_at
 
 _PLAIN = (sympy.Add, sympy.Mul, sympy.Pow, sympy.Symbol, sympy.Integer)
 
@@ -32,6 +32,29 @@ class ShortSizes:
         self.symbols = symbols
         self._short: dict[sympy.Basic, sympy.Basic] = {}
         self._by_values: dict[tuple[sympy.Symbol, bytes], sympy.Basic] = {}
+        self._sizes: dict[sympy.Symbol, np.ndarray] = {}  # where not all of a dimension
+
+    def know(self, claim: sympy.Basic) -> bool:
+        """Look only at sizes for which an equality is true, as the trace is for no others; whether it leaves some out.
+
+        A module that has found a size to be even divides it by its half, say, to get 2.
+        """
+        if len(claim.free_symbols) != 1 or not claim.free_symbols <= self.symbols.keys():
+            return False
+        (symbol,) = claim.free_symbols
+        if is_sampled(self.symbols[symbol].sizes):
+            return False
+        sizes = self._sizes_of(symbol)
+        true = truths(claim, {symbol: sizes})
+        if true.all() or not true.any():
+            return False
+        self._sizes[symbol] = sizes[true]
+        self._short = {expr: short for expr, short in self._short.items() if symbol not in expr.free_symbols}
+        self._by_values = {key: short for key, short in self._by_values.items() if key[0] != symbol}
+        return True
+
+    def _sizes_of(self, symbol: sympy.Symbol) -> np.ndarray:
+        return self._sizes[symbol] if symbol in self._sizes else np.array(self.symbols[symbol].sizes)
 
     def shortened(self, expr: sympy.Basic) -> sympy.Basic:
         """An expression with the same values for all sizes that are served, in fewer terms where there is one."""
@@ -65,7 +88,7 @@ class ShortSizes:
         dim = self.symbols[symbol]
         if is_sampled(dim.sizes):
             return expr
-        sizes = np.array(dim.sizes)
+        sizes = self._sizes_of(symbol)
         values = values_at(to_json(expr, {symbol: Dim(0, "", 0, 0, 0)}), [[sizes]], len(sizes))
         if values is None:
             return expr
@@ -73,7 +96,10 @@ class ShortSizes:
         key = symbol, values.tobytes()
         known = self._by_values.get(key)
         if known is None:
-            known = _rounded_once(values, symbol, dim)
+            if symbol in self._sizes:
+                known = _linear(values, symbol, sizes)
+            else:
+                known = _rounded_once(values, symbol, dim)
         if known is None or _terms(known) > _terms(expr):
             known = expr
         return self._by_values.setdefault(key, known)
@@ -86,6 +112,17 @@ def _is_plain(expr: sympy.Basic) -> bool:
 
 def _terms(expr: sympy.Basic) -> int:
     return sum(1 for _ in itertools.islice(sympy.preorder_traversal(expr), 1000))
+
+
+def _linear(values: np.ndarray, symbol: sympy.Symbol, sizes: np.ndarray) -> sympy.Basic | None:
+    """`slope * size + offset` with these values at some sizes of a dimension."""
+    first, size = int(values[0]), int(sizes[0])
+    if (values == first).all():
+        return sympy.Integer(first)
+    slope = sympy.Rational(int(values[-1]) - first, int(sizes[-1]) - size)
+    if (slope.q * (values - first) != slope.p * (sizes - size)).any():
+        return None
+    return FloorDiv(slope.p * symbol + slope.q * first - slope.p * size, sympy.Integer(slope.q))
 
 
 def _rounded_once(values: np.ndarray, symbol: sympy.Symbol, dim: Dim) -> sympy.Basic | None:
