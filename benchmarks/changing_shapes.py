@@ -1,11 +1,13 @@
 """Calls whose shapes change from one to the next: microseconds of the host, beside bare TensorRT and eager.
 
-    NVIDIA_TF32_OVERRIDE=0 python benchmarks/changing_shapes.py [--seconds 2] [--shapes N] [--parts one,threads,many]
+    NVIDIA_TF32_OVERRIDE=0 python benchmarks/changing_shapes.py [--seconds 2] [--limit 60] [--parts one,threads,many]
 
 Two convolutions and a linear layer with dynamic batch, height and width; 1, 2, 8 and 64 shapes on a side stream, and
 64 shapes in eight threads with a stream each. "Bare" tells a TensorRT context the shape of the input and two
 addresses, and runs it; it allocates nothing. "Held" is what torch has reserved after the calls. The last rows are
-calls of many shapes with a graph cache: how much memory torch holds then and what the graphs of it need. Needs a GPU.
+calls of many shapes without and with a graph cache: how much memory torch holds then, and what the graphs of it need.
+A new shape takes TensorRT milliseconds, so these rows end after `--limit` seconds in all, and say how many shapes there
+were. Needs a GPU.
 """
 
 from __future__ import annotations
@@ -186,25 +188,37 @@ def many_threads(
     return row
 
 
-def many_shapes(converted: TRTModule, count: int, calls: int) -> Iterator[dict[str, Any]]:
-    """What torch holds after calls of so many shapes, some of which come back more often than others."""
-    shapes, choose = drawn(count, 1), random.Random(2)
+def many_shapes(converted: TRTModule, count: int, limit: float) -> Iterator[dict[str, Any]]:
+    """What torch holds after calls of so many shapes, some of which come back more often than others.
+
+    One half of the calls brings a new shape each, while there are such.
+    """
+    shapes = drawn(count, 1)
     for graph in (False, True):
+        choose = random.Random(2)
         model_trt = copy.copy(converted)
         model_trt.cuda_graph = graph
         with torch.cuda.stream(torch.cuda.Stream()):
             model_trt(torch.randn(shapes[0], device="cuda"))
             released()
-            before, most, begun = held(), 0.0, time.perf_counter()
-            for turn in range(calls):
-                i = turn if turn < count else int(choose.paretovariate(0.3)) % count
+            before, most, calls, new = held(), 0.0, 0, 1
+            begun = said = time.perf_counter()
+            while (now := time.perf_counter()) - begun < limit / 2 and calls < 3 * count:
+                if calls % 2 == 0 and new < count:
+                    i, new = new, new + 1
+                else:
+                    i = int(choose.paretovariate(0.3)) % new
                 model_trt(torch.empty(shapes[i], device="cuda"))
-                most = max(most, held())
+                most, calls = max(most, held()), calls + 1
+                if now - said > 5:
+                    said = now
+                    print(f"  {calls} calls, {new} shapes: {held() - before:.1f} MiB held", file=sys.stderr, flush=True)
             torch.cuda.current_stream().synchronize()
             seconds = time.perf_counter() - begun
         pool = model_trt._ready()
         yield {
-            "shapes": count,
+            "shapes": new,
+            "calls": calls,
             "with graphs": graph,
             "microseconds": seconds / calls * 1e6,
             "MiB held": held() - before,
@@ -218,7 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the numbers to this file")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long the threads call")
-    parser.add_argument("--shapes", type=int, default=10_000, help="how many shapes the last rows call with")
+    parser.add_argument("--shapes", type=int, default=10_000, help="the most shapes that the last rows call with")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds that the last rows may take")
     parser.add_argument("--parts", default="one,threads,many", help="which rows: one thread, eight, or many shapes")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -230,7 +245,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
         "one": lambda: (one_thread(model, converted, count) for count in (1, 2, 8, 64)),
         "threads": lambda: iter([many_threads(model, converted, 64, 8, arguments.seconds)]),
-        "many": lambda: many_shapes(converted, arguments.shapes, 3 * arguments.shapes),
+        "many": lambda: many_shapes(converted, arguments.shapes, arguments.limit),
     }
     for part in arguments.parts.split(","):
         for row in parts[part]():

@@ -103,6 +103,10 @@ class _Table:
         if expr.is_Integer:
             return "size", int(expr)
         if expr.is_integer and expr.free_symbols <= self.space.symbols.keys():
+            if isinstance(expr, sympy.Mul) and not expr.free_symbols <= self.space.sizes.keys():
+                known, other = expr.as_independent(*expr.free_symbols - self.space.sizes.keys(), as_Add=False)
+                if known.free_symbols:  # `batch * ((height + 1) // 2)` is `batch * (height // 2)` for even heights
+                    return "product", self.size(known), self.size(other)
             return self.stored_size(to_json(expr, self.space.symbols))
         return "expression", expr
 
@@ -151,7 +155,7 @@ class _Table:
         """The number of a call's first operand, where the call gives that."""
         name = getattr(node.target, "__name__", "").split(".")[0].strip("_")
         operand = of.get(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
-        if name == "interpolate":
+        if name.startswith("upsample_"):
             is_kept = isinstance(operand, int) and self.keeps_size(node, self.known_shape(operand), of)
             return operand if is_kept else None
         if not isinstance(operand, int) or (node.kwargs and name != "pad"):
@@ -179,12 +183,12 @@ class _Table:
         return None
 
     def keeps_size(self, node: Node, shape: list[Any] | None, of: dict[Node, Any]) -> bool:
-        """Whether a resize is to the size that its operand has: each place is then its own neighbour."""
-        size = node.kwargs.get("size", node.args[1] if len(node.args) > 1 else None)
-        if shape is None or size is None:
+        """Whether a resize is to the size that its operand has, so that each place is its own neighbour."""
+        if shape is None or len(node.args) < 2 or not isinstance(node.args[1], (tuple, list)):
             return False
-        sizes = size if isinstance(size, (tuple, list)) else [size] * (len(shape) - 2)
-        return [self.frozen(each, of) for each in sizes] == shape[2:]
+        given = [self.frozen(size, of) for size in node.args[1]]
+        scales = (*node.args[2:], *node.kwargs.values())
+        return given == shape[2:] and all(scale is None or isinstance(scale, bool) for scale in scales)
 
     def folded(self, node: Node, of: dict[Node, Any]) -> torch.Tensor | None:
         """The result of a call on constants and plain sizes."""
