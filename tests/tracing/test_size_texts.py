@@ -53,6 +53,9 @@ USED = {
     "a set": lambda x: x * len(set(x.shape)),
     "matched": _matched,
     "is an int": lambda x: x * 2 if isinstance(x.shape[0], int) and not isinstance(x.shape[0], float) else x + 1,
+    "its type": lambda x: x * 2 if type(x.shape[0]) is int and type(x.shape[0] / 2) in (float, complex) else x + 1,
+    "a type's name": lambda x: x * 2 if type(x.shape[0]).__name__ == "int" and isinstance(int, type) else x + 1,
+    "a type made": lambda x: x * (type("Made", (int,), {})(3) if type(type(x)) is type(x.__class__) else 2),
     "is a float": lambda x: x * 2 if isinstance(x.shape[0] / 2, (float, np.ndarray)) else x + 1,
 }
 
@@ -87,6 +90,21 @@ def test_texts_and_keys_are_those_of_numbers(name):
         x = torch.randn(rows, 7)
         (run,) = [run for interface, run in served if interface.serves([(rows, 7)])]
         compare(run(x), made(x))
+
+
+class OfTypes(torch.nn.Module):
+    """Asks for the type of a number that another file's function has made of a size."""
+
+    def forward(self, x):
+        half = int(x.shape[0] * 0.5)
+        return x * 2 if type(half) is int and type(x.shape) is torch.Size and type(3) is int else x + 1
+
+
+def test_types_are_those_of_numbers():
+    (run,) = [run for _, run in _served(OfTypes(), torch.randn(6, 7), {"min_shapes": [(5, 7)], "max_shapes": [(5, 7)]})]
+    x = torch.randn(5, 7)
+    compare(run(x), x * 2)
+    assert "type" not in globals() and "int" not in globals()
 
 
 def test_a_class_is_an_int_after_a_trace_only_if_it_was_before():

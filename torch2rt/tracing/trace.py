@@ -28,6 +28,7 @@ from torch2rt.tracing.calls.refusals import RefusedError
 from torch2rt.tracing.patches.memos import uncached
 from torch2rt.tracing.patches.number_types import symbolic_numbers
 from torch2rt.tracing.patches.size_texts import HASHED_SIZES
+from torch2rt.tracing.patches.size_types import files_that_ask, plain_types
 from torch2rt.tracing.patches.torchscript import reloaded, unfused
 from torch2rt.tracing.recorder import UnseenTensorError
 from torch2rt.tracing.signature import keyword_names, tensor_names
@@ -181,6 +182,7 @@ class Traces:
         self.fallback, self.unbacked = fallback, False
         self.plain_numbers = plain_numbers
         self.number_makers: list[dict[str, Any]] = []
+        self.type_askers = files_that_ask(module) if any(spec.dynamic for spec in self.specs) else []
         self._decisions: Decisions | None = None  # of the latest trace
         self._with_plain_numbers: list[dict[str, Any]] = []
         self.stack = ExitStack()
@@ -254,7 +256,7 @@ class Traces:
         return [scope for scope in found if not _is_one_of(scope, known)]
 
     def _run(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:
-        with symbolic_numbers(self.number_makers):
+        with symbolic_numbers(self.number_makers), plain_types(self.type_askers):
             return self._traced(specs, shapes)
 
     def _traced(self, specs: Sequence[Input], shapes: Sequence[Shape]) -> torch.fx.GraphModule:

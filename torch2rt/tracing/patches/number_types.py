@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import CodeType, FrameType
 from typing import Any
 
@@ -95,27 +95,31 @@ _lock = threading.Lock()
 _users: dict[tuple[int, str], int] = {}  # how many traces want a stand-in, by the globals' id
 
 
-@contextmanager
-def symbolic_numbers(scopes: Sequence[dict[str, Any]]) -> Iterator[None]:
+def symbolic_numbers(scopes: Sequence[dict[str, Any]]) -> AbstractContextManager[None]:
     """Let `int(size)` and `float(size)` be sizes in code with these globals."""
-    ours = [(scope, name) for scope in scopes for name in _STAND_INS]
-    entered: list[tuple[dict[str, Any], str]] = []
+    return standing_in([(scope, name, stand_in) for scope in scopes for name, stand_in in _STAND_INS.items()])
+
+
+@contextmanager
+def standing_in(places: Sequence[tuple[dict[str, Any], str, type]]) -> Iterator[None]:
+    """Let classes stand for builtin ones of a name in some globals, if these have none of that name."""
+    entered: list[tuple[dict[str, Any], str, type]] = []
     with _lock:
-        for scope, name in ours:
+        for scope, name, stand_in in places:
             users = _users.get((id(scope), name), 0)
             if users or name not in scope:
-                scope[name] = _STAND_INS[name]
+                scope[name] = stand_in
                 _users[id(scope), name] = users + 1
-                entered.append((scope, name))
+                entered.append((scope, name, stand_in))
     try:
         yield
     finally:
         with _lock:
-            for scope, name in entered:
+            for scope, name, stand_in in entered:
                 _users[id(scope), name] -= 1
                 if not _users[id(scope), name]:
                     del _users[id(scope), name]
-                    if scope.get(name) is _STAND_INS[name]:
+                    if scope.get(name) is stand_in:
                         del scope[name]
 
 
@@ -143,8 +147,8 @@ def _plain_classes() -> Iterator[None]:
 
     That is an entry of the class's namespace, which Python sets by no other way than in the class's body.
     """
-    spaces = {kind: gc.get_referents(kind.__dict__)[0] for kind in _PLAIN}
-    for kind, plain in _PLAIN.items():
+    spaces = {kind: gc.get_referents(kind.__dict__)[0] for kind in PLAIN}
+    for kind, plain in PLAIN.items():
         spaces[kind]["__class__"] = _class_for(plain)
         ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
     try:
@@ -155,5 +159,5 @@ def _plain_classes() -> Iterator[None]:
             ctypes.pythonapi.PyType_Modified(ctypes.py_object(kind))
 
 
-_PLAIN = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
+PLAIN = {torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool}
 PLAIN_CLASSES = Shared(_plain_classes)
