@@ -20,6 +20,7 @@ from torch2rt.vocabulary import (
     gather,
     iota,
     is_symbolic,
+    largest,
     less,
     lift,
     maximum,
@@ -159,9 +160,10 @@ def _max_pool(ctx: Context, x, window, ceil_mode, sizes):
     kernel, stride, padding, dilation = window
     n = len(kernel)
     _some(ctx, sizes[-n:])
+    kernel = _no_larger(ctx, x, kernel, padding) if max(dilation) == 1 else kernel
+    window = kernel, stride, padding, dilation
     if max(dilation) > 1 or not dtype_of(x).is_floating_point or ctx.nan == "keep":
         return _shifted_max(ctx, x, window, sizes[-n:])
-    kernel = _no_larger(ctx, x, kernel, padding)
     x = lift(ctx, x, n)
     if ceil_mode and any(s > k - p for k, s, p in zip(kernel, stride, padding, strict=True)):
         x = _reach(ctx, x, window, sizes[-n:], -math.inf)
@@ -181,9 +183,7 @@ def _some(ctx: Context, sizes):
 def _no_larger(ctx: Context, x, kernel, padding):
     """A window that hangs over everything, as `ceil_mode` allows, sees what one as large as the padded input does."""
     sizes = dims(ctx, x)[-len(kernel) :]
-    return tuple(
-        k if is_symbolic(size) else min(k, size + 2 * p) for size, k, p in zip(sizes, kernel, padding, strict=True)
-    )
+    return tuple(min(k, largest(ctx, size) + 2 * p) for size, k, p in zip(sizes, kernel, padding, strict=True))
 
 
 def _pool(ctx: Context, kind, x, kernel, stride, padding):

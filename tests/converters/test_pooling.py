@@ -81,6 +81,8 @@ AVERAGE = [
     case(F.avg_pool1d, [(B, 3, 6)], 2, 3, 1, True, True),
     case(F.avg_pool1d, [(B, 3, S * 2)], 2, 2, ceil_mode=True),
     case(F.avg_pool3d, [(B, 2, S, 6, 5)], 2, ceil_mode=True, divisor_override=-3),
+    case(F.avg_pool2d, [(B, 3, S, 9)], (700, 4), (700, 3), ceil_mode=True, id="avg_pool2d over everything"),
+    case(F.max_pool2d, [(B, 3, S, 9)], (2, 700), (1, 700), ceil_mode=True, id="max_pool2d over everything"),
     case(nn.AvgPool2d(3, 2, 1, True, False, 4), [(B, 3, S, 9)], id="AvgPool2d"),
     case(aten.avg_pool2d, [(B, 3, S, 9)], [3, 2], [2, 1], [1, 0], True, False),
 ]

@@ -291,7 +291,7 @@ OF_SIZES = [  # Python's functions of numbers, which give another size
     lambda self, x: x.amax((2, 3)) / max(x.shape[2], x.shape[3]),
     lambda self, x: x.amax((2, 3)) * min(x.shape[2:]) + max(3, x.shape[2] // 2, x.shape[3]),
     lambda self, x: x[..., : divmod(x.shape[2], 3)[0] + 1] * divmod(x.shape[3], 5)[1],
-    lambda self, x: x[:, :, : math.isqrt(x.shape[2])] * math.sqrt(x.shape[3]) + math.log2(x.shape[2]),
+    lambda self, x: x[:, :, : math.isqrt(x.shape[2])] * math.hypot(*x.shape[2:]) + math.log2(x.shape[2]),
     lambda self, x: x[:, :, : math.floor(math.log2(x.shape[2]))] * math.ceil(x.shape[3] / 3),
     lambda self, x: x[..., : max(len(x.shape), 2)] * min([len(x), 2.5], key=lambda n: -n),
     lambda self, x: x * (math.log(x.shape[2]) / math.log(512)) + math.exp(-x.shape[3] / 7) * math.log(x.shape[2], 3),

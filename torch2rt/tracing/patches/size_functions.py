@@ -120,6 +120,14 @@ def _power(a: Any, b: Any) -> Any:
     return torch.sym_float(a) ** torch.sym_float(b)
 
 
+def _hypot(*sizes: Any) -> Any:
+    return torch.sym_sqrt(sum(size * size for size in sizes))
+
+
+def _are_whole(*values: Any) -> bool:
+    return all(isinstance(value, (int, torch.SymInt)) for value in values)
+
+
 def _is_positive(*values: Any) -> bool:
     return all(bool(value > 0) for value in values)
 
@@ -143,6 +151,7 @@ _DOMAINS: dict[str, Callable[..., bool]] = {
     "isqrt": lambda size: bool(size >= 0),
     **dict.fromkeys(("log", "log2", "log10"), _is_positive),
     "pow": lambda base, exponent: bool(base > 0),
+    "hypot": _are_whole,
     "log1p": lambda size: bool(size > -1),
     **dict.fromkeys(("exp", "expm1", "sinh", "cosh"), _is_within(-700, 700)),
     **dict.fromkeys(("acos", "asin"), _is_within(-1, 1)),
@@ -153,6 +162,7 @@ _MATH: dict[str, Callable[..., Any]] = {
     "pow": _power,
     "sqrt": torch.sym_sqrt,
     "isqrt": _whole_root,
+    "hypot": _hypot,
     "log2": torch._sym_log2,  # type: ignore[attr-defined]
 }
 _NUMPY: dict[str, Callable[..., Any]] = {  # whose results are floats
