@@ -56,7 +56,7 @@ class _TypeOfNumbers(type):
 class TYPE(type, metaclass=_TypeOfNumbers):
     """What stands for `type`."""
 
-    __class_getitem__ = classmethod(GenericAlias)
+    __class_getitem__: Any = classmethod(GenericAlias)
 
 
 def plain_types(files: list[dict[str, Any]]) -> Any:

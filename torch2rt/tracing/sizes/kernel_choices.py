@@ -55,10 +55,15 @@ def is_difference(claim: sympy.Basic) -> bool:
         claim = claim.reversed
     if isinstance(claim, (sympy.Lt, sympy.Le)):
         small, large = claim.args
-        if isinstance(claim, sympy.Lt) and small.is_positive and sympy.cancel(large / small).is_Symbol:
+        if isinstance(claim, sympy.Lt) and _is_factor(large / small if small != 0 else large):
             return True  # one stride is smaller than another: 3 < 3 * size
         return small.is_Integer and 0 <= int(small) <= (1 if isinstance(claim, sympy.Lt) else 2)
     return isinstance(claim, sympy.Ne)
+
+
+def _is_factor(quotient: sympy.Basic) -> bool:
+    """Whether a quotient of two strides is a size, or a product of sizes."""
+    return bool(quotient.is_integer and quotient.free_symbols) and not quotient.could_extract_minus_sign()
 
 
 def or_equal(claim: sympy.Basic) -> sympy.Basic:
