@@ -46,6 +46,27 @@ def _of_table(self, x):
     return torch.where(self.table[:n, :n] > 0, 0.0, torch.finfo(torch.float32).min)
 
 
+def _packed(self, x, every=100):
+    """Which of several sequences in a row a place is in, as decoders compute it from the places: here there is one."""
+    place = torch.arange(x.shape[-2])[None].expand(x.shape[0], -1) % every
+    sequence = (torch.diff(place, prepend=place[:, :1] - 1, dim=-1) != 1).cumsum(-1)
+    batch, q, k = torch.arange(x.shape[0])[:, None, None], place[:1, :, None], place[:1, None]
+    return (q >= k) & (sequence[batch, q] == sequence[batch, k])
+
+
+def _cut_in_front(self, x):
+    place = torch.arange(x.shape[-2] + 2)[2:]
+    return place[None, :] <= place[:, None]
+
+
+def _several_packed(self, x):
+    return _packed(self, x, 4)
+
+
+def _before(self, x):
+    return (torch.arange(x.shape[-2] + 1)[1:] <= torch.arange(x.shape[-2])[:, None]) | (x[0, :, :1] > 9)
+
+
 def _one_off(self, x):
     n = x.shape[-2]
     return torch.tril(torch.ones(n, n, dtype=torch.bool), diagonal=1)
@@ -68,8 +89,8 @@ def _soft(self, x):
 
 
 TABLE = torch.ones(9, 9).tril()
-CAUSAL = [_tril, _triu, _arange, _masked_fill, _of_input, _of_table]
-OTHERS = [_one_off, _window, _at_the_end, _soft]
+CAUSAL = [_tril, _triu, _arange, _masked_fill, _of_input, _of_table, _packed, _cut_in_front]
+OTHERS = [_several_packed, _before, _one_off, _window, _at_the_end, _soft]
 
 
 @pytest.mark.parametrize("length", [(6, 6), (2, 9)], ids=["static", "dynamic"])

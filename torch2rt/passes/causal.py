@@ -1,8 +1,9 @@
 """Causal masks, recognised by their values: attention is then causal attention, which is faster than with a mask.
 
 A mask of a dynamic length is no constant. But what modules make of `torch.arange(n)`, `torch.ones(n, n)` or the slice
-`[:n, :n]` of a table, of comparisons and of `tril` has elements that do not depend on n: for a smaller n it is the
-corner of the mask for a larger one. Such a value *grows*, and the mask for the largest sizes tells of all others.
+`[:n, :n]` of a table, of comparisons, of `tril`, `cumsum` and `diff` has elements that do not depend on n: for a
+smaller n it is the corner of the mask for a larger one. Such a value *grows*, and the mask for the largest sizes tells
+of all others.
 """
 
 from __future__ import annotations
@@ -147,6 +148,12 @@ class Growing:
             return first.expand(shape)
         if name in ("view", "reshape", "unsqueeze", "squeeze") and not _is_moved(given, recorded.shape):
             return first.reshape(shape)
+        if name == "getitem" and (chosen := self._chosen(node, first)) is not None:
+            return chosen
+        if name in ("cat", "concat", "concatenate"):
+            return self._joined(node)
+        if name == "cumsum":
+            return torch.cumsum(first, *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
         if name in ("getitem", "slice"):
             kept = _kept(node, len(given))
             return None if kept is None else first[tuple(kept)][tuple(slice(0, size) for size in shape)]
@@ -161,6 +168,26 @@ class Growing:
         )
         result = node.target(*args, **kwargs)  # type: ignore[operator]
         return result if isinstance(result, torch.Tensor) else None
+
+    def _chosen(self, node: Node, table: torch.Tensor) -> torch.Tensor | None:
+        """What places that are counted from the front choose of a tensor, one for each of its dimensions."""
+        places = [self.value(i) if isinstance(i, Node) else None for i in node.args[1]] if _is_tuple(node) else []
+        known = [
+            place for place in places if place is not None and place.dtype is torch.int64 and bool((place >= 0).all())
+        ]
+        return table[tuple(known)] if len(known) == len(places) == table.dim() else None
+
+    def _joined(self, node: Node) -> torch.Tensor | None:
+        """Tensors one after the other, of which all but the last have the same size for all sizes of the inputs."""
+        parts: Any = node.args[0]
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        if any(is_symbolic(part.meta["val"].shape[dim]) for part in parts[:-1]):
+            return None
+        return torch.cat([self.value(part) for part in parts], dim)  # type: ignore[misc, arg-type]
+
+
+def _is_tuple(node: Node) -> bool:
+    return isinstance(node.args[1], (tuple, list))
 
 
 def _arange(node: Node, count: int) -> torch.Tensor | None:
@@ -191,15 +218,27 @@ def _is_moved(before: Sequence[Any], after: Sequence[Any]) -> bool:
 
 
 def _kept(node: Node, rank: int) -> list[Any] | None:
-    """The index of a call that only adds dimensions and cuts off what is at the end; `None` for others."""
+    """The index of a call that only adds dimensions and cuts off what is at either end; `None` for others.
+
+    So much as it cuts off in front, for all sizes; its end follows from the size of the result.
+    """
     if name_of(node) == "slice":
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         start = node.args[2] if len(node.args) > 2 else node.kwargs.get("start")
         step = node.args[4] if len(node.args) > 4 else node.kwargs.get("step", 1)
-        return [slice(None)] * rank if start in (None, 0) and step == 1 else None
+        if not isinstance(dim, int) or not _is_front(start) or step != 1:
+            return None
+        kept = [slice(None)] * rank
+        kept[dim] = slice(start, None)
+        return kept
     given: Any = node.args[1]
     items = list(given) if isinstance(given, (tuple, list)) else [given]
     if any(item is not None and item is not Ellipsis and not isinstance(item, slice) for item in items):
         return None
-    if any(isinstance(i, slice) and (i.start not in (None, 0) or i.step not in (None, 1)) for i in items):
+    if any(isinstance(i, slice) and not (_is_front(i.start) and i.step in (None, 1)) for i in items):
         return None
-    return [slice(None) if isinstance(item, slice) else item for item in items]
+    return [slice(item.start, None) if isinstance(item, slice) else item for item in items]
+
+
+def _is_front(start: Any) -> bool:
+    return start is None or isinstance(start, int) and start >= 0
