@@ -149,7 +149,11 @@ def check_bounds(input, items):
 
 
 def _within(bound, size):
-    return torch.sym_min(torch.sym_max(torch.sym_ite(bound < 0, bound + size, bound), 0), size)
+    if is_symbolic(bound):
+        bound = torch.sym_ite(bound < 0, bound + size, bound)
+    elif bound < 0:
+        bound = bound + size
+    return torch.sym_min(torch.sym_max(bound, 0), size)
 
 
 def plain_index(input, index):

@@ -364,6 +364,7 @@ SLICES = [
     lambda x: x[:, torch.tensor([0, 2])][:4],
     lambda x: written_rows(x, slice(2, 5)),
     lambda x: written_rows(x, slice(-3, None)),
+    lambda x: written_rows(x, slice(-min(x.shape[0], 4), -1)),
     lambda x: x.new_ones(4).cumsum(0)[-2 * x.shape[0] :],  # torch takes a size for at least 2, and so for all four
     lambda x: x[:, :1].T[:, : x.shape[0] - 2 + min(-x.shape[0] % 4, 2)] * 2,
     lambda x: x[0, : abs(x.shape[0] - 4)] * 2,
