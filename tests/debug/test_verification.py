@@ -162,6 +162,14 @@ def test_a_result_whose_size_a_disturbance_changes_teaches_nothing():
     assert not is_near(torch.ones(3), torch.ones(2))
 
 
+def test_complex_results_learn_from_disturbances():
+    expected = torch.tensor([1.0 + 2.0j, -3.0j])
+    comparison = Comparison(expected + 1e-4, expected)
+    assert not comparison.passes()
+    comparison.learn(expected, expected - 1e-4j, 1.0)
+    assert comparison.passes() and comparison.worst()[1] == pytest.approx(3e-4, rel=0.01)
+
+
 def test_what_says_little_is_noted():
     comparison = Comparison(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]))
     comparison.learn(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 1.5]), 8.0)

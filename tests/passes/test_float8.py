@@ -29,6 +29,10 @@ def test_products_of_fp8(by_row):
     torch.manual_seed(0)
     weight, bias = torch.randn(32, 64, dtype=torch.bfloat16), torch.randn(32, dtype=torch.bfloat16)
     model, x = Call(lambda x: fp8_product(x * 2, weight, bias, by_row)), torch.randn(3, 5, 64, dtype=torch.bfloat16)
+    try:
+        model(x)
+    except RuntimeError as error:
+        pytest.skip(f"this torch has no such product on a CPU: {error}")
     model_trt = torch2rt(model, [x], max_batch_size=5)
     (product,) = [k for k in kernels(model_trt._networks[0]) if k.type == "gemm"]
     assert (product.inputs[0], product.constants[0]) == ("FP8", "FP8")

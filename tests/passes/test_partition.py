@@ -1,5 +1,6 @@
 """Partition: drawn graphs of which drawn calls stay torch's equal eager; and what decides where calls run."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, note, settings
@@ -11,6 +12,7 @@ from torch2rt.conversion.fallback import schedule_of
 from torch2rt.conversion.partitioner import Partitioner, has_unbacked, torch_segment
 from torch2rt.graph import check_graph, graph_meta
 from torch2rt.passes import default
+from torch2rt.passes.partitioning.effects import draws
 from torch2rt.passes.partitioning.partition import is_call
 from torch2rt.runtime.partitioned.reference import PartitionedNetwork
 
@@ -165,6 +167,40 @@ def test_what_draws_gets_expanded_values_as_they_are():
         expected = module(x)
         torch.manual_seed(2)
         torch.testing.assert_close(reference(x), expected)
+
+
+X = torch.fx.Graph().placeholder("x")
+XS = [X, X]
+ATTENTION, ATEN = F.scaled_dot_product_attention, torch.ops.aten
+# Calls that draw no numbers in a module that does not train, and the same calls in one that does.
+DRAWING = [
+    ((F.dropout, X, {"p": 0.5, "training": False}), (F.dropout, X, {"p": 0.5, "training": True})),
+    ((F.dropout, X, 0.3, False), (F.dropout, X)),
+    ((F.dropout, X, 0.0), (F.dropout, X, 0.1)),
+    ((torch.dropout, X, 0.5, False), (torch.dropout, X, 0.5, True)),
+    ((ATTENTION, X, X, X), (ATTENTION, X, X, X, None, 0.1)),
+    ((ATTENTION, X, X, X, X, 0.0, True), (ATTENTION, X, X, X, {"dropout_p": 0.2, "is_causal": True})),
+    (
+        (torch.lstm, X, XS, XS, True, 1, 0.5, False, False, True),
+        (torch.lstm, X, XS, XS, True, 1, 0.5, True, False, True),
+    ),
+    ((torch.lstm, X, X, XS, XS, True, 1, 0.5, False, False), (torch.lstm, X, X, XS, XS, True, 1, 0.5, True, False)),
+    ((torch.gru, X, X, XS, True, 2, 0.0, True, False, True), (torch.gru, X, X, X, XS, True, 2, 0.5, True, False)),
+    ((torch.rrelu, X, 0.1, 0.3, False), (torch.rrelu, X, 0.1, 0.3, True)),
+    ((ATEN.native_dropout.default, X, 0.5, False), (ATEN.native_dropout.default, X, 0.0, True)),
+    ((ATEN._scaled_dot_product_flash_attention.default, X, X, X), (ATEN.bernoulli.p, X, 0.0)),
+    ((torch.add, X, X), (torch.rand_like, X)),
+]
+
+
+@pytest.mark.parametrize("calls", DRAWING, ids=[f"{i}-{calls[0][0].__name__}" for i, calls in enumerate(DRAWING)])
+def test_what_drops_nothing_draws_nothing(calls):
+    graph = torch.fx.Graph()
+    found = []
+    for target, *args in calls:
+        kwargs = args.pop() if isinstance(args[-1], dict) else {}
+        found.append(draws(graph.call_function(target, tuple(args), kwargs)))
+    assert found == [False, True]
 
 
 class Named(nn.Module):

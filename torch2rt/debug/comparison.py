@@ -42,7 +42,7 @@ class Comparison:
 
     def __init__(self, actual: torch.Tensor, expected: torch.Tensor, narrowest: torch.dtype | None = None) -> None:
         self.is_exact = not (expected.is_floating_point() or expected.is_complex())
-        self.distance = self._distance(actual, expected)
+        self.count, self.distance = expected.numel(), self._distance(actual, expected)
         magnitude = _finite(expected).double().abs().flatten()
         self.largest = magnitude.max().item() if magnitude.numel() else 0.0
         self.groups = _groups(magnitude) if not self.is_exact and self.largest else torch.zeros_like(magnitude).long()
@@ -53,7 +53,7 @@ class Comparison:
             self.allowed += FLOOR.get(dtype, FLOOR_OF_OTHERS) * eps * self._most(magnitude)
             eps = max(eps, torch.finfo(narrowest or dtype).eps)
             self.allowed.clamp_(min=eps**2 * self.largest)  # what is 0 but for sines of multiples of pi is not 0
-        self.within = WITHIN if expected.dtype is torch.float32 else 1.0
+        self.within = WITHIN if not self.is_exact and dtype is torch.float32 else 1.0
         self.moved = torch.zeros_like(self.distance)  # the most that a disturbance has moved each number
         self.lost = torch.zeros_like(self.distance, dtype=torch.bool)  # whether one made it, or a NaN of it, finite
         self.learned = 0.0
@@ -63,7 +63,7 @@ class Comparison:
 
         Nothing is learned where the result has another shape: its size depends on values, which were disturbed.
         """
-        if before.shape != after.shape or before.numel() != self.distance.numel():
+        if before.shape != after.shape or before.numel() != self.count:
             return
         moved = self._distance(after, before)
         self.lost |= moved.isinf()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.fx.node import Node
@@ -11,7 +13,7 @@ from torch2rt.callables import qualified_name
 from torch2rt.python_calls import PythonCall
 
 KNOWN = ("aten", "prims", "torchvision", "quantized_decomposed")  # namespaces whose tags say what operators draw
-WITH_TRAINING = ("dropout", "rrelu", "lstm", "gru", "rnn", "attention")  # parts of names
+WITH_TRAINING = ("dropout", "rrelu", "lstm", "gru", "rnn", "attention")  # parts of names of what may drop elements
 
 
 def draws(node: Node) -> bool:
@@ -22,9 +24,43 @@ def draws(node: Node) -> bool:
     if isinstance(target, torch._ops.OpOverloadPacket):
         target = getattr(target, target.overloads()[0])
     if isinstance(target, torch._ops.OpOverload):
-        return target.namespace not in KNOWN or torch.Tag.nondeterministic_seeded in target.tags
+        if target.namespace not in KNOWN or torch.Tag.nondeterministic_seeded not in target.tags:
+            return target.namespace not in KNOWN
+        return not (_may_drop(target.__name__) and _drops_nothing(node, [target._schema]))
     name = getattr(target, "__name__", "")
-    return any(part in name for part in WITH_TRAINING) or not _is_torch(target) or _is_random(name)
+    if not _is_torch(target):
+        return True
+    return not _drops_nothing(node, _schemas(name)) if _may_drop(name) else _is_random(name)
+
+
+def _may_drop(name: str) -> bool:
+    return any(part in name for part in WITH_TRAINING)
+
+
+def _drops_nothing(node: Node, schemas: Iterable[Any]) -> bool:
+    """Whether a call is told to drop no elements, as calls are in a module that does not train."""
+    for schema in schemas:
+        expected = [isinstance(argument.type, torch.ListType) for argument in schema.arguments]
+        lists = [isinstance(value, (list, tuple)) for value in node.args]
+        if lists != expected[: len(lists)]:
+            continue
+        given = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+        given |= dict(zip([argument.name for argument in schema.arguments], node.args)) | node.kwargs
+        if given.get("training", given.get("train")) is False:
+            return True
+        probability = given.get("dropout_p", given.get("dropout", given.get("p")))
+        # native_dropout draws numbers also to drop none
+        return isinstance(probability, (int, float)) and probability == 0 and "native" not in schema.name
+    return False
+
+
+@functools.cache
+def _schemas(name: str) -> list[Any]:
+    """The schemas of torch's operator of a name, if there is one."""
+    packet = getattr(torch.ops.aten, name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        return []
+    return [getattr(packet, each)._schema for each in packet.overloads()]
 
 
 def is_random(node: Node) -> bool:
