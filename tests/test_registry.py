@@ -76,6 +76,7 @@ UNTOLD = {
     "einsum": "torch.einsum takes *args",
     "tensordot": "torch.functional.tensordot calls the operator by position",
     "tensor": "the schemas of torch.tensor are of numbers alone",
+    "observed": "the documentation of fused_moving_avg_obs_fake_quant has its arguments in another order",
     "polygamma_method": "the schema is that of torch.polygamma(n, input)",
 }
 # Signatures that no call reaches a converter with, and why.

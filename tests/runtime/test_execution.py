@@ -21,6 +21,7 @@ from torch2rt.runtime.cuda_graph import UNCAPTURABLE, CudaGraph
 from torch2rt.runtime.graph_cache import GraphCache, Traffic
 from torch2rt.runtime.graph_memory import GraphMemory
 from torch2rt.runtime.pool import ContextPool
+from torch2rt.runtime.shared_lock import SharedLock
 
 
 class Target:
@@ -179,7 +180,7 @@ def plain_pool(monkeypatch):
     pool.lock, pool.graphs, pool.uncapturable = threading.RLock(), {}, None
     pool.traffic, pool.memory = Traffic(), GraphMemory()
     monkeypatch.setattr(pool_file, "DEFAULT", GraphCache(after=1))
-    pool.profiles, pool.loaded = 1, SimpleNamespace(scratch=None, engine=None)
+    pool.profiles, pool.loaded = 1, SimpleNamespace(scratch=None, engine=None, lock=SharedLock())
     pool.index, pool.idle, pool.external, pool.stream, pool.failures = 0, {}, object(), 3, 0
     pool.captured, pool.capture_stream = [], 4
     pool.inputs = SimpleNamespace(check=lambda tensors: None)
@@ -226,7 +227,7 @@ def test_an_engine_that_tensorrt_does_not_let_be_captured_is_never_tried(plain_p
     monkeypatch.setattr(pool_file, "Execution", lambda loaded: execution)
     monkeypatch.setattr(pool_file, "on_device", lambda index: contextlib.nullcontext())
     plain_pool.unused = []
-    plain_pool.loaded = SimpleNamespace(kernels=SimpleNamespace(save=lambda: None), engine=None)
+    plain_pool.loaded = SimpleNamespace(kernels=SimpleNamespace(save=lambda: None), engine=None, lock=SharedLock())
     plain_pool._make_first_context()
     assert plain_pool.uncapturable == UNCAPTURABLE
     x = torch.ones(2)

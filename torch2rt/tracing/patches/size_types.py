@@ -2,14 +2,17 @@
 
 `isinstance(size, int)` asks the size for its class, and `type(size)` asks nothing. So a class takes the place of `type`
 that says of sizes what Python's says of numbers, and is `type` to whatever asks. It stands in the globals of the Python
-files that may run in the trace and compare what `type` gives, and nowhere else.
+files that may run in the trace and compare what `type` gives, and nowhere else: files of the packages that the module's
+classes are of, and files that are not installed.
 """
 
 from __future__ import annotations
 
 import dis
+import functools
 import itertools
 import sys
+import sysconfig
 from collections.abc import Iterator
 from types import CodeType, FunctionType, GenericAlias, ModuleType
 from typing import Any
@@ -20,6 +23,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch2rt.tracing.patches.number_types import PLAIN, standing_in
 
 _OTHERS = {"torch", "torch2rt", "numpy", "sympy", "tensorrt", "tensorrt_rtx", *sys.stdlib_module_names} - {"__main__"}
+
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib")})
 
 _NAMES = {"int", "float", "bool", "Number", "Real", "Integral", "__name__"}
 
@@ -69,9 +74,12 @@ def files_that_ask(module: torch.nn.Module) -> list[dict[str, Any]]:
     seen: dict[int, dict[str, Any]] = {}
     found: list[dict[str, Any]] = []
     left = [scope for part in module.modules() for scope in _scopes_of(part)]
+    packages = set(map(_package, left))
     while left:
         scope = left.pop()
-        if id(scope) in seen or str(scope.get("__name__", "")).partition(".")[0] in _OTHERS:
+        if id(scope) in seen or (package := _package(scope)) in _OTHERS:
+            continue
+        if package not in packages and str(scope.get("__file__", "")).startswith(_INSTALLED):
             continue
         seen[id(scope)] = scope
         asks = False
@@ -87,6 +95,10 @@ def files_that_ask(module: torch.nn.Module) -> list[dict[str, Any]]:
         if asks and "type" not in scope:
             found.append(scope)
     return found
+
+
+def _package(scope: dict[str, Any]) -> str:
+    return str(scope.get("__name__", "")).partition(".")[0]
 
 
 def _scopes_of(part: torch.nn.Module) -> Iterator[dict[str, Any]]:
@@ -112,6 +124,7 @@ def _functions(value: Any) -> Iterator[FunctionType]:
         value = value.__dict__.get("__wrapped__")
 
 
+@functools.lru_cache(maxsize=1 << 14)
 def _asks(code: CodeType) -> bool:
     """Whether code compares what `type` gives, as far as its names tell."""
     if "type" in code.co_names:
