@@ -34,8 +34,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--every-row", action="store_true", help="static sizes for every row of the converters' tables, as on a GPU"
     )
-    parser.addoption("--examples", type=int, default=15, help="how many calls of a kind the drawn tests make")
-    parser.addoption("--corruptions", type=int, default=300, help="how many damaged files test_saving.py makes of one")
+    parser.addoption("--examples", type=int, default=12, help="how many calls of a kind the drawn tests make")
+    parser.addoption("--corruptions", type=int, default=200, help="how many damaged files test_saving.py makes of one")
     parser.addoption("--size-programs", type=int, default=40, help="how many programs test_size_programs.py draws")
     parser.addoption(
         "--changed-rows", type=int, default=3, help="rows of which test_graph_key_rows.py changes one; 0: all"
@@ -66,9 +66,9 @@ def pytest_collection_finish(session):
 
 
 def is_said_before(spec):
-    """Whether these are static sizes of a row, whose callable has been converted with some and is with dynamic ones."""
+    """Whether these are static sizes of a row whose callable was converted with some, and is with dynamic ones here."""
     row, mode = (spec.params.get(name) for name in ("row", "mode")) if spec else (None, None)
-    return isinstance(row, Case) and mode == "static" and "dynamic" in row.modes and not row.is_first
+    return isinstance(row, Case) and mode == "static" and "dynamic" in row.modes and not row.is_new
 
 
 @pytest.fixture(scope="session")

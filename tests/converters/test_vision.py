@@ -99,7 +99,6 @@ HALF = [
 ]
 
 WINDOWS = [
-    case(on_rois(ops.roi_pool), [(B, 3, 9, 7), uniform(K, 5)], 2),
     case(on_rois(ops.roi_pool), [(B, 3, 8, 13), uniform(K, 5)], (3, 4), 0.7),
     case(on_rois(ops.roi_pool), [(B, 3, 1, 2), uniform(K, 5)], (2, 7), spatial_scale=0.7),
     case(on_rois(ops.RoIPool((7, 2), spatial_scale=0.5).forward), [(2, 3, 10, 9), uniform(6, 5)], id="RoIPool"),

@@ -111,6 +111,7 @@ class Case:
     atol: float | None
     modes: tuple[str, ...]
     is_first: bool = True  # of the rows of one callable with the same dtypes
+    is_new: bool = True  # the first of the rows of one callable
 
 
 def case(
@@ -150,9 +151,11 @@ def parametrize(cases: Sequence[Case]) -> Any:
     kinds: set[Any] = set()
     rows = []
     for row in cases:
-        kind = (callable_of(row.function), *(data.dtype for data in row.inputs))
-        rows += [(dataclasses.replace(row, is_first=kind not in kinds), mode) for mode in row.modes]
-        kinds.add(kind)
+        function = callable_of(row.function)
+        kind = (function, *(data.dtype for data in row.inputs))
+        row = dataclasses.replace(row, is_first=kind not in kinds, is_new=function not in kinds)
+        rows += [(row, mode) for mode in row.modes]
+        kinds |= {kind, function}
     return pytest.mark.parametrize(("row", "mode"), rows, ids=[f"{row.id}-{mode}" for row, mode in rows])
 
 

@@ -71,6 +71,8 @@ ELSEWHERE = {
     "quantization torch2rt.passes.quantization.quantized.dequantize": "passes make its calls, of constants",
     "attention torch2rt.passes.quantization.quantized.attention_of_quantized": "passes make its calls",
     "quantization torch2rt.passes.quantization.quantized.fake_quantize_fp8": "passes make its calls: test_formats.py",
+    "quantization torch.fused_moving_avg_obs_fake_quant": "torch.ao makes its calls: test_torch_quantized.py",
+    "quantization torch.ops.aten._scaled_mm": "torchao makes its calls: test_float8.py",
     "resize torch._C._nn._upsample_lanczos2d_aa": "it came with torch 2.15, and has a test of its own",
     "complex torch.scalar_tensor": "it is folded",
 }
@@ -126,9 +128,8 @@ def missing(called: Collection[tuple[str, str]]) -> list[str]:
     names = []
     for function in SERVED:
         name, modes = label(function), {mode for mode, other in called if other == place(function)}
-        if (
-            function.__module__.endswith((".decomposed", ".modelopt")) or name in ELSEWHERE
-        ):  # test_recognize.py has the decomposed
+        # test_recognize.py has the decomposed ones, and test_torch_quantized.py those of torch.ao
+        if function.__module__.endswith((".decomposed", ".modelopt", ".torch_quantized")) or name in ELSEWHERE:
             continue
         if not modes:
             names.append(name)

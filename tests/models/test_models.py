@@ -11,7 +11,7 @@ from torchvision.models import optical_flow, segmentation, video
 from torch2rt import torch2rt
 
 SMALLEST = """
-    convnext_tiny googlenet mobilenet_v3_small resnet18 shufflenet_v2_x0_5 squeezenet1_0 swin_t
+    convnext_tiny googlenet mobilenet_v3_small resnet18 shufflenet_v2_x0_5 squeezenet1_0
 """.split()
 ROWS = [
     *(
