@@ -19,8 +19,8 @@ class SharedLock:
     So of two threads that arrive together, at least one sees the other.
 
     Where threads keep meeting for the exclusive lock, each waits inside of its call, with some of Python's work done
-    and some to come, and all of these want Python's own lock from the one that runs. Whole calls in turn are twice as
-    many a second then: after a meeting, the next ones should hold `turn` and count down `turns`.
+    and some to come, and all of these want Python's own lock from the one that runs. Whole calls in turn are more a
+    second then: after a meeting, the next ones should hold `turn` and count down `turns`.
     """
 
     def __init__(self) -> None:
