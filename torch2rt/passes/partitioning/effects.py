@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch.fx.node import Node
@@ -24,22 +23,28 @@ def draws(node: Node) -> bool:
     if isinstance(target, torch._ops.OpOverloadPacket):
         target = getattr(target, target.overloads()[0])
     if isinstance(target, torch._ops.OpOverload):
-        if target.namespace not in KNOWN or torch.Tag.nondeterministic_seeded not in target.tags:
-            return target.namespace not in KNOWN
-        return not (_may_drop(target.__name__) and _drops_nothing(node, [target._schema]))
-    name = getattr(target, "__name__", "")
-    if not _is_torch(target):
+        if target.namespace not in KNOWN:
+            return True
+        if not _is_seeded(target):
+            return False
+        operators = [target]
+    elif _is_torch(target):
+        operators = _overloads(getattr(target, "__name__", ""))
+    else:
         return True
-    return not _drops_nothing(node, _schemas(name)) if _may_drop(name) else _is_random(name)
+    if any(part in getattr(target, "__name__", "") for part in WITH_TRAINING):
+        return not _drops_nothing(node, operators)
+    return any(map(_is_seeded, operators))
 
 
-def _may_drop(name: str) -> bool:
-    return any(part in name for part in WITH_TRAINING)
+def _is_seeded(operator: torch._ops.OpOverload) -> bool:
+    """Whether torch says of an operator that it draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in operator.tags
 
 
-def _drops_nothing(node: Node, schemas: Iterable[Any]) -> bool:
+def _drops_nothing(node: Node, operators: Iterable[torch._ops.OpOverload]) -> bool:
     """Whether a call is told to drop no elements, as calls are in a module that does not train."""
-    for schema in schemas:
+    for schema in (operator._schema for operator in operators):
         expected = [isinstance(argument.type, torch.ListType) for argument in schema.arguments]
         lists = [isinstance(value, (list, tuple)) for value in node.args]
         if lists != expected[: len(lists)]:
@@ -55,12 +60,12 @@ def _drops_nothing(node: Node, schemas: Iterable[Any]) -> bool:
 
 
 @functools.cache
-def _schemas(name: str) -> list[Any]:
-    """The schemas of torch's operator of a name, if there is one."""
+def _overloads(name: str) -> list[torch._ops.OpOverload]:
+    """Torch's operators of a name, if there are any: it may be that of a method that all objects have."""
     packet = getattr(torch.ops.aten, name, None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return []
-    return [getattr(packet, each)._schema for each in packet.overloads()]
+    return [getattr(packet, each) for each in packet.overloads()]
 
 
 def is_random(node: Node) -> bool:
@@ -71,16 +76,7 @@ def is_random(node: Node) -> bool:
 def draws_numbers(node: Node) -> bool:
     """Whether torch says of a call that it draws random numbers; its first argument may be the operator that does."""
     operators = [t for t in (node.target, *node.args[:1]) if isinstance(t, torch._ops.OpOverload)]
-    return any(torch.Tag.nondeterministic_seeded in operator.tags for operator in operators)
-
-
-@functools.cache
-def _is_random(name: str) -> bool:
-    """Whether torch's operator of a name draws random numbers."""
-    packet = getattr(torch.ops.aten, name, None)
-    if not isinstance(packet, torch._ops.OpOverloadPacket):  # none of that name, or a method that all objects have
-        return False
-    return any(torch.Tag.nondeterministic_seeded in getattr(packet, each).tags for each in packet.overloads())
+    return any(map(_is_seeded, operators))
 
 
 def writes_unseen(node: Node) -> bool:
