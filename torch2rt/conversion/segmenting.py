@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ from torch2rt.runtime.partitioned.segments import PartitionedModule
 from torch2rt.structure import unflatten
 from torch2rt.tracing.calls.randomness import same_states
 from torch2rt.tracing.trace import as_arguments, trace
+
+M = TypeVar("M", TRTModule, PartitionedModule)
 
 
 class Segmenting:
@@ -55,19 +57,14 @@ class Segmenting:
     def converted(self) -> PartitionedModule:
         """The module as engines and torch calls, the faster ones where that is measured."""
         model_trt = self._converted()
-        if self.choice.measures and model_trt.engines:
-            found = self._measured(model_trt)
-            if found.is_faster_in_torch:
-                return self._converted(found)
-            model_trt.report.measured.insert(0, f"whole: {found}")
-        return model_trt
+        return self.or_torch(model_trt) if self.choice.measures and model_trt.engines else model_trt
 
-    def or_torch(self, model_trt: TRTModule) -> TRTModule | PartitionedModule:
-        """The module's engine, or torch's calls alone where these were measured to be faster."""
+    def or_torch(self, model_trt: M) -> M | PartitionedModule:
+        """What was converted, or torch's calls alone where these were measured to be faster."""
         found = self._measured(model_trt)
         if found.is_faster_in_torch:
             return self._converted(found)
-        model_trt.report.measured = [f"whole: {found}"]
+        model_trt.report.measured.insert(0, f"whole: {found}")
         return model_trt
 
     def _converted(self, slow: Measured | None = None) -> PartitionedModule:
